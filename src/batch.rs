@@ -1,0 +1,15 @@
+//! Rows, gathered by shard, pool and date until they are worth a file. Pure: no I/O, and the clock is passed in.
+//!
+//! ```text
+//! Event ──push──▶ Partition (one shard, pool, date) ──sorted──▶ Arrow batches ──▶ lake::parquet
+//!                     ▲ text arena, events, rows
+//! Decoded chunks ─────┘ merged by Batches, which knows what is biggest and what is oldest
+//! ```
+//!
+//! A partition never mixes shards: when a shard is fenced away, its buffers are dropped and nothing else is.
+
+pub mod columns;
+pub mod roll;
+
+pub use columns::{Meta, Partition, PartitionKey, Rejected};
+pub use roll::{Batches, Limits};

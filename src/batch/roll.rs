@@ -1,0 +1,163 @@
+//! Which partitions are held, how much they weigh, and which of them to write next.
+//!
+//! Two different things roll. At the byte mark the largest partitions become files early, which frees memory and commits
+//! nothing. On age, bytes or the end everything becomes files and one commit lists all of them: a position is reached
+//! only when no row at or before it is left in a buffer.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::columns::{Partition, PartitionKey};
+use crate::source::ShardKey;
+
+/// When to write.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// At this many buffered bytes the largest partitions are written early.
+    pub mark_bytes: usize,
+    /// After this many bytes of records since the last commit everything is written and committed.
+    pub flush_bytes: u64,
+    /// After this long since the first uncommitted record likewise.
+    pub flush_age: Duration,
+}
+
+/// All partitions that hold rows.
+#[derive(Debug, Default)]
+pub struct Batches {
+    partitions: BTreeMap<PartitionKey, Partition>,
+    bytes: usize,
+    received_bytes: u64,
+    since: Option<Instant>,
+}
+
+impl Batches {
+    /// Notes that records of `bytes` arrived at `now`, also when they became no rows: their position waits for a commit.
+    pub fn note(&mut self, bytes: usize, now: Instant) {
+        self.received_bytes += bytes as u64;
+        self.since.get_or_insert(now);
+    }
+
+    /// Adds rows to a partition. Returns what had to make room, if its arena was full.
+    pub fn add(&mut self, key: PartitionKey, rows: Partition) -> Option<(PartitionKey, Partition)> {
+        let held = self.partitions.entry(key.clone()).or_default();
+        let before = held.bytes();
+        let full = held.is_full(rows.bytes()).then(|| std::mem::take(held));
+        held.append(rows);
+        self.bytes = self.bytes + held.bytes() - before;
+        full.map(|partition| (key, partition))
+    }
+
+    /// Bytes held in all.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Partitions that hold rows.
+    pub fn len(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.partitions.is_empty()
+    }
+
+    /// Takes the largest partitions out until at most `bytes` are held.
+    pub fn take_largest(&mut self, bytes: usize) -> Vec<(PartitionKey, Partition)> {
+        let mut by_size: Vec<(usize, PartitionKey)> =
+            self.partitions.iter().map(|(key, partition)| (partition.bytes(), key.clone())).collect();
+        by_size.sort_unstable();
+        let mut taken = Vec::new();
+        while self.bytes > bytes
+            && let Some((size, key)) = by_size.pop()
+        {
+            if let Some(partition) = self.partitions.remove(&key) {
+                self.bytes -= size;
+                taken.push((key, partition));
+            }
+        }
+        taken
+    }
+
+    /// Takes everything out; the clock and the byte count begin anew.
+    pub fn take_all(&mut self) -> Vec<(PartitionKey, Partition)> {
+        self.bytes = 0;
+        self.received_bytes = 0;
+        self.since = None;
+        std::mem::take(&mut self.partitions).into_iter().collect()
+    }
+
+    /// Forgets the rows of a shard that belongs to another owner now.
+    pub fn drop_shard(&mut self, shard: &ShardKey) {
+        self.partitions.retain(|key, _| key.shard != *shard);
+        self.bytes = self.partitions.values().map(Partition::bytes).sum();
+    }
+
+    /// When the age limit will be reached; `None` while nothing waits.
+    pub fn due(&self, limits: &Limits) -> Option<Instant> {
+        self.since.map(|since| since + limits.flush_age)
+    }
+
+    /// Whether the byte limit is reached.
+    pub fn is_due(&self, limits: &Limits) -> bool {
+        self.received_bytes >= limits.flush_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Meta;
+    use crate::decode::decode;
+    use crate::source::SequenceNumber;
+    use chrono::NaiveDate;
+
+    fn key(day: u32) -> PartitionKey {
+        PartitionKey {
+            shard: ShardKey::new("s", "a").unwrap(),
+            identity_pool_id: "p:0".into(),
+            event_date: NaiveDate::from_ymd_opt(2026, 1, day).unwrap(),
+        }
+    }
+
+    fn rows(value: usize) -> Partition {
+        let json = format!(
+            r#"{{"identityPoolId":"p:0","identityId":"p:1","dataSetName":"d","kinesisSyncRecords":[{{"key":"k","value":"{}","op":"replace"}}],"lastModifiedDate":5,"syncCount":9}}"#,
+            "x".repeat(value)
+        );
+        let mut partition = Partition::default();
+        let sequence_number = SequenceNumber::from_u64(1);
+        let meta = Meta { sequence_number: &sequence_number, sub_sequence: None, arrived_at: 0 };
+        partition.push(&meta, &decode(json.as_bytes()).unwrap(), |_| true);
+        partition
+    }
+
+    #[test]
+    fn the_largest_make_room() {
+        let mut batches = Batches::default();
+        for (day, value) in [(1, 10), (2, 50_000), (3, 100), (4, 20_000)] {
+            assert!(batches.add(key(day), rows(value)).is_none());
+        }
+        let days: Vec<_> = batches.take_largest(30_000).into_iter().map(|(key, _)| key.event_date).collect();
+        assert_eq!(days, [key(2).event_date]);
+        assert!(batches.bytes() <= 30_000);
+        assert_eq!(batches.take_all().len(), 3);
+        assert_eq!((batches.bytes(), batches.is_empty()), (0, true));
+    }
+
+    #[test]
+    fn age_counts_from_the_first_record() {
+        let limits = Limits { mark_bytes: 1, flush_bytes: 100, flush_age: Duration::from_secs(60) };
+        let mut batches = Batches::default();
+        let start = Instant::now();
+        assert_eq!(batches.due(&limits), None);
+        batches.note(60, start);
+        batches.note(30, start + Duration::from_secs(9));
+        assert_eq!(batches.due(&limits), Some(start + Duration::from_secs(60)));
+        assert!(!batches.is_due(&limits));
+        batches.note(10, start);
+        assert!(batches.is_due(&limits));
+        batches.take_all();
+        assert_eq!((batches.due(&limits), batches.is_due(&limits)), (None, false));
+    }
+}

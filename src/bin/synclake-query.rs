@@ -1,0 +1,148 @@
+//! `synclake-query`: parse, check, run.
+
+use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use synclake::config::{self, File, Unusable};
+use synclake::lake::{Location, Store};
+use synclake::query::print::Format;
+use synclake::query::shell::{self, Settings};
+use synclake::query::{Engine, Limits, QueryError, guard};
+use synclake::terminal;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Read-only SQL over a lake.
+#[derive(Debug, Parser)]
+#[command(name = "synclake-query", version, max_term_width = 110, after_help = "\
+Examples:
+  synclake-query --lake lake                                     a shell; \\? for help
+  synclake-query --lake lake -c '\\d'                             tables and views
+  synclake-query --lake lake -c \"select * from current_state where identity_id = 'us-east-1:…'\"
+  synclake-query --lake s3://bucket/lake -f report.sql --format csv -o report.csv
+  echo 'select count(*) from changes' | synclake-query --lake lake --format json
+
+Without -c, -f or a terminal, SQL is read from standard input. Everything is read-only.
+Exit codes: 0 done, 1 failed, 2 usage.")]
+struct Cli {
+    /// s3://bucket/prefix, or a folder.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    lake: Option<String>,
+    /// Run this SQL and leave; may be given more than once.
+    #[arg(short, long = "command", value_name = "SQL")]
+    command: Vec<String>,
+    /// Run this file and leave; may be given more than once.
+    #[arg(short, long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+    /// Format of results [default: table].
+    #[arg(long, value_enum, env = "SYNCLAKE_FORMAT")]
+    format: Option<Format>,
+    /// Write the result to this file, which appears whole or not at all.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Show control characters as they are.
+    #[arg(long)]
+    raw: bool,
+    /// Tell how long each statement took.
+    #[arg(long)]
+    timing: bool,
+    /// Tell nothing on stderr but errors.
+    #[arg(long, short)]
+    quiet: bool,
+    /// Bytes that sorts and joins may take before they spill to disk [default: 1GiB].
+    #[arg(long, env = "SYNCLAKE_QUERY_MEMORY", value_name = "SIZE", value_parser = config::parse_bytes)]
+    memory: Option<u64>,
+    /// Settings file.
+    #[arg(long, env = "SYNCLAKE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// AWS region.
+    #[arg(long, env = "SYNCLAKE_REGION", value_name = "REGION", help_heading = "AWS")]
+    region: Option<String>,
+    /// Endpoint of all AWS services.
+    #[arg(long, env = "SYNCLAKE_ENDPOINT_URL", value_name = "URL", help_heading = "AWS")]
+    endpoint_url: Option<String>,
+    /// Named profile.
+    #[arg(long, env = "SYNCLAKE_PROFILE", value_name = "NAME", help_heading = "AWS")]
+    profile: Option<String>,
+}
+
+/// Planning recurses as deep as the statement is; what the guard lets through fits in here.
+const STACK_BYTES: usize = 512 << 20;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    terminal::init_logs("error");
+    let done = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .thread_stack_size(STACK_BYTES)
+            .build()
+            .context("start the runtime")?;
+        let result = runtime.block_on(run(cli));
+        runtime.shutdown_background();
+        result
+    });
+    let done = done.map(std::thread::JoinHandle::join);
+    match done {
+        Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
+        Ok(Ok(Err(error))) => {
+            let gone = error.downcast_ref::<QueryError>().is_some_and(QueryError::is_broken_pipe);
+            if gone { ExitCode::SUCCESS } else { terminal::fail(&error) }
+        }
+        Ok(Err(_)) => terminal::fail(&anyhow::anyhow!("the query ended in a bug; please report it with its SQL")),
+        Err(error) => terminal::fail(&anyhow::Error::from(error).context("start a thread")),
+    }
+}
+
+async fn run(cli: Cli) -> Result<()> {
+    let file = File::load(cli.config.as_deref())?;
+    let lake = cli.lake.or_else(|| file.lake.clone()).ok_or_else(|| {
+        Unusable("--lake is missing; give it as a flag, as SYNCLAKE_LAKE or in the settings file".to_owned())
+    })?;
+    let lake: Location = lake.parse().map_err(|e| Unusable(format!("--lake {e}")))?;
+    let interactive = cli.command.is_empty() && cli.file.is_empty() && std::io::stdin().is_terminal();
+    let to_terminal = cli.output.is_none() && std::io::stdout().is_terminal();
+    let format = cli.format.unwrap_or(Format::Table);
+    if format == Format::Parquet && to_terminal {
+        return Err(Unusable("--format parquet is no text; add -o FILE".to_owned()).into());
+    }
+    if interactive && cli.output.is_some() {
+        return Err(Unusable("-o needs -c, -f or SQL on standard input".to_owned()).into());
+    }
+    let mut settings =
+        Settings { format, raw: cli.raw, output: cli.output, timing: cli.timing, quiet: cli.quiet };
+    let mut limits = Limits::default();
+    if let Some(bytes) = cli.memory {
+        limits.memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    }
+    let mut texts = cli.command;
+    for path in &cli.file {
+        let shown = path.display();
+        let text = std::fs::read(path).with_context(|| format!("read {shown}"))?;
+        texts.push(String::from_utf8(text).map_err(|_| anyhow::anyhow!("{shown} is not UTF-8"))?);
+    }
+    if texts.is_empty() && !interactive {
+        let mut text = Vec::new();
+        // One byte more than is allowed is enough to know.
+        let limit = 8 * guard::TEXT_BYTES_MAX as u64 + 1;
+        std::io::stdin().take(limit).read_to_end(&mut text).context("read standard input")?;
+        texts.push(String::from_utf8(text).map_err(|_| anyhow::anyhow!("standard input is not UTF-8"))?);
+    }
+    if texts.len() > 1 && settings.output.is_some() {
+        return Err(Unusable("-o takes one statement; a file holds one result".to_owned()).into());
+    }
+    let aws = config::aws(cli.region, cli.endpoint_url, cli.profile, &file);
+    let lake = Store::open(&lake, &aws).await?;
+    if interactive {
+        return Ok(shell::repl(&lake, &limits, settings).await?);
+    }
+    let engine = Engine::open(&lake, &limits, None).await?;
+    for text in &texts {
+        shell::run_text(&engine, text, &mut settings).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! Settings: flags over environment (`SYNCLAKE_…`) over a TOML file, checked once.
+//!
+//! clap merges the first two. The file only fills what neither gave; a key that it does not know is an error, because a
+//! misspelt setting that is silently ignored is found out months later.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::lake::AwsSettings;
+
+/// The settings file; every key is optional.
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// `kinesis:<stream>` or `file:<path>`.
+    pub source: Option<String>,
+    /// `s3://bucket/prefix` or a folder.
+    pub lake: Option<String>,
+    /// AWS region.
+    pub region: Option<String>,
+    /// Endpoint of all AWS services.
+    pub endpoint_url: Option<String>,
+    /// AWS profile.
+    pub profile: Option<String>,
+    /// Where to begin a stream that the lake does not know.
+    pub from: Option<String>,
+    /// Bytes that ingest may buffer, such as `256MiB`.
+    pub memory: Option<String>,
+    /// Bytes of records after which ingest commits.
+    pub flush_bytes: Option<String>,
+    /// Time after which ingest commits, such as `60s`.
+    pub flush_age: Option<String>,
+    /// Stop once there was nothing to read for this long.
+    pub until_idle: Option<String>,
+}
+
+/// A setting that cannot be used: exit code 2.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct Unusable(pub String);
+
+impl File {
+    /// Reads the file; without a path, `synclake.toml` of the working folder if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read, is no TOML, or holds an unknown key.
+    pub fn load(path: Option<&Path>) -> Result<Self, Unusable> {
+        let default = PathBuf::from("synclake.toml");
+        let path = match path {
+            Some(path) => path,
+            None if default.exists() => &default,
+            None => return Ok(Self::default()),
+        };
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).map_err(|e| Unusable(format!("settings file {shown}: {e}")))?;
+        toml::from_str(&text).map_err(|e| {
+            let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            Unusable(format!("settings file {shown}, line {line}: {}", e.message().replace('\n', " ")))
+        })
+    }
+}
+
+/// What AWS is told, from flags and file.
+pub fn aws(region: Option<String>, endpoint_url: Option<String>, profile: Option<String>, file: &File) -> AwsSettings {
+    AwsSettings {
+        region: region.or_else(|| file.region.clone()),
+        endpoint_url: endpoint_url.or_else(|| file.endpoint_url.clone()),
+        profile: profile.or_else(|| file.profile.clone()),
+    }
+}
+
+/// `256MiB`, `64M`, `1000000`: a number of bytes.
+///
+/// # Errors
+/// One line that says what a size looks like.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text[digits.len()..].trim().to_ascii_lowercase();
+    let scale: u64 = match unit.as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        _ => 0,
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(scale)).filter(|n| *n > 0);
+    bytes.ok_or_else(|| format!("{text:?} is no size; write 256MiB, 1GiB or a number of bytes"))
+}
+
+/// `60s`, `5m`, `1h`.
+///
+/// # Errors
+/// One line that says what a duration looks like.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(text).ok().filter(|d| !d.is_zero() && *d <= Duration::from_secs(604_800));
+    parsed.ok_or_else(|| format!("{text:?} is no duration up to 7 days; write 500ms, 60s, 5m or 1h"))
+}
+
+/// `trim-horizon`, `latest`, or a time as RFC 3339 writes it.
+///
+/// # Errors
+/// One line that says what is possible.
+pub fn parse_from(text: &str) -> Result<crate::source::kinesis::From, String> {
+    use crate::source::kinesis::From;
+    match text {
+        "trim-horizon" => Ok(From::TrimHorizon),
+        "latest" => Ok(From::Latest),
+        _ => chrono::DateTime::parse_from_rfc3339(text)
+            .map(|at| From::Timestamp(at.timestamp_millis()))
+            .map_err(|_| format!("{text:?} is none of trim-horizon, latest, 2026-11-20T00:00:00Z")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_durations() {
+        assert_eq!(parse_bytes("256MiB"), Ok(256 << 20));
+        assert_eq!(parse_bytes("10"), Ok(10));
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        for bad in ["", "-1", "0", "1.5GiB", "5x", "99999999999999999999", "99999999999GiB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "0s", "-5s", "5", "3000000y"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.toml");
+        std::fs::write(&path, "lake = \"x\"\nfulsh_age = \"60s\"\n").unwrap();
+        let error = File::load(Some(&path)).unwrap_err().0;
+        assert!(error.contains("line 2") && error.contains("fulsh_age"), "{error}");
+        std::fs::write(&path, "lake = \"x\"\n").unwrap();
+        assert_eq!(File::load(Some(&path)).unwrap().lake.as_deref(), Some("x"));
+    }
+}

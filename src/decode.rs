@@ -1,0 +1,10 @@
+//! A record's bytes to the event in them, or to the reason why there is none. Pure: no I/O, no clock, no state.
+//!
+//! Nothing is dropped on the way: a record becomes rows, or goes whole to the quarantine.
+
+pub mod event;
+pub mod reject;
+pub mod rows;
+
+pub use reject::{Reason, Reject, redact, redact_payload};
+pub use rows::{Event, Row, decode};

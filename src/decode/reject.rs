@@ -1,0 +1,156 @@
+//! Why a record could not be decoded: a fixed list, which users filter by and dashboards count by.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::LazyLock;
+
+use regex::bytes::Regex;
+
+/// The reason in the quarantine's column of that name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// No bytes, or white space only.
+    Empty,
+    /// The bytes are not UTF-8.
+    NotUtf8,
+    /// The text is not one JSON value.
+    NotJson,
+    /// It is JSON, and not an object.
+    NotAnObject,
+    /// A field of the contract is there twice.
+    DuplicateField,
+    /// A field has another type or a value out of range.
+    InvalidField,
+    /// A field that the row cannot do without is missing or null.
+    MissingField,
+    /// `dataSetName` and `datasetName` differ.
+    ConflictingDatasetName,
+    /// A pool or identity id does not match the service's own pattern.
+    InvalidId,
+    /// `payloadType` and what is populated contradict each other.
+    ContradictoryPayload,
+    /// The contents lie behind a URL that was not fetched.
+    PayloadNotFetched,
+    /// The record is longer than this program holds in memory.
+    TooLong,
+}
+
+impl Reason {
+    /// All of them, for documentation and tests.
+    pub const ALL: [Reason; 12] = [
+        Self::Empty,
+        Self::NotUtf8,
+        Self::NotJson,
+        Self::NotAnObject,
+        Self::DuplicateField,
+        Self::InvalidField,
+        Self::MissingField,
+        Self::ConflictingDatasetName,
+        Self::InvalidId,
+        Self::ContradictoryPayload,
+        Self::PayloadNotFetched,
+        Self::TooLong,
+    ];
+
+    /// The value in the column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::NotUtf8 => "not_utf8",
+            Self::NotJson => "not_json",
+            Self::NotAnObject => "not_an_object",
+            Self::DuplicateField => "duplicate_field",
+            Self::InvalidField => "invalid_field",
+            Self::MissingField => "missing_field",
+            Self::ConflictingDatasetName => "conflicting_dataset_name",
+            Self::InvalidId => "invalid_id",
+            Self::ContradictoryPayload => "contradictory_payload",
+            Self::PayloadNotFetched => "payload_not_fetched",
+            Self::TooLong => "too_long",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A reason, and what exactly was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reject {
+    /// Which kind.
+    pub reason: Reason,
+    /// One line for a human; never holds a secret.
+    pub detail: String,
+}
+
+impl Reject {
+    /// A reject of that kind.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// For text of our own making: the query of every URL and every signing parameter becomes `REDACTED`.
+pub fn redact(text: &str) -> String {
+    let text = replace(&URL_QUERY, text.as_bytes(), b"$1?REDACTED");
+    String::from_utf8_lossy(&redact_payload(&text)).into_owned()
+}
+
+/// For bytes that must otherwise stay as they are: the query of `kinesisSyncRecordsURL`, and signing parameters
+/// wherever they stand. A presigned query is a credential; every other URL is data.
+pub fn redact_payload(bytes: &[u8]) -> Cow<'_, [u8]> {
+    match replace(&RECORDS_URL, bytes, b"$1?REDACTED") {
+        Cow::Borrowed(same) => replace(&SIGNING_PARAMETER, same, b"REDACTED"),
+        Cow::Owned(changed) => Cow::Owned(replace(&SIGNING_PARAMETER, &changed, b"REDACTED").into_owned()),
+    }
+}
+
+type Pattern = LazyLock<Option<Regex>>;
+
+// JSON may write `/` as `\/` and `=` as `\u003d`; both forms are met here, before anything is decoded.
+static URL_QUERY: Pattern = LazyLock::new(|| Regex::new(r#"(?i-u)(https?:(?:\\?/){2}[^\s"?]*)\?[^\s"]*"#).ok());
+static RECORDS_URL: Pattern =
+    LazyLock::new(|| Regex::new(r#"(?i-u)("kinesisSyncRecordsURL"\s*:\s*"[^"?]*)\?[^"]*"#).ok());
+static SIGNING_PARAMETER: Pattern = LazyLock::new(|| {
+    Regex::new(r#"(?i-u)(?:X-Amz-[a-z0-9-]+|AWSAccessKeyId|Signature)(?:=|\\u003d|%3d)[^&\s"\\]*"#).ok()
+});
+
+fn replace<'a>(pattern: &Pattern, bytes: &'a [u8], with: &[u8]) -> Cow<'a, [u8]> {
+    match pattern.as_ref() {
+        Some(pattern) => pattern.replace_all(bytes, with),
+        // Unreachable, as the tests compile every pattern; and if not, rather nothing than a secret.
+        None => Cow::Borrowed(b""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_of_urls_are_secrets() {
+        for (text, clean) in [
+            (r#"{"u":"https://b.s3/k?X-Amz-Signature=abc&x=1","n":1}"#, r#"{"u":"https://b.s3/k?REDACTED","n":1}"#),
+            (r#"https:\/\/b\/k?X-Amz-Credential=AK"#, r#"https:\/\/b\/k?REDACTED"#),
+            (r#"half of one: X-Amz-Signature\u003dsecret\u0026"#, r#"half of one: REDACTED\u0026"#),
+            ("plain? yes", "plain? yes"),
+            ("https://host/path", "https://host/path"),
+        ] {
+            assert_eq!(redact(text), clean);
+        }
+    }
+
+    #[test]
+    fn payloads_keep_all_but_the_secret() {
+        for (text, clean) in [
+            (r#"{"kinesisSyncRecordsURL" : "https://b/k?a=SECRET"}"#, r#"{"kinesisSyncRecordsURL" : "https://b/k?REDACTED"}"#),
+            (r#"{"value":"https://b/k?page=1"}"#, r#"{"value":"https://b/k?page=1"}"#),
+            (r#"torn https://b/k?X-Amz-Signature=SECRET&b=1"#, r#"torn https://b/k?REDACTED&b=1"#),
+        ] {
+            assert_eq!(redact_payload(text.as_bytes()), clean.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A chunk of records to partitions and rejects: the work that runs beside the loop, one task a chunk.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use chrono::NaiveDate;
+
+use crate::batch::{Meta, Partition, PartitionKey, Rejected};
+use crate::decode::{Event, Reason, Reject, decode, redact_payload};
+use crate::source::{Chunk, Record, SequenceNumber, ShardKey};
+
+/// A decoded chunk.
+#[derive(Debug)]
+pub struct Decoded {
+    /// Its shard.
+    pub shard: ShardKey,
+    /// What the checkpoint becomes once all of this is committed.
+    pub position: SequenceNumber,
+    /// The rows.
+    pub partitions: Vec<(PartitionKey, Partition)>,
+    /// The records without rows.
+    pub rejected: Vec<Rejected>,
+    /// Rows that they became.
+    pub rows: u64,
+    /// Bytes of the records.
+    pub record_bytes: usize,
+}
+
+impl Decoded {
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        let rows: usize = self.partitions.iter().map(|(_, p)| p.bytes()).sum();
+        rows + self.rejected.iter().map(rejected_bytes).sum::<usize>()
+    }
+}
+
+/// Bytes that a rejected record holds.
+pub fn rejected_bytes(rejected: &Rejected) -> usize {
+    rejected.raw.capacity() + rejected.detail.len() + size_of::<Rejected>()
+}
+
+/// Decodes a chunk; `skip` names the records that the quarantine holds already.
+pub fn decode_chunk(chunk: &Chunk, skip: &HashSet<SequenceNumber>) -> Decoded {
+    let mut partitions = Partitions { shard: chunk.shard.clone(), index: HashMap::new(), found: Vec::new() };
+    let mut rejected = Vec::new();
+    let mut rows = 0;
+    for record in &chunk.records {
+        if skip.contains(&record.sequence_number) {
+            continue;
+        }
+        let outcome = match &record.cut {
+            Some(cut) => Err(Reject::new(Reason::TooLong, cut.clone())),
+            None => decode(&record.bytes),
+        };
+        match outcome {
+            Ok(event) => {
+                rows += event.rows.len() as u64;
+                partitions.push(record, &event);
+            }
+            Err(Reject { reason, detail }) => rejected.push(Rejected {
+                sequence_number: record.sequence_number.clone(),
+                sub_sequence: None,
+                arrived_at: record.arrived_at,
+                reason,
+                detail,
+                raw: redact_payload(&record.bytes).into_owned(),
+            }),
+        }
+    }
+    Decoded {
+        shard: chunk.shard.clone(),
+        position: chunk.position.clone(),
+        partitions: partitions.found,
+        rejected,
+        rows,
+        record_bytes: chunk.bytes(),
+    }
+}
+
+struct Partitions {
+    shard: ShardKey,
+    index: HashMap<Arc<str>, Vec<(NaiveDate, usize)>>,
+    found: Vec<(PartitionKey, Partition)>,
+}
+
+impl Partitions {
+    fn push(&mut self, record: &Record, event: &Event<'_>) {
+        let meta =
+            Meta { sequence_number: &record.sequence_number, sub_sequence: None, arrived_at: record.arrived_at };
+        let mut dates: Vec<NaiveDate> = event.rows.iter().map(|row| row.event_date()).collect();
+        dates.sort_unstable();
+        dates.dedup();
+        for date in dates {
+            self.partition(&event.identity_pool_id, date).push(&meta, event, |d| d == date);
+        }
+    }
+
+    fn partition(&mut self, pool: &str, date: NaiveDate) -> &mut Partition {
+        if !self.index.contains_key(pool) {
+            self.index.insert(Arc::from(pool), Vec::new());
+        }
+        let (name, dates) = match self.index.get_key_value(pool) {
+            Some((name, dates)) => (name.clone(), dates),
+            None => (Arc::from(pool), &Vec::new()),
+        };
+        let at = match dates.iter().find(|(d, _)| *d == date) {
+            Some((_, at)) => *at,
+            None => {
+                let key = PartitionKey { shard: self.shard.clone(), identity_pool_id: name.clone(), event_date: date };
+                self.found.push((key, Partition::default()));
+                let at = self.found.len() - 1;
+                self.index.entry(name).or_default().push((date, at));
+                at
+            }
+        };
+        &mut self.found[at].1
+    }
+}

@@ -1,0 +1,407 @@
+//! The commit protocol: who may write for a shard, how far the shard has come, and one atomic step that moves both
+//! together with the files.
+//!
+//! # Invariants
+//! - A commit holds the files *and* the positions that they reach, in one put-if-absent of one object.
+//! - It is written for version `v + 1` only if every shard in it still is, at `v`, what its writer believes it to be:
+//!   same number, same owner, same position. So two writers of one shard never both succeed, however late one of them
+//!   wakes up.
+//! - Numbers of a shard count up by one; positions only move forward; nothing here ever deletes a data file.
+//!
+//! # What an error means
+//! After any failed write the outcome is unknown, so the log is read forward and decides:
+//!
+//! | state of the shards in the log | meaning | what follows |
+//! |---|---|---|
+//! | what this commit would have made them | it was stored, its answer was lost | committed |
+//! | what they were | it was not stored, or not yet | try the next version, with jitter |
+//! | anything else | another owner took over | fenced: the caller drops its buffers of that shard |
+//!
+//! A write that is still under way when its error arrives can only become version `v + 1` itself: every later attempt
+//! is made for a version that is still free, so one of the two loses.
+//!
+//! # In the log
+//! Transaction ids, because they are the one thing that every Delta writer carries forward for ever:
+//! `ingest/<stream>/<shard>` is the number, `…/owner` a random 63-bit token, `…/seq0` to `…/seq3` the position as four
+//! decimal limbs of 18 digits, `…/from` where the shard was begun (0 is the horizon, else milliseconds).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use deltalake::kernel::transaction::CommitData;
+use deltalake::kernel::{Action, Add, Transaction};
+use deltalake::protocol::{DeltaOperation, SaveMode};
+use rand::RngExt;
+use tokio::time::Instant;
+
+use super::log::{self, Transactions};
+use super::tables::Table;
+use super::{LakeError, Store, paths};
+use crate::source::{SequenceNumber, ShardKey, StartAt};
+
+/// How long a commit is tried before the caller hears of it. A cap on time, because a count says nothing.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Versions between two checkpoints of the log.
+const CHECKPOINT_EVERY: u64 = 100;
+const LIMB_DIGITS: usize = 18;
+
+/// What the ledger knows of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardState {
+    /// Commits of this shard so far, fences included.
+    pub number: u64,
+    /// Token of the owner.
+    pub owner: u64,
+    /// The last committed position; `None` when nothing was read yet.
+    pub position: Option<SequenceNumber>,
+    /// Where the shard is begun as long as there is no position.
+    pub from: StartAt,
+}
+
+/// A shard's step in a commit: from a state that the writer holds to the next.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The shard.
+    pub shard: ShardKey,
+    /// What the shard must be; `None` when it must not be there.
+    pub expected: Option<ShardState>,
+    /// What it becomes.
+    pub next: ShardState,
+}
+
+/// How a commit ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the log, once.
+    Committed {
+        /// The version that holds it.
+        version: u64,
+        /// How many versions were lost to other writers on the way.
+        conflicts: u32,
+    },
+    /// Nothing was committed: these shards belong to another owner now.
+    Fenced(Vec<ShardKey>),
+}
+
+/// The ledger of one table for one writer.
+#[derive(Debug)]
+pub struct Ledger {
+    table: Table,
+    store: Store,
+    known: Transactions,
+}
+
+impl Ledger {
+    /// Opens the ledger of a table, making the table if it is not there.
+    ///
+    /// # Errors
+    /// The store failed, or the log is corrupt.
+    pub async fn open(lake: &Store, table: Table) -> Result<Self, LakeError> {
+        table.ensure(lake).await?;
+        let store = table.store(lake);
+        let known = log::read_transactions(&store).await?;
+        let known = known.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
+        Ok(Self { table, store, known })
+    }
+
+    /// The newest version that was seen.
+    pub fn version(&self) -> u64 {
+        self.known.version
+    }
+
+    /// Reads what others have committed since.
+    ///
+    /// # Errors
+    /// The store failed, or the log is corrupt.
+    pub async fn refresh(&mut self) -> Result<(), LakeError> {
+        log::read_forward(&self.store, &mut self.known).await
+    }
+
+    /// State of a shard at the newest version that was seen.
+    pub fn state(&self, shard: &ShardKey) -> Option<ShardState> {
+        decode_state(&self.known, shard)
+    }
+
+    /// Every shard of a stream that the ledger knows.
+    pub fn shards(&self, stream: &str) -> Vec<(ShardKey, ShardState)> {
+        let prefix = format!("ingest/{stream}/");
+        let names = self.known.ids.keys().filter_map(|id| id.strip_prefix(&prefix)).filter(|id| !id.contains('/'));
+        let keys = names.filter_map(|shard| ShardKey::new(stream, shard));
+        let mut found: Vec<_> = keys.filter_map(|key| Some((key.clone(), self.state(&key)?))).collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found
+    }
+
+    /// Takes shards over, whoever holds them: number + 1, the new token, the position unchanged.
+    ///
+    /// From here on no commit of an earlier owner can succeed.
+    ///
+    /// # Errors
+    /// The store failed for too long, or the log is corrupt.
+    pub async fn fence(
+        &mut self,
+        shards: &[(ShardKey, StartAt)],
+        token: u64,
+    ) -> Result<BTreeMap<ShardKey, ShardState>, LakeError> {
+        loop {
+            self.refresh().await?;
+            let steps: Vec<Step> = shards
+                .iter()
+                .map(|(shard, from)| {
+                    let expected = self.state(shard);
+                    let next = match &expected {
+                        Some(state) => ShardState { number: state.number + 1, owner: token, ..state.clone() },
+                        None => ShardState { number: 1, owner: token, position: None, from: *from },
+                    };
+                    Step { shard: shard.clone(), expected, next }
+                })
+                .collect();
+            match self.commit(Vec::new(), &steps).await? {
+                Outcome::Committed { .. } => return Ok(steps.into_iter().map(|s| (s.shard, s.next)).collect()),
+                // Somebody else moved one of them while we looked: look again.
+                Outcome::Fenced(_) => continue,
+            }
+        }
+    }
+
+    /// Commits files together with the steps of the shards that they come from. All or nothing.
+    ///
+    /// # Errors
+    /// The store failed for longer than five minutes, or the log is corrupt. The outcome is then unknown to the caller
+    /// and known to the log; starting over from the log is always right.
+    pub async fn commit(&mut self, files: Vec<Add>, steps: &[Step]) -> Result<Outcome, LakeError> {
+        let bytes = self.encode(files, steps)?;
+        let began = Instant::now();
+        let mut conflicts = 0;
+        let mut backoff = Backoff::new();
+        loop {
+            let lost: Vec<_> = steps.iter().filter(|s| self.state(&s.shard) != s.expected).collect();
+            if !lost.is_empty() {
+                if steps.iter().all(|s| self.state(&s.shard).as_ref() == Some(&s.next)) {
+                    return Ok(Outcome::Committed { version: self.known.version, conflicts });
+                }
+                return Ok(Outcome::Fenced(lost.into_iter().map(|s| s.shard.clone()).collect()));
+            }
+            let version = self.known.version + 1;
+            let failure = match self.store.put_new(&paths::commit(version), bytes.clone()).await {
+                Ok(()) => {
+                    self.apply(version, steps);
+                    return Ok(Outcome::Committed { version, conflicts });
+                }
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                    conflicts += 1;
+                    None
+                }
+                Err(error @ object_store::Error::PermissionDenied { .. })
+                | Err(error @ object_store::Error::Unauthenticated { .. }) => {
+                    return Err(LakeError::storage("write commit", &self.store, &paths::commit(version), error));
+                }
+                Err(error) => {
+                    tracing::warn!(table = self.table.name(), version, error = %error, "commit failed, reading back");
+                    Some(error)
+                }
+            };
+            if began.elapsed() > PATIENCE {
+                let table = self.store.url().to_string();
+                return Err(LakeError::Contended { table, seconds: PATIENCE.as_secs(), source: failure });
+            }
+            // A lost race needs no pause when the log moved: whoever won has made progress. An error does.
+            let before = self.known.version;
+            let read = self.refresh().await;
+            if failure.is_some() || read.is_err() || self.known.version == before || conflicts > 3 {
+                backoff.pause().await;
+            }
+            if let Err(error) = read {
+                if matches!(error, LakeError::Log { .. }) {
+                    return Err(error);
+                }
+                tracing::warn!(table = self.table.name(), error = %error, "cannot read the log back, trying again");
+            }
+        }
+    }
+
+    /// Whether it is time to write a checkpoint of the log, having committed `version`.
+    pub fn checkpoint_due(version: u64) -> bool {
+        version > 0 && version.is_multiple_of(CHECKPOINT_EVERY)
+    }
+
+    fn apply(&mut self, version: u64, steps: &[Step]) {
+        self.known.ids.extend(steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)));
+        self.known.version = version;
+    }
+
+    fn encode(&self, files: Vec<Add>, steps: &[Step]) -> Result<Bytes, LakeError> {
+        let mut actions: Vec<Action> = files.into_iter().map(Action::Add).collect();
+        let ids = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next));
+        actions.extend(ids.map(|(id, version)| Action::Txn(Transaction::new(id, version))));
+        let partition_by = self.table.partition_columns().iter().map(|c| (*c).to_owned()).collect();
+        let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None };
+        CommitData::new(actions, operation, Default::default(), Vec::new())
+            .get_bytes()
+            .map_err(|e| LakeError::delta("encode commit of", &self.store, e.into()))
+    }
+}
+
+fn app_id(shard: &ShardKey) -> String {
+    format!("ingest/{}/{}", shard.stream(), shard.shard())
+}
+
+fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
+    let id = app_id(shard);
+    let from = match state.from {
+        StartAt::TrimHorizon => 0,
+        StartAt::Timestamp(ms) => ms.max(1),
+    };
+    let mut ids = vec![
+        (format!("{id}/owner"), i64::try_from(state.owner).unwrap_or(i64::MAX)),
+        (format!("{id}/from"), from),
+    ];
+    if let Some(position) = &state.position {
+        let digits = format!("{:0>width$}", position.as_str(), width = LIMB_DIGITS * 4);
+        ids.extend((0..4).map(|limb| {
+            let part = &digits[limb * LIMB_DIGITS..(limb + 1) * LIMB_DIGITS];
+            (format!("{id}/seq{limb}"), part.parse().unwrap_or_default())
+        }));
+    }
+    ids.push((id, i64::try_from(state.number).unwrap_or(i64::MAX)));
+    ids
+}
+
+fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState> {
+    let id = app_id(shard);
+    let get = |suffix: &str| known.ids.get(&format!("{id}{suffix}")).copied();
+    let number = get("")?;
+    let limbs: Option<Vec<i64>> = (0..4).map(|limb| get(&format!("/seq{limb}"))).collect();
+    let position = limbs.and_then(|limbs| {
+        let digits: String = limbs.iter().map(|l| format!("{l:0LIMB_DIGITS$}")).collect();
+        let digits = digits.trim_start_matches('0');
+        SequenceNumber::parse(if digits.is_empty() { "0" } else { digits })
+    });
+    let from = match get("/from").unwrap_or(0) {
+        0 => StartAt::TrimHorizon,
+        ms => StartAt::Timestamp(ms),
+    };
+    Some(ShardState { number: u64::try_from(number).ok()?, owner: u64::try_from(get("/owner")?).ok()?, position, from })
+}
+
+/// A fresh owner token: 63 bits, because a transaction id's version is an i64.
+pub fn new_token() -> u64 {
+    rand::rng().random::<u64>() >> 1
+}
+
+/// Full-jitter exponential backoff, from 10 ms to 2 s.
+struct Backoff(u64);
+
+impl Backoff {
+    fn new() -> Self {
+        Self(10)
+    }
+
+    async fn pause(&mut self) {
+        let ms = rand::rng().random_range(1..=self.0);
+        self.0 = (self.0 * 2).min(2_000);
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lake::{AwsSettings, Location};
+
+    fn shard(name: &str) -> ShardKey {
+        ShardKey::new("stream", name).unwrap()
+    }
+
+    fn position(digits: &str) -> SequenceNumber {
+        SequenceNumber::parse(digits).unwrap()
+    }
+
+    async fn lake(folder: &std::path::Path) -> Store {
+        Store::create(&Location::Folder(folder.to_owned()), &AwsSettings::default()).await.unwrap()
+    }
+
+    fn advance(shard: &ShardKey, state: &ShardState, to: &str) -> Step {
+        let next = ShardState { number: state.number + 1, position: Some(position(to)), ..state.clone() };
+        Step { shard: shard.clone(), expected: Some(state.clone()), next }
+    }
+
+    #[test]
+    fn positions_survive_the_limbs() {
+        let seq = "49590338271490256608559692538361571095921575989136588898";
+        for digits in ["0", "7", "1000000000000000000", seq, &"9".repeat(72)] {
+            let state =
+                ShardState { number: 3, owner: 5, position: Some(position(digits)), from: StartAt::Timestamp(9) };
+            let known = Transactions { version: 1, ids: encode_state(&shard("a"), &state).into_iter().collect() };
+            assert_eq!(decode_state(&known, &shard("a")), Some(state));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fenced_owner_commits_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = lake(folder.path()).await;
+        let key = shard("a");
+        let mut first = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        let held = first.fence(&[(key.clone(), StartAt::TrimHorizon)], 1).await.unwrap().remove(&key).unwrap();
+        let mut second = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        let taken = second.fence(&[(key.clone(), StartAt::TrimHorizon)], 2).await.unwrap().remove(&key).unwrap();
+        assert_eq!((taken.number, taken.owner), (2, 2));
+        assert_eq!(
+            first.commit(Vec::new(), &[advance(&key, &held, "10")]).await.unwrap(),
+            Outcome::Fenced(vec![key.clone()])
+        );
+        let done = second.commit(Vec::new(), &[advance(&key, &taken, "20")]).await.unwrap();
+        assert!(matches!(done, Outcome::Committed { .. }));
+        let reopened = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        assert_eq!(reopened.state(&key).unwrap().position, Some(position("20")));
+    }
+
+    #[tokio::test]
+    async fn a_commit_whose_answer_was_lost_is_found_in_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = lake(folder.path()).await;
+        let key = shard("a");
+        let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        let held = ledger.fence(&[(key.clone(), StartAt::TrimHorizon)], 1).await.unwrap().remove(&key).unwrap();
+        let step = advance(&key, &held, "10");
+        let bytes = ledger.encode(Vec::new(), std::slice::from_ref(&step)).unwrap();
+        let stored = ledger.version() + 1;
+        ledger.store.put_new(&paths::commit(stored), bytes).await.unwrap();
+        let outcome = ledger.commit(Vec::new(), &[step]).await.unwrap();
+        assert_eq!(outcome, Outcome::Committed { version: stored, conflicts: 1 });
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn writers_of_different_shards_all_succeed() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = lake(folder.path()).await;
+        Table::SyncRecords.ensure(&lake).await.unwrap();
+        let writers = (0..6u64).map(|n| {
+            let lake = lake.clone();
+            tokio::spawn(async move {
+                let key = shard(&format!("s{n}"));
+                let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+                let fenced = ledger.fence(&[(key.clone(), StartAt::TrimHorizon)], n + 1).await.unwrap();
+                let mut state = fenced[&key].clone();
+                for to in 1..=20u64 {
+                    let step = advance(&key, &state, &to.to_string());
+                    assert!(matches!(
+                        ledger.commit(Vec::new(), std::slice::from_ref(&step)).await.unwrap(),
+                        Outcome::Committed { .. }
+                    ));
+                    state = step.next;
+                }
+            })
+        });
+        for writer in writers.collect::<Vec<_>>() {
+            writer.await.unwrap();
+        }
+        let ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        assert_eq!(ledger.version(), 6 * 21);
+        for (_, state) in ledger.shards("stream") {
+            assert_eq!((state.number, state.position.unwrap().as_str()), (21, "20"));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The data files: how they are encoded, and what the log says of them.
+//!
+//! zstd, dictionary and plain encodings, data pages of version 1, int64 microseconds in UTC: what every reader in the
+//! field understands, the old Sparks included.
+
+use std::collections::HashMap;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
+use chrono::{DateTime, SecondsFormat};
+use deltalake::kernel::Add;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder, WriterVersion};
+use parquet::schema::types::ColumnPath;
+use serde_json::{Map, Value, json};
+
+use crate::batch::columns::{Sorted, Statistics};
+
+/// Rows that are turned into Arrow at a time.
+const BATCH_ROWS: usize = 8_192;
+/// Small enough that a point lookup reads little, large enough that a scan does not notice.
+const ROW_GROUP_ROWS: usize = 131_072;
+
+fn properties() -> WriterPropertiesBuilder {
+    WriterProperties::builder()
+        .set_created_by(concat!("synclake ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_writer_version(WriterVersion::PARQUET_1_0)
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+}
+
+fn writer(schema: SchemaRef, properties: WriterProperties) -> Result<ArrowWriter<Vec<u8>>, ParquetError> {
+    // Without the Arrow schema in the footer a file says only what Parquet says: no reader sees our dictionaries.
+    let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+    ArrowWriter::try_new_with_options(Vec::new(), schema, options)
+}
+
+/// Encodes a partition of `sync_records`.
+///
+/// # Errors
+/// The library refuses the batch (a bug, never the data).
+pub fn encode_sorted(sorted: &Sorted) -> Result<Bytes, ParquetError> {
+    let identity = ColumnPath::from("identity_id");
+    let mut properties = properties()
+        .set_column_bloom_filter_enabled(identity.clone(), true)
+        // The default sizes the filter for a million values, a megabyte in every file.
+        .set_column_bloom_filter_max_ndv(identity, sorted.identities().max(1) as u64);
+    for wide in ["value", "extra"] {
+        properties = properties.set_column_statistics_enabled(ColumnPath::from(wide), EnabledStatistics::None);
+    }
+    let first = sorted.batch(0..sorted.len().min(BATCH_ROWS))?;
+    let mut writer = writer(first.schema(), properties.build())?;
+    writer.write(&first)?;
+    drop(first);
+    for start in (BATCH_ROWS..sorted.len()).step_by(BATCH_ROWS) {
+        writer.write(&sorted.batch(start..sorted.len().min(start + BATCH_ROWS))?)?;
+    }
+    Ok(writer.into_inner()?.into())
+}
+
+/// Encodes batches that share a schema.
+///
+/// # Errors
+/// The library refuses a batch.
+pub fn encode_batches(schema: SchemaRef, batches: &[RecordBatch]) -> Result<Bytes, ParquetError> {
+    let mut writer = writer(schema, properties().build())?;
+    for batch in batches {
+        writer.write(batch)?;
+    }
+    Ok(writer.into_inner()?.into())
+}
+
+/// The action that lists a file.
+pub fn add(path: String, partition: &[(&str, String)], size: usize, now_ms: i64, statistics: Value) -> Add {
+    let values: HashMap<String, Option<String>> =
+        partition.iter().map(|(name, value)| ((*name).to_owned(), Some(value.clone()))).collect();
+    Add {
+        path,
+        partition_values: values,
+        size: i64::try_from(size).unwrap_or(i64::MAX),
+        modification_time: now_ms,
+        data_change: true,
+        stats: Some(statistics.to_string()),
+        tags: None,
+        deletion_vector: None,
+        base_row_id: None,
+        default_row_commit_version: None,
+        clustering_provider: None,
+    }
+}
+
+/// Statistics of a file of which only the row count is worth telling.
+pub fn row_count_statistics(rows: usize) -> Value {
+    json!({ "numRecords": rows })
+}
+
+/// Statistics of a partition of `sync_records`, as the Delta protocol writes them.
+pub fn delta_statistics(statistics: &Statistics) -> Value {
+    let (mut low, mut high) = (Map::new(), Map::new());
+    let mut put = |name: &str, range: Option<(Value, Value)>| {
+        if let Some((min, max)) = range {
+            low.insert(name.to_owned(), min);
+            high.insert(name.to_owned(), max);
+        }
+    };
+    let texts = |range: &Option<(String, String)>| {
+        let range = range.as_ref().filter(|(a, b)| a.len() <= 256 && b.len() <= 256)?;
+        Some((Value::from(range.0.as_str()), Value::from(range.1.as_str())))
+    };
+    let instants = |range: Option<(i64, i64)>| Some((instant(range?.0)?, instant(range?.1)?));
+    put("identity_id", texts(&statistics.identity_id));
+    put("dataset_name", texts(&statistics.dataset_name));
+    put("sync_count", statistics.sync_count.map(|(a, b)| (a.into(), b.into())));
+    put("last_modified_date", instants(statistics.last_modified_date));
+    put("device_last_modified_date", instants(statistics.device_last_modified_date));
+    json!({
+        "numRecords": statistics.rows,
+        "minValues": low,
+        "maxValues": high,
+        "nullCount": {
+            "identity_id": 0,
+            "dataset_name": 0,
+            "key": statistics.null_keys,
+            "value": statistics.null_values,
+            "sync_count": 0,
+            "last_modified_date": 0,
+            "device_last_modified_date": statistics.null_device_dates,
+        },
+    })
+}
+
+/// The protocol writes milliseconds; every date of ours is a whole number of them, so nothing is cut off.
+fn instant(micros: i64) -> Option<Value> {
+    let instant = DateTime::from_timestamp_micros(micros)?;
+    Some(Value::from(instant.to_rfc3339_opts(SecondsFormat::Millis, true)))
+}

@@ -1,0 +1,34 @@
+//! synclake exports Amazon Cognito Sync streams from Kinesis into a Parquet data lake and answers SQL over it.
+//!
+//! ```text
+//! source ─▶ decode ─▶ batch ─▶ lake ◀─ query ◀─ extract
+//!   (ingest wires these)
+//! ```
+//!
+//! **The promise.** Every record of a source is in the lake exactly once, or in the quarantine with a reason. A reader
+//! never sees a half-written batch. Memory is bounded.
+//!
+//! | room | what it does | what it never does |
+//! |---|---|---|
+//! | [`source`] | reads shards and files into records | decide what a record means |
+//! | [`decode`] | bytes to rows, or to a reason | I/O |
+//! | [`batch`] | rows to Arrow, by shard, pool and date | I/O, look at a clock |
+//! | [`lake`] | files, commits, positions: the commit is the truth | understand a position |
+//! | [`ingest`] | the loop over those four | |
+//! | [`query`] | views over one snapshot | write; import `source`; list folders |
+//! | [`extract`] | daily extracts | |
+//! | [`simulate`] | a stream from a seed, and its true end state | use any of the above |
+//!
+//! `docs/architecture.md` is the map with its invariants.
+
+pub mod batch;
+pub mod budget;
+pub mod config;
+pub mod decode;
+pub mod extract;
+pub mod ingest;
+pub mod lake;
+pub mod query;
+pub mod simulate;
+pub mod source;
+pub mod terminal;

@@ -1,0 +1,160 @@
+//! SQL over one snapshot of the lake: the tables, the views in `sql/views`, and nothing that writes.
+//!
+//! **Invariants.** All tables of a session are read at versions that were loaded together, before the first query. No
+//! statement can create, change, export or configure anything, and no local file is a table.
+
+use std::sync::Arc;
+
+use chrono::NaiveDate;
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
+use datafusion::error::DataFusionError;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext, col, lit};
+
+use crate::lake::tables::Table;
+use crate::lake::{LakeError, Store};
+
+mod functions;
+pub mod guard;
+pub mod print;
+pub mod shell;
+pub mod views;
+
+/// Why a query did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The lake cannot be read.
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    /// The text is refused before it is planned.
+    #[error("{0}")]
+    Refused(String),
+    /// DataFusion refuses it, or failed while it ran.
+    #[error("{}", one_line(.0))]
+    Sql(#[from] DataFusionError),
+    /// The result cannot be written.
+    #[error("write {path}")]
+    Output {
+        /// Where to.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl QueryError {
+    /// Whether whoever read our output has gone: then there is nobody left to tell.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// The message without its hints and line breaks, and without a secret.
+fn one_line(error: &DataFusionError) -> String {
+    let text = error.strip_backtrace();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let limited: String = text.chars().take(2_000).collect();
+    crate::decode::redact(&limited)
+}
+
+/// What a session may use.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes for sorts, joins and aggregates; past it they spill to disk.
+    pub memory_bytes: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        Self { memory_bytes: 1 << 30, threads }
+    }
+}
+
+/// A session over one snapshot.
+pub struct Engine {
+    context: SessionContext,
+}
+
+impl Engine {
+    /// Loads the newest version of each table, and the views over them.
+    ///
+    /// With `as_of`, the tables hold only what the server had seen by the end of that day (UTC).
+    ///
+    /// # Errors
+    /// There is no lake, or it cannot be read.
+    pub async fn open(lake: &Store, limits: &Limits, as_of: Option<NaiveDate>) -> Result<Self, QueryError> {
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(limits.memory_bytes)))
+            .build_arc()?;
+        let mut config = SessionConfig::new()
+            .with_information_schema(true)
+            .with_target_partitions(limits.threads)
+            .set_usize("datafusion.sql_parser.recursion_limit", guard::DEPTH_MAX);
+        let options = config.options_mut();
+        options.execution.parquet.pushdown_filters = true;
+        options.execution.parquet.reorder_filters = true;
+        let context = SessionContext::new_with_config_rt(config, runtime);
+        functions::register(&context);
+        if Table::SyncRecords.load(lake, None).await?.is_none() {
+            return Err(LakeError::NoLake(lake.to_string()).into());
+        }
+        for table in Table::ALL {
+            let provider = provider(lake, table, &context).await?;
+            match (table, as_of) {
+                (Table::SyncRecords, Some(day)) => {
+                    let known = context.read_table(provider)?.filter(col("event_date").lt_eq(lit(day_literal(day))))?;
+                    context.register_table(table.name(), known.into_view())?;
+                }
+                _ => {
+                    context.register_table(table.name(), provider)?;
+                }
+            }
+        }
+        views::register(&context).await?;
+        Ok(Self { context })
+    }
+
+    /// Plans one statement.
+    ///
+    /// # Errors
+    /// It is refused (not read-only, too deep, more than one) or does not make sense.
+    pub async fn sql(&self, statement: &str) -> Result<DataFrame, QueryError> {
+        guard::check(statement)?;
+        let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let planned = self.context.sql_with_options(statement, read_only).await;
+        planned.map_err(|error| match &error {
+            DataFusionError::Plan(message) if message.contains("not supported: ") => QueryError::Refused(format!(
+                "this lake is read-only here: {}",
+                message.trim_end_matches('.').replace(" not supported", "")
+            )),
+            _ => QueryError::Sql(error),
+        })
+    }
+
+    /// The session, for what SQL does not say.
+    pub fn context(&self) -> &SessionContext {
+        &self.context
+    }
+}
+
+fn day_literal(day: NaiveDate) -> datafusion::scalar::ScalarValue {
+    let days = day.signed_duration_since(NaiveDate::default()).num_days();
+    datafusion::scalar::ScalarValue::Date32(i32::try_from(days).ok())
+}
+
+async fn provider(lake: &Store, table: Table, context: &SessionContext) -> Result<Arc<dyn TableProvider>, QueryError> {
+    let Some(loaded) = table.load(lake, None).await? else {
+        // A table that nobody has written yet is empty, not missing.
+        return Ok(Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()])?));
+    };
+    let state = context.state();
+    loaded.update_datafusion_session(&state).map_err(|e| DataFusionError::External(Box::new(e)))?;
+    let provider = loaded.table_provider().with_session(Arc::new(state)).await?;
+    Ok(provider)
+}

@@ -1,0 +1,111 @@
+//! What is refused before anything is planned, because a parser or planner would not survive it.
+
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+
+use super::QueryError;
+
+/// Longest text of one statement, in bytes.
+pub const TEXT_BYTES_MAX: usize = 1 << 20;
+/// Deepest nesting that the parser follows.
+pub const DEPTH_MAX: usize = 200;
+/// Most words and signs in a statement, literals and commas not counted (a long IN list is harmless; a long chain of
+/// operators is a deep tree).
+pub const TOKENS_MAX: usize = 6_000;
+
+/// Checks one statement.
+///
+/// # Errors
+/// It is empty, too long or too deep, or holds a NUL.
+pub fn check(statement: &str) -> Result<(), QueryError> {
+    let refuse = |message: String| Err(QueryError::Refused(message));
+    if statement.len() > TEXT_BYTES_MAX {
+        return refuse(format!("SQL text of {} bytes is too long; the limit is {TEXT_BYTES_MAX}", statement.len()));
+    }
+    if statement.contains('\0') {
+        return refuse("SQL text holds a NUL byte; remove it".to_owned());
+    }
+    let tokens = match Tokenizer::new(&GenericDialect {}, statement).tokenize() {
+        Ok(tokens) => tokens,
+        Err(error) => return refuse(format!("SQL error: {error}")),
+    };
+    let counted = |token: &&Token| {
+        !matches!(
+            token,
+            Token::Whitespace(_) | Token::Comma | Token::Number(..) | Token::SingleQuotedString(_) | Token::SemiColon
+        )
+    };
+    if tokens.iter().all(|t| matches!(t, Token::Whitespace(_) | Token::SemiColon)) {
+        return refuse("the SQL text is empty".to_owned());
+    }
+    let count = tokens.iter().filter(counted).count();
+    if count > TOKENS_MAX {
+        return refuse(format!("statement of {count} words and operators is too deep to plan; the limit is {TOKENS_MAX}"));
+    }
+    Ok(())
+}
+
+/// Splits a text into statements at its semicolons, those in literals and comments aside.
+///
+/// # Errors
+/// The text is too long, or a literal or comment does not end.
+pub fn split(text: &str) -> Result<Vec<String>, QueryError> {
+    if text.len() > 8 * TEXT_BYTES_MAX {
+        let limit = 8 * TEXT_BYTES_MAX;
+        return Err(QueryError::Refused(format!("SQL text of {} bytes is too long; the limit is {limit}", text.len())));
+    }
+    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize_with_location();
+    let tokens = tokens.map_err(|error| QueryError::Refused(format!("SQL error: {error}")))?;
+    let mut lines = vec![0];
+    lines.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1));
+    // Locations count characters of a line; turn them into bytes.
+    let offset = |line: u64, column: u64| {
+        let start = lines.get(usize::try_from(line).unwrap_or(1).saturating_sub(1)).copied().unwrap_or(text.len());
+        let column = usize::try_from(column).unwrap_or(1).saturating_sub(1);
+        text[start..].char_indices().nth(column).map_or(text.len(), |(at, _)| start + at)
+    };
+    let mut found = Vec::new();
+    let mut begin = 0;
+    let mut has_words = false;
+    for token in &tokens {
+        match token.token {
+            Token::SemiColon => {
+                let end = offset(token.span.start.line, token.span.start.column);
+                if has_words {
+                    found.push(text[begin..end].trim().to_owned());
+                }
+                begin = end + 1;
+                has_words = false;
+            }
+            Token::Whitespace(_) | Token::EOF => {}
+            _ => has_words = true,
+        }
+    }
+    if has_words {
+        found.push(text[begin..].trim().to_owned());
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_end_at_semicolons_outside_literals() {
+        let split = |text| split(text).unwrap();
+        assert_eq!(split("select 1; select ';' -- a;b\n;\n\nselect \"ü;\" ;;"), ["select 1", "select ';' -- a;b", "select \"ü;\""]);
+        assert_eq!(split("-- only a comment"), [""; 0]);
+        assert_eq!(split("select /* ; */ 'é;ü'; select 2"), ["select /* ; */ 'é;ü'", "select 2"]);
+    }
+
+    #[test]
+    fn what_would_overflow_is_refused() {
+        assert!(check(&format!("select {}", vec!["1"; 20_000].join("+"))).is_err());
+        assert!(check(&vec!["select 1"; 5_000].join(" union all ")).is_err());
+        assert!(check(&format!("select {}", vec!["1"; 20_000].join(","))).is_ok());
+        assert!(check("select '\0'").is_err());
+        assert!(check(" -- nothing\n").is_err());
+        assert!(check(&" ".repeat(10_000_000)).is_err());
+    }
+}

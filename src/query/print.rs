@@ -1,0 +1,321 @@
+//! Results as text or Parquet, written as they come: no format holds a whole result in memory.
+
+use std::io::{self, Write};
+
+use arrow::array::{Array, RecordBatch};
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use unicode_width::UnicodeWidthStr;
+
+/// How a result is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Ruled columns, for people.
+    Table,
+    /// RFC 4180; null is empty, the empty string is `""`.
+    Csv,
+    /// As PostgreSQL's COPY: null is `\N`, tab and line break are `\t` and `\n`.
+    Tsv,
+    /// One array of objects.
+    Json,
+    /// An object a line.
+    Ndjson,
+    /// A Markdown table.
+    Markdown,
+    /// A line a column.
+    Vertical,
+    /// The exact form, with types.
+    Parquet,
+}
+
+/// Rows that decide how wide a table's columns are; later rows follow.
+const TABLE_SAMPLE_ROWS: usize = 1_000;
+/// Widest column of a table on a terminal.
+const CELL_CHARS_MAX: usize = 120;
+
+/// Writes one result.
+pub struct Printer<W: Write + Send> {
+    format: Format,
+    raw: bool,
+    schema: SchemaRef,
+    out: W,
+    rows: usize,
+    state: State,
+}
+
+enum State {
+    Text,
+    /// Cells of the sample, before the widths are known.
+    Sampling(Vec<Vec<String>>),
+    Ruled(Vec<usize>),
+    Json(Box<dyn FnMut(&mut Vec<u8>, &RecordBatch) -> Result<(), ArrowError> + Send>),
+    Parquet(Box<parquet::arrow::ArrowWriter<Vec<u8>>>),
+}
+
+fn options() -> FormatOptions<'static> {
+    FormatOptions::default()
+        .with_timestamp_tz_format(Some("%Y-%m-%dT%H:%M:%S%.3fZ"))
+        .with_timestamp_format(Some("%Y-%m-%dT%H:%M:%S%.3f"))
+}
+
+fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(error)
+}
+
+impl<W: Write + Send> Printer<W> {
+    /// A printer for results of `schema`. `raw` leaves control characters in tables as they are.
+    ///
+    /// # Errors
+    /// Parquet cannot hold a column's type.
+    pub fn new(format: Format, raw: bool, schema: SchemaRef, out: W) -> io::Result<Self> {
+        let state = match format {
+            Format::Table | Format::Markdown => State::Sampling(Vec::new()),
+            Format::Json => json_state::<arrow::json::writer::JsonArray>(),
+            Format::Ndjson => json_state::<arrow::json::writer::LineDelimited>(),
+            Format::Parquet => {
+                let writer = parquet::arrow::ArrowWriter::try_new(Vec::new(), schema.clone(), None).map_err(other)?;
+                State::Parquet(Box::new(writer))
+            }
+            Format::Csv | Format::Tsv | Format::Vertical => State::Text,
+        };
+        let mut printer = Self { format, raw, schema, out, rows: 0, state };
+        if matches!(format, Format::Csv | Format::Tsv) {
+            let names: Vec<_> = printer.schema.fields().iter().map(|f| Some(f.name().clone())).collect();
+            printer.separated(&names)?;
+        }
+        Ok(printer)
+    }
+
+    /// Writes a batch.
+    ///
+    /// # Errors
+    /// Writing fails.
+    pub fn write(&mut self, batch: &RecordBatch) -> io::Result<()> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        match &mut self.state {
+            State::Json(encode) => {
+                let mut buffer = Vec::new();
+                encode(&mut buffer, batch).map_err(other)?;
+                self.out.write_all(&buffer)?;
+            }
+            State::Parquet(writer) => {
+                writer.write(batch).map_err(other)?;
+                let buffer = writer.inner_mut();
+                self.out.write_all(buffer)?;
+                buffer.clear();
+            }
+            State::Text | State::Sampling(_) | State::Ruled(_) => {
+                let options = options();
+                let columns: Vec<_> = batch
+                    .columns()
+                    .iter()
+                    .map(|column| ArrayFormatter::try_new(column.as_ref(), &options).map(|f| (column, f)))
+                    .collect::<Result<_, _>>()
+                    .map_err(other)?;
+                for row in 0..batch.num_rows() {
+                    let cells: Vec<Option<String>> = columns
+                        .iter()
+                        .map(|(column, f)| (!column.is_null(row)).then(|| f.value(row).to_string()))
+                        .collect();
+                    self.row(cells, self.rows + row + 1)?;
+                }
+            }
+        }
+        self.rows += batch.num_rows();
+        Ok(())
+    }
+
+    fn row(&mut self, cells: Vec<Option<String>>, number: usize) -> io::Result<()> {
+        match self.format {
+            Format::Csv | Format::Tsv => return self.separated(&cells),
+            Format::Vertical => {
+                let width = self.schema.fields().iter().map(|f| f.name().width()).max().unwrap_or(0);
+                writeln!(self.out, "-[ row {number} ]{}", "-".repeat(40))?;
+                for (field, cell) in self.schema.fields().iter().zip(cells) {
+                    writeln!(self.out, "{:width$} | {}", field.name(), shown(cell, self.raw))?;
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+        let raw = self.raw;
+        let cells: Vec<String> = cells.into_iter().map(|cell| shown(cell, raw)).collect();
+        match &mut self.state {
+            State::Sampling(sample) => {
+                sample.push(cells);
+                if sample.len() >= TABLE_SAMPLE_ROWS {
+                    self.rule()?;
+                }
+                Ok(())
+            }
+            State::Ruled(widths) => {
+                let widths = widths.clone();
+                self.ruled(&cells, &widths)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn separated(&mut self, cells: &[Option<String>]) -> io::Result<()> {
+        let (separator, line) = match self.format {
+            Format::Csv => (",", cells.iter().map(|c| csv_cell(c.as_deref())).collect::<Vec<_>>()),
+            _ => ("\t", cells.iter().map(|c| tsv_cell(c.as_deref())).collect()),
+        };
+        writeln!(self.out, "{}", line.join(separator))
+    }
+
+    /// Fixes the widths and writes what was sampled.
+    fn rule(&mut self) -> io::Result<()> {
+        let State::Sampling(sample) = std::mem::replace(&mut self.state, State::Text) else { return Ok(()) };
+        let names: Vec<String> = self.schema.fields().iter().map(|f| shown(Some(f.name().clone()), false)).collect();
+        let widths: Vec<usize> = (0..names.len())
+            .map(|column| {
+                let cells = sample.iter().map(|row| row[column].width());
+                cells.chain([names[column].width(), 3]).max().unwrap_or(3).min(CELL_CHARS_MAX)
+            })
+            .collect();
+        let line = |fill: &str| widths.iter().map(|w| fill.repeat(w + 2)).collect::<Vec<_>>();
+        if self.format == Format::Table {
+            writeln!(self.out, "+{}+", line("-").join("+"))?;
+        }
+        self.ruled(&names, &widths)?;
+        match self.format {
+            Format::Table => writeln!(self.out, "+{}+", line("-").join("+"))?,
+            _ => writeln!(self.out, "|{}|", line("-").join("|"))?,
+        }
+        for row in &sample {
+            self.ruled(row, &widths)?;
+        }
+        self.state = State::Ruled(widths);
+        Ok(())
+    }
+
+    fn ruled(&mut self, cells: &[String], widths: &[usize]) -> io::Result<()> {
+        for (cell, width) in cells.iter().zip(widths) {
+            let cell = if self.format == Format::Markdown { cell.replace('|', "\\|") } else { cell.clone() };
+            let pad = width.saturating_sub(cell.width());
+            write!(self.out, "| {cell}{} ", " ".repeat(pad))?;
+        }
+        writeln!(self.out, "|")
+    }
+
+    /// Ends the result; returns how many rows it had.
+    ///
+    /// # Errors
+    /// Writing fails.
+    pub fn finish(mut self) -> io::Result<usize> {
+        match &mut self.state {
+            State::Sampling(_) => self.rule()?,
+            State::Json(_) if self.rows == 0 && self.format == Format::Json => self.out.write_all(b"[]\n")?,
+            State::Json(_) if self.format == Format::Json => self.out.write_all(b"]\n")?,
+            _ => {}
+        }
+        match (self.state, self.format) {
+            (State::Ruled(widths), Format::Table) => {
+                let line: Vec<_> = widths.iter().map(|w| "-".repeat(w + 2)).collect();
+                writeln!(self.out, "+{}+", line.join("+"))?;
+            }
+            (State::Parquet(writer), _) => self.out.write_all(&writer.into_inner().map_err(other)?)?,
+            _ => {}
+        }
+        self.out.flush()?;
+        Ok(self.rows)
+    }
+}
+
+/// arrow's writer, fed one batch at a time so that its output can be passed on.
+fn json_state<F: arrow::json::writer::JsonFormat + Send + 'static>() -> State {
+    let is_array = std::any::type_name::<F>().ends_with("JsonArray");
+    let mut first = true;
+    State::Json(Box::new(move |out, batch| {
+        let builder = arrow::json::WriterBuilder::new().with_explicit_nulls(true);
+        let builder = builder.with_timestamp_format("%Y-%m-%dT%H:%M:%S%.3f".to_owned());
+        let mut lines = builder
+            .with_timestamp_tz_format("%Y-%m-%dT%H:%M:%S%.3fZ".to_owned())
+            .build::<_, arrow::json::writer::LineDelimited>(Vec::new());
+        lines.write(batch)?;
+        lines.finish()?;
+        let lines = lines.into_inner();
+        if !is_array {
+            out.extend_from_slice(&lines);
+            return Ok(());
+        }
+        for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            out.extend_from_slice(if first { b"[" } else { b",\n" });
+            out.extend_from_slice(line);
+            first = false;
+        }
+        Ok(())
+    }))
+}
+
+fn csv_cell(cell: Option<&str>) -> String {
+    match cell {
+        None => String::new(),
+        Some(text) if text.is_empty() || text.contains(['"', ',', '\n', '\r']) => {
+            format!("\"{}\"", text.replace('"', "\"\""))
+        }
+        Some(text) => text.to_owned(),
+    }
+}
+
+fn tsv_cell(cell: Option<&str>) -> String {
+    match cell {
+        None => "\\N".to_owned(),
+        Some(text) => {
+            text.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r")
+        }
+    }
+}
+
+/// A cell for people: null told apart from the empty string, and nothing in it that could steer a terminal.
+fn shown(cell: Option<String>, raw: bool) -> String {
+    let Some(text) = cell else { return "NULL".to_owned() };
+    if raw || !text.chars().any(steers) {
+        return text;
+    }
+    text.chars().map(|c| if steers(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// Controls C0 and C1, DEL, and what turns the direction of text.
+fn steers(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{Int64Array, StringArray};
+    use arrow::datatypes::{DataType, Field, Schema};
+    use std::sync::Arc;
+
+    fn print(format: Format) -> String {
+        let schema = Arc::new(Schema::new(vec![
+            Field::new("name", DataType::Utf8, true),
+            Field::new("n", DataType::Int64, true),
+        ]));
+        let names = StringArray::from(vec![Some("a|\"b\""), Some(""), None, Some("x\u{1b}[2J\n東")]);
+        let numbers = Int64Array::from(vec![Some(1), None, Some(-3), Some(4)]);
+        let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(names), Arc::new(numbers)]).unwrap();
+        let mut out = Vec::new();
+        let mut printer = Printer::new(format, false, schema, &mut out).unwrap();
+        printer.write(&batch.slice(0, 2)).unwrap();
+        printer.write(&batch.slice(2, 2)).unwrap();
+        assert_eq!(printer.finish().unwrap(), 4);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn every_text_format() {
+        insta::assert_snapshot!("table", print(Format::Table));
+        insta::assert_snapshot!("csv", print(Format::Csv));
+        insta::assert_snapshot!("tsv", print(Format::Tsv));
+        insta::assert_snapshot!("json", print(Format::Json));
+        insta::assert_snapshot!("ndjson", print(Format::Ndjson));
+        insta::assert_snapshot!("markdown", print(Format::Markdown));
+        insta::assert_snapshot!("vertical", print(Format::Vertical));
+    }
+}

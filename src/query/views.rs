@@ -1,0 +1,26 @@
+//! The shipped views: `sql/views/*.sql`, each a SELECT under its file's name.
+
+use datafusion::error::DataFusionError;
+use datafusion::prelude::SessionContext;
+
+/// Name, definition and what it is for, in the order in which they build on one another.
+pub const VIEWS: [(&str, &str, &str); 6] = [
+    ("changes", include_str!("../../sql/views/changes.sql"), "every change once, with the number of its copies"),
+    ("current_state", include_str!("../../sql/views/current_state.sql"), "the live keys, each with its latest value"),
+    ("dataset_state", include_str!("../../sql/views/dataset_state.sql"), "per dataset: live keys, last change, removed"),
+    ("daily_changes", include_str!("../../sql/views/daily_changes.sql"), "the net change of each key on each day"),
+    ("daily_extract", include_str!("../../sql/views/daily_extract.sql"), "what `synclake extract` wrote, by day"),
+    ("cognito_raw_data", include_str!("../../sql/views/cognito_raw_data.sql"), "the predecessor's table and names"),
+];
+
+/// Makes the views in a session that has the tables.
+///
+/// # Errors
+/// A definition does not fit the tables (a bug).
+pub async fn register(context: &SessionContext) -> Result<(), DataFusionError> {
+    for (name, definition, _) in VIEWS {
+        let view = context.sql(definition).await?.into_view();
+        context.register_table(name, view)?;
+    }
+    Ok(())
+}

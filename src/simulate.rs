@@ -1,0 +1,162 @@
+//! A realistic stream from a seed, and the true state that it leads to.
+//!
+//! The state (`--oracle`) is the generator's own model, kept while it makes the events; nothing of the decoder or the
+//! query layer is used, so that it can judge both.
+
+use std::io::Write;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+mod deliver;
+pub mod publish;
+mod words;
+mod world;
+
+use deliver::Delivery;
+use world::World;
+
+/// What to simulate.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Seed of everything.
+    pub seed: u64,
+    /// Synchronizations, copies not counted.
+    pub events: u64,
+    /// Identity pools.
+    pub pools: u32,
+    /// Identities in all.
+    pub identities: u32,
+    /// Days over which the events are spread.
+    pub days: u32,
+    /// First day.
+    pub start: chrono::NaiveDate,
+    /// Share of events that are delivered twice.
+    pub duplicates: f64,
+    /// An event is overtaken by up to this many later ones.
+    pub reorder: u64,
+    /// Share of events that come very late.
+    pub late: f64,
+    /// Share of events that remove a whole dataset.
+    pub dataset_removals: f64,
+    /// Share of events that are followed by a bulk-publish copy of a dataset.
+    pub bulk_copies: f64,
+    /// Typical length of a value, in characters.
+    pub value_chars: usize,
+}
+
+/// What came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Produced {
+    /// Events delivered, copies included.
+    pub events: u64,
+    /// Key changes in them.
+    pub changes: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Keys that are live at the end.
+    pub live_keys: u64,
+}
+
+/// Makes the events in the order of their delivery, each with a partition key, and returns the world at the end.
+///
+/// # Errors
+/// What `emit` returns.
+pub fn run<E>(options: &Options, mut emit: impl FnMut(&str, String) -> Result<(), E>) -> Result<(Produced, Truth), E> {
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+    let mut world = World::new(options, &mut rng);
+    let mut delivery = Delivery::new(options);
+    let mut produced = Produced { events: 0, changes: 0, bytes: 0, live_keys: 0 };
+    let mut send = |event: deliver::Event| {
+        produced.events += 1;
+        produced.changes += event.changes;
+        produced.bytes += event.json.len() as u64 + 1;
+        emit(&event.partition_key, event.json)
+    };
+    for index in 0..options.events {
+        for event in world.step(index, &mut rng) {
+            delivery.accept(event, index, &mut rng);
+        }
+        while let Some(event) = delivery.due(index) {
+            send(event)?;
+        }
+    }
+    while let Some(event) = delivery.due(u64::MAX) {
+        send(event)?;
+    }
+    produced.live_keys = world.live().count() as u64;
+    Ok((produced, Truth(world)))
+}
+
+/// The true state at the end.
+pub struct Truth(World);
+
+impl Truth {
+    /// Writes every live key as a JSON line, sorted.
+    ///
+    /// # Errors
+    /// Writing fails.
+    pub fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let mut lines: Vec<_> = self.0.live().collect();
+        lines.sort_by(|a, b| (a.pool, a.identity, a.dataset, a.key).cmp(&(b.pool, b.identity, b.dataset, b.key)));
+        for live in lines {
+            let line = serde_json::json!({
+                "identity_pool_id": live.pool,
+                "identity_id": live.identity,
+                "dataset_name": live.dataset,
+                "key": live.key,
+                "value": live.value,
+                "sync_count": live.sync_count,
+                "last_modified_date": live.last_modified_ms,
+            });
+            writeln!(out, "{line}")?;
+        }
+        out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Options {
+        Options {
+            seed: 7,
+            events: 2_000,
+            pools: 2,
+            identities: 50,
+            days: 3,
+            start: chrono::NaiveDate::from_ymd_opt(2026, 1, 1).unwrap(),
+            duplicates: 0.05,
+            reorder: 200,
+            late: 0.01,
+            dataset_removals: 0.01,
+            bulk_copies: 0.02,
+            value_chars: 24,
+        }
+    }
+
+    #[test]
+    fn a_seed_is_a_stream() {
+        let lines = |options: &Options| {
+            let mut lines = Vec::new();
+            let (produced, truth) = run(options, |_, json| {
+                lines.push(json);
+                Ok::<_, std::convert::Infallible>(())
+            })
+            .unwrap();
+            let mut oracle = Vec::new();
+            truth.write(&mut oracle).unwrap();
+            (lines, oracle, produced)
+        };
+        let (first, oracle, produced) = lines(&options());
+        assert_eq!((&first, &oracle), (&lines(&options()).0, &lines(&options()).1));
+        assert_ne!(first, lines(&Options { seed: 8, ..options() }).0);
+        assert!(produced.events > 2_050 && produced.live_keys > 50, "{produced:?}");
+        let removals = first.iter().filter(|l| l.contains(r#""kinesisSyncRecords":null"#)).count();
+        assert!(removals > 0 && first.iter().any(|l| l.contains(r#""value":"""#)));
+        for line in &first {
+            crate::decode::decode(line.as_bytes()).unwrap();
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Where records come from: `Record`, the shards that hold them, and the two sources.
+//!
+//! A source hands over *chunks*: consecutive records of one shard together with the position that is reached once all
+//! of them are committed. The lake stores that position and gives it back; only the source understands it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::budget::{Budget, Reservation};
+
+pub mod files;
+pub mod kinesis;
+mod shard;
+
+/// A non-negative decimal integer of at most 72 digits: a Kinesis sequence number, or a position of a file.
+///
+/// Sequence numbers outgrow every machine integer (56 digits today), so they stay text and compare as integers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SequenceNumber(Arc<str>);
+
+impl SequenceNumber {
+    /// The longest sequence number that a checkpoint can hold, in digits.
+    pub const DIGITS_MAX: usize = 72;
+
+    /// Takes digits without leading zeros; `None` for anything else, or for more than [`Self::DIGITS_MAX`].
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = !text.is_empty() && text.len() <= Self::DIGITS_MAX && text.bytes().all(|b| b.is_ascii_digit());
+        (digits && (text == "0" || !text.starts_with('0'))).then(|| Self(text.into()))
+    }
+
+    /// From a machine integer.
+    pub fn from_u64(value: u64) -> Self {
+        Self(value.to_string().into())
+    }
+
+    /// The position past every record of a shard: the shard was read to its end and all of it is committed.
+    pub fn shard_end() -> Self {
+        Self("9".repeat(Self::DIGITS_MAX).into())
+    }
+
+    /// Whether this is [`Self::shard_end`].
+    pub fn is_shard_end(&self) -> bool {
+        self.0.len() == Self::DIGITS_MAX && self.0.bytes().all(|b| b == b'9')
+    }
+
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Ord for SequenceNumber {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.len().cmp(&other.0.len()).then_with(|| self.0.cmp(&other.0))
+    }
+}
+
+impl PartialOrd for SequenceNumber {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for SequenceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A shard of a stream, under names that are safe inside a file name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardKey {
+    stream: Arc<str>,
+    shard: Arc<str>,
+}
+
+impl ShardKey {
+    /// Both names hold only `[a-zA-Z0-9_.-]`, 1 to 128 of them, and the shard no `.`; `None` otherwise.
+    pub fn new(stream: &str, shard: &str) -> Option<Self> {
+        let plain = |s: &str| {
+            (1..=128).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        };
+        (plain(stream) && plain(shard) && !shard.contains('.'))
+            .then(|| Self { stream: stream.into(), shard: shard.into() })
+    }
+
+    /// Name of the stream; `file` for files.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// Id of the shard inside its stream.
+    pub fn shard(&self) -> &str {
+        &self.shard
+    }
+}
+
+impl fmt::Display for ShardKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.stream, self.shard)
+    }
+}
+
+/// One record as it was delivered.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Unique inside its shard.
+    pub sequence_number: SequenceNumber,
+    /// When the stream took it, in microseconds since the epoch.
+    pub arrived_at: i64,
+    /// The payload, untouched.
+    pub bytes: Bytes,
+    /// Why the payload is not whole (a line too long to hold); such a record goes to the quarantine.
+    pub cut: Option<String>,
+}
+
+/// Consecutive records of one shard.
+#[derive(Debug)]
+pub struct Chunk {
+    /// The shard they come from.
+    pub shard: ShardKey,
+    /// The records, in the order of their sequence numbers.
+    pub records: Vec<Record>,
+    /// What the shard's checkpoint becomes once all of them are committed.
+    pub position: SequenceNumber,
+}
+
+impl Chunk {
+    /// Bytes of payload.
+    pub fn bytes(&self) -> usize {
+        self.records.iter().map(|r| r.bytes.len()).sum()
+    }
+}
+
+/// What a source hands over.
+#[derive(Debug)]
+pub enum Delivery {
+    /// Records, with the part of the budget that they take.
+    Chunk(Chunk, Reservation),
+    /// How far behind its stream a shard is.
+    Reached {
+        /// The shard.
+        shard: ShardKey,
+        /// Milliseconds behind the newest record.
+        behind_ms: i64,
+        /// Whether there was nothing left to read.
+        caught_up: bool,
+    },
+    /// Everything of a shard has been delivered; there will never be more.
+    End(ShardKey),
+}
+
+/// Where a source delivers to.
+#[derive(Debug, Clone)]
+pub struct Sink {
+    /// What reading may take; a source reserves before it reads.
+    pub budget: Budget,
+    deliveries: mpsc::Sender<Delivery>,
+}
+
+impl Sink {
+    /// A sink, and the end where deliveries come out.
+    pub fn new(budget: Budget) -> (Self, mpsc::Receiver<Delivery>) {
+        let (deliveries, receiver) = mpsc::channel(8);
+        (Self { budget, deliveries }, receiver)
+    }
+
+    /// Delivers, waiting while the other side is busy.
+    ///
+    /// # Errors
+    /// Nobody listens any more.
+    pub async fn send(&self, delivery: Delivery) -> Result<(), mpsc::error::SendError<Delivery>> {
+        self.deliveries.send(delivery).await
+    }
+
+    /// As [`Sink::send`], for a thread that may block.
+    ///
+    /// # Errors
+    /// Nobody listens any more.
+    pub fn blocking_send(&self, delivery: Delivery) -> Result<(), mpsc::error::SendError<Delivery>> {
+        self.deliveries.blocking_send(delivery)
+    }
+}
+
+/// Where to begin a shard that has no checkpoint yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartAt {
+    /// The oldest record that the stream still holds.
+    TrimHorizon,
+    /// The first record at or after this time, in milliseconds since the epoch.
+    Timestamp(i64),
+}
+
+/// Why a source cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// A file cannot be read.
+    #[error("read {path}")]
+    File {
+        /// The file as the user named it.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The source is not what the option says.
+    #[error("{0}")]
+    Invalid(String),
+    /// Kinesis refused, and trying again would not help.
+    #[error("{action} of stream {stream}: {reason}; {remedy}")]
+    Kinesis {
+        /// The call, as the API names it.
+        action: &'static str,
+        /// The stream.
+        stream: String,
+        /// The service's own words.
+        reason: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequence_numbers_compare_as_integers() {
+        let n = |s| SequenceNumber::parse(s).unwrap();
+        assert!(n("9") < n("10"));
+        assert!(n("49590338271490256608559692538361571095921575989136588898") > n("4"));
+        assert!(n("49590338271490256608559692538361571095921575989136588898") < SequenceNumber::shard_end());
+        for bad in ["", "01", "-1", "1.5", "a", &"9".repeat(73)] {
+            assert_eq!(SequenceNumber::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn shard_keys_are_safe_in_file_names() {
+        assert!(ShardKey::new("s", "../x").is_none());
+        assert!(ShardKey::new("s/t", "x").is_none());
+        assert!(ShardKey::new("s", "a.b").is_none());
+        assert!(ShardKey::new("", "a").is_none());
+        assert_eq!(ShardKey::new("s.1", "a").unwrap().to_string(), "s.1.a");
+    }
+}

@@ -1,0 +1,332 @@
+//! A Kinesis stream: its shards, which of them may be read, and what the service's errors mean.
+//!
+//! # Lineage
+//! Resharding closes a shard and opens children. **Invariant: a child is read only after every parent that is read at
+//! all has been committed to its end**, and from its own beginning. Which shards are read at all follows from the
+//! ledger: those that it knows, and those of which it knows no descendant (a known descendant means that reading began
+//! later than this shard, with `--from latest`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use rand::RngExt;
+use tokio::time::Instant;
+
+use super::{SequenceNumber, ShardKey, SourceError, StartAt};
+use crate::lake::AwsSettings;
+
+pub use super::shard::read;
+
+/// How long the service may refuse before the caller hears of it.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Where a stream is begun that the lake has never seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// The oldest records that the stream still holds.
+    TrimHorizon,
+    /// Only what arrives from now on.
+    Latest,
+    /// The first record at or after this time, in milliseconds since the epoch.
+    Timestamp(i64),
+}
+
+/// A shard as the stream lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub shard: ShardKey,
+    /// The shards that it came from, listed or not.
+    pub parents: Vec<ShardKey>,
+    /// Whether it takes no more records.
+    pub closed: bool,
+}
+
+/// A client and the stream that it reads.
+#[derive(Debug, Clone)]
+pub struct Kinesis {
+    client: Client,
+    stream: String,
+}
+
+impl Kinesis {
+    /// A client for a stream; nothing is sent yet.
+    ///
+    /// # Errors
+    /// The name is no stream name.
+    pub async fn new(aws: &AwsSettings, stream: &str) -> Result<Self, SourceError> {
+        if ShardKey::new(stream, "shard").is_none() {
+            let message = format!("stream name {stream:?} is not 1 to 128 of [a-zA-Z0-9_.-]");
+            return Err(SourceError::Invalid(message));
+        }
+        Ok(Self { client: Client::new(&aws.load().await), stream: stream.to_owned() })
+    }
+
+    /// Name of the stream.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// All shards that the stream still lists.
+    ///
+    /// # Errors
+    /// The service refuses for good, or for longer than ten minutes.
+    pub async fn list_shards(&self) -> Result<Vec<Listed>, SourceError> {
+        let mut found = Vec::new();
+        let mut token: Option<String> = None;
+        let mut retry = Retry::new("ListShards", &self.stream);
+        loop {
+            // The service wants a name or a token, never both.
+            let request = self.client.list_shards();
+            let request = match &token {
+                Some(token) => request.next_token(token),
+                None => request.stream_name(&self.stream),
+            };
+            let page = match request.send().await {
+                Ok(page) => page,
+                Err(error) => {
+                    retry.failed(&error).await?;
+                    continue;
+                }
+            };
+            for shard in page.shards() {
+                let key = |id: &str| {
+                    ShardKey::new(&self.stream, id).ok_or_else(|| {
+                        SourceError::Invalid(format!("stream {} lists a shard with the odd id {id:?}", self.stream))
+                    })
+                };
+                let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
+                let parents = parents.into_iter().flatten().map(key).collect::<Result<_, _>>()?;
+                let closed = shard.sequence_number_range().is_some_and(|r| r.ending_sequence_number().is_some());
+                found.push(Listed { shard: key(shard.shard_id())?, parents, closed });
+            }
+            token = page.next_token().map(str::to_owned);
+            if token.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+/// What the ledger says of a shard, as far as lineage cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The last committed position.
+    pub position: Option<SequenceNumber>,
+    /// Where it was begun.
+    pub from: StartAt,
+}
+
+/// The shards that may be read now, with where to begin those that the ledger does not know.
+pub fn ready(
+    listed: &[Listed],
+    ledger: &BTreeMap<ShardKey, Progress>,
+    from: From,
+    now_ms: i64,
+) -> Vec<(ShardKey, StartAt)> {
+    if ledger.is_empty() && from == From::Latest {
+        let open = listed.iter().filter(|s| !s.closed);
+        return open.map(|s| (s.shard.clone(), StartAt::Timestamp(now_ms))).collect();
+    }
+    let begin = match from {
+        From::TrimHorizon | From::Latest => StartAt::TrimHorizon,
+        From::Timestamp(ms) => StartAt::Timestamp(ms),
+    };
+    let names: BTreeSet<&ShardKey> = listed.iter().map(|s| &s.shard).collect();
+    let skipped = ancestors(listed, ledger);
+    let ended = |shard: &ShardKey| {
+        ledger.get(shard).is_some_and(|p| p.position.as_ref().is_some_and(SequenceNumber::is_shard_end))
+    };
+    let mut found = Vec::new();
+    for shard in listed {
+        if ended(&shard.shard) {
+            continue;
+        }
+        if let Some(progress) = ledger.get(&shard.shard) {
+            found.push((shard.shard.clone(), progress.from));
+            continue;
+        }
+        if skipped.contains(&shard.shard) {
+            continue;
+        }
+        let waits = shard.parents.iter().any(|p| names.contains(p) && !skipped.contains(p) && !ended(p));
+        if waits {
+            continue;
+        }
+        for parent in shard.parents.iter().filter(|p| ledger.contains_key(p) && !names.contains(p) && !ended(p)) {
+            tracing::error!(
+                shard = %shard.shard, parent = %parent,
+                "records of the parent were trimmed by the stream's retention before they were read; its child is \
+                 read from its beginning"
+            );
+        }
+        found.push((shard.shard.clone(), begin));
+    }
+    found
+}
+
+/// Every shard that the ledger does not know, but of which it knows a descendant.
+fn ancestors(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> BTreeSet<ShardKey> {
+    let parents: BTreeMap<&ShardKey, &[ShardKey]> = listed.iter().map(|s| (&s.shard, s.parents.as_slice())).collect();
+    let mut found = BTreeSet::new();
+    let mut todo: Vec<&ShardKey> = ledger.keys().collect();
+    while let Some(shard) = todo.pop() {
+        for parent in parents.get(shard).copied().unwrap_or_default() {
+            if !ledger.contains_key(parent) && found.insert(parent.clone()) {
+                todo.push(parent);
+            }
+        }
+    }
+    found
+}
+
+/// Tries again what may succeed, for a while; says at once what never will.
+#[derive(Debug)]
+pub(super) struct Retry {
+    action: &'static str,
+    stream: String,
+    since: Option<Instant>,
+    pause_ms: u64,
+}
+
+impl Retry {
+    pub(super) fn new(action: &'static str, stream: &str) -> Self {
+        Self { action, stream: stream.to_owned(), since: None, pause_ms: 100 }
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        self.since = None;
+        self.pause_ms = 100;
+    }
+
+    /// Pauses after a failure, or returns it when trying again is of no use.
+    pub(super) async fn failed<E>(&mut self, error: &SdkError<E>) -> Result<(), SourceError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let code = error.code().unwrap_or_default();
+        let remedy = match code {
+            "ResourceNotFoundException" => Some("check the name of the stream, the region and the account"),
+            "AccessDeniedException" | "AccessDenied" => {
+                Some("allow kinesis:ListShards, GetShardIterator and GetRecords for these credentials")
+            }
+            "KMSDisabledException" | "KMSInvalidStateException" | "KMSAccessDeniedException" | "KMSNotFoundException" => {
+                Some("enable the stream's KMS key, and allow kms:Decrypt for these credentials")
+            }
+            "UnrecognizedClientException" | "InvalidSignatureException" | "IncompleteSignature" => {
+                Some("check the credentials, and the clock of this machine")
+            }
+            "InvalidArgumentException" | "ValidationException" => Some("check --from and the name of the stream"),
+            _ if matches!(error, SdkError::ConstructionFailure(_)) => Some("check the region and the credentials"),
+            _ => None,
+        };
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let given_up = remedy.is_none() && since.elapsed() > PATIENCE;
+        if remedy.is_some() || given_up {
+            return Err(SourceError::Kinesis {
+                action: self.action,
+                stream: self.stream.clone(),
+                reason: describe(error),
+                remedy: remedy.unwrap_or("the service failed for ten minutes; run the same command again"),
+            });
+        }
+        tracing::warn!(action = self.action, stream = self.stream, error = %describe(error), "trying again");
+        let pause = rand::rng().random_range(self.pause_ms / 2..=self.pause_ms);
+        self.pause_ms = (self.pause_ms * 2).min(5_000);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        Ok(())
+    }
+}
+
+fn describe<E>(error: &SdkError<E>) -> String
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match (error.code(), error.message()) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code.to_owned(),
+        _ => {
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(error);
+            while let Some(inner) = cause {
+                text = format!("{text}: {inner}");
+                cause = inner.source();
+            }
+            text
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> ShardKey {
+        ShardKey::new("s", name).unwrap()
+    }
+
+    fn listed(spec: &[(&str, &[&str], bool)]) -> Vec<Listed> {
+        let shard = |(name, parents, closed): &(&str, &[&str], bool)| Listed {
+            shard: key(name),
+            parents: parents.iter().map(|p| key(p)).collect(),
+            closed: *closed,
+        };
+        spec.iter().map(shard).collect()
+    }
+
+    fn ledger(spec: &[(&str, &str)]) -> BTreeMap<ShardKey, Progress> {
+        let position = |text: &str| match text {
+            "end" => Some(SequenceNumber::shard_end()),
+            "" => None,
+            digits => SequenceNumber::parse(digits),
+        };
+        let progress = |text| Progress { position: position(text), from: StartAt::TrimHorizon };
+        spec.iter().map(|(name, text)| (key(name), progress(text))).collect()
+    }
+
+    #[track_caller]
+    fn check(shards: &[(&str, &[&str], bool)], known: &[(&str, &str)], from: From, expected: &[&str]) {
+        let found = ready(&listed(shards), &ledger(known), from, 7);
+        let found: Vec<_> = found.iter().map(|(s, _)| s.shard().to_owned()).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn children_wait_for_parents() {
+        // a splits into b and c; c and d merge into e.
+        let shards: &[(&str, &[&str], bool)] =
+            &[("a", &[], true), ("d", &[], true), ("b", &["a"], false), ("c", &["a"], true), ("e", &["c", "d"], false)];
+        let from = From::TrimHorizon;
+        check(shards, &[], from, &["a", "d"]);
+        check(shards, &[("a", "5"), ("d", "")], from, &["a", "d"]);
+        check(shards, &[("a", "end"), ("d", "7")], from, &["d", "b", "c"]);
+        check(shards, &[("a", "5"), ("d", "end")], from, &["a"]);
+        check(shards, &[("a", "end"), ("d", "end"), ("b", ""), ("c", "9")], from, &["b", "c"]);
+        check(shards, &[("a", "end"), ("d", "end"), ("b", "1"), ("c", "end")], from, &["b", "e"]);
+    }
+
+    #[test]
+    fn latest_reads_no_ancestor_ever_and_every_descendant() {
+        let shards: &[(&str, &[&str], bool)] = &[("a", &[], true), ("b", &["a"], false), ("c", &["a"], false)];
+        check(shards, &[], From::Latest, &["b", "c"]);
+        check(shards, &[("b", ""), ("c", "3")], From::Latest, &["b", "c"]);
+        let split: &[(&str, &[&str], bool)] =
+            &[("a", &[], true), ("b", &["a"], true), ("c", &["a"], false), ("d", &["b"], false)];
+        check(split, &[("b", "end"), ("c", "3")], From::Latest, &["c", "d"]);
+        let started = ready(&listed(shards), &ledger(&[]), From::Latest, 7);
+        assert!(started.iter().all(|(_, at)| *at == StartAt::Timestamp(7)));
+    }
+
+    #[test]
+    fn a_lineage_that_aged_out_is_taken_up_at_what_is_left() {
+        // The ledger knows only a, which the stream no longer lists; nor does it list a's child b.
+        check(&[("c", &["b"], true), ("d", &["c"], false)], &[("a", "5")], From::TrimHorizon, &["c"]);
+        check(&[("b", &["a"], false)], &[("a", "5")], From::TrimHorizon, &["b"]);
+    }
+}
