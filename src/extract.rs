@@ -189,10 +189,11 @@ impl Run<'_> {
         let fail = |source| LakeError::Parquet { action: "encode", path: path.clone(), source };
         let bytes = encode_batches(self.schema.clone(), &batches).map_err(fail)?;
         let size = bytes.len();
-        self.table
-            .put_new(&path, bytes.clone())
-            .await
-            .map_err(|source| LakeError::Storage { action: "write", path: path.clone(), source })?;
+        self.table.put_new(&path, bytes.clone()).await.map_err(|source| LakeError::Storage {
+            action: "write",
+            path: path.clone(),
+            source,
+        })?;
         let values = [("extract_date", date.clone()), ("pool", self.pool.clone())];
         let now_ms = Utc::now().timestamp_millis();
         self.files.push(add(path, &values, size, now_ms, row_count_statistics(rows)));

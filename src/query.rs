@@ -89,9 +89,8 @@ impl Engine {
     /// # Errors
     /// There is no lake, or it cannot be read.
     pub async fn open(lake: &Store, limits: &Limits, as_of: Option<NaiveDate>) -> Result<Self, QueryError> {
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(FairSpillPool::new(limits.memory_bytes)))
-            .build_arc()?;
+        let runtime =
+            RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(limits.memory_bytes))).build_arc()?;
         let mut config = SessionConfig::new()
             .with_information_schema(true)
             .with_target_partitions(limits.threads)

@@ -8,7 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray,
+    Array, ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray, StringBuilder,
+    TimestampMicrosecondArray,
 };
 use arrow::datatypes::Int32Type;
 use arrow::error::ArrowError;
@@ -307,9 +308,11 @@ impl Sorted {
             by_row(|r| r.extra),
         ];
         let fields = Table::SyncRecords.file_schema();
-        let fields = fields.fields().iter().zip(&columns).map(|(f, c)| {
-            Arc::new(f.as_ref().clone().with_data_type(c.data_type().clone()))
-        });
+        let fields = fields
+            .fields()
+            .iter()
+            .zip(&columns)
+            .map(|(f, c)| Arc::new(f.as_ref().clone().with_data_type(c.data_type().clone())));
         RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields.collect::<Vec<_>>())), columns)
     }
 
@@ -425,7 +428,10 @@ mod tests {
         let seq = SequenceNumber::parse("42").unwrap();
         let meta = Meta { sequence_number: &seq, sub_sequence: None, arrived_at: 7 };
         let mut first = Partition::default();
-        let json = event("b", r#"[{"key":"k","value":"1","syncCount":1,"op":"replace"},{"key":"a","value":"","op":"replace"}]"#);
+        let json = event(
+            "b",
+            r#"[{"key":"k","value":"1","syncCount":1,"op":"replace"},{"key":"a","value":"","op":"replace"}]"#,
+        );
         first.push(&meta, &decode(json.as_bytes()).unwrap(), |_| true);
         let mut second = Partition::default();
         let json = event("a", r#"[{"key":"z","op":"remove"}]"#);

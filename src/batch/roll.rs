@@ -138,9 +138,9 @@ mod tests {
         for (day, value) in [(1, 10), (2, 50_000), (3, 100), (4, 20_000)] {
             assert!(batches.add(key(day), rows(value)).is_none());
         }
-        let days: Vec<_> = batches.take_largest(30_000).into_iter().map(|(key, _)| key.event_date).collect();
+        let days: Vec<_> = batches.take_largest(60_000).into_iter().map(|(key, _)| key.event_date).collect();
         assert_eq!(days, [key(2).event_date]);
-        assert!(batches.bytes() <= 30_000);
+        assert!(batches.bytes() <= 60_000);
         assert_eq!(batches.take_all().len(), 3);
         assert_eq!((batches.bytes(), batches.is_empty()), (0, true));
     }

@@ -18,7 +18,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Read-only SQL over a lake.
 #[derive(Debug, Parser)]
-#[command(name = "synclake-query", version, max_term_width = 110, after_help = "\
+#[command(
+    name = "synclake-query",
+    version,
+    max_term_width = 110,
+    after_help = "\
 Examples:
   synclake-query --lake lake                                     a shell; \\? for help
   synclake-query --lake lake -c '\\d'                             tables and views
@@ -27,13 +31,14 @@ Examples:
   echo 'select count(*) from changes' | synclake-query --lake lake --format json
 
 Without -c, -f or a terminal, SQL is read from standard input. Everything is read-only.
-Exit codes: 0 done, 1 failed, 2 usage.")]
+Exit codes: 0 done, 1 failed, 2 usage."
+)]
 struct Cli {
     /// s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     lake: Option<String>,
     /// Run this SQL and leave; may be given more than once.
-    #[arg(short, long = "command", value_name = "SQL")]
+    #[arg(short, long = "command", value_name = "SQL", allow_hyphen_values = true)]
     command: Vec<String>,
     /// Run this file and leave; may be given more than once.
     #[arg(short, long, value_name = "FILE")]
@@ -113,8 +118,7 @@ async fn run(cli: Cli) -> Result<()> {
     if interactive && cli.output.is_some() {
         return Err(Unusable("-o needs -c, -f or SQL on standard input".to_owned()).into());
     }
-    let mut settings =
-        Settings { format, raw: cli.raw, output: cli.output, timing: cli.timing, quiet: cli.quiet };
+    let mut settings = Settings { format, raw: cli.raw, output: cli.output, timing: cli.timing, quiet: cli.quiet };
     let mut limits = Limits::default();
     if let Some(bytes) = cli.memory {
         limits.memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);

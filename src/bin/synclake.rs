@@ -22,7 +22,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Amazon Cognito Sync streams into a Parquet lake, each record exactly once.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, max_term_width = 110, after_help = "\
+#[command(
+    version,
+    propagate_version = true,
+    max_term_width = 110,
+    after_help = "\
 Examples:
   synclake simulate --events 10000 --out events.ndjson      make up a stream
   synclake ingest --source file:events.ndjson --lake lake   read it into a lake
@@ -31,7 +35,8 @@ Examples:
   synclake-query --lake lake -c 'select * from current_state limit 5'
 
 Settings come from flags, then SYNCLAKE_… variables, then a TOML file (--config, or ./synclake.toml).
-Exit codes: 0 done, 1 failed, 2 usage.")]
+Exit codes: 0 done, 1 failed, 2 usage."
+)]
 struct Cli {
     /// Settings file.
     #[arg(long, global = true, env = "SYNCLAKE_CONFIG", value_name = "FILE")]

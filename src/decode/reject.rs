@@ -146,7 +146,10 @@ mod tests {
     #[test]
     fn payloads_keep_all_but_the_secret() {
         for (text, clean) in [
-            (r#"{"kinesisSyncRecordsURL" : "https://b/k?a=SECRET"}"#, r#"{"kinesisSyncRecordsURL" : "https://b/k?REDACTED"}"#),
+            (
+                r#"{"kinesisSyncRecordsURL" : "https://b/k?a=SECRET"}"#,
+                r#"{"kinesisSyncRecordsURL" : "https://b/k?REDACTED"}"#,
+            ),
             (r#"{"value":"https://b/k?page=1"}"#, r#"{"value":"https://b/k?page=1"}"#),
             (r#"torn https://b/k?X-Amz-Signature=SECRET&b=1"#, r#"torn https://b/k?REDACTED&b=1"#),
         ] {

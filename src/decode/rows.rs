@@ -130,8 +130,10 @@ fn check(wire: WireEvent<'_>) -> Result<Event<'_>, Reject> {
     if wire.operation.as_deref().is_some_and(|op| op != REPLACE && op != REMOVE) {
         flags.push("unknown_operation");
     }
-    let unknown_type =
-        wire.payload_type.as_deref().is_some_and(|t| !t.eq_ignore_ascii_case("inline") && !t.eq_ignore_ascii_case("s3url"));
+    let unknown_type = wire
+        .payload_type
+        .as_deref()
+        .is_some_and(|t| !t.eq_ignore_ascii_case("inline") && !t.eq_ignore_ascii_case("s3url"));
     if unknown_type {
         flags.push("unknown_payload_type");
     }
@@ -140,15 +142,16 @@ fn check(wire: WireEvent<'_>) -> Result<Event<'_>, Reject> {
         vec![row(0, WireRecord { op: shared.operation.clone(), ..Default::default() }, None, &shared)?]
     } else {
         let numbered = (0..).zip(records);
-        numbered.map(|(index, mut record)| {
-            let key = record.key.take().ok_or_else(|| missing(&format!("kinesisSyncRecords[{index}].key")))?;
-            if key.is_empty() {
-                let detail = format!("kinesisSyncRecords[{index}].key has 0 characters");
-                return Err(Reject::new(Reason::InvalidField, detail));
-            }
-            row(index, record, Some(key), &shared)
-        })
-        .collect::<Result<Vec<_>, _>>()?
+        numbered
+            .map(|(index, mut record)| {
+                let key = record.key.take().ok_or_else(|| missing(&format!("kinesisSyncRecords[{index}].key")))?;
+                if key.is_empty() {
+                    let detail = format!("kinesisSyncRecords[{index}].key has 0 characters");
+                    return Err(Reject::new(Reason::InvalidField, detail));
+                }
+                row(index, record, Some(key), &shared)
+            })
+            .collect::<Result<Vec<_>, _>>()?
     };
     Ok(Event {
         identity_pool_id,
@@ -295,5 +298,5 @@ fn server_date(field: &str, ms: i64) -> Result<i64, Reject> {
 
 fn device_date(raw: &str) -> Option<i64> {
     let ms: i64 = raw.parse().ok()?;
-    (MS_MIN..=MS_MAX).contains(&ms).then_some(ms * 1_000)
+    (MS_MIN..=MS_MAX).contains(&ms).then(|| ms * 1_000)
 }

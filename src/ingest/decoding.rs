@@ -85,8 +85,7 @@ struct Partitions {
 
 impl Partitions {
     fn push(&mut self, record: &Record, event: &Event<'_>) {
-        let meta =
-            Meta { sequence_number: &record.sequence_number, sub_sequence: None, arrived_at: record.arrived_at };
+        let meta = Meta { sequence_number: &record.sequence_number, sub_sequence: None, arrived_at: record.arrived_at };
         let mut dates: Vec<NaiveDate> = event.rows.iter().map(|row| row.event_date()).collect();
         dates.sort_unstable();
         dates.dedup();

@@ -128,7 +128,10 @@ impl Writer {
     ///
     /// # Errors
     /// The lake cannot be read or written.
-    pub async fn acquire(&mut self, shards: &[(ShardKey, StartAt)]) -> Result<Vec<(ShardKey, ShardState)>, IngestError> {
+    pub async fn acquire(
+        &mut self,
+        shards: &[(ShardKey, StartAt)],
+    ) -> Result<Vec<(ShardKey, ShardState)>, IngestError> {
         let mut quarantine = self.quarantine.fence(shards, self.token).await?;
         let fenced = self.ledger.fence(shards, self.token).await?;
         let fences = fenced.iter().map(|(shard, state)| (shard.clone(), state.number)).collect();
@@ -182,7 +185,8 @@ impl Writer {
         self.rejected_bytes += decoded.rejected.iter().map(rejected_bytes).sum::<usize>();
         held.rejected.extend(decoded.rejected);
         self.batches.note(decoded.record_bytes, now);
-        let full: Vec<_> = decoded.partitions.into_iter().filter_map(|(key, rows)| self.batches.add(key, rows)).collect();
+        let full: Vec<_> =
+            decoded.partitions.into_iter().filter_map(|(key, rows)| self.batches.add(key, rows)).collect();
         self.write(full).await?;
         self.counters.buffered(self.buffered());
         if self.buffered() >= self.limits.mark_bytes {
@@ -301,8 +305,11 @@ impl Writer {
                 for (index, (date, rows)) in (0..).zip(by_arrival(&held.rejected)) {
                     let name = PartName::new(shard, self.token, next.number, index);
                     let path = format!("arrived_date={date}/{name}");
-                    let bytes = encode_rejected(shard, &rows)
-                        .map_err(|source| LakeError::Parquet { action: "encode", path: path.clone(), source })?;
+                    let bytes = encode_rejected(shard, &rows).map_err(|source| LakeError::Parquet {
+                        action: "encode",
+                        path: path.clone(),
+                        source,
+                    })?;
                     let size = bytes.len();
                     put_file(&store, &path, bytes).await?;
                     let now_ms = chrono::Utc::now().timestamp_millis();
@@ -408,10 +415,8 @@ async fn put_file(store: &Store, path: &str, bytes: Bytes) -> Result<(), IngestE
             Ok(()) | Err(object_store::Error::AlreadyExists { .. }) => return Ok(()),
             Err(error) => error,
         };
-        let hopeless = matches!(
-            error,
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }
-        );
+        let hopeless =
+            matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. });
         if hopeless || store.is_local() || began.elapsed() > PUT_PATIENCE {
             let path = format!("{}{path}", store.url());
             return Err(LakeError::Storage { action: "write", path, source: error }.into());

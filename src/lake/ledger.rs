@@ -236,7 +236,8 @@ impl Ledger {
         let ids = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next));
         actions.extend(ids.map(|(id, version)| Action::Txn(Transaction::new(id, version))));
         let partition_by = self.table.partition_columns().iter().map(|c| (*c).to_owned()).collect();
-        let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None };
+        let operation =
+            DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None };
         CommitData::new(actions, operation, Default::default(), Vec::new())
             .get_bytes()
             .map_err(|e| LakeError::delta("encode commit of", &self.store, e.into()))
@@ -253,10 +254,8 @@ fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
         StartAt::TrimHorizon => 0,
         StartAt::Timestamp(ms) => ms.max(1),
     };
-    let mut ids = vec![
-        (format!("{id}/owner"), i64::try_from(state.owner).unwrap_or(i64::MAX)),
-        (format!("{id}/from"), from),
-    ];
+    let mut ids =
+        vec![(format!("{id}/owner"), i64::try_from(state.owner).unwrap_or(i64::MAX)), (format!("{id}/from"), from)];
     if let Some(position) = &state.position {
         let digits = format!("{:0>width$}", position.as_str(), width = LIMB_DIGITS * 4);
         ids.extend((0..4).map(|limb| {

@@ -105,8 +105,11 @@ async fn read_checkpoint(table: &Store, version: u64, ids: &mut HashMap<String, 
     // Names sort by version, so this reads one page of names.
     let before = version.checked_sub(1).map(|v| format!("_delta_log/{v:020}.zzz"));
     let listed = table.list_after("_delta_log", before.as_deref()).await?;
-    let parts: Vec<_> =
-        listed.into_iter().map(|(path, _)| path).filter(|p| p.starts_with(&prefix) && p.ends_with(".parquet")).collect();
+    let parts: Vec<_> = listed
+        .into_iter()
+        .map(|(path, _)| path)
+        .filter(|p| p.starts_with(&prefix) && p.ends_with(".parquet"))
+        .collect();
     if parts.is_empty() {
         let path = format!("{}{prefix}parquet", table.url());
         return Err(LakeError::Log { path, reason: "_last_checkpoint names it and it is not there".to_owned() });
@@ -125,7 +128,8 @@ async fn read_checkpoint(table: &Store, version: u64, ids: &mut HashMap<String, 
             let app_id = arrow::compute::cast(app_id, &arrow::datatypes::DataType::Utf8).map_err(|e| fail(e.into()))?;
             let app_id = app_id.as_string::<i32>();
             let Some(version) = version.as_primitive_opt::<Int64Type>() else { continue };
-            for row in (0..txn.len()).filter(|&row| txn.is_valid(row) && app_id.is_valid(row) && version.is_valid(row)) {
+            for row in (0..txn.len()).filter(|&row| txn.is_valid(row) && app_id.is_valid(row) && version.is_valid(row))
+            {
                 ids.insert(app_id.value(row).to_owned(), version.value(row));
             }
         }

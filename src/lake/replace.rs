@@ -20,13 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// The store failed or others won for two minutes; then nothing is replaced, or all of it.
-pub async fn replace(
-    lake: &Store,
-    table: Table,
-    column: &str,
-    value: &str,
-    files: Vec<Add>,
-) -> Result<u64, LakeError> {
+pub async fn replace(lake: &Store, table: Table, column: &str, value: &str, files: Vec<Add>) -> Result<u64, LakeError> {
     let store = table.store(lake);
     let fail = |source| LakeError::delta("read", &store, source);
     let began = Instant::now();
@@ -37,9 +31,9 @@ pub async fn replace(
         let log_store = loaded.log_store();
         let views: Vec<_> =
             snapshot.snapshot().file_views(log_store.as_ref(), None).try_collect().await.map_err(fail)?;
-        let old = views.iter().filter(|v| {
-            v.partition_values_map().get(column).is_some_and(|found| found.as_deref() == Some(value))
-        });
+        let old = views
+            .iter()
+            .filter(|v| v.partition_values_map().get(column).is_some_and(|found| found.as_deref() == Some(value)));
         let mut actions: Vec<Action> = old.map(|v| Action::Remove(v.remove_action(true))).collect();
         actions.extend(files.iter().cloned().map(Action::Add));
         let operation = DeltaOperation::Write {

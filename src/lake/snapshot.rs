@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use deltalake::DeltaTable;
+use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
 
@@ -38,7 +38,11 @@ pub async fn load(table: &Store, version: Option<u64>) -> Result<Option<DeltaTab
         Some(version) => loaded.load_version(version).await,
         None => loaded.load().await,
     };
-    result.map_err(|source| LakeError::delta("load", table, source))?;
+    if let Err(source) = result {
+        // Our own reading of the log names the object that is at fault; deltalake's error does not.
+        super::log::read_transactions(table).await?;
+        return Err(LakeError::delta("load", table, source));
+    }
     Ok(Some(loaded))
 }
 

@@ -65,7 +65,7 @@ impl std::str::FromStr for Location {
             if bucket.is_empty() {
                 return Err(format!("{text:?} names no bucket; write s3://bucket/prefix"));
             }
-            let prefix = prefix.trim_matches('/').to_owned();
+            let prefix = prefix.trim_end_matches('/').to_owned();
             if prefix.split('/').any(|part| part == "." || part == ".." || (part.is_empty() && !prefix.is_empty())) {
                 return Err(format!("{text:?} has an empty, `.` or `..` part; write s3://bucket/prefix"));
             }
@@ -89,8 +89,11 @@ impl Store {
     /// The folder cannot be made, or the S3 client cannot be built.
     pub async fn create(location: &Location, aws: &AwsSettings) -> Result<Self, LakeError> {
         if let Location::Folder(folder) = location {
-            std::fs::create_dir_all(folder)
-                .map_err(|source| LakeError::Folder { action: "create folder", path: folder.clone(), source })?;
+            std::fs::create_dir_all(folder).map_err(|source| LakeError::Folder {
+                action: "create folder",
+                path: folder.clone(),
+                source,
+            })?;
         }
         Self::open(location, aws).await
     }
@@ -315,18 +318,18 @@ impl AwsSettings {
             .with_bucket_name(bucket)
             .with_region(region)
             .with_credentials(Arc::new(Credentials { provider, last: tokio::sync::Mutex::new(None) }));
-        let endpoint = self
-            .endpoint_url
-            .clone()
-            .or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|v| !v.is_empty()))
-            .or_else(|| config.endpoint_url().map(str::to_owned));
+        // The more special setting wins, so that one flag for Kinesis does not redirect S3.
+        let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|v| !v.is_empty());
+        let endpoint = endpoint.or_else(|| config.endpoint_url().map(str::to_owned));
         builder = match endpoint {
             Some(endpoint) => builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint),
             None => builder.with_virtual_hosted_style_request(true),
         };
-        let store = builder
-            .build()
-            .map_err(|source| LakeError::Storage { action: "open bucket", path: format!("s3://{bucket}"), source })?;
+        let store = builder.build().map_err(|source| LakeError::Storage {
+            action: "open bucket",
+            path: format!("s3://{bucket}"),
+            source,
+        })?;
         Ok(Arc::new(store))
     }
 }

@@ -61,4 +61,3 @@ impl ScalarUDFImpl for Capped {
         self.inner.invoke_with_args(args)
     }
 }
-

@@ -13,6 +13,9 @@ pub const DEPTH_MAX: usize = 200;
 /// operators is a deep tree).
 pub const TOKENS_MAX: usize = 6_000;
 
+/// How a statement that only reads begins.
+const READING: [&str; 8] = ["select", "with", "values", "table", "explain", "show", "describe", "from"];
+
 /// Checks one statement.
 ///
 /// # Errors
@@ -38,9 +41,21 @@ pub fn check(statement: &str) -> Result<(), QueryError> {
     if tokens.iter().all(|t| matches!(t, Token::Whitespace(_) | Token::SemiColon)) {
         return refuse("the SQL text is empty".to_owned());
     }
+    let first = tokens.iter().find(|t| !matches!(t, Token::Whitespace(_)));
+    let reads = match first {
+        Some(Token::Word(word)) => READING.contains(&word.value.to_ascii_lowercase().as_str()),
+        first => matches!(first, Some(Token::LParen)),
+    };
+    if !reads {
+        let first = first.map(ToString::to_string).unwrap_or_default();
+        let words = READING.join(", ");
+        return refuse(format!("{first} is not possible: the lake is read-only here. A statement begins with {words}"));
+    }
     let count = tokens.iter().filter(counted).count();
     if count > TOKENS_MAX {
-        return refuse(format!("statement of {count} words and operators is too deep to plan; the limit is {TOKENS_MAX}"));
+        return refuse(format!(
+            "statement of {count} words and operators is too deep to plan; the limit is {TOKENS_MAX}"
+        ));
     }
     Ok(())
 }
@@ -94,7 +109,10 @@ mod tests {
     #[test]
     fn statements_end_at_semicolons_outside_literals() {
         let split = |text| split(text).unwrap();
-        assert_eq!(split("select 1; select ';' -- a;b\n;\n\nselect \"ü;\" ;;"), ["select 1", "select ';' -- a;b", "select \"ü;\""]);
+        assert_eq!(
+            split("select 1; select ';' -- a;b\n;\n\nselect \"ü;\" ;;"),
+            ["select 1", "select ';' -- a;b", "select \"ü;\""]
+        );
         assert_eq!(split("-- only a comment"), [""; 0]);
         assert_eq!(split("select /* ; */ 'é;ü'; select 2"), ["select /* ; */ 'é;ü'", "select 2"]);
     }

@@ -44,12 +44,14 @@ pub struct Printer<W: Write + Send> {
     state: State,
 }
 
+type JsonEncoder = Box<dyn FnMut(&mut Vec<u8>, &RecordBatch) -> Result<(), ArrowError> + Send>;
+
 enum State {
     Text,
     /// Cells of the sample, before the widths are known.
     Sampling(Vec<Vec<String>>),
     Ruled(Vec<usize>),
-    Json(Box<dyn FnMut(&mut Vec<u8>, &RecordBatch) -> Result<(), ArrowError> + Send>),
+    Json(JsonEncoder),
     Parquet(Box<parquet::arrow::ArrowWriter<Vec<u8>>>),
 }
 
@@ -265,9 +267,7 @@ fn csv_cell(cell: Option<&str>) -> String {
 fn tsv_cell(cell: Option<&str>) -> String {
     match cell {
         None => "\\N".to_owned(),
-        Some(text) => {
-            text.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r")
-        }
+        Some(text) => text.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r"),
     }
 }
 
@@ -282,7 +282,8 @@ fn shown(cell: Option<String>, raw: bool) -> String {
 
 /// Controls C0 and C1, DEL, and what turns the direction of text.
 fn steers(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
 }
 
 #[cfg(test)]

@@ -261,7 +261,8 @@ pub async fn repl(lake: &Store, limits: &Limits, mut settings: Settings) -> Resu
 
 fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let folder = state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?.join("synclake");
+    let folder =
+        state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?.join("synclake");
     std::fs::create_dir_all(&folder).ok()?;
     Some(folder.join("history"))
 }

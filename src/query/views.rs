@@ -7,7 +7,11 @@ use datafusion::prelude::SessionContext;
 pub const VIEWS: [(&str, &str, &str); 6] = [
     ("changes", include_str!("../../sql/views/changes.sql"), "every change once, with the number of its copies"),
     ("current_state", include_str!("../../sql/views/current_state.sql"), "the live keys, each with its latest value"),
-    ("dataset_state", include_str!("../../sql/views/dataset_state.sql"), "per dataset: live keys, last change, removed"),
+    (
+        "dataset_state",
+        include_str!("../../sql/views/dataset_state.sql"),
+        "per dataset: live keys, last change, removed",
+    ),
     ("daily_changes", include_str!("../../sql/views/daily_changes.sql"), "the net change of each key on each day"),
     ("daily_extract", include_str!("../../sql/views/daily_extract.sql"), "what `synclake extract` wrote, by day"),
     ("cognito_raw_data", include_str!("../../sql/views/cognito_raw_data.sql"), "the predecessor's table and names"),

@@ -6,12 +6,44 @@ use rand_chacha::ChaCha8Rng;
 pub const DATASETS: [&str; 8] =
     ["profile", "settings", "game.progress", "inventory", "friends", "bookmarks", "drafts", "achievements:v2"];
 const KEYS: [&str; 16] = [
-    "level", "score", "theme", "volume", "lang", "nickname", "avatar", "last_seen", "tutorial.done", "coins", "имя", "キー",
-    "clé", "cle\u{301}", "a b", "slot",
+    "level",
+    "score",
+    "theme",
+    "volume",
+    "lang",
+    "nickname",
+    "avatar",
+    "last_seen",
+    "tutorial.done",
+    "coins",
+    "имя",
+    "キー",
+    "clé",
+    "cle\u{301}",
+    "a b",
+    "slot",
 ];
 const WORDS: [&str; 20] = [
-    "dark", "light", "on", "off", "north", "river", "granite", "café", "Zürich", "東京", "🚀", "نعم", "line\nbreak",
-    "tab\there", "\"quoted\"", "back\\slash", "comma,separated", "=1+1", "semi;colon", "naïve",
+    "dark",
+    "light",
+    "on",
+    "off",
+    "north",
+    "river",
+    "granite",
+    "café",
+    "Zürich",
+    "東京",
+    "🚀",
+    "نعم",
+    "line\nbreak",
+    "tab\there",
+    "\"quoted\"",
+    "back\\slash",
+    "comma,separated",
+    "=1+1",
+    "semi;colon",
+    "naïve",
 ];
 
 /// A number from 0 below `n`, small ones far more often.

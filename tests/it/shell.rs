@@ -1,0 +1,111 @@
+//! What the programs print, to the letter.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::harness::{ingest_file, ok, query, synclake, text};
+
+fn fixture(folder: &std::path::Path) -> std::path::PathBuf {
+    let lake = folder.join("lake");
+    ingest_file(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden.ndjson").as_ref(), &lake);
+    lake
+}
+
+#[test]
+fn help_teaches_by_example() {
+    for (name, mut command) in [
+        ("synclake", synclake()),
+        ("ingest", {
+            let mut c = synclake();
+            c.arg("ingest");
+            c
+        }),
+        ("extract", {
+            let mut c = synclake();
+            c.arg("extract");
+            c
+        }),
+        ("simulate", {
+            let mut c = synclake();
+            c.arg("simulate");
+            c
+        }),
+        ("query", query()),
+    ] {
+        let help = ok(command.arg("--help").env("COLUMNS", "110"));
+        assert!(help.contains("Examples:"), "{name}");
+        insta::assert_snapshot!(format!("help_{name}"), help);
+    }
+}
+
+#[test]
+fn every_format_of_one_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = fixture(folder.path());
+    let sql = "select dataset_name, key, value, sync_count, last_modified_date from current_state \
+               where identity_id = 'us-east-1:0001' order by 1, 2";
+    for format in ["table", "csv", "tsv", "json", "ndjson", "markdown", "vertical"] {
+        let out = ok(query().arg("--lake").arg(&lake).args(["--format", format, "-c", sql]));
+        insta::assert_snapshot!(format!("format_{format}"), out);
+    }
+    let file = folder.path().join("out.parquet");
+    ok(query().arg("--lake").arg(&lake).args(["--format", "parquet", "-c", sql, "-o"]).arg(&file));
+    let bytes = std::fs::read(&file).unwrap();
+    assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
+    // The same without a file, through a pipe.
+    let piped = query().arg("--lake").arg(&lake).args(["--format", "parquet", "-c", sql]).output().unwrap().stdout;
+    assert!(piped.starts_with(b"PAR1") && piped.ends_with(b"PAR1"));
+}
+
+#[test]
+fn commands_files_and_standard_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = fixture(folder.path());
+    insta::assert_snapshot!("relations", ok(query().arg("--lake").arg(&lake).args(["-c", "\\d"])));
+    insta::assert_snapshot!("columns", ok(query().arg("--lake").arg(&lake).args(["-c", "\\d current_state"])));
+    insta::assert_snapshot!("backslash_help", ok(query().arg("--lake").arg(&lake).args(["-c", "\\?"])));
+    let file = folder.path().join("a.sql");
+    std::fs::write(&file, "select 1 as a; -- one\nselect 'x;y' as b;\n").unwrap();
+    let both = ok(query().arg("--lake").arg(&lake).args(["--format", "csv", "-f"]).arg(&file));
+    assert_eq!(both, "a\n1\nb\nx;y\n");
+    let twice =
+        ok(query().arg("--lake").arg(&lake).args(["--format", "csv", "-c", "select 1 as a", "-c", "select 2 as b"]));
+    assert_eq!(twice, "a\n1\nb\n2\n");
+    let mut child = query()
+        .arg("--lake")
+        .arg(&lake)
+        .args(["--format", "csv"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"select 3 as c").unwrap();
+    assert_eq!(text(&child.wait_with_output().unwrap().stdout), "c\n3\n");
+    let timed = query().arg("--lake").arg(&lake).args(["--timing", "-c", "select 1"]).output().unwrap();
+    assert!(text(&timed.stderr).starts_with("1 rows in "));
+    // Stops at the first failure, and what came before was printed.
+    let failed = query()
+        .arg("--lake")
+        .arg(&lake)
+        .args(["--format", "csv", "-c", "select 1 as a; select x; select 2 as b"])
+        .output()
+        .unwrap();
+    assert_eq!((text(&failed.stdout).as_str(), failed.status.code()), ("a\n1\n", Some(1)));
+}
+
+#[test]
+fn settings_come_from_flags_then_environment_then_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = fixture(folder.path());
+    let file = folder.path().join("settings.toml");
+    std::fs::write(&file, format!("lake = {:?}\n", lake.to_str().unwrap())).unwrap();
+    let ask = ["--format", "csv", "-c", "select 1 as a"];
+    assert_eq!(ok(query().arg("--config").arg(&file).args(ask)), "a\n1\n");
+    assert_eq!(ok(query().env("SYNCLAKE_CONFIG", &file).args(ask)), "a\n1\n");
+    let nowhere = folder.path().join("nowhere");
+    let output = query().arg("--config").arg(&file).env("SYNCLAKE_LAKE", &nowhere).args(ask).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "the environment wins over the file");
+    let output =
+        ok(query().arg("--config").arg(&file).env("SYNCLAKE_LAKE", &nowhere).arg("--lake").arg(&lake).args(ask));
+    assert_eq!(output, "a\n1\n", "a flag wins over both");
+}
