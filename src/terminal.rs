@@ -13,7 +13,8 @@ use tracing_subscriber::fmt::MakeWriter;
 /// Logs go to stderr: text on a terminal, JSON otherwise. `SYNCLAKE_LOG` filters, as `RUST_LOG` would.
 pub fn init_logs(default_level: &str) {
     // Libraries log as errors what they also return as errors; we tell it once, where it is handled.
-    let quiet = ["deltalake_core", "delta_kernel", "buoyant_kernel", "buoyant_kernel_engine", "delta_kernel_default_engine"];
+    let quiet =
+        ["deltalake_core", "delta_kernel", "buoyant_kernel", "buoyant_kernel_engine", "delta_kernel_default_engine"];
     let default = quiet.iter().fold(default_level.to_owned(), |filter, name| format!("{filter},{name}=off"));
     let filter = EnvFilter::try_from_env("SYNCLAKE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Redacted).with_target(false);

@@ -178,9 +178,6 @@ impl Ledger {
         loop {
             let lost: Vec<_> = steps.iter().filter(|s| self.state(&s.shard) != s.expected).collect();
             if !lost.is_empty() {
-                if steps.iter().all(|s| self.state(&s.shard).as_ref() == Some(&s.next)) {
-                    return Ok(Outcome::Committed { version: self.known.version, conflicts });
-                }
                 return Ok(Outcome::Fenced(lost.into_iter().map(|s| s.shard.clone()).collect()));
             }
             let version = self.known.version + 1;
@@ -208,7 +205,10 @@ impl Ledger {
             }
             // A lost race needs no pause when the log moved: whoever won has made progress. An error does.
             let before = self.known.version;
-            let read = self.refresh().await;
+            let read = self.read_back(steps).await;
+            if let Ok(Some(version)) = read {
+                return Ok(Outcome::Committed { version, conflicts });
+            }
             if failure.is_some() || read.is_err() || self.known.version == before || conflicts > 3 {
                 backoff.pause().await;
             }
@@ -224,6 +224,19 @@ impl Ledger {
     /// Whether it is time to write a checkpoint of the log, having committed `version`.
     pub fn checkpoint_due(version: u64) -> bool {
         version > 0 && version.is_multiple_of(CHECKPOINT_EVERY)
+    }
+
+    /// Reads forward, and returns the version at which all the steps were taken, if there is one.
+    ///
+    /// Looks after every single commit: a later one may already have moved a shard on, by its next owner.
+    async fn read_back(&mut self, steps: &[Step]) -> Result<Option<u64>, LakeError> {
+        let mut found = None;
+        while log::read_next(&self.store, &mut self.known).await? {
+            if steps.iter().all(|s| self.state(&s.shard).as_ref() == Some(&s.next)) {
+                found = Some(self.known.version);
+            }
+        }
+        Ok(found)
     }
 
     fn apply(&mut self, version: u64, steps: &[Step]) {
@@ -369,6 +382,46 @@ mod tests {
         let stored = ledger.version() + 1;
         ledger.store.put_new(&paths::commit(stored), bytes).await.unwrap();
         let outcome = ledger.commit(Vec::new(), &[step]).await.unwrap();
+        assert_eq!(outcome, Outcome::Committed { version: stored, conflicts: 1 });
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_carries_the_positions_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = lake(folder.path()).await;
+        let key = shard("a");
+        let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        let held = ledger.fence(&[(key.clone(), StartAt::Timestamp(77))], 1).await.unwrap().remove(&key).unwrap();
+        let step = advance(&key, &held, "49590338271490256608559692538361571095921575989136588898");
+        ledger.commit(Vec::new(), std::slice::from_ref(&step)).await.unwrap();
+        crate::lake::snapshot::checkpoint(&ledger.store).await.unwrap();
+        let after = advance(&shard("b"), &held, "1");
+        ledger.commit(Vec::new(), &[Step { expected: None, ..after.clone() }]).await.unwrap();
+        // What the checkpoint covers may be cleaned away by any Delta writer.
+        for version in 0..=2 {
+            ledger.store.delete(&paths::commit(version)).await.unwrap();
+        }
+        let reopened = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        assert_eq!(reopened.version(), 3);
+        assert_eq!(reopened.state(&key), Some(step.next));
+        assert_eq!(reopened.state(&shard("b")), Some(after.next));
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_counts_even_if_a_shard_has_moved_on_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = lake(folder.path()).await;
+        let (a, b) = (shard("a"), shard("b"));
+        let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        let both = [(a.clone(), StartAt::TrimHorizon), (b.clone(), StartAt::TrimHorizon)];
+        let held = ledger.fence(&both, 1).await.unwrap();
+        let steps = [advance(&a, &held[&a], "10"), advance(&b, &held[&b], "20")];
+        let bytes = ledger.encode(Vec::new(), &steps).unwrap();
+        let stored = ledger.version() + 1;
+        ledger.store.put_new(&paths::commit(stored), bytes).await.unwrap();
+        let mut other = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        other.fence(&[(b.clone(), StartAt::TrimHorizon)], 2).await.unwrap();
+        let outcome = ledger.commit(Vec::new(), &steps).await.unwrap();
         assert_eq!(outcome, Outcome::Committed { version: stored, conflicts: 1 });
     }
 

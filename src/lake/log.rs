@@ -76,11 +76,19 @@ pub async fn read_transactions(table: &Store) -> Result<Option<Transactions>, La
 /// # Errors
 /// As [`read_commit`].
 pub async fn read_forward(table: &Store, known: &mut Transactions) -> Result<(), LakeError> {
-    while let Some(actions) = read_commit(table, known.version + 1).await? {
-        let version = known.version + 1;
-        apply(known, version, actions);
-    }
+    while read_next(table, known).await? {}
     Ok(())
+}
+
+/// Moves `known` forward by one commit; `false` when there is none yet.
+///
+/// # Errors
+/// As [`read_commit`].
+pub async fn read_next(table: &Store, known: &mut Transactions) -> Result<bool, LakeError> {
+    let version = known.version + 1;
+    let Some(actions) = read_commit(table, version).await? else { return Ok(false) };
+    apply(known, version, actions);
+    Ok(true)
 }
 
 fn apply(known: &mut Transactions, version: u64, actions: Vec<Action>) {

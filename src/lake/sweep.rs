@@ -21,7 +21,7 @@ pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<us
         .into_iter()
         .map(|(path, _)| path)
         .filter(|path| {
-            let name = path.rsplit('/').next().and_then(PartName::parse);
+            let name = path.rsplit('/').next().and_then(|name| PartName::parse(published_name(name)));
             name.is_some_and(|name| fences.get(&name.shard).is_some_and(|fence| name.number <= *fence))
         })
         .collect();
@@ -37,4 +37,53 @@ pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<us
         swept += 1;
     }
     Ok(swept)
+}
+
+/// The name that a staged file of a local folder (`.<name>.<token>.tmp`) would have got.
+fn published_name(name: &str) -> &str {
+    let staged = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp")).and_then(|n| n.rsplit_once('.'));
+    staged.map_or(name, |(published, _)| published)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lake::ledger::{Ledger, Step};
+    use crate::lake::tables::Table;
+    use crate::lake::{AwsSettings, Location, parquet};
+    use crate::source::{SequenceNumber, StartAt};
+
+    #[tokio::test]
+    async fn only_what_can_never_be_committed_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Store::create(&Location::Folder(folder.path().into()), &AwsSettings::default()).await.unwrap();
+        let table = Table::SyncRecords.store(&lake);
+        let (mine, other) = (ShardKey::new("s", "a").unwrap(), ShardKey::new("s", "b").unwrap());
+        let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        let held = ledger.fence(&[(mine.clone(), StartAt::TrimHorizon)], 7).await.unwrap().remove(&mine).unwrap();
+        let place = |name: &str| format!("pool=p_0/event_date=2026-01-01/{name}");
+        let name = |shard: &ShardKey, number| place(&PartName::new(shard, 7, number, 0).to_string());
+        let (live, dead, next, foreign) = (name(&mine, 2), name(&mine, 1), name(&mine, 4), name(&other, 1));
+        let staged = place(&format!(".{}.0011223344556677.tmp", PartName::new(&mine, 7, 2, 9)));
+        let users = place("part-00000.parquet");
+        for path in [&live, &dead, &next, &foreign, &staged, &users] {
+            table.put_new(path, "x".into()).await.unwrap();
+        }
+        let values = [("pool", "p_0".to_owned()), ("event_date", "2026-01-01".to_owned())];
+        let file = parquet::add(live.clone(), &values, 1, 0, parquet::row_count_statistics(0));
+        let mut next_state = held.clone();
+        next_state.number += 1;
+        next_state.position = SequenceNumber::parse("5");
+        let step = Step { shard: mine.clone(), expected: Some(held), next: next_state };
+        ledger.commit(vec![file], &[step]).await.unwrap();
+        let fence = ledger.fence(&[(mine.clone(), StartAt::TrimHorizon)], 8).await.unwrap()[&mine].number;
+        assert_eq!(fence, 3);
+        assert_eq!(sweep(&table, &BTreeMap::from([(mine, fence)])).await.unwrap(), 2);
+        let left: Vec<_> = table.list("pool=p_0").await.unwrap().into_iter().map(|(path, _)| path).collect();
+        for (path, stays) in
+            [(&live, true), (&dead, false), (&next, true), (&foreign, true), (&staged, false), (&users, true)]
+        {
+            assert_eq!(left.contains(path), stays, "{path}");
+        }
+    }
 }

@@ -38,6 +38,7 @@ fn command_lines() {
         (&["extract", "--lake", &nowhere, "--date", "yesterday"], 1, &["nowhere"]),
         (&["extract", "--lake", here, "--date", "yesterday"], 1, &["is no lake", "synclake ingest"]),
         (&["--config", &nowhere, "extract", "--lake", here, "--date", "yesterday"], 2, &["nowhere"]),
+        (&["ingest", "--source", "file:/etc/hostname", "--lake", "/proc/lake"], 1, &["/proc/lake"]),
         (&["frobnicate"], 2, &["frobnicate"]),
     ];
     for (args, code, parts) in cases {

@@ -243,3 +243,42 @@ fn a_clients_clock_never_costs_a_row() {
         assert_eq!(extra.is_some_and(|e| e.contains(&format!("\"deviceLastModifiedDate\":{raw}"))), kept, "{raw}");
     }
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    /// Valid events, damaged anywhere: an event or a reason, never a panic.
+    #[test]
+    fn damage_never_panics(at in 0..400usize, with in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..6), cut in 0..6usize) {
+        let mut bytes = record(r#""key":"k","value":"é\u0041","syncCount":1,"deviceLastModifiedDate":-5,"op":"replace","x":{}"#).into_bytes();
+        let at = at.min(bytes.len());
+        let end = (at + cut).min(bytes.len());
+        bytes.splice(at..end, with);
+        match decode(&bytes) {
+            Ok(event) => assert!(!event.rows.is_empty()),
+            Err(reject) => assert!(!reject.detail.is_empty()),
+        }
+    }
+
+    /// Field order and escapes change nothing.
+    #[test]
+    fn order_and_escapes_change_nothing(seed in 0..5_040usize, escape in proptest::prelude::any::<bool>()) {
+        let mut fields = vec![
+            r#""identityPoolId":"us-east-1:0a""#.to_owned(), r#""identityId":"us-east-1:0b""#.to_owned(),
+            r#""dataSetName":"d""#.to_owned(), r#""operation":"replace""#.to_owned(), r#""lastModifiedDate":7"#.to_owned(),
+            r#""syncCount":3"#.to_owned(), r#""kinesisSyncRecords":[{"op":"replace","value":"v","key":"k"}]"#.to_owned(),
+        ];
+        let plain = format!("{{{}}}", fields.join(","));
+        let mut left = seed;
+        for n in (1..fields.len()).rev() {
+            fields.swap(n, left % (n + 1));
+            left /= n + 1;
+        }
+        let mut shuffled = format!("{{ {} }}", fields.join(" ,\n"));
+        if escape {
+            shuffled = shuffled.replace("replace", r"\u0072eplace").replace(r#""key""#, r#""\u006bey""#);
+        }
+        let (a, b) = (decode(plain.as_bytes()).unwrap(), decode(shuffled.as_bytes()).unwrap());
+        assert_eq!(a, b);
+    }
+}

@@ -39,7 +39,7 @@ echo "The generator's own model has $((true_live)) live keys, the lake $live."
 [ "$live" -eq "$true_live" ]
 
 say "7. The lake: Parquet in Hive folders, with a Delta log"
-(cd "$demo" && find lake -type d | sort | awk -F/ '{ indent = ""; for (i = 1; i < NF; i++) indent = indent "  "; print indent $NF "/" }' | head -n 24)
+(cd "$demo" && find lake -type d | sort | awk -F/ 'NR <= 24 { indent = ""; for (i = 1; i < NF; i++) indent = indent "  "; print indent $NF "/" }')
 du -sh "$demo/events.ndjson" "$demo/lake" | awk '{ print $1 "\t" $2 }'
 
 say "Next"
