@@ -101,7 +101,7 @@ impl LakeError {
         Self::Storage { action, path, source }
     }
 
-    fn delta(action: &'static str, store: &Store, source: deltalake::DeltaTableError) -> Self {
+    pub(crate) fn delta(action: &'static str, store: &Store, source: deltalake::DeltaTableError) -> Self {
         Self::Delta { action, table: store.url().to_string(), source: Box::new(source) }
     }
 }

@@ -28,6 +28,7 @@ pub mod decode;
 pub mod extract;
 pub mod ingest;
 pub mod lake;
+pub mod maintain;
 pub mod query;
 pub mod simulate;
 pub mod source;

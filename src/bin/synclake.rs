@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use synclake::config::{self, File, Unusable};
 use synclake::ingest::{self, Counters};
 use synclake::lake::{AwsSettings, Location, Store};
+use synclake::maintain::verify;
 use synclake::query::print::Format;
 use synclake::source::files;
 use synclake::source::kinesis::Kinesis;
@@ -56,6 +57,8 @@ enum Command {
     Extract(ExtractArgs),
     /// Make up a realistic stream from a seed.
     Simulate(SimulateArgs),
+    /// Look whether a lake is whole.
+    Verify(VerifyArgs),
 }
 
 /// How AWS is reached. Region, credentials and endpoints otherwise come from where every AWS tool takes them.
@@ -130,6 +133,31 @@ struct ExtractArgs {
     format: FileFormat,
     #[command(flatten)]
     aws: AwsArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake verify --lake lake
+  synclake verify --lake s3://bucket/lake --format json
+
+Exits with 1 when something is wrong. Orphans are no fault: no reader of the table sees them, and the next ingest of
+their shard deletes them.")]
+struct VerifyArgs {
+    /// The lake.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    lake: Option<String>,
+    /// How the report is written.
+    #[arg(long, value_enum, default_value = "human")]
+    format: ReportFormat,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ReportFormat {
+    Human,
+    Json,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -225,6 +253,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Ingest(args) => run_ingest(args, &file).await,
         Command::Extract(args) => run_extract(args, &file).await,
         Command::Simulate(args) => run_simulate(args, &file).await,
+        Command::Verify(args) => run_verify(args, &file).await,
     }
 }
 
@@ -374,6 +403,38 @@ async fn run_extract(args: ExtractArgs, file: &File) -> Result<()> {
         began.elapsed().as_secs_f64()
     ));
     print_line(&serde_json::to_string(&report).context("encode the report")?)
+}
+
+async fn run_verify(args: VerifyArgs, file: &File) -> Result<()> {
+    let lake = location("lake", &required("lake", args.lake, &file.lake)?)?;
+    let lake = Store::open(&lake, &aws_settings(args.aws, file)).await?;
+    let bar = terminal::progress(None, "{spinner} verifying {elapsed}");
+    let report = verify::run(&lake).await;
+    bar.finish_and_clear();
+    let report = report?;
+    if args.format == ReportFormat::Json {
+        print_line(&serde_json::to_string(&report).context("encode the report")?)?;
+    } else {
+        for (name, table) in &report.tables {
+            let (version, files, rows, orphans) = (table.version, table.files, table.rows, table.orphans);
+            print_line(&format!("{name:13} version {version}, {files} files, {rows} rows, {orphans} orphans"))?;
+        }
+        for (name, shard) in &report.shards {
+            let at = if shard.ended {
+                "ended".to_owned()
+            } else {
+                format!("at {}", shard.position.as_deref().unwrap_or("-"))
+            };
+            print_line(&format!("{name}  {} commits ({} checked), {at}", shard.commits, shard.commits_checked))?;
+        }
+        for fault in &report.faults {
+            print_line(&format!("FAULT {fault}"))?;
+        }
+    }
+    match report.faults.len() {
+        0 => Ok(()),
+        faults => anyhow::bail!("{lake} is not whole: {faults} faults, listed on standard output"),
+    }
 }
 
 async fn run_simulate(args: SimulateArgs, file: &File) -> Result<()> {

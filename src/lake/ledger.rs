@@ -280,7 +280,8 @@ fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
     ids
 }
 
-fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState> {
+/// The state of a shard in what was read of a log.
+pub fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState> {
     let id = app_id(shard);
     let get = |suffix: &str| known.ids.get(&format!("{id}{suffix}")).copied();
     let number = get("")?;

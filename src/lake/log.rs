@@ -91,7 +91,8 @@ pub async fn read_next(table: &Store, known: &mut Transactions) -> Result<bool, 
     Ok(true)
 }
 
-fn apply(known: &mut Transactions, version: u64, actions: Vec<Action>) {
+/// Moves `known` forward by one commit whose actions are at hand.
+pub fn apply(known: &mut Transactions, version: u64, actions: Vec<Action>) {
     for action in actions {
         if let Action::Txn(txn) = action {
             known.ids.insert(txn.app_id, txn.version);

@@ -354,6 +354,11 @@ fn join_position(offset: u64, digest: &str) -> SequenceNumber {
     SequenceNumber::parse(digits.trim_start_matches('0')).unwrap_or_else(|| SequenceNumber::from_u64(0))
 }
 
+/// The offset in a position of a file, as the sequence number of the record that ends there.
+pub fn offset_of(position: &SequenceNumber) -> SequenceNumber {
+    SequenceNumber::from_u64(split_position(position).0)
+}
+
 fn split_position(position: &SequenceNumber) -> (u64, String) {
     let text = position.as_str();
     let (offset, digest) = text.split_at(text.len().saturating_sub(DIGEST_DIGITS));

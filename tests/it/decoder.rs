@@ -263,7 +263,7 @@ proptest::proptest! {
     /// Field order and escapes change nothing.
     #[test]
     fn order_and_escapes_change_nothing(seed in 0..5_040usize, escape in proptest::prelude::any::<bool>()) {
-        let mut fields = vec![
+        let mut fields = [
             r#""identityPoolId":"us-east-1:0a""#.to_owned(), r#""identityId":"us-east-1:0b""#.to_owned(),
             r#""dataSetName":"d""#.to_owned(), r#""operation":"replace""#.to_owned(), r#""lastModifiedDate":7"#.to_owned(),
             r#""syncCount":3"#.to_owned(), r#""kinesisSyncRecords":[{"op":"replace","value":"v","key":"k"}]"#.to_owned(),

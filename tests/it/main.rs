@@ -13,4 +13,5 @@ mod readers;
 mod readme;
 mod schemas;
 mod shell;
+mod verify;
 mod views;

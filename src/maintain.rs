@@ -1,0 +1,3 @@
+//! What is done to a lake beside ingest. For now: looking whether it is whole.
+
+pub mod verify;

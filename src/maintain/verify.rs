@@ -1,0 +1,263 @@
+//! Whether the lake keeps its promises, told from the log and the files alone.
+//!
+//! For each shard, over the commits that the log still holds: numbers count up by one, positions never go back, and the
+//! rows of a commit's files lie within `(position before, position after]`. For each table: every listed file is there,
+//! with the rows that the log claims. Files that nobody lists are counted as orphans: no fault, for the next ingest of
+//! that shard sweeps them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arrow::array::{Array, AsArray};
+use deltalake::kernel::{Action, Add};
+use futures::{StreamExt, TryStreamExt};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde::Serialize;
+
+use crate::lake::ledger::{ShardState, decode_state};
+use crate::lake::log::{self, Transactions};
+use crate::lake::paths::{self, PartName};
+use crate::lake::tables::Table;
+use crate::lake::{LakeError, Store, snapshot};
+use crate::source::{SequenceNumber, ShardKey, files};
+
+/// Files that are read at a time.
+const READERS: usize = 8;
+
+/// What was found.
+#[derive(Debug, Default, Serialize, PartialEq, Eq)]
+pub struct Report {
+    /// Every broken promise, one line each; empty when the lake is whole.
+    pub faults: Vec<String>,
+    /// By table.
+    pub tables: BTreeMap<&'static str, TableReport>,
+    /// By shard.
+    pub shards: BTreeMap<String, ShardReport>,
+}
+
+/// What was found in a table.
+#[derive(Debug, Default, Serialize, PartialEq, Eq)]
+pub struct TableReport {
+    /// Newest version.
+    pub version: u64,
+    /// Files that live.
+    pub files: usize,
+    /// Rows in them.
+    pub rows: u64,
+    /// Files of ours that no commit lists.
+    pub orphans: usize,
+}
+
+/// What was found of a shard.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+pub struct ShardReport {
+    /// Its commits so far.
+    pub commits: u64,
+    /// Those of them that the log still holds, and that were checked.
+    pub commits_checked: u64,
+    /// Its position.
+    pub position: Option<String>,
+    /// Whether it was read to its end.
+    pub ended: bool,
+}
+
+/// Checks a lake.
+///
+/// # Errors
+/// It cannot be read. What is wrong with it is in the report.
+pub async fn run(lake: &Store) -> Result<Report, LakeError> {
+    let mut report = Report::default();
+    if Table::SyncRecords.load(lake, None).await?.is_none() {
+        return Err(LakeError::NoLake(lake.to_string()));
+    }
+    for table in Table::ALL {
+        let store = table.store(lake);
+        let Some(loaded) = snapshot::load(&store, None).await? else { continue };
+        let log_store = loaded.log_store();
+        let views = loaded.snapshot().map_err(|e| LakeError::delta("read", &store, e))?.snapshot();
+        let live: Vec<(String, Option<usize>)> = views
+            .file_views(log_store.as_ref(), None)
+            .map_ok(|view| (view.path().into_owned(), view.num_records()))
+            .try_collect()
+            .await
+            .map_err(|e| LakeError::delta("list the files of", &store, e))?;
+        let found = check_files(&store, table, &live, &mut report.faults).await?;
+        report.tables.insert(table.name(), found);
+        if table == Table::SyncRecords {
+            check_shards(&store, &mut report).await?;
+        }
+    }
+    Ok(report)
+}
+
+async fn check_files(
+    store: &Store,
+    table: Table,
+    live: &[(String, Option<usize>)],
+    faults: &mut Vec<String>,
+) -> Result<TableReport, LakeError> {
+    let checked: Vec<(u64, Option<String>)> = futures::stream::iter(live)
+        .map(|(path, claimed)| async move {
+            let name = format!("{}/{path}", table.name());
+            Ok::<_, LakeError>(match count_rows(store, path).await? {
+                Err(fault) => (0, Some(format!("{name}: {fault}"))),
+                Ok(rows) if claimed.is_some_and(|claimed| claimed as u64 != rows) => {
+                    (rows, Some(format!("{name}: holds {rows} rows, the log claims {}", claimed.unwrap_or(0))))
+                }
+                Ok(rows) => (rows, None),
+            })
+        })
+        .buffer_unordered(READERS)
+        .try_collect()
+        .await?;
+    let listed: BTreeSet<&str> = live.iter().map(|(path, _)| path.as_str()).collect();
+    let ours = |path: &str| path.rsplit('/').next().is_some_and(|name| PartName::parse(name).is_some());
+    let orphans =
+        store.list("").await?.iter().filter(|(path, _)| ours(path) && !listed.contains(path.as_str())).count();
+    faults.extend(checked.iter().filter_map(|(_, fault)| fault.clone()));
+    let version = log::read_transactions(store).await?.map_or(0, |t| t.version);
+    Ok(TableReport { version, files: live.len(), rows: checked.iter().map(|(rows, _)| rows).sum(), orphans })
+}
+
+/// Rows of a file by its own footer, or what is wrong with it.
+async fn count_rows(store: &Store, path: &str) -> Result<Result<u64, String>, LakeError> {
+    let Some(bytes) = store.get(path).await? else { return Ok(Err("the log lists it and it is not there".to_owned())) };
+    Ok(match ParquetRecordBatchReaderBuilder::try_new(bytes) {
+        Ok(builder) => Ok(u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0)),
+        Err(error) => Err(format!("is no readable Parquet file: {error}")),
+    })
+}
+
+/// Walks the commits that the log still holds.
+async fn check_shards(store: &Store, report: &mut Report) -> Result<(), LakeError> {
+    let mut versions: Vec<u64> = store
+        .list("_delta_log")
+        .await?
+        .iter()
+        .filter_map(|(path, _)| paths::commit_version(path.rsplit('/').next()?))
+        .collect();
+    versions.sort_unstable();
+    let mut known = Transactions::default();
+    let mut checked: BTreeMap<ShardKey, u64> = BTreeMap::new();
+    // Before the oldest commit that is left, nothing is known of a shard: its first step is taken as it is.
+    let whole = versions.first() == Some(&0);
+    for version in versions {
+        let Some(actions) = log::read_commit(store, version).await? else { continue };
+        let before = known.clone();
+        log::apply(&mut known, version, actions.clone());
+        let moved: BTreeSet<ShardKey> = actions.iter().filter_map(shard_of).collect();
+        for shard in moved {
+            let (old, new) = (decode_state(&before, &shard), decode_state(&known, &shard));
+            let Some(new) = new else {
+                report.faults.push(format!("version {version}: shard {shard} has no readable state"));
+                continue;
+            };
+            *checked.entry(shard.clone()).or_default() += 1;
+            check_step(&shard, version, old.as_ref(), &new, whole, &mut report.faults);
+            let adds: Vec<&Add> =
+                actions.iter().filter_map(|a| if let Action::Add(add) = a { Some(add) } else { None }).collect();
+            check_range(store, &shard, version, old.as_ref(), &new, &adds, &mut report.faults).await?;
+        }
+    }
+    let all = log::read_transactions(store).await?.unwrap_or_default();
+    let shards: BTreeSet<ShardKey> = all.ids.keys().filter_map(|id| key_of(id)).collect();
+    for shard in shards {
+        let Some(state) = decode_state(&all, &shard) else { continue };
+        let ended = state.position.as_ref().is_some_and(SequenceNumber::is_shard_end);
+        let found = ShardReport {
+            commits: state.number,
+            commits_checked: checked.get(&shard).copied().unwrap_or(0),
+            position: state.position.filter(|_| !ended).map(|p| p.to_string()),
+            ended,
+        };
+        report.shards.insert(shard.to_string(), found);
+    }
+    Ok(())
+}
+
+fn check_step(
+    shard: &ShardKey,
+    version: u64,
+    old: Option<&ShardState>,
+    new: &ShardState,
+    whole: bool,
+    faults: &mut Vec<String>,
+) {
+    let expected = old.map_or(1, |old| old.number + 1);
+    if new.number != expected && (old.is_some() || whole) {
+        faults.push(format!("version {version}: shard {shard} has commit number {}, expected {expected}", new.number));
+    }
+    let Some(old) = old else { return };
+    if new.position < old.position {
+        faults.push(format!("version {version}: the position of shard {shard} went back"));
+    }
+    if new.owner != old.owner && new.position != old.position {
+        faults.push(format!("version {version}: shard {shard} changed its owner and its position in one commit"));
+    }
+}
+
+/// The rows of the commit's files lie within what the commit moved over.
+async fn check_range(
+    store: &Store,
+    shard: &ShardKey,
+    version: u64,
+    old: Option<&ShardState>,
+    new: &ShardState,
+    adds: &[&Add],
+    faults: &mut Vec<String>,
+) -> Result<(), LakeError> {
+    let from = old.and_then(|old| old.position.as_ref()).map(|p| comparable(shard, p));
+    let to = new.position.as_ref().map(|p| comparable(shard, p));
+    for add in adds {
+        let name = add.path.rsplit('/').next().and_then(PartName::parse);
+        let Some(name) = name.filter(|name| name.shard == shard.to_string()) else { continue };
+        if (name.owner, name.number) != (new.owner, new.number) {
+            faults.push(format!("version {version}: {} was written for another commit", add.path));
+        }
+        // A file that a later rewrite has removed and vacuumed is gone for good reason; check_files judges the live.
+        let Some(bytes) = store.get(&add.path).await? else { continue };
+        let Ok(range) = sequence_range(bytes) else { continue };
+        let Some((low, high)) = range else { continue };
+        if from.as_ref().is_some_and(|from| low <= *from) || to.as_ref().is_none_or(|to| high > *to) {
+            faults.push(format!(
+                "version {version}: {} holds sequence numbers {low} to {high}, outside of what the commit moved over",
+                add.path
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Positions of files carry a digest behind the offset; sequence numbers are the offset alone.
+fn comparable(shard: &ShardKey, position: &SequenceNumber) -> SequenceNumber {
+    if shard.stream() == files::STREAM { files::offset_of(position) } else { position.clone() }
+}
+
+fn sequence_range(
+    bytes: bytes::Bytes,
+) -> Result<Option<(SequenceNumber, SequenceNumber)>, parquet::errors::ParquetError> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes)?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), ["sequence_number"]);
+    let mut range: Option<(SequenceNumber, SequenceNumber)> = None;
+    for batch in builder.with_projection(mask).build()? {
+        let batch = batch?;
+        let Some(numbers) = batch.column(0).as_string_opt::<i32>() else { continue };
+        for number in (0..numbers.len()).filter(|&row| numbers.is_valid(row)) {
+            let Some(number) = SequenceNumber::parse(numbers.value(number)) else { continue };
+            range = Some(match range {
+                None => (number.clone(), number),
+                Some((low, high)) => (low.min(number.clone()), high.max(number)),
+            });
+        }
+    }
+    Ok(range)
+}
+
+fn shard_of(action: &Action) -> Option<ShardKey> {
+    if let Action::Txn(txn) = action { key_of(&txn.app_id) } else { None }
+}
+
+fn key_of(app_id: &str) -> Option<ShardKey> {
+    let (stream, shard) = app_id.strip_prefix("ingest/")?.split_once('/')?;
+    ShardKey::new(stream, shard)
+}
