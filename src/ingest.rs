@@ -231,7 +231,7 @@ impl Run {
         until_idle: Option<Duration>,
     ) -> Result<(), IngestError> {
         self.start_shards(&kinesis, from).await?;
-        loop {
+        while !self.stop.is_cancelled() || !self.reading.is_empty() {
             let deadline = until_idle.and_then(|idle| self.idle_since().map(|since| since + idle));
             match self.turn(deadline).await? {
                 Turn::Ended(shard) => {
@@ -268,7 +268,11 @@ impl Run {
     }
 
     async fn start_shards(&mut self, kinesis: &Kinesis, from: kinesis::From) -> Result<(), IngestError> {
-        let listed = kinesis.list_shards().await?;
+        let listed = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Ok(()),
+            listed = kinesis.list_shards() => listed?,
+        };
         let ledger: BTreeMap<ShardKey, Progress> = self
             .writer
             .shards(kinesis.stream())

@@ -4,15 +4,15 @@ SELECT
   pool, event_date, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count,
   last_modified_date, device_last_modified_date, changes_in_day
 FROM (
+  -- Latest last, by the same order as in resolved.sql: the latest has no successor, and its number is the count.
   SELECT *,
-    row_number() OVER (
-      PARTITION BY pool, event_date, identity_pool_id, identity_id, dataset_name, key
-      ORDER BY sync_count DESC, last_modified_date DESC, length(sequence_number) DESC, sequence_number DESC,
-        coalesce(sub_sequence, -1) DESC, record_index DESC, shard_id DESC
-    ) AS place,
-    count(*) OVER (
-      PARTITION BY pool, event_date, identity_pool_id, identity_id, dataset_name, key
-    ) AS changes_in_day
+    row_number() OVER latest_last AS changes_in_day,
+    lead(sync_count) OVER latest_last AS another
   FROM changes
+  WINDOW latest_last AS (
+    PARTITION BY pool, event_date, identity_id, dataset_name, key
+    ORDER BY sync_count, last_modified_date, arrived_at, octet_length(sequence_number), sequence_number,
+      coalesce(sub_sequence, -1), record_index, shard_id
+  )
 )
-WHERE place = 1
+WHERE another IS NULL

@@ -81,6 +81,10 @@ const STACK_BYTES: usize = 512 << 20;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     terminal::init_logs("error");
+    // A panic inside a library becomes an error of its query; its backtrace would only bury the line that tells.
+    if std::env::var_os("RUST_BACKTRACE").is_none_or(|v| v == "0") {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
     let done = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()

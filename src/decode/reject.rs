@@ -112,10 +112,11 @@ type Pattern = LazyLock<Option<Regex>>;
 
 // JSON may write `/` as `\/` and `=` as `\u003d`; both forms are met here, before anything is decoded.
 static URL_QUERY: Pattern = LazyLock::new(|| Regex::new(r#"(?i-u)(https?:(?:\\?/){2}[^\s"?]*)\?[^\s"]*"#).ok());
-static RECORDS_URL: Pattern =
-    LazyLock::new(|| Regex::new(r#"(?i-u)("kinesisSyncRecordsURL"\s*:\s*"[^"?]*)\?[^"]*"#).ok());
+static RECORDS_URL: Pattern = LazyLock::new(|| {
+    Regex::new(r#"(?i-u)("kinesisSyncRecordsURL"\s*:\s*"[^"?%\\]*(?:(?:\\/|%[0-24-9a-f]|%3[0-9a-e]|\\u00(?:[0-24-9a-f].|3[0-9a-e]))[^"?%\\]*)*)(?:\?|%|\\)[^"]*"#).ok()
+});
 static SIGNING_PARAMETER: Pattern = LazyLock::new(|| {
-    Regex::new(r#"(?i-u)(?:X-Amz-[a-z0-9-]+|AWSAccessKeyId|Signature)(?:=|\\u003d|%3d)[^&\s"\\]*"#).ok()
+    Regex::new(r#"(?i-u)(?:X-Amz-[a-z0-9-]+|AWSAccessKeyId|Signature)(?:=|\\+u003d|%(?:25)*3d)[^&\s"\\]*"#).ok()
 });
 
 fn replace<'a>(pattern: &Pattern, bytes: &'a [u8], with: &[u8]) -> Cow<'a, [u8]> {
@@ -149,6 +150,14 @@ mod tests {
             (
                 r#"{"kinesisSyncRecordsURL" : "https://b/k?a=SECRET"}"#,
                 r#"{"kinesisSyncRecordsURL" : "https://b/k?REDACTED"}"#,
+            ),
+            (
+                r#"{"kinesisSyncRecordsURL":"https:\/\/b\/k\u003fx\u0058=SECRET","n":1}"#,
+                r#"{"kinesisSyncRecordsURL":"https:\/\/b\/k?REDACTED","n":1}"#,
+            ),
+            (
+                r#"{"Data":"{\\\"u\\\":\\\"k?X-Amz-Signature\\u003dSECRET\\\"}"}"#,
+                r#"{"Data":"{\\\"u\\\":\\\"k?REDACTED\\\"}"}"#,
             ),
             (r#"{"value":"https://b/k?page=1"}"#, r#"{"value":"https://b/k?page=1"}"#),
             (r#"torn https://b/k?X-Amz-Signature=SECRET&b=1"#, r#"torn https://b/k?REDACTED&b=1"#),

@@ -122,6 +122,14 @@ impl Store {
     fn open_folder(folder: &FsPath) -> Result<Self, LakeError> {
         let fail = |source| LakeError::Folder { action: "open folder", path: folder.to_owned(), source };
         let folder = folder.canonicalize().map_err(fail)?;
+        let shown = folder.display().to_string();
+        let escape = |at: usize| shown[at + 1..].bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
+        if shown.contains('\\') || shown.match_indices('%').any(|(at, _)| escape(at)) {
+            let message = format!(
+                "folder {shown} holds a backslash or an escape such as %20; readers of the Delta log would look elsewhere, so choose another name"
+            );
+            return Err(LakeError::Invalid(message));
+        }
         if !folder.is_dir() {
             return Err(fail(std::io::ErrorKind::NotADirectory.into()));
         }

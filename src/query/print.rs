@@ -57,6 +57,7 @@ enum State {
 
 fn options() -> FormatOptions<'static> {
     FormatOptions::default()
+        .with_display_error(false)
         .with_timestamp_tz_format(Some("%Y-%m-%dT%H:%M:%S%.3fZ"))
         .with_timestamp_format(Some("%Y-%m-%dT%H:%M:%S%.3f"))
 }
@@ -118,10 +119,12 @@ impl<W: Write + Send> Printer<W> {
                     .collect::<Result<_, _>>()
                     .map_err(other)?;
                 for row in 0..batch.num_rows() {
-                    let cells: Vec<Option<String>> = columns
+                    // A value that cannot be shown is an error, and not the text of one among the data.
+                    let cells = columns
                         .iter()
-                        .map(|(column, f)| (!column.is_null(row)).then(|| f.value(row).to_string()))
-                        .collect();
+                        .map(|(column, f)| (!column.is_null(row)).then(|| f.value(row).try_to_string()).transpose())
+                        .collect::<Result<Vec<Option<String>>, _>>()
+                        .map_err(other)?;
                     self.row(cells, self.rows + row + 1)?;
                 }
             }

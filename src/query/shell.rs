@@ -73,6 +73,8 @@ async fn run_statement(engine: &Engine, statement: &str, settings: &Settings) ->
     let mut batches = frame.execute_stream().await?;
     let rows = match &settings.output {
         Some(path) => {
+            // Through a link to what it names; and a device or a pipe is written to, never replaced.
+            let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
             let file = Pending::create(path)?;
             let fail = |source| QueryError::Output { path: path.display().to_string(), source };
             let out = std::io::BufWriter::new(&file.file);
@@ -103,22 +105,28 @@ async fn run_statement(engine: &Engine, statement: &str, settings: &Settings) ->
 /// A file that appears whole or not at all.
 struct Pending {
     file: std::fs::File,
-    staged: PathBuf,
+    /// Set when the file is written beside its place first.
+    staged: Option<PathBuf>,
     published: std::cell::Cell<bool>,
 }
 
 impl Pending {
     fn create(path: &Path) -> Result<Self, QueryError> {
+        let fail = |source| QueryError::Output { path: path.display().to_string(), source };
+        if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+            let file = std::fs::File::options().write(true).open(path).map_err(fail)?;
+            return Ok(Self { file, staged: None, published: std::cell::Cell::new(true) });
+        }
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{:08x}.tmp", rand::random::<u32>()));
         let staged = path.with_file_name(name);
-        let file = std::fs::File::create(&staged)
-            .map_err(|source| QueryError::Output { path: path.display().to_string(), source })?;
-        Ok(Self { file, staged, published: std::cell::Cell::new(false) })
+        let file = std::fs::File::create(&staged).map_err(fail)?;
+        Ok(Self { file, staged: Some(staged), published: std::cell::Cell::new(false) })
     }
 
     fn publish(self, path: &Path) -> Result<(), QueryError> {
-        let done = self.file.sync_all().and_then(|()| std::fs::rename(&self.staged, path));
+        let Some(staged) = &self.staged else { return Ok(()) };
+        let done = self.file.sync_all().and_then(|()| std::fs::rename(staged, path));
         self.published.set(done.is_ok());
         done.map_err(|source| QueryError::Output { path: path.display().to_string(), source })
     }
@@ -126,9 +134,9 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if !self.published.get() {
+        if let (false, Some(staged)) = (self.published.get(), &self.staged) {
             // Best effort: the error that brought us here is the one to tell.
-            let _ = std::fs::remove_file(&self.staged);
+            let _ = std::fs::remove_file(staged);
         }
     }
 }
@@ -247,7 +255,12 @@ pub async fn repl(lake: &Store, limits: &Limits, mut settings: Settings) -> Resu
         let text = std::mem::take(&mut pending);
         let _ = editor.add_history_entry(text.trim());
         engine = Engine::open(lake, limits, None).await?;
-        match run_text(&engine, &text, &mut settings).await {
+        // Ctrl-C ends the query and not the shell.
+        let done = tokio::select! {
+            done = run_text(&engine, &text, &mut settings) => done,
+            _ = tokio::signal::ctrl_c() => Err(QueryError::Refused("cancelled".to_owned())),
+        };
+        match done {
             Ok(()) => {}
             Err(error) if error.is_broken_pipe() => break,
             Err(error) => eprintln!("error: {error}"),

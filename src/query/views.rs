@@ -4,8 +4,9 @@ use datafusion::error::DataFusionError;
 use datafusion::prelude::SessionContext;
 
 /// Name, definition and what it is for, in the order in which they build on one another.
-pub const VIEWS: [(&str, &str, &str); 6] = [
+pub const VIEWS: [(&str, &str, &str); 7] = [
     ("changes", include_str!("../../sql/views/changes.sql"), "every change once, with the number of its copies"),
+    ("resolved", include_str!("../../sql/views/resolved.sql"), "every change, and whether it is the latest and live"),
     ("current_state", include_str!("../../sql/views/current_state.sql"), "the live keys, each with its latest value"),
     (
         "dataset_state",

@@ -61,7 +61,11 @@ impl Kinesis {
             let message = format!("stream name {stream:?} is not 1 to 128 of [a-zA-Z0-9_.-]");
             return Err(SourceError::Invalid(message));
         }
-        Ok(Self { client: Client::new(&aws.load().await), stream: stream.to_owned() })
+        let config = aws.load().await;
+        if config.region().is_none() {
+            return Err(SourceError::Invalid("no AWS region found; give --region or set AWS_REGION".to_owned()));
+        }
+        Ok(Self { client: Client::new(&config), stream: stream.to_owned() })
     }
 
     /// Name of the stream.

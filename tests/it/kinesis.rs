@@ -184,3 +184,29 @@ async fn poison_is_quarantined_and_the_shard_goes_on() {
         }
     }
 }
+
+/// Nobody listens at this endpoint: the reads are tried again and again, and a signal still ends them at once.
+#[test]
+fn sigterm_ends_a_run_that_cannot_reach_its_stream() {
+    use std::io::BufRead;
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = synclake()
+        .args(["ingest", "--source", "kinesis:nowhere", "--endpoint-url", "http://127.0.0.1:9", "--lake"])
+        .arg(folder.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("trying again")));
+    let sent = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let no_region = synclake()
+        .env_remove("AWS_REGION")
+        .args(["ingest", "--source", "kinesis:a", "--lake"])
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    crate::harness::refused(&no_region, 1, &["--region"]);
+}

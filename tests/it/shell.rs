@@ -109,3 +109,24 @@ fn settings_come_from_flags_then_environment_then_file() {
         ok(query().arg("--config").arg(&file).env("SYNCLAKE_LAKE", &nowhere).arg("--lake").arg(&lake).args(ask));
     assert_eq!(output, "a\n1\n", "a flag wins over both");
 }
+
+#[test]
+fn output_goes_through_links_and_into_pipes() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = fixture(folder.path());
+    let run = |out: &std::path::Path| {
+        ok(query().arg("--lake").arg(&lake).args(["--format", "csv", "-c", "select 1 as a", "-o"]).arg(out))
+    };
+    let (target, link) = (folder.path().join("target.csv"), folder.path().join("link.csv"));
+    std::fs::write(&target, "old").unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    run(&link);
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "a\n1\n");
+    let pipe = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reader = std::process::Command::new("cat").arg(&pipe).stdout(Stdio::piped()).spawn().unwrap();
+    run(&pipe);
+    assert_eq!(text(&reader.wait_with_output().unwrap().stdout), "a\n1\n");
+    assert!(!std::fs::metadata(&pipe).unwrap().is_file());
+}

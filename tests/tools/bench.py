@@ -17,7 +17,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(sys.argv[1])
-EVENTS = int(sys.argv[2]) if len(sys.argv) > 2 else 900_000
+EVENTS = int(sys.argv[2]) if len(sys.argv) > 2 else 1_150_000
 DATA = ROOT / "bench-data"
 RUNS = 3
 SIMULATE = [
@@ -85,18 +85,19 @@ def main():
 
     state = measure(
         [str(BIN / "synclake-query"), "--lake", str(lake), "--format", "csv", "-c",
-         "select count(*) as n, sum(sync_count) as s from current_state"]
+         "select count(*) as n, sum(sync_count) as s, count(value) as v from current_state"]
     )
     arg_max = f"""
         with latest as (
           select identity_pool_id, identity_id, dataset_name, key,
-                 arg_max((op, sync_count, last_modified_date), (sync_count, last_modified_date, length(sequence_number), sequence_number, record_index)) as r
+                 arg_max(struct_pack(op := op, value := value, n := sync_count, at := last_modified_date),
+                         (sync_count, last_modified_date, length(sequence_number), sequence_number, record_index)) as r
           from read_parquet('{lake}/sync_records/*/*/*.parquet', hive_partitioning = true) where key is not null group by all),
         removal as (
-          select identity_pool_id, identity_id, dataset_name, max((sync_count, last_modified_date)) as r
+          select identity_pool_id, identity_id, dataset_name, max(row(sync_count, last_modified_date)) as r
           from read_parquet('{lake}/sync_records/*/*/*.parquet', hive_partitioning = true) where key is null and op = 'remove' group by all)
-        select count(*), sum(l.r[2]) from latest l left join removal d using (identity_pool_id, identity_id, dataset_name)
-        where l.r[1] <> 'remove' and (d.r is null or (l.r[2], l.r[3]) > d.r)
+        select count(*), sum(l.r.n), count(l.r.value) from latest l left join removal d using (identity_pool_id, identity_id, dataset_name)
+        where l.r.op <> 'remove' and (d.r is null or row(l.r.n, l.r.at) > d.r)
     """
     duck_state = measure(duckdb(arg_max))
     answers = (state[2].split("\n")[1], ",".join(str(int(v)) for v in eval(duck_state[2])[0]))
