@@ -18,8 +18,7 @@ use synclake::source::files;
 use synclake::source::kinesis::Kinesis;
 use synclake::{extract, query, simulate, terminal};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+// The system's allocator: mimalloc kept 150 MiB more resident here and was no faster (docs/benchmarks.md).
 
 /// Amazon Cognito Sync streams into a Parquet lake, each record exactly once.
 #[derive(Debug, Parser)]
@@ -239,6 +238,8 @@ fn run_on_large_stack(cli: Cli) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_stack_size(16 << 20)
+        // One reads, three decode, two encode, and the store's own; more threads only hold more idle memory.
+        .max_blocking_threads(8)
         .build()
         .context("start the runtime")?;
     let result = runtime.block_on(run(cli));

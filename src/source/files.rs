@@ -52,17 +52,25 @@ pub fn expand(path: &str) -> Result<Vec<PathBuf>, SourceError> {
         return Ok(vec![PathBuf::from(path)]);
     }
     let mut found = Vec::new();
+    let mut others = Vec::new();
     for entry in std::fs::read_dir(path).map_err(fail)? {
         let file = entry.map_err(fail)?.path();
         let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let plain = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
         if [".json", ".ndjson", ".jsonl"].iter().any(|end| plain.ends_with(end)) && file.is_file() {
             found.push(file);
+        } else {
+            others.push(name.to_owned());
         }
     }
     if found.is_empty() {
         let message = format!("folder {path} holds no .json, .ndjson or .jsonl file (plain, .gz or .zst)");
         return Err(SourceError::Invalid(message));
+    }
+    if !others.is_empty() {
+        others.sort();
+        let (count, names) = (others.len(), others.iter().take(5).cloned().collect::<Vec<_>>().join(", "));
+        tracing::warn!(folder = path, count, names, "skipped what does not end in .json, .ndjson or .jsonl");
     }
     found.sort();
     Ok(found)
