@@ -44,7 +44,7 @@ def measure(command, prepare=lambda: None):
 
 
 def duckdb(sql):
-    return [sys.executable, "-c", f"import duckdb\nc = duckdb.connect()\nc.execute('set threads = 2')\nprint(c.execute({sql!r}).fetchall())"]
+    return [sys.executable, "-c", f"import duckdb\nc = duckdb.connect()\nc.execute('set threads = 2'); c.execute('set enable_progress_bar = false')\nprint(c.execute({sql!r}).fetchall())"]
 
 
 def main():
@@ -100,7 +100,7 @@ def main():
         where l.r.op <> 'remove' and (d.r is null or row(l.r.n, l.r.at) > d.r)
     """
     duck_state = measure(duckdb(arg_max))
-    answers = (state[2].split("\n")[1], ",".join(str(int(v)) for v in eval(duck_state[2])[0]))
+    answers = (state[2].split("\n")[1], ",".join(str(int(v)) for v in eval(duck_state[2].strip().splitlines()[-1])[0]))
     if answers[0] != answers[1]:
         sys.exit(f"the two disagree on the current state: {answers}")
 
