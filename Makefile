@@ -17,11 +17,11 @@ demo: ## simulate a stream, read it into a lake in ./demo, query it, extract a d
 	@tests/tools/demo.sh "$(CARGO_TARGET_DIR)/debug" demo
 
 test: tools ## install what the tests need into ./.tools, start the servers, run everything, stop them
-	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked
+	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked --features failpoints
 
 check: ## format, lints, dependencies, tests: what CI runs
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(MAKE) deny
 	$(MAKE) test
 

@@ -34,6 +34,12 @@ pub struct File {
     pub flush_age: Option<String>,
     /// Stop once there was nothing to read for this long.
     pub until_idle: Option<String>,
+    /// `dynamodb:<table>`: share the stream's shards with other workers.
+    pub lease_table: Option<String>,
+    /// Time after which a worker that was not seen to renew a lease has lost it.
+    pub lease_failover: Option<String>,
+    /// Where metrics are served, such as `127.0.0.1:9464`.
+    pub metrics: Option<String>,
 }
 
 /// A setting that cannot be used: exit code 2.
@@ -111,6 +117,22 @@ pub fn parse_from(text: &str) -> Result<crate::source::kinesis::From, String> {
             .map(|at| From::Timestamp(at.timestamp_millis()))
             .map_err(|_| format!("{text:?} is none of trim-horizon, latest, 2026-11-20T00:00:00Z")),
     }
+}
+
+/// `dynamodb:<table>`: the name of the table.
+///
+/// # Errors
+/// One line that says what it looks like.
+pub fn parse_lease_table(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix("dynamodb:").filter(|name| !name.is_empty());
+    name.map(str::to_owned).ok_or_else(|| format!("{text:?} is not dynamodb:<table>"))
+}
+
+/// A name for this worker that no other has: the machine's, the process's, and a few random digits.
+pub fn worker_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    let host = host.map(|h| h.trim().to_owned()).filter(|h| !h.is_empty()).unwrap_or_else(|| "worker".to_owned());
+    format!("{host}-{}-{:08x}", std::process::id(), rand::random::<u32>())
 }
 
 #[cfg(test)]

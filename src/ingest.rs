@@ -10,6 +10,7 @@
 //! `stop` ends the readers; what they have delivered is decoded, written and committed, and then the run ends well.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,23 +18,30 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::Limits;
 use crate::budget::{Budget, Reservation};
 use crate::lake::{LakeError, Store};
-use crate::source::kinesis::{self, Kinesis, Progress};
-use crate::source::{Delivery, ShardKey, Sink, SourceError, StartAt, files};
+use crate::source::kinesis::{self, Kinesis, Listing};
+use crate::source::leases::{self, Keeper};
+use crate::source::{Delivery, Hold, Reached, ShardKey, Sink, SourceError};
+use crate::{failpoint, lake};
 
 mod counters;
 mod decoding;
+mod from_files;
+mod from_stream;
+pub mod monitor;
 mod writer;
 
 pub use counters::{Counters, Summary};
 use decoding::{Decoded, decode_chunk};
 use writer::{Flushed, Writer};
 
+/// After a signal, what was received is committed within this time or dropped; it is then read again by the next run.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// With nothing new for this long, what waits is committed.
 const IDLE_FLUSH: Duration = Duration::from_secs(5);
 
@@ -65,15 +73,25 @@ impl IngestError {
 pub enum Source {
     /// Files, one after the other.
     Files(Vec<PathBuf>),
-    /// All shards of a stream.
-    Kinesis {
-        /// The stream.
-        kinesis: Kinesis,
-        /// Where to begin if the lake does not know it.
-        from: kinesis::From,
-        /// Stop once every shard has had nothing to read for this long.
-        until_idle: Option<Duration>,
-    },
+    /// The shards of a stream.
+    Stream(Box<Stream>),
+}
+
+/// A stream, and how to share it.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// The stream.
+    pub kinesis: Kinesis,
+    /// Where to begin if the lake does not know it.
+    pub from: kinesis::From,
+    /// Stop once every shard has had nothing to read for this long.
+    pub until_idle: Option<Duration>,
+    /// Share the shards with other workers.
+    pub leases: Option<leases::Options>,
+    /// Begin where an application of the Kinesis Client Library stopped: the name of its table.
+    pub import: Option<String>,
+    /// How AWS is reached.
+    pub aws: lake::AwsSettings,
 }
 
 /// How to run.
@@ -98,9 +116,9 @@ impl Options {
 
 /// What came out of the decode stage, still in order.
 enum Arrived {
-    Decoded(Decoded, Reservation),
-    Reached { shard: ShardKey, caught_up: bool },
-    End(ShardKey),
+    Decoded(Hold, Decoded, Reservation),
+    Reached(Hold, Reached),
+    End(Hold),
 }
 
 /// Reads a source into a lake until it is exhausted, idle or stopped.
@@ -125,16 +143,25 @@ pub async fn run(
         decoding: FuturesOrdered::new(),
         decoding_max: workers + 1,
         readers: JoinSet::new(),
-        reading: BTreeSet::new(),
+        reading: BTreeMap::new(),
         caught_up: BTreeMap::new(),
+        foreign: BTreeSet::new(),
+        changed_at: Instant::now(),
+        keeper: None,
+        listing: None,
+        retention_ms: i64::MAX / 2,
         stop,
         stopping: false,
         torn: Arc::default(),
     };
+    counters.ready(options.memory_bytes);
     let torn = run.torn.clone();
     match source {
-        Source::Files(files) => run.files(files).await?,
-        Source::Kinesis { kinesis, from, until_idle } => run.kinesis(kinesis, from, until_idle).await?,
+        Source::Files(files) => {
+            let stop = run.stop.clone();
+            in_time(stop, run.files(files)).await?;
+        }
+        Source::Stream(stream) => run.stream(&stream).await?,
     }
     let torn = torn.lock().map(|torn| torn.clone()).unwrap_or_default();
     Ok(counters.summary(torn))
@@ -148,158 +175,44 @@ struct Run {
     decoding: FuturesOrdered<BoxFuture<'static, Result<Arrived, IngestError>>>,
     decoding_max: usize,
     readers: JoinSet<Result<(), SourceError>>,
-    reading: BTreeSet<ShardKey>,
+    reading: BTreeMap<ShardKey, Reading>,
     /// Since when a shard has had nothing to read.
     caught_up: BTreeMap<ShardKey, Instant>,
+    /// Shards that another worker took although there are no leases: they are left alone.
+    foreign: BTreeSet<ShardKey>,
+    /// When a shard was last begun or left.
+    changed_at: Instant,
+    keeper: Option<Keeper>,
+    listing: Option<JoinHandle<Result<Listing, SourceError>>>,
+    retention_ms: i64,
     stop: CancellationToken,
     stopping: bool,
     torn: Arc<Mutex<Vec<(String, usize)>>>,
 }
 
+/// A shard that is being read.
+struct Reading {
+    hold: Hold,
+    stop: CancellationToken,
+}
+
 /// What the loop noticed.
 enum Turn {
-    Ended(ShardKey),
+    Ended(Hold),
+    Listed(Listing),
+    Leases,
     Went,
     Over,
 }
 
 impl Run {
-    async fn files(mut self, paths: Vec<PathBuf>) -> Result<(), IngestError> {
-        for path in paths {
-            if self.stop.is_cancelled() {
-                break;
-            }
-            let positions: BTreeMap<_, _> = self
-                .writer
-                .shards(files::STREAM)
-                .into_iter()
-                .filter_map(|(shard, _)| Some((shard.clone(), self.writer.reached(&shard)?)))
-                .collect();
-            let open = move || files::FileReader::open(&path, |shard| positions.get(shard).cloned());
-            let opened = tokio::task::spawn_blocking(open).await.map_err(IngestError::task)??;
-            let Some(reader) = opened else { continue };
-            let shard = reader.shard().clone();
-            self.counters.skipped_bytes(reader.resumed_at());
-            if !self.writer.holds(&shard) {
-                self.writer.acquire(&[(shard.clone(), StartAt::TrimHorizon)]).await?;
-            }
-            self.read_file(reader);
-            self.reading.insert(shard.clone());
-            loop {
-                match self.turn(None).await? {
-                    Turn::Ended(ended) if ended == shard => break,
-                    Turn::Over => break,
-                    Turn::Ended(_) | Turn::Went => {}
-                }
-            }
-            self.reading.remove(&shard);
-        }
-        self.finish().await
-    }
-
-    fn read_file(&mut self, mut reader: files::FileReader) {
-        let Some(sink) = self.sink.clone() else { return };
-        let stop = self.stop.clone();
-        let torn = self.torn.clone();
-        let runtime = tokio::runtime::Handle::current();
-        self.readers.spawn_blocking(move || {
-            loop {
-                if stop.is_cancelled() {
-                    break;
-                }
-                let mut reserved = runtime.block_on(sink.budget.reserve(files::CHUNK_BYTES_MAX));
-                let now = chrono::Utc::now().timestamp_micros();
-                let Some(chunk) = reader.next_chunk(now)? else { break };
-                reserved.shrink_to(3 * chunk.bytes());
-                if sink.blocking_send(Delivery::Chunk(chunk, reserved)).is_err() {
-                    return Ok(());
-                }
-            }
-            if let (Some(bytes), Ok(mut torn)) = (reader.torn_bytes(), torn.lock()) {
-                torn.push((reader.name().to_owned(), bytes));
-            }
-            // For the loop: nothing more comes of this file. It may grow, so its shard is never closed in the ledger.
-            let _ = sink.blocking_send(Delivery::End(reader.shard().clone()));
-            Ok(())
-        });
-    }
-
-    async fn kinesis(
-        mut self,
-        kinesis: Kinesis,
-        from: kinesis::From,
-        until_idle: Option<Duration>,
-    ) -> Result<(), IngestError> {
-        self.start_shards(&kinesis, from).await?;
-        while !self.stop.is_cancelled() || !self.reading.is_empty() {
-            let deadline = until_idle.and_then(|idle| self.idle_since().map(|since| since + idle));
-            match self.turn(deadline).await? {
-                Turn::Ended(shard) => {
-                    self.writer.end(&shard, Instant::now());
-                    // Its children wait for this commit.
-                    let flushed = self.flush().await?;
-                    for ended in &flushed.ended {
-                        self.reading.remove(ended);
-                        self.caught_up.remove(ended);
-                    }
-                    if !self.stop.is_cancelled() {
-                        self.start_shards(&kinesis, from).await?;
-                    }
-                    if self.reading.is_empty() {
-                        tracing::info!("every shard of the stream has ended");
-                        break;
-                    }
-                }
-                Turn::Went => {}
-                Turn::Over => break,
-            }
-            if deadline.is_some_and(|at| Instant::now() >= at) {
-                break;
-            }
-        }
-        self.stop.cancel();
-        self.finish().await
-    }
-
-    /// Since when every shard has had nothing to read, and nothing waits for a commit.
-    fn idle_since(&self) -> Option<Instant> {
-        let all = self.reading.iter().all(|shard| self.caught_up.contains_key(shard));
-        (all && self.decoding.is_empty()).then(|| self.caught_up.values().max().copied()).flatten()
-    }
-
-    async fn start_shards(&mut self, kinesis: &Kinesis, from: kinesis::From) -> Result<(), IngestError> {
-        let listed = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => return Ok(()),
-            listed = kinesis.list_shards() => listed?,
-        };
-        let ledger: BTreeMap<ShardKey, Progress> = self
-            .writer
-            .shards(kinesis.stream())
-            .into_iter()
-            .map(|(shard, state)| (shard, Progress { position: state.position, from: state.from }))
-            .collect();
-        let now_ms = chrono::Utc::now().timestamp_millis();
-        let mut ready = kinesis::ready(&listed, &ledger, from, now_ms);
-        ready.retain(|(shard, _)| !self.reading.contains(shard));
-        if ready.is_empty() {
-            return Ok(());
-        }
-        for (shard, state) in self.writer.acquire(&ready).await? {
-            let Some(sink) = self.sink.clone() else { break };
-            self.reading.insert(shard.clone());
-            let (kinesis, stop) = (kinesis.clone(), self.stop.clone());
-            self.readers.spawn(kinesis::read(kinesis, shard, state.position, state.from, sink, stop));
-        }
-        Ok(())
-    }
-
     /// Waits for one thing to happen, and handles it.
     async fn turn(&mut self, deadline: Option<Instant>) -> Result<Turn, IngestError> {
         let idle = self.writer.is_dirty().then(|| self.counters.last_arrival() + IDLE_FLUSH);
         let due = [self.writer.due(), idle].into_iter().flatten().min();
+        self.counters.alive();
         // Before anything else: under load there is always something else.
-        if due.is_some_and(|at| Instant::now() >= at) {
+        if self.writer.is_quiet_for_long() || due.is_some_and(|at| Instant::now() >= at) {
             self.flush().await?;
             return Ok(Turn::Went);
         }
@@ -319,6 +232,11 @@ impl Run {
             Some(ended) = self.readers.join_next(), if !self.readers.is_empty() => {
                 ended.map_err(IngestError::task)??;
             }
+            listed = finished(&mut self.listing) => {
+                self.listing = None;
+                return Ok(Turn::Listed(listed.map_err(IngestError::task)??));
+            }
+            () = changed(&mut self.keeper) => return Ok(Turn::Leases),
             delivery = self.deliveries.recv(), if self.decoding.len() < self.decoding_max => match delivery {
                 Some(delivery) => self.decode(delivery),
                 None if self.decoding.is_empty() => return Ok(Turn::Over),
@@ -337,60 +255,83 @@ impl Run {
 
     fn decode(&mut self, delivery: Delivery) {
         let next: BoxFuture<'static, _> = match delivery {
-            Delivery::Chunk(chunk, reserved) => {
-                self.counters.received(chunk.records.len(), chunk.bytes());
+            Delivery::Chunk(hold, chunk, reserved) => {
+                self.counters.received(&chunk.shard, chunk.records.len(), chunk.bytes());
                 self.caught_up.remove(&chunk.shard);
                 let skip = self.writer.skip(&chunk.shard);
-                let task = tokio::task::spawn_blocking(move || decode_chunk(&chunk, &skip));
-                task.map(|decoded| Ok(Arrived::Decoded(decoded.map_err(IngestError::task)?, reserved))).boxed()
+                let task = tokio::task::spawn_blocking(move || {
+                    let decoded = decode_chunk(&chunk, &skip);
+                    failpoint::hit("decode/after");
+                    decoded
+                });
+                task.map(|decoded| Ok(Arrived::Decoded(hold, decoded.map_err(IngestError::task)?, reserved))).boxed()
             }
-            Delivery::Reached { shard, behind_ms, caught_up } => {
-                self.counters.behind(&shard, behind_ms);
-                std::future::ready(Ok(Arrived::Reached { shard, caught_up })).boxed()
+            Delivery::Reached(hold, reached) => {
+                self.counters.behind(&hold.shard, reached.behind_ms);
+                std::future::ready(Ok(Arrived::Reached(hold, reached))).boxed()
             }
-            Delivery::End(shard) => std::future::ready(Ok(Arrived::End(shard))).boxed(),
+            Delivery::End(hold) => std::future::ready(Ok(Arrived::End(hold))).boxed(),
         };
         self.decoding.push_back(next);
     }
 
     /// Returns the shard that ended, if that is what arrived.
-    async fn arrived(&mut self, arrived: Arrived) -> Result<Option<ShardKey>, IngestError> {
+    async fn arrived(&mut self, arrived: Arrived) -> Result<Option<Hold>, IngestError> {
         match arrived {
-            Arrived::Decoded(decoded, reserved) => {
+            Arrived::Decoded(hold, decoded, reserved) => {
                 self.counters.decoded(decoded.rows);
-                self.writer.add(decoded, reserved, Instant::now()).await?;
+                self.writer.add(&hold, decoded, reserved, Instant::now()).await?;
                 if self.writer.is_due() {
                     self.flush().await?;
                 }
             }
-            Arrived::Reached { shard, caught_up: true } => {
-                self.caught_up.entry(shard).or_insert_with(Instant::now);
+            Arrived::Reached(hold, reached) => {
+                self.writer.read_to(&hold, &reached, self.retention_ms);
+                if !self.reading.get(&hold.shard).is_some_and(|reading| reading.hold == hold) {
+                    return Ok(None);
+                }
+                match reached.caught_up {
+                    true => drop(self.caught_up.entry(hold.shard).or_insert_with(Instant::now)),
+                    false => drop(self.caught_up.remove(&hold.shard)),
+                }
             }
-            Arrived::Reached { shard, caught_up: false } => {
-                self.caught_up.remove(&shard);
-            }
-            Arrived::End(shard) => return Ok(Some(shard)),
+            Arrived::End(hold) => return Ok(Some(hold)),
         }
         Ok(None)
     }
 
+    /// Commits what waits. A shard that turns out to be another worker's is left; the others go on.
     async fn flush(&mut self) -> Result<Flushed, IngestError> {
         let flushed = self.writer.flush().await?;
-        match flushed.fenced.first() {
-            Some(shard) => Err(IngestError::TakenOver(shard.clone())),
-            None => Ok(flushed),
+        for shard in &flushed.fenced {
+            self.leave(shard);
+            match &self.keeper {
+                Some(keeper) => keeper.give_back(shard),
+                None => drop(self.foreign.insert(shard.clone())),
+            }
         }
+        for shard in &flushed.ended {
+            self.leave(shard);
+        }
+        if let Some(keeper) = &self.keeper {
+            flushed.reached.iter().for_each(|(shard, position)| keeper.reached(shard, position));
+        }
+        Ok(flushed)
+    }
+
+    /// Reads a shard no further.
+    fn leave(&mut self, shard: &ShardKey) {
+        if let Some(reading) = self.reading.remove(shard) {
+            reading.stop.cancel();
+        }
+        self.caught_up.remove(shard);
+        self.changed_at = Instant::now();
     }
 
     /// Takes in what was delivered before the readers stopped, and commits it.
-    async fn finish(mut self) -> Result<(), IngestError> {
+    async fn finish(&mut self) -> Result<(), IngestError> {
         self.sink = None;
-        loop {
-            match self.turn(None).await? {
-                Turn::Over => break,
-                Turn::Ended(_) | Turn::Went => {}
-            }
-        }
+        while !matches!(self.turn(None).await?, Turn::Over) {}
         while let Some(ended) = self.readers.join_next().await {
             ended.map_err(IngestError::task)??;
         }
@@ -400,10 +341,39 @@ impl Run {
     }
 }
 
+/// Runs to the end; but after a signal only for so long.
+async fn in_time<E>(stop: CancellationToken, work: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+    let patience = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_PATIENCE).await;
+    };
+    tokio::select! {
+        done = work => done,
+        () = patience => {
+            tracing::warn!("stopped before everything was committed; the rest is read again by the next run");
+            Ok(())
+        }
+    }
+}
+
 /// For ever, when there is nothing to wait for.
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
+        None => pending().await,
+    }
+}
+
+async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, tokio::task::JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => pending().await,
+    }
+}
+
+async fn changed(keeper: &mut Option<Keeper>) {
+    match keeper {
+        Some(keeper) => keeper.changed().await,
+        None => pending().await,
     }
 }

@@ -26,6 +26,7 @@ pub mod budget;
 pub mod config;
 pub mod decode;
 pub mod extract;
+pub mod failpoint;
 pub mod ingest;
 pub mod lake;
 pub mod maintain;

@@ -13,6 +13,7 @@ use crate::budget::{Budget, Reservation};
 
 pub mod files;
 pub mod kinesis;
+pub mod leases;
 mod shard;
 
 /// A non-negative decimal integer of at most 72 digits: a Kinesis sequence number, or a position of a file.
@@ -44,6 +45,22 @@ impl SequenceNumber {
     /// Whether this is [`Self::shard_end`].
     pub fn is_shard_end(&self) -> bool {
         self.0.len() == Self::DIGITS_MAX && self.0.bytes().all(|b| b == b'9')
+    }
+
+    /// The number before this one; `None` for zero.
+    pub fn before(&self) -> Option<Self> {
+        let mut digits = self.0.as_bytes().to_vec();
+        for digit in digits.iter_mut().rev() {
+            if *digit == b'0' {
+                *digit = b'9';
+            } else {
+                *digit -= 1;
+                let text = String::from_utf8(digits).ok()?;
+                let text = text.trim_start_matches('0');
+                return Self::parse(if text.is_empty() { "0" } else { text });
+            }
+        }
+        None
     }
 
     /// The digits.
@@ -135,23 +152,45 @@ impl Chunk {
     }
 }
 
+/// One taking of a shard by this worker: the shard, and the number of the fence that took it.
+///
+/// Everything that a reader delivers carries it, because a shard may be lost and taken again while deliveries of the
+/// first time are still on their way; those must not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The shard.
+    pub shard: ShardKey,
+    /// Number of the fence.
+    pub fence: u64,
+}
+
+/// How far a shard was read.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    /// When the stream answered, in milliseconds since the epoch.
+    pub at_ms: i64,
+    /// Milliseconds behind the newest record.
+    pub behind_ms: i64,
+    /// Whether there was nothing left to read.
+    pub caught_up: bool,
+    /// Where this read began: after this record.
+    pub after: Option<SequenceNumber>,
+}
+
 /// What a source hands over.
 #[derive(Debug)]
 pub enum Delivery {
     /// Records, with the part of the budget that they take.
-    Chunk(Chunk, Reservation),
+    Chunk(Hold, Chunk, Reservation),
     /// How far behind its stream a shard is.
-    Reached {
-        /// The shard.
-        shard: ShardKey,
-        /// Milliseconds behind the newest record.
-        behind_ms: i64,
-        /// Whether there was nothing left to read.
-        caught_up: bool,
-    },
+    Reached(Hold, Reached),
     /// Everything of a shard has been delivered; there will never be more.
-    End(ShardKey),
+    End(Hold),
 }
+
+/// The other side of a [`Sink`] is gone: the run is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NobodyListens;
 
 /// Where a source delivers to.
 #[derive(Debug, Clone)]
@@ -172,16 +211,35 @@ impl Sink {
     ///
     /// # Errors
     /// Nobody listens any more.
-    pub async fn send(&self, delivery: Delivery) -> Result<(), mpsc::error::SendError<Delivery>> {
-        self.deliveries.send(delivery).await
+    pub async fn send(&self, delivery: Delivery) -> Result<(), NobodyListens> {
+        self.deliveries.send(delivery).await.map_err(|_| NobodyListens)
     }
 
     /// As [`Sink::send`], for a thread that may block.
     ///
     /// # Errors
     /// Nobody listens any more.
-    pub fn blocking_send(&self, delivery: Delivery) -> Result<(), mpsc::error::SendError<Delivery>> {
-        self.deliveries.blocking_send(delivery)
+    pub fn blocking_send(&self, delivery: Delivery) -> Result<(), NobodyListens> {
+        self.deliveries.blocking_send(delivery).map_err(|_| NobodyListens)
+    }
+}
+
+/// How often calls were tried again, by call and by error: for whoever watches a run.
+#[derive(Debug, Clone, Default)]
+pub struct Retries(Arc<std::sync::Mutex<std::collections::BTreeMap<(&'static str, String), u64>>>);
+
+impl Retries {
+    /// Counts one.
+    pub fn count(&self, call: &'static str, error: &str) {
+        if let Ok(mut counts) = self.0.lock() {
+            *counts.entry((call, error.to_owned())).or_default() += 1;
+        }
+    }
+
+    /// All of them.
+    pub fn counts(&self) -> Vec<(&'static str, String, u64)> {
+        let counts = self.0.lock().map(|counts| counts.clone()).unwrap_or_default();
+        counts.into_iter().map(|((call, error), n)| (call, error, n)).collect()
     }
 }
 
@@ -209,6 +267,18 @@ pub enum SourceError {
     /// The source is not what the option says.
     #[error("{0}")]
     Invalid(String),
+    /// The lease table refused.
+    #[error("{action} of lease table {table}: {reason}; {remedy}")]
+    Leases {
+        /// The call, as the API names it.
+        action: &'static str,
+        /// The DynamoDB table.
+        table: String,
+        /// The service's own words.
+        reason: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// Kinesis refused, and trying again would not help.
     #[error("{action} of stream {stream}: {reason}; {remedy}")]
     Kinesis {
@@ -236,6 +306,15 @@ mod tests {
         for bad in ["", "01", "-1", "1.5", "a", &"9".repeat(73)] {
             assert_eq!(SequenceNumber::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_number_before() {
+        let before = |s: &str| SequenceNumber::parse(s).unwrap().before().map(|n| n.to_string());
+        assert_eq!(before("0"), None);
+        assert_eq!(before("1").as_deref(), Some("0"));
+        assert_eq!(before("1000").as_deref(), Some("999"));
+        assert_eq!(before("4960").as_deref(), Some("4959"));
     }
 
     #[test]

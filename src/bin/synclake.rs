@@ -14,8 +14,8 @@ use synclake::ingest::{self, Counters};
 use synclake::lake::{AwsSettings, Location, Store};
 use synclake::maintain::verify;
 use synclake::query::print::Format;
-use synclake::source::files;
 use synclake::source::kinesis::Kinesis;
+use synclake::source::{Retries, files, leases};
 use synclake::{extract, query, simulate, terminal};
 
 // The system's allocator: mimalloc kept 150 MiB more resident here and was no faster (docs/benchmarks.md).
@@ -80,9 +80,11 @@ Examples:
   synclake ingest --source file:events.ndjson.gz --lake lake
   zcat *.gz | synclake ingest --source file:- --lake lake
   synclake ingest --source kinesis:cognito --lake s3://bucket/lake --until-idle 1m
+  synclake ingest --source kinesis:cognito --lake s3://bucket/lake --lease-table dynamodb:synclake-cognito
 
 A file is known by its content: the same file is not read twice, one that has grown is continued.
-SIGTERM and SIGINT commit what was read, and exit with 0.")]
+Start any number of workers with one --lease-table: they share the shards, and take over from those that die.
+SIGTERM and SIGINT commit what was read, give the leases back, and exit with 0.")]
 struct IngestArgs {
     /// kinesis:<stream>, file:<path> (NDJSON; .gz and .zst too; a folder of them), or file:- for standard input.
     #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
@@ -106,6 +108,22 @@ struct IngestArgs {
     /// Commit after this long [default: 60s].
     #[arg(long, env = "SYNCLAKE_FLUSH_AGE", value_name = "DURATION")]
     flush_age: Option<String>,
+    /// Share the stream's shards with other workers: dynamodb:<table>, made if it is not there.
+    #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE", help_heading = "Fleet")]
+    lease_table: Option<String>,
+    /// A worker that was not seen to renew a lease for this long has lost it [default: 10s].
+    #[arg(long, env = "SYNCLAKE_LEASE_FAILOVER", value_name = "DURATION", help_heading = "Fleet")]
+    lease_failover: Option<String>,
+    /// This worker's name in the lease table [default: made from the machine's name].
+    #[arg(long, env = "SYNCLAKE_WORKER_ID", value_name = "NAME", help_heading = "Fleet")]
+    worker_id: Option<String>,
+    /// Begin a stream that the lake does not know where an application of the Kinesis Client Library stopped: the name
+    /// of its DynamoDB table, which is only read.
+    #[arg(long, value_name = "TABLE", help_heading = "Fleet")]
+    import_kcl_checkpoints: Option<String>,
+    /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9464.
+    #[arg(long, env = "SYNCLAKE_METRICS", value_name = "ADDRESS", help_heading = "Monitoring")]
+    metrics: Option<String>,
     #[command(flatten)]
     aws: AwsArgs,
 }
@@ -141,7 +159,8 @@ Examples:
   synclake verify --lake s3://bucket/lake --format json
 
 Exits with 1 when something is wrong. Orphans are no fault: no reader of the table sees them, and the next ingest of
-their shard deletes them.")]
+their shard deletes them. Gaps (what the stream had trimmed before it was read) are told and are no fault either: the
+lake is whole without them, and a bulk publish brings their data back.")]
 struct VerifyArgs {
     /// The lake.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -227,6 +246,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
+    let _failpoints = synclake::failpoint::setup();
     let cli = Cli::parse();
     terminal::QUIET.store(cli.quiet, Ordering::Relaxed);
     terminal::init_logs(if cli.quiet { "error" } else { "warn" });
@@ -303,8 +323,27 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
     };
     let aws = aws_settings(args.aws, file);
     let mut total = None;
+    let lease_table = args.lease_table.or_else(|| file.lease_table.clone());
+    let lease_table = lease_table.map(|text| config::parse_lease_table(&text)).transpose();
+    let lease_table = lease_table.map_err(|e| Unusable(format!("--lease-table {e}")))?;
+    let failover = parsed("lease-failover", args.lease_failover, &file.lease_failover, "10s", config::parse_duration)?;
+    let worker = args.worker_id.unwrap_or_else(config::worker_name);
+    let leases = lease_table.map(|table| leases::Options { table, worker, failover });
+    let metrics = args.metrics.or_else(|| file.metrics.clone()).map(|text| {
+        let address = text.parse::<std::net::SocketAddr>();
+        address.map_err(|_| Unusable(format!("--metrics {text:?} is no address; write 127.0.0.1:9464")))
+    });
+    let metrics = metrics.transpose()?;
+    let mut retries = Retries::default();
     let source = if let Some(stream) = source.strip_prefix("kinesis:") {
-        ingest::Source::Kinesis { kinesis: Kinesis::new(&aws, stream).await?, from, until_idle }
+        let kinesis = Kinesis::new(&aws, stream).await?;
+        retries = kinesis.retries();
+        let import = args.import_kcl_checkpoints;
+        let aws = aws.clone();
+        ingest::Source::Stream(Box::new(ingest::Stream { kinesis, from, until_idle, leases, import, aws }))
+    } else if leases.is_some() || args.import_kcl_checkpoints.is_some() {
+        let message = "--lease-table and --import-kcl-checkpoints are for --source kinesis:<stream>";
+        return Err(Unusable(message.to_owned()).into());
     } else if let Some(path) = source.strip_prefix("file:") {
         let paths = files::expand(path)?;
         let packed = |p: &PathBuf| files::plain_bytes(p);
@@ -332,7 +371,21 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
             }
         })
     };
-    let done = ingest::run(source, lake, options, counters, stop).await;
+    let monitored = counters.clone();
+    let served = async move {
+        match metrics {
+            Some(address) => {
+                let served = ingest::monitor::serve(address, monitored, retries).await;
+                served.with_context(|| format!("serve metrics at {address}"))
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let done = tokio::select! {
+        done = ingest::run(source, lake, options, counters, stop) => done.map_err(anyhow::Error::from),
+        // An address that cannot be listened on is found out at once, before anything was read.
+        failed = served => failed.and_then(|()| anyhow::bail!("the metrics server ended")),
+    };
     watch.abort();
     bar.finish_and_clear();
     let summary = done?;
@@ -427,6 +480,9 @@ async fn run_verify(args: VerifyArgs, file: &File) -> Result<()> {
                 format!("at {}", shard.position.as_deref().unwrap_or("-"))
             };
             print_line(&format!("{name}  {} commits ({} checked), {at}", shard.commits, shard.commits_checked))?;
+        }
+        for gap in &report.gaps {
+            print_line(&format!("GAP {gap}"))?;
         }
         for fault in &report.faults {
             print_line(&format!("FAULT {fault}"))?;

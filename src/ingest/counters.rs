@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use serde::Serialize;
 
 use crate::decode::Reason;
@@ -15,6 +16,8 @@ use crate::source::ShardKey;
 pub struct Counters {
     began: Instant,
     last_arrival_ms: AtomicU64,
+    last_turn_ms: AtomicU64,
+    ready: AtomicBool,
     records: AtomicU64,
     record_bytes: AtomicU64,
     rows: AtomicU64,
@@ -22,10 +25,58 @@ pub struct Counters {
     files: AtomicU64,
     file_bytes: AtomicU64,
     commits: AtomicU64,
+    conflicts: AtomicU64,
     version: AtomicU64,
     buffered_bytes: AtomicU64,
+    budget_bytes: AtomicU64,
+    gaps: AtomicU64,
+    leases: AtomicU64,
+    unread: AtomicU64,
     quarantined: Mutex<BTreeMap<Reason, u64>>,
-    behind_ms: Mutex<BTreeMap<ShardKey, i64>>,
+    shards: Mutex<BTreeMap<ShardKey, ShardCounts>>,
+    pub(super) commit_seconds: Histogram,
+}
+
+/// What is told of one shard while it is read here.
+#[derive(Debug, Clone)]
+pub struct ShardCounts {
+    /// Milliseconds behind the newest record of the shard, at the last read.
+    pub behind_ms: i64,
+    /// Records received since the shard's last commit.
+    pub uncommitted_records: u64,
+    /// When the shard was last committed, or begun.
+    pub last_commit: Instant,
+}
+
+/// The numbers of one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers {
+    /// Records received.
+    pub records: u64,
+    /// Bytes of them.
+    pub record_bytes: u64,
+    /// Rows that they became.
+    pub rows: u64,
+    /// Data files written.
+    pub files: u64,
+    /// Bytes of them.
+    pub file_bytes: u64,
+    /// Commits to `sync_records`.
+    pub commits: u64,
+    /// Versions lost to other writers on the way to a commit.
+    pub conflicts: u64,
+    /// Newest version that this run wrote.
+    pub version: u64,
+    /// Bytes in buffers.
+    pub buffered_bytes: u64,
+    /// What may be buffered.
+    pub budget_bytes: u64,
+    /// Gaps noted.
+    pub gaps: u64,
+    /// Leases held.
+    pub leases: u64,
+    /// Shards that nobody reads.
+    pub unread: u64,
 }
 
 /// The closing summary of a run.
@@ -58,6 +109,8 @@ impl Default for Counters {
         Self {
             began: Instant::now(),
             last_arrival_ms: AtomicU64::new(0),
+            last_turn_ms: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
             records: AtomicU64::new(0),
             record_bytes: AtomicU64::new(0),
             rows: AtomicU64::new(0),
@@ -65,20 +118,47 @@ impl Default for Counters {
             files: AtomicU64::new(0),
             file_bytes: AtomicU64::new(0),
             commits: AtomicU64::new(0),
+            conflicts: AtomicU64::new(0),
             version: AtomicU64::new(0),
             buffered_bytes: AtomicU64::new(0),
+            budget_bytes: AtomicU64::new(0),
+            gaps: AtomicU64::new(0),
+            leases: AtomicU64::new(0),
+            unread: AtomicU64::new(0),
             quarantined: Mutex::default(),
-            behind_ms: Mutex::default(),
+            shards: Mutex::default(),
+            // From a local folder's milliseconds to the five minutes after which a commit is given up.
+            commit_seconds: Histogram::new(exponential_buckets(0.001, 3.0, 12)),
         }
     }
 }
 
 impl Counters {
-    pub(super) fn received(&self, records: usize, bytes: usize) {
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn shard(&self, shard: &ShardKey, change: impl FnOnce(&mut ShardCounts)) {
+        if let Ok(mut shards) = self.shards.lock() {
+            let fresh = || ShardCounts { behind_ms: 0, uncommitted_records: 0, last_commit: Instant::now() };
+            change(shards.entry(shard.clone()).or_insert_with(fresh));
+        }
+    }
+
+    pub(super) fn ready(&self, budget_bytes: usize) {
+        self.budget_bytes.store(budget_bytes as u64, Relaxed);
+        self.ready.store(true, Relaxed);
+    }
+
+    pub(super) fn alive(&self) {
+        self.last_turn_ms.store(self.elapsed_ms(), Relaxed);
+    }
+
+    pub(super) fn received(&self, shard: &ShardKey, records: usize, bytes: usize) {
         self.records.fetch_add(records as u64, Relaxed);
         self.record_bytes.fetch_add(bytes as u64, Relaxed);
-        let elapsed = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_arrival_ms.store(elapsed, Relaxed);
+        self.last_arrival_ms.store(self.elapsed_ms(), Relaxed);
+        self.shard(shard, |counts| counts.uncommitted_records += records as u64);
     }
 
     pub(super) fn decoded(&self, rows: u64) {
@@ -94,9 +174,43 @@ impl Counters {
         self.file_bytes.fetch_add(bytes, Relaxed);
     }
 
-    pub(super) fn committed(&self, version: u64) {
+    pub(super) fn committed(&self, version: u64, took: Duration) {
         self.commits.fetch_add(1, Relaxed);
         self.version.store(version, Relaxed);
+        self.commit_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn conflicts(&self, conflicts: u32) {
+        self.conflicts.fetch_add(u64::from(conflicts), Relaxed);
+    }
+
+    pub(super) fn gap(&self) {
+        self.gaps.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn leases(&self, held: usize) {
+        self.leases.store(held as u64, Relaxed);
+    }
+
+    pub(super) fn unread(&self, shards: usize) {
+        self.unread.store(shards as u64, Relaxed);
+    }
+
+    pub(super) fn shard_begun(&self, shard: &ShardKey) {
+        self.shard(shard, |counts| counts.last_commit = Instant::now());
+    }
+
+    pub(super) fn shard_committed(&self, shard: &ShardKey) {
+        self.shard(shard, |counts| {
+            counts.last_commit = Instant::now();
+            counts.uncommitted_records = 0;
+        });
+    }
+
+    pub(super) fn shard_gone(&self, shard: &ShardKey) {
+        if let Ok(mut shards) = self.shards.lock() {
+            shards.remove(shard);
+        }
     }
 
     pub(super) fn buffered(&self, bytes: usize) {
@@ -110,9 +224,46 @@ impl Counters {
     }
 
     pub(super) fn behind(&self, shard: &ShardKey, ms: i64) {
-        if let Ok(mut behind) = self.behind_ms.lock() {
-            behind.insert(shard.clone(), ms);
+        self.shard(shard, |counts| counts.behind_ms = ms);
+    }
+
+    /// The numbers of this moment.
+    pub fn numbers(&self) -> Numbers {
+        Numbers {
+            records: self.records.load(Relaxed),
+            record_bytes: self.record_bytes.load(Relaxed),
+            rows: self.rows.load(Relaxed),
+            files: self.files.load(Relaxed),
+            file_bytes: self.file_bytes.load(Relaxed),
+            commits: self.commits.load(Relaxed),
+            conflicts: self.conflicts.load(Relaxed),
+            version: self.version.load(Relaxed),
+            buffered_bytes: self.buffered_bytes.load(Relaxed),
+            budget_bytes: self.budget_bytes.load(Relaxed),
+            gaps: self.gaps.load(Relaxed),
+            leases: self.leases.load(Relaxed),
+            unread: self.unread.load(Relaxed),
         }
+    }
+
+    /// The shards that are read here.
+    pub fn shards(&self) -> BTreeMap<ShardKey, ShardCounts> {
+        self.shards.lock().map(|shards| shards.clone()).unwrap_or_default()
+    }
+
+    /// Records in the quarantine, by reason.
+    pub fn quarantine(&self) -> BTreeMap<Reason, u64> {
+        self.quarantined.lock().map(|counts| counts.clone()).unwrap_or_default()
+    }
+
+    /// Whether the lake is open and the work has begun.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Relaxed)
+    }
+
+    /// For how long the loop has not come around: while it waits for an upload, that is as long as the upload takes.
+    pub fn silent_for(&self) -> Duration {
+        Duration::from_millis(self.elapsed_ms().saturating_sub(self.last_turn_ms.load(Relaxed)))
     }
 
     /// When the last record arrived; the start of the run if none did.

@@ -12,8 +12,6 @@ use crate::source::{Chunk, Record, SequenceNumber, ShardKey};
 /// A decoded chunk.
 #[derive(Debug)]
 pub struct Decoded {
-    /// Its shard.
-    pub shard: ShardKey,
     /// What the checkpoint becomes once all of this is committed.
     pub position: SequenceNumber,
     /// The rows.
@@ -68,7 +66,6 @@ pub fn decode_chunk(chunk: &Chunk, skip: &HashSet<SequenceNumber>) -> Decoded {
         }
     }
     Decoded {
-        shard: chunk.shard.clone(),
         position: chunk.position.clone(),
         partitions: partitions.found,
         rejected,

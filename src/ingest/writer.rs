@@ -3,10 +3,11 @@
 //! # Order of a flush
 //! 1. every buffered partition becomes a file, put-if-absent, named for the commit that will list it;
 //! 2. rejects are committed to the quarantine, with its own position;
-//! 3. files and positions are committed to `sync_records`.
+//! 3. gaps in what the stream still held are committed to `gaps`;
+//! 4. files and positions are committed to `sync_records`.
 //!
 //! # Crash consistency
-//! A crash before 3 leaves files that nobody lists (swept after the next fence) and perhaps rejects that are ahead of
+//! A crash before 4 leaves files that nobody lists (swept after the next fence) and perhaps rejects that are ahead of
 //! the main position. Their records come again; **invariant: a record that the quarantine holds is skipped**, whatever
 //! a second decoding would make of it, so it is never in both places.
 
@@ -14,33 +15,35 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{AsArray, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
-use bytes::Bytes;
-use chrono::{DateTime, NaiveDate};
 use deltalake::kernel::Add;
-use futures::{StreamExt, TryStreamExt};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use tokio::task::JoinSet;
 
 use super::decoding::{Decoded, rejected_bytes};
 use super::{Counters, IngestError};
-use crate::batch::columns::Sorted;
-use crate::batch::{Batches, Limits, Partition, PartitionKey, Rejected};
+use crate::batch::{Batches, Limits, Rejected};
 use crate::budget::Reservation;
-use crate::lake::ledger::{Ledger, Outcome, ShardState, Step, new_token};
-use crate::lake::parquet::{add, delta_statistics, encode_batches, encode_sorted, row_count_statistics};
-use crate::lake::paths::{PartName, pool_partition, sync_records_partition};
+use crate::failpoint;
+use crate::lake::ledger::{Beginning, Ledger, ShardState, new_token};
 use crate::lake::tables::Table;
-use crate::lake::{LakeError, Store, snapshot, sweep};
-use crate::source::{SequenceNumber, ShardKey, StartAt};
+use crate::lake::{Store, snapshot, sweep};
+use crate::source::{Hold, Reached, SequenceNumber, ShardKey, StartAt};
+
+mod commits;
+mod files;
+mod gaps;
+mod rejects;
 
 /// How long one file is tried, beyond the store's own retries.
 const PUT_PATIENCE: Duration = Duration::from_secs(600);
 
+/// Shards without records are committed this often all the same, so that the ledger tells up to when there were none.
+const QUIET_COMMIT_MS: i64 = 3_600_000;
+
 /// What this worker holds of a shard.
 #[derive(Debug)]
 struct Held {
+    /// Number of the fence that took it; what was delivered for an earlier one does not count.
+    fence: u64,
     state: ShardState,
     quarantine: ShardState,
     /// The position once everything received so far is committed.
@@ -50,6 +53,16 @@ struct Held {
     next_file: u64,
     rejected: Vec<Rejected>,
     skip: Arc<HashSet<SequenceNumber>>,
+    /// Everything that arrived before this was received.
+    read_to_ms: i64,
+    taken_at_ms: i64,
+    gaps: Vec<gaps::Gap>,
+}
+
+impl Held {
+    fn is_quiet_for_long(&self) -> bool {
+        self.read_to_ms - self.state.read_to_ms.max(self.taken_at_ms) > QUIET_COMMIT_MS
+    }
 }
 
 /// How a flush ended.
@@ -59,6 +72,8 @@ pub struct Flushed {
     pub ended: Vec<ShardKey>,
     /// Shards that belong to another worker now.
     pub fenced: Vec<ShardKey>,
+    /// What the log holds now.
+    pub reached: Vec<(ShardKey, SequenceNumber)>,
 }
 
 /// The writing half of ingest.
@@ -114,14 +129,30 @@ impl Writer {
         held.or_else(|| self.ledger.state(shard)?.position)
     }
 
-    /// Whether this worker has taken the shard over.
-    pub fn holds(&self, shard: &ShardKey) -> bool {
-        self.held.contains_key(shard)
+    /// Number of the fence by which this worker took the shard over, if it did.
+    pub fn fence_of(&self, shard: &ShardKey) -> Option<u64> {
+        self.held.get(shard).map(|held| held.fence)
     }
 
     /// Records of a shard that the quarantine holds already.
     pub fn skip(&self, shard: &ShardKey) -> Arc<HashSet<SequenceNumber>> {
         self.held.get(shard).map(|held| held.skip.clone()).unwrap_or_default()
+    }
+
+    /// Reads what other workers have committed.
+    ///
+    /// # Errors
+    /// The lake cannot be read.
+    pub async fn refresh(&mut self) -> Result<(), IngestError> {
+        Ok(self.ledger.refresh().await?)
+    }
+
+    /// Enters the shards of a stream that the lake does not know yet. The first worker's word stands.
+    ///
+    /// # Errors
+    /// The lake cannot be read or written.
+    pub async fn begin(&mut self, beginnings: &[Beginning]) -> Result<bool, IngestError> {
+        Ok(self.ledger.begin(beginnings, self.token).await?)
     }
 
     /// Takes shards over and returns where to read on. Earlier owners can commit nothing from here on.
@@ -141,8 +172,12 @@ impl Writer {
         for (shard, state) in &fenced {
             let Some(quarantine) = quarantine.remove(shard) else { continue };
             let ahead = quarantine.position.is_some() && quarantine.position > state.position;
-            let skip = if ahead { quarantined(&self.lake, shard).await? } else { HashSet::new() };
+            let skip = if ahead { rejects::quarantined(&self.lake, shard).await? } else { HashSet::new() };
             let held = Held {
+                fence: state.number,
+                read_to_ms: state.read_to_ms,
+                taken_at_ms: chrono::Utc::now().timestamp_millis(),
+                gaps: Vec::new(),
                 state: state.clone(),
                 quarantine,
                 reached: None,
@@ -157,7 +192,7 @@ impl Writer {
     }
 
     /// Waits for what runs beside the work.
-    pub async fn finish(mut self) {
+    pub async fn finish(&mut self) {
         while self.chores.join_next().await.is_some() {}
     }
 
@@ -165,11 +200,13 @@ impl Writer {
     fn sweep(&mut self, table: Table, fences: BTreeMap<ShardKey, u64>) {
         let store = table.store(&self.lake);
         self.chores.spawn(async move {
+            failpoint::hit("sweep/before");
             match sweep::sweep(&store, &fences).await {
                 Ok(0) => {}
                 Ok(files) => tracing::info!(table = table.name(), files, "deleted files that no commit lists"),
                 Err(error) => tracing::warn!(table = table.name(), error = %error, "cannot sweep; leftovers stay"),
             }
+            failpoint::hit("sweep/after");
         });
     }
 
@@ -177,8 +214,14 @@ impl Writer {
     ///
     /// # Errors
     /// A file that had to make room cannot be written.
-    pub async fn add(&mut self, decoded: Decoded, mut reserved: Reservation, now: Instant) -> Result<(), IngestError> {
-        let Some(held) = self.held.get_mut(&decoded.shard) else { return Ok(()) };
+    pub async fn add(
+        &mut self,
+        hold: &Hold,
+        decoded: Decoded,
+        mut reserved: Reservation,
+        now: Instant,
+    ) -> Result<(), IngestError> {
+        let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) else { return Ok(()) };
         reserved.shrink_to(decoded.bytes());
         self.reserved.merge(reserved);
         held.reached = Some(decoded.position);
@@ -198,16 +241,51 @@ impl Writer {
     }
 
     /// Notes that a shard was received to its end.
-    pub fn end(&mut self, shard: &ShardKey, now: Instant) {
-        if let Some(held) = self.held.get_mut(shard) {
+    pub fn end(&mut self, hold: &Hold, now: Instant) {
+        if let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) {
             held.reached = Some(SequenceNumber::shard_end());
             self.batches.note(0, now);
         }
     }
 
+    /// Notes that the rest of a shard is gone: the stream does not list it any more.
+    pub fn trimmed(&mut self, hold: &Hold, now: Instant) {
+        if let Some(held) = self.held.get_mut(&hold.shard) {
+            held.gaps.push(gaps::Gap {
+                after: held.state.position.clone(),
+                arrived_from_ms: held.state.read_to_ms,
+                arrived_until_ms: None,
+                noted_at_ms: chrono::Utc::now().timestamp_millis(),
+            });
+        }
+        self.end(hold, now);
+    }
+
+    /// Notes up to when a shard was read, and whether something was trimmed in between.
+    pub fn read_to(&mut self, hold: &Hold, reached: &Reached, retention_ms: i64) {
+        let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) else { return };
+        held.gaps.extend(gaps::between(reached.after.clone(), held.read_to_ms, reached.at_ms, retention_ms));
+        held.read_to_ms = held.read_to_ms.max(reached.at_ms - reached.behind_ms);
+    }
+
+    /// Forgets a shard and what was received of it since its last commit.
+    pub fn drop_shard(&mut self, shard: &ShardKey) {
+        self.batches.drop_shard(shard);
+        if let Some(held) = self.held.remove(shard) {
+            self.rejected_bytes -= held.rejected.iter().map(rejected_bytes).sum::<usize>();
+        }
+        self.reserved.shrink_to(self.buffered());
+        self.counters.shard_gone(shard);
+    }
+
     /// Whether something waits for a commit.
     pub fn is_dirty(&self) -> bool {
-        self.held.values().any(|held| held.reached.is_some())
+        self.held.values().any(Held::moves)
+    }
+
+    /// Whether a shard was quiet for so long that the ledger should say so.
+    pub fn is_quiet_for_long(&self) -> bool {
+        self.held.values().any(Held::is_quiet_for_long)
     }
 
     /// When the oldest of what waits must be committed.
@@ -236,160 +314,11 @@ impl Writer {
         let all = self.batches.take_all();
         self.write(all).await?;
         self.commit_quarantine(&mut flushed).await?;
+        self.commit_gaps().await?;
         self.commit_files(&mut flushed).await?;
         self.reserved.shrink_to(self.buffered());
         self.counters.buffered(self.buffered());
         Ok(flushed)
-    }
-
-    async fn write(&mut self, partitions: Vec<(PartitionKey, Partition)>) -> Result<(), IngestError> {
-        let mut jobs = Vec::new();
-        for (key, partition) in partitions {
-            let Some(held) = self.held.get_mut(&key.shard) else { continue };
-            if partition.is_empty() {
-                continue;
-            }
-            let name = PartName::new(&key.shard, self.token, held.state.number + 1, held.next_file);
-            held.next_file += 1;
-            jobs.push((key, partition, name));
-        }
-        let store = Table::SyncRecords.store(&self.lake);
-        let written = futures::stream::iter(jobs)
-            .map(|(key, partition, name)| {
-                let store = store.clone();
-                async move {
-                    let shard = key.shard.clone();
-                    let pool = pool_partition(&key.identity_pool_id);
-                    let path = format!("{}/{name}", sync_records_partition(&pool, key.event_date));
-                    let values = [("pool", pool), ("event_date", key.event_date.to_string())];
-                    let encode_path = path.clone();
-                    let (bytes, statistics) = tokio::task::spawn_blocking(move || {
-                        let sorted = Sorted::new(key, partition);
-                        let encoded = encode_sorted(&sorted);
-                        encoded
-                            .map(|bytes| (bytes, delta_statistics(&sorted.statistics())))
-                            .map_err(|source| LakeError::Parquet { action: "encode", path: encode_path, source })
-                    })
-                    .await
-                    .map_err(IngestError::task)??;
-                    let size = bytes.len();
-                    put_file(&store, &path, bytes).await?;
-                    let now_ms = chrono::Utc::now().timestamp_millis();
-                    Ok::<_, IngestError>((shard, add(path, &values, size, now_ms, statistics)))
-                }
-            })
-            .buffer_unordered(self.encoders)
-            .try_collect::<Vec<_>>()
-            .await?;
-        for (shard, file) in written {
-            self.counters.file(u64::try_from(file.size).unwrap_or(0));
-            if let Some(held) = self.held.get_mut(&shard) {
-                held.files.push(file);
-            }
-        }
-        Ok(())
-    }
-
-    async fn commit_quarantine(&mut self, flushed: &mut Flushed) -> Result<(), IngestError> {
-        let store = Table::Quarantine.store(&self.lake);
-        let mut rejects = 0;
-        loop {
-            let mut files = Vec::new();
-            let mut steps = Vec::new();
-            for (shard, held) in self.held.iter().filter(|(_, held)| !held.rejected.is_empty()) {
-                let next = ShardState {
-                    number: held.quarantine.number + 1,
-                    position: held.reached.clone(),
-                    ..held.quarantine.clone()
-                };
-                for (index, (date, rows)) in (0..).zip(by_arrival(&held.rejected)) {
-                    let name = PartName::new(shard, self.token, next.number, index);
-                    let path = format!("arrived_date={date}/{name}");
-                    let bytes = encode_rejected(shard, &rows).map_err(|source| LakeError::Parquet {
-                        action: "encode",
-                        path: path.clone(),
-                        source,
-                    })?;
-                    let size = bytes.len();
-                    put_file(&store, &path, bytes).await?;
-                    let now_ms = chrono::Utc::now().timestamp_millis();
-                    let values = [("arrived_date", date.to_string())];
-                    files.push(add(path, &values, size, now_ms, row_count_statistics(rows.len())));
-                }
-                rejects += held.rejected.len();
-                steps.push(Step { shard: shard.clone(), expected: Some(held.quarantine.clone()), next });
-            }
-            if steps.is_empty() {
-                return Ok(());
-            }
-            match self.quarantine.commit(files, &steps).await? {
-                Outcome::Committed { version, .. } => {
-                    tracing::info!(version, rejects, "quarantined records");
-                    for step in steps {
-                        if let Some(held) = self.held.get_mut(&step.shard) {
-                            held.quarantine = step.next;
-                            for rejected in std::mem::take(&mut held.rejected) {
-                                self.counters.quarantined(rejected.reason);
-                            }
-                        }
-                    }
-                    self.rejected_bytes = 0;
-                    self.checkpoint(Table::Quarantine, version);
-                    return Ok(());
-                }
-                Outcome::Fenced(shards) => self.drop_shards(shards, flushed),
-            }
-        }
-    }
-
-    async fn commit_files(&mut self, flushed: &mut Flushed) -> Result<(), IngestError> {
-        loop {
-            let mut files = Vec::new();
-            let mut steps = Vec::new();
-            for (shard, held) in &self.held {
-                let Some(reached) = &held.reached else { continue };
-                files.extend(held.files.iter().cloned());
-                let next =
-                    ShardState { number: held.state.number + 1, position: Some(reached.clone()), ..held.state.clone() };
-                steps.push(Step { shard: shard.clone(), expected: Some(held.state.clone()), next });
-            }
-            if steps.is_empty() {
-                return Ok(());
-            }
-            let count = files.len();
-            match self.ledger.commit(files, &steps).await? {
-                Outcome::Committed { version, conflicts } => {
-                    tracing::info!(version, files = count, shards = steps.len(), conflicts, "committed");
-                    self.counters.committed(version);
-                    for step in steps {
-                        if step.next.position.as_ref().is_some_and(SequenceNumber::is_shard_end) {
-                            self.held.remove(&step.shard);
-                            flushed.ended.push(step.shard);
-                        } else if let Some(held) = self.held.get_mut(&step.shard) {
-                            held.state = step.next;
-                            held.reached = None;
-                            held.files.clear();
-                            held.next_file = 0;
-                        }
-                    }
-                    self.checkpoint(Table::SyncRecords, version);
-                    return Ok(());
-                }
-                Outcome::Fenced(shards) => self.drop_shards(shards, flushed),
-            }
-        }
-    }
-
-    /// Forgets shards that another worker took over. Their files stay behind unlisted; the other worker sweeps.
-    fn drop_shards(&mut self, shards: Vec<ShardKey>, flushed: &mut Flushed) {
-        for shard in shards {
-            tracing::warn!(shard = %shard, "another worker took this shard over; what was read of it here is dropped");
-            self.batches.drop_shard(&shard);
-            if let Some(held) = self.held.remove(&shard) {
-                self.rejected_bytes -= held.rejected.iter().map(rejected_bytes).sum::<usize>();
-            }
-            flushed.fenced.push(shard);
-        }
     }
 
     /// A checkpoint of the log now and then. Without one the table is as whole, and slower to open.
@@ -397,87 +326,12 @@ impl Writer {
         if Ledger::checkpoint_due(version) {
             let store = table.store(&self.lake);
             self.chores.spawn(async move {
+                failpoint::hit("checkpoint/before");
                 if let Err(error) = snapshot::checkpoint(&store).await {
                     tracing::warn!(table = table.name(), version, error = %error, "cannot write a checkpoint of the log");
                 }
+                failpoint::hit("checkpoint/after");
             });
         }
     }
-}
-
-/// Writes a data file under a name that only this attempt can have.
-async fn put_file(store: &Store, path: &str, bytes: Bytes) -> Result<(), IngestError> {
-    let began = tokio::time::Instant::now();
-    let mut pause_ms = 200;
-    loop {
-        let error = match store.put_new(path, bytes.clone()).await {
-            // The name holds our token and a number that is never used twice: what exists is what we wrote.
-            Ok(()) | Err(object_store::Error::AlreadyExists { .. }) => return Ok(()),
-            Err(error) => error,
-        };
-        let hopeless =
-            matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. });
-        if hopeless || store.is_local() || began.elapsed() > PUT_PATIENCE {
-            let path = format!("{}{path}", store.url());
-            return Err(LakeError::Storage { action: "write", path, source: error }.into());
-        }
-        tracing::warn!(path, error = %error, "cannot write a file, trying again");
-        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-        pause_ms = (pause_ms * 2).min(10_000);
-    }
-}
-
-fn by_arrival(rejected: &[Rejected]) -> BTreeMap<NaiveDate, Vec<&Rejected>> {
-    let mut found: BTreeMap<NaiveDate, Vec<&Rejected>> = BTreeMap::new();
-    for reject in rejected {
-        let date = DateTime::from_timestamp_micros(reject.arrived_at).unwrap_or_default().date_naive();
-        found.entry(date).or_default().push(reject);
-    }
-    found
-}
-
-fn encode_rejected(shard: &ShardKey, rows: &[&Rejected]) -> Result<Bytes, parquet::errors::ParquetError> {
-    let text = |value: fn(&Rejected) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(|r| value(r))));
-    let batch = RecordBatch::try_new(
-        Table::Quarantine.file_schema(),
-        vec![
-            Arc::new(StringArray::from(vec![shard.stream(); rows.len()])),
-            Arc::new(StringArray::from(vec![shard.shard(); rows.len()])),
-            text(|r| r.sequence_number.as_str()),
-            Arc::new(Int64Array::from_iter(rows.iter().map(|r| r.sub_sequence))),
-            Arc::new(
-                TimestampMicrosecondArray::from_iter_values(rows.iter().map(|r| r.arrived_at)).with_timezone("UTC"),
-            ),
-            text(|r| r.reason.as_str()),
-            text(|r| &r.detail),
-            Arc::new(BinaryArray::from_iter_values(rows.iter().map(|r| &r.raw))),
-        ],
-    )?;
-    encode_batches(batch.schema(), std::slice::from_ref(&batch))
-}
-
-/// Sequence numbers of a shard that the quarantine holds.
-async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<HashSet<SequenceNumber>, LakeError> {
-    let store = Table::Quarantine.store(lake);
-    let Some(loaded) = snapshot::load(&store, None).await? else { return Ok(HashSet::new()) };
-    let mut found = HashSet::new();
-    for path in snapshot::live_files(&store, &loaded).await? {
-        let name = path.rsplit('/').next().and_then(PartName::parse);
-        if name.is_none_or(|name| name.shard != shard.to_string()) {
-            continue;
-        }
-        let Some(bytes) = store.get(&path).await? else {
-            let path = format!("{}{path}", store.url());
-            return Err(LakeError::Log { path, reason: "the log lists this file and it is not there".to_owned() });
-        };
-        let fail = |source| LakeError::Parquet { action: "decode", path: path.clone(), source };
-        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(fail)?;
-        let mask = ProjectionMask::columns(builder.parquet_schema(), ["sequence_number"]);
-        for batch in builder.with_projection(mask).build().map_err(fail)? {
-            let batch = batch.map_err(|e| fail(e.into()))?;
-            let numbers = batch.column(0).as_string::<i32>();
-            found.extend(numbers.iter().flatten().filter_map(SequenceNumber::parse));
-        }
-    }
-    Ok(found)
 }

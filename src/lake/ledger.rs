@@ -23,7 +23,8 @@
 //! # In the log
 //! Transaction ids, because they are the one thing that every Delta writer carries forward for ever:
 //! `ingest/<stream>/<shard>` is the number, `…/owner` a random 63-bit token, `…/seq0` to `…/seq3` the position as four
-//! decimal limbs of 18 digits, `…/from` where the shard was begun (0 is the horizon, else milliseconds).
+//! decimal limbs of 18 digits, `…/from` where the shard was begun (0 is the horizon, else milliseconds), `…/read_to` the
+//! time up to which it was read.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,12 +39,13 @@ use tokio::time::Instant;
 use super::log::{self, Transactions};
 use super::tables::Table;
 use super::{LakeError, Store, paths};
+use crate::failpoint;
 use crate::source::{SequenceNumber, ShardKey, StartAt};
 
 /// How long a commit is tried before the caller hears of it. A cap on time, because a count says nothing.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Versions between two checkpoints of the log.
-const CHECKPOINT_EVERY: u64 = 100;
+/// Versions between two checkpoints of the log; fewer where tests kill in the midst of one.
+const CHECKPOINT_EVERY: u64 = if cfg!(feature = "failpoints") { 20 } else { 100 };
 const LIMB_DIGITS: usize = 18;
 
 /// What the ledger knows of a shard.
@@ -57,6 +59,20 @@ pub struct ShardState {
     pub position: Option<SequenceNumber>,
     /// Where the shard is begun as long as there is no position.
     pub from: StartAt,
+    /// Every record that arrived before this was received, in milliseconds since the epoch; 0 where nothing is known.
+    /// What a stream's retention trims after it was never read.
+    pub read_to_ms: i64,
+}
+
+/// Where a shard enters the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beginning {
+    /// The shard.
+    pub shard: ShardKey,
+    /// Where it is begun as long as there is no position.
+    pub from: StartAt,
+    /// A position that somebody else's checkpoint gave.
+    pub position: Option<SequenceNumber>,
 }
 
 /// A shard's step in a commit: from a state that the writer holds to the next.
@@ -133,6 +149,24 @@ impl Ledger {
         found
     }
 
+    /// Enters shards that the ledger does not know yet, all of them in one commit or none.
+    ///
+    /// So that several workers that start at once agree on where a stream begins: the first one's word stands. Returns
+    /// whether it was ours.
+    ///
+    /// # Errors
+    /// The store failed for too long, or the log is corrupt.
+    pub async fn begin(&mut self, beginnings: &[Beginning], token: u64) -> Result<bool, LakeError> {
+        self.refresh().await?;
+        let step = |b: &Beginning| {
+            let next =
+                ShardState { number: 1, owner: token, position: b.position.clone(), from: b.from, read_to_ms: 0 };
+            Step { shard: b.shard.clone(), expected: None, next }
+        };
+        let steps: Vec<Step> = beginnings.iter().map(step).collect();
+        Ok(matches!(self.commit(Vec::new(), &steps).await?, Outcome::Committed { .. }))
+    }
+
     /// Takes shards over, whoever holds them: number + 1, the new token, the position unchanged.
     ///
     /// From here on no commit of an earlier owner can succeed.
@@ -152,7 +186,7 @@ impl Ledger {
                     let expected = self.state(shard);
                     let next = match &expected {
                         Some(state) => ShardState { number: state.number + 1, owner: token, ..state.clone() },
-                        None => ShardState { number: 1, owner: token, position: None, from: *from },
+                        None => ShardState { number: 1, owner: token, position: None, from: *from, read_to_ms: 0 },
                     };
                     Step { shard: shard.clone(), expected, next }
                 })
@@ -171,6 +205,7 @@ impl Ledger {
     /// The store failed for longer than five minutes, or the log is corrupt. The outcome is then unknown to the caller
     /// and known to the log; starting over from the log is always right.
     pub async fn commit(&mut self, files: Vec<Add>, steps: &[Step]) -> Result<Outcome, LakeError> {
+        let (before, after) = self.failpoints(&files);
         let bytes = self.encode(files, steps)?;
         let began = Instant::now();
         let mut conflicts = 0;
@@ -181,7 +216,10 @@ impl Ledger {
                 return Ok(Outcome::Fenced(lost.into_iter().map(|s| s.shard.clone()).collect()));
             }
             let version = self.known.version + 1;
-            let failure = match self.store.put_new(&paths::commit(version), bytes.clone()).await {
+            failpoint::hit(before);
+            let put = self.store.put_new(&paths::commit(version), bytes.clone()).await;
+            failpoint::hit(after);
+            let failure = match put {
                 Ok(()) => {
                     self.apply(version, steps);
                     return Ok(Outcome::Committed { version, conflicts });
@@ -239,6 +277,15 @@ impl Ledger {
         Ok(found)
     }
 
+    fn failpoints(&self, files: &[Add]) -> (&'static str, &'static str) {
+        match self.table {
+            _ if files.is_empty() => ("fence/before", "fence/after"),
+            Table::Quarantine => ("quarantine/before", "quarantine/after"),
+            Table::Gaps => ("gap/before", "gap/after"),
+            _ => ("commit/before", "commit/after"),
+        }
+    }
+
     fn apply(&mut self, version: u64, steps: &[Step]) {
         self.known.ids.extend(steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)));
         self.known.version = version;
@@ -267,8 +314,11 @@ fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
         StartAt::TrimHorizon => 0,
         StartAt::Timestamp(ms) => ms.max(1),
     };
-    let mut ids =
-        vec![(format!("{id}/owner"), i64::try_from(state.owner).unwrap_or(i64::MAX)), (format!("{id}/from"), from)];
+    let mut ids = vec![
+        (format!("{id}/owner"), i64::try_from(state.owner).unwrap_or(i64::MAX)),
+        (format!("{id}/from"), from),
+        (format!("{id}/read_to"), state.read_to_ms),
+    ];
     if let Some(position) = &state.position {
         let digits = format!("{:0>width$}", position.as_str(), width = LIMB_DIGITS * 4);
         ids.extend((0..4).map(|limb| {
@@ -295,7 +345,14 @@ pub fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState
         0 => StartAt::TrimHorizon,
         ms => StartAt::Timestamp(ms),
     };
-    Some(ShardState { number: u64::try_from(number).ok()?, owner: u64::try_from(get("/owner")?).ok()?, position, from })
+    Some(ShardState {
+        number: u64::try_from(number).ok()?,
+        owner: u64::try_from(get("/owner")?).ok()?,
+        position,
+        from,
+        // Logs of before this was kept have no such id.
+        read_to_ms: get("/read_to").unwrap_or(0),
+    })
 }
 
 /// A fresh owner token: 63 bits, because a transaction id's version is an i64.
@@ -344,8 +401,13 @@ mod tests {
     fn positions_survive_the_limbs() {
         let seq = "49590338271490256608559692538361571095921575989136588898";
         for digits in ["0", "7", "1000000000000000000", seq, &"9".repeat(72)] {
-            let state =
-                ShardState { number: 3, owner: 5, position: Some(position(digits)), from: StartAt::Timestamp(9) };
+            let state = ShardState {
+                number: 3,
+                owner: 5,
+                position: Some(position(digits)),
+                from: StartAt::Timestamp(9),
+                read_to_ms: 1_424_801_824_343,
+            };
             let known = Transactions { version: 1, ids: encode_state(&shard("a"), &state).into_iter().collect() };
             assert_eq!(decode_state(&known, &shard("a")), Some(state));
         }

@@ -16,6 +16,8 @@ pub const SYNC_RECORDS: &str = "sync_records";
 pub const QUARANTINE: &str = "quarantine";
 /// Folder of the table of daily extracts.
 pub const DAILY_STATE: &str = "daily_state";
+/// Folder of the table of what was never read.
+pub const GAPS: &str = "gaps";
 
 /// A pool id as a partition value: `us-east-1:0a1b…` becomes `us-east-1_0a1b…`.
 ///

@@ -182,6 +182,18 @@ impl Store {
         }
     }
 
+    /// Bytes of an object; `None` if there is none.
+    ///
+    /// # Errors
+    /// The store failed after its own retries.
+    pub async fn size(&self, relative: &str) -> Result<Option<u64>, LakeError> {
+        match self.objects.head(&self.key(relative)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(LakeError::storage("read", self, relative, source)),
+        }
+    }
+
     /// Writes an object that must not exist yet. Durable when it returns `Ok`.
     ///
     /// `AlreadyExists` is also what a store answers when a retry meets its own success, and any other error may come
@@ -280,6 +292,7 @@ fn durable_create(path: &FsPath, bytes: &[u8]) -> std::io::Result<()> {
         let mut file = std::fs::File::options().write(true).create_new(true).open(&staged)?;
         file.write_all(bytes)?;
         file.sync_all()?;
+        crate::failpoint::hit("file/staged");
         std::fs::hard_link(&staged, path)
     };
     let result = publish();

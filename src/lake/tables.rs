@@ -21,6 +21,8 @@ pub enum Table {
     Quarantine,
     /// Daily extracts.
     DailyState,
+    /// What the stream's retention may have trimmed before it was read.
+    Gaps,
 }
 
 fn instant() -> DataType {
@@ -83,9 +85,21 @@ static DAILY_STATE: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
+static GAPS: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("stream", DataType::Utf8, true),
+        Field::new("shard_id", DataType::Utf8, true),
+        Field::new("after_sequence_number", DataType::Utf8, true),
+        Field::new("arrived_from", instant(), true),
+        Field::new("arrived_until", instant(), true),
+        Field::new("whole_rest", DataType::Boolean, true),
+        Field::new("noted_at", instant(), true),
+    ]))
+});
+
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 3] = [Table::SyncRecords, Table::Quarantine, Table::DailyState];
+    pub const ALL: [Table; 4] = [Table::SyncRecords, Table::Quarantine, Table::DailyState, Table::Gaps];
 
     /// Folder under the lake's root, and name in SQL.
     pub fn name(self) -> &'static str {
@@ -93,6 +107,7 @@ impl Table {
             Self::SyncRecords => paths::SYNC_RECORDS,
             Self::Quarantine => paths::QUARANTINE,
             Self::DailyState => paths::DAILY_STATE,
+            Self::Gaps => paths::GAPS,
         }
     }
 
@@ -102,6 +117,7 @@ impl Table {
             Self::SyncRecords => SYNC_RECORDS.clone(),
             Self::Quarantine => QUARANTINE.clone(),
             Self::DailyState => DAILY_STATE.clone(),
+            Self::Gaps => GAPS.clone(),
         }
     }
 
@@ -111,6 +127,7 @@ impl Table {
             Self::SyncRecords => &["pool", "event_date"],
             Self::Quarantine => &["arrived_date"],
             Self::DailyState => &["extract_date", "pool"],
+            Self::Gaps => &[],
         }
     }
 

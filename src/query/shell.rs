@@ -172,6 +172,7 @@ fn relations() -> String {
             Table::SyncRecords => "every change as it arrived",
             Table::Quarantine => "records that could not be decoded, and why",
             Table::DailyState => "daily extracts, as stored",
+            Table::Gaps => "what the stream's retention trimmed before it was read",
         };
         ("table", table.name(), about)
     });

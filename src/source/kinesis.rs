@@ -10,17 +10,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::retry::RetryConfig;
+use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use rand::RngExt;
 use tokio::time::Instant;
 
-use super::{SequenceNumber, ShardKey, SourceError, StartAt};
+use super::{Retries, SequenceNumber, ShardKey, SourceError, StartAt};
 use crate::lake::AwsSettings;
 
 pub use super::shard::read;
 
 /// How long the service may refuse before the caller hears of it.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long one call may take; a full read of 10 MiB over a slow line included.
+const CALL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where a stream is begun that the lake has never seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +49,21 @@ pub struct Listed {
     pub closed: bool,
 }
 
+/// The shards of a stream, and for how long it keeps records.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// The shards.
+    pub shards: Vec<Listed>,
+    /// Retention in milliseconds.
+    pub retention_ms: i64,
+}
+
 /// A client and the stream that it reads.
 #[derive(Debug, Clone)]
 pub struct Kinesis {
     client: Client,
     stream: String,
+    retries: Retries,
 }
 
 impl Kinesis {
@@ -65,7 +80,15 @@ impl Kinesis {
         if config.region().is_none() {
             return Err(SourceError::Invalid("no AWS region found; give --region or set AWS_REGION".to_owned()));
         }
-        Ok(Self { client: Client::new(&config), stream: stream.to_owned() })
+        // One place decides what is tried again, and for how long; and no call waits for an answer for ever.
+        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(CALL_PATIENCE).build();
+        let config = config.into_builder().timeout_config(timeouts).retry_config(RetryConfig::disabled()).build();
+        Ok(Self { client: Client::new(&config), stream: stream.to_owned(), retries: Retries::default() })
+    }
+
+    /// How often calls were tried again.
+    pub fn retries(&self) -> Retries {
+        self.retries.clone()
     }
 
     /// Name of the stream.
@@ -77,14 +100,26 @@ impl Kinesis {
         &self.client
     }
 
-    /// All shards that the stream still lists.
+    /// All shards that the stream still lists, and its retention.
     ///
     /// # Errors
     /// The service refuses for good, or for longer than ten minutes.
-    pub async fn list_shards(&self) -> Result<Vec<Listed>, SourceError> {
+    pub async fn list(&self) -> Result<Listing, SourceError> {
+        let mut retry = Retry::new("DescribeStreamSummary", self);
+        let retention_hours = loop {
+            match self.client.describe_stream_summary().stream_name(&self.stream).send().await {
+                Ok(answer) => break answer.stream_description_summary().map_or(24, |s| s.retention_period_hours()),
+                Err(error) => retry.failed(&error).await?,
+            }
+        };
+        let shards = self.list_shards().await?;
+        Ok(Listing { shards, retention_ms: i64::from(retention_hours.max(1)) * 3_600_000 })
+    }
+
+    async fn list_shards(&self) -> Result<Vec<Listed>, SourceError> {
         let mut found = Vec::new();
         let mut token: Option<String> = None;
-        let mut retry = Retry::new("ListShards", &self.stream);
+        let mut retry = Retry::new("ListShards", self);
         loop {
             // The service wants a name or a token, never both.
             let request = self.client.list_shards();
@@ -163,16 +198,17 @@ pub fn ready(
         if waits {
             continue;
         }
-        for parent in shard.parents.iter().filter(|p| ledger.contains_key(p) && !names.contains(p) && !ended(p)) {
-            tracing::error!(
-                shard = %shard.shard, parent = %parent,
-                "records of the parent were trimmed by the stream's retention before they were read; its child is \
-                 read from its beginning"
-            );
-        }
         found.push((shard.shard.clone(), begin));
     }
     found
+}
+
+/// The shards that were not read to their end and that the stream no longer lists: its retention has trimmed what was
+/// left of them.
+pub fn trimmed(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> Vec<ShardKey> {
+    let names: BTreeSet<&ShardKey> = listed.iter().map(|s| &s.shard).collect();
+    let open = |progress: &Progress| !progress.position.as_ref().is_some_and(SequenceNumber::is_shard_end);
+    ledger.iter().filter(|(shard, p)| open(p) && !names.contains(shard)).map(|(shard, _)| shard.clone()).collect()
 }
 
 /// Every shard that the ledger does not know, but of which it knows a descendant.
@@ -195,13 +231,15 @@ fn ancestors(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> BTreeS
 pub(super) struct Retry {
     action: &'static str,
     stream: String,
+    retries: Retries,
     since: Option<Instant>,
     pause_ms: u64,
 }
 
 impl Retry {
-    pub(super) fn new(action: &'static str, stream: &str) -> Self {
-        Self { action, stream: stream.to_owned(), since: None, pause_ms: 100 }
+    pub(super) fn new(action: &'static str, kinesis: &Kinesis) -> Self {
+        let (stream, retries) = (kinesis.stream.clone(), kinesis.retries.clone());
+        Self { action, stream, retries, since: None, pause_ms: 100 }
     }
 
     pub(super) fn succeeded(&mut self) {
@@ -217,9 +255,9 @@ impl Retry {
         let code = error.code().unwrap_or_default();
         let remedy = match code {
             "ResourceNotFoundException" => Some("check the name of the stream, the region and the account"),
-            "AccessDeniedException" | "AccessDenied" => {
-                Some("allow kinesis:ListShards, GetShardIterator and GetRecords for these credentials")
-            }
+            "AccessDeniedException" | "AccessDenied" => Some(
+                "allow kinesis:ListShards, DescribeStreamSummary, GetShardIterator and GetRecords for these credentials",
+            ),
             "KMSDisabledException"
             | "KMSInvalidStateException"
             | "KMSAccessDeniedException"
@@ -243,6 +281,7 @@ impl Retry {
                 remedy: remedy.unwrap_or("the service failed for ten minutes; run the same command again"),
             });
         }
+        self.retries.count(self.action, if code.is_empty() { "no_answer" } else { code });
         tracing::warn!(action = self.action, stream = self.stream, error = %describe(error), "trying again");
         let pause = rand::rng().random_range(self.pause_ms / 2..=self.pause_ms);
         self.pause_ms = (self.pause_ms * 2).min(5_000);
@@ -251,7 +290,8 @@ impl Retry {
     }
 }
 
-fn describe<E>(error: &SdkError<E>) -> String
+/// An SDK's error on one line.
+pub(crate) fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
@@ -335,5 +375,9 @@ mod tests {
         // The ledger knows only a, which the stream no longer lists; nor does it list a's child b.
         check(&[("c", &["b"], true), ("d", &["c"], false)], &[("a", "5")], From::TrimHorizon, &["c"]);
         check(&[("b", &["a"], false)], &[("a", "5")], From::TrimHorizon, &["b"]);
+        // Nothing that could not be read is silent.
+        let gone = |shards: &[(&str, &[&str], bool)], known: &[(&str, &str)]| trimmed(&listed(shards), &ledger(known));
+        assert_eq!(gone(&[("b", &["a"], false)], &[("a", "5"), ("b", "")]), [key("a")]);
+        assert_eq!(gone(&[("b", &["a"], false)], &[("a", "end"), ("b", "9")]), []);
     }
 }

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::kinesis::{Kinesis, Retry};
-use super::{Chunk, Delivery, Record, SequenceNumber, ShardKey, Sink, SourceError, StartAt};
+use super::{Chunk, Delivery, Hold, Reached, Record, SequenceNumber, ShardKey, Sink, SourceError, StartAt};
+use crate::failpoint;
 
 /// The service takes five reads a second of a shard.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
@@ -27,14 +28,14 @@ const READ_BYTES_MAX: usize = 10 << 20;
 /// The service refuses for good, or for longer than ten minutes.
 pub async fn read(
     kinesis: Kinesis,
-    shard: ShardKey,
+    hold: Hold,
     mut after: Option<SequenceNumber>,
     from: StartAt,
     sink: Sink,
     stop: CancellationToken,
 ) -> Result<(), SourceError> {
-    let mut iterator_retry = Retry::new("GetShardIterator", kinesis.stream());
-    let mut read_retry = Retry::new("GetRecords", kinesis.stream());
+    let mut iterator_retry = Retry::new("GetShardIterator", &kinesis);
+    let mut read_retry = Retry::new("GetRecords", &kinesis);
     let mut iterator: Option<String> = None;
     let mut next_read = Instant::now();
     loop {
@@ -44,12 +45,16 @@ pub async fn read(
             () = tokio::time::sleep_until(next_read) => {}
         }
         let Some(current) = iterator.take() else {
-            match open(&kinesis, &shard, after.as_ref(), from).await {
+            match open(&kinesis, &hold.shard, after.as_ref(), from).await {
                 Ok(opened) => {
                     iterator_retry.succeeded();
                     iterator = opened;
                 }
-                Err(error) => iterator_retry.failed(&error).await?,
+                Err(error) => tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    again = iterator_retry.failed(&error) => again?,
+                },
             }
             continue;
         };
@@ -59,29 +64,41 @@ pub async fn read(
             reserved = sink.budget.reserve(READ_BYTES_MAX) => reserved,
         };
         next_read = Instant::now() + READ_INTERVAL;
-        let read = kinesis.client().get_records().shard_iterator(&current).limit(RECORDS_MAX).send().await;
+        let read = kinesis.client().get_records().shard_iterator(&current).limit(RECORDS_MAX).send();
+        let read = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            read = read => read,
+        };
         let page = match read {
             Ok(page) => page,
             Err(error) => {
                 drop(reserved);
                 // An iterator lives five minutes; a new one begins after the last record that was read.
                 if error.as_service_error().is_some_and(|e| e.is_expired_iterator_exception()) {
-                    tracing::info!(shard = %shard, "iterator expired, opening another");
+                    tracing::info!(shard = %hold.shard, "iterator expired, opening another");
                 } else {
-                    read_retry.failed(&error).await?;
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return Ok(()),
+                        again = read_retry.failed(&error) => again?,
+                    }
                     iterator = Some(current);
                 }
                 continue;
             }
         };
         read_retry.succeeded();
+        failpoint::hit("read/after");
+        let at_ms = chrono::Utc::now().timestamp_millis();
+        let began = after.clone();
         let records = page.records.into_iter().map(record).collect::<Result<Vec<_>, _>>()?;
         let quiet = records.is_empty();
         if let Some(position) = records.last().map(|r| r.sequence_number.clone()) {
             after = Some(position.clone());
-            let chunk = Chunk { shard: shard.clone(), records, position };
+            let chunk = Chunk { shard: hold.shard.clone(), records, position };
             reserved.shrink_to(chunk.bytes() + 256 * chunk.records.len());
-            if sink.send(Delivery::Chunk(chunk, reserved)).await.is_err() {
+            if sink.send(Delivery::Chunk(hold.clone(), chunk, reserved)).await.is_err() {
                 return Ok(());
             }
         } else {
@@ -90,7 +107,7 @@ pub async fn read(
         let behind_ms = page.millis_behind_latest.unwrap_or(0);
         // The last records of a shard may come in the same answer as its end.
         let Some(next) = page.next_shard_iterator else {
-            let _ = sink.send(Delivery::End(shard)).await;
+            let _ = sink.send(Delivery::End(hold)).await;
             return Ok(());
         };
         iterator = Some(next);
@@ -98,7 +115,8 @@ pub async fn read(
         if caught_up {
             next_read = Instant::now() + IDLE_INTERVAL;
         }
-        if sink.send(Delivery::Reached { shard: shard.clone(), behind_ms, caught_up }).await.is_err() {
+        let reached = Reached { at_ms, behind_ms, caught_up, after: began };
+        if sink.send(Delivery::Reached(hold.clone(), reached)).await.is_err() {
             return Ok(());
         }
     }

@@ -1,0 +1,65 @@
+//! Places where a test may kill, stop or terminate the program: one before and one after each durable step.
+//!
+//! Compiled in by the feature `failpoints` alone, which no release has. `FAILPOINTS` says what happens where, in the
+//! language of the crate `fail`: `commit/after=3*off->1*return(kill)`.
+
+/// Every name there is; a test kills at each of them.
+pub const NAMES: &[&str] = &[
+    "read/after",
+    "decode/after",
+    "file/before",
+    "file/staged",
+    "file/after",
+    "quarantine/before",
+    "quarantine/after",
+    "commit/before",
+    "commit/after",
+    "fence/before",
+    "fence/after",
+    "gap/before",
+    "gap/after",
+    "checkpoint/before",
+    "checkpoint/after",
+    "sweep/before",
+    "sweep/after",
+    "lease/create",
+    "lease/take/before",
+    "lease/take/after",
+    "lease/renew/before",
+    "lease/renew/after",
+    "lease/give_back/before",
+    "lease/give_back/after",
+];
+
+/// Does what a test wants done here; nothing in a release.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn hit(_name: &str) {}
+
+/// Does what a test wants done here.
+#[cfg(feature = "failpoints")]
+pub fn hit(name: &str) {
+    debug_assert!(NAMES.contains(&name), "{name}");
+    fail::fail_point!(name, |action| act(action.as_deref()));
+}
+
+#[cfg(feature = "failpoints")]
+fn act(action: Option<&str>) {
+    let signal = match action {
+        Some("terminate") => "-TERM",
+        Some("stop") => "-STOP",
+        _ => "-KILL",
+    };
+    // By way of the shell's kill, because the system call needs unsafe code.
+    let _ = std::process::Command::new("kill").args([signal, &std::process::id().to_string()]).status();
+}
+
+/// Reads `FAILPOINTS`. Keep what it returns for as long as the program runs.
+#[cfg(feature = "failpoints")]
+pub fn setup() -> fail::FailScenario<'static> {
+    fail::FailScenario::setup()
+}
+
+/// Nothing, in a release.
+#[cfg(not(feature = "failpoints"))]
+pub fn setup() {}

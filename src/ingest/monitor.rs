@@ -1,0 +1,176 @@
+//! What an operator's monitoring sees of a running ingest: `/metrics`, `/healthz` and `/readyz` over HTTP.
+//!
+//! `/healthz` fails when the loop has not come around for ten minutes, longer than any upload or commit is tried: then
+//! only a restart helps. `/readyz` fails until the lake is open.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use super::Counters;
+use crate::source::Retries;
+
+/// Longer than the ten minutes for which a file or a call is tried.
+const SILENCE_MAX: Duration = Duration::from_secs(660);
+/// How long a client may take to ask.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
+/// Clients at a time; more of them wait.
+const CLIENTS_MAX: usize = 16;
+
+/// Answers until it is dropped. Returns only when listening fails.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn serve(address: SocketAddr, counters: Arc<Counters>, retries: Retries) -> std::io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    tracing::info!(address = %listener.local_addr()?, "metrics are served");
+    let clients = Arc::new(tokio::sync::Semaphore::new(CLIENTS_MAX));
+    loop {
+        let Ok(slot) = clients.clone().acquire_owned().await else { return Ok(()) };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: that passes.
+                tracing::warn!(error = %error, "cannot accept a client of the metrics");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let (counters, retries) = (counters.clone(), retries.clone());
+        tokio::spawn(async move {
+            let answer = service_fn(move |request| {
+                let response = answer(&request, &counters, &retries);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_PATIENCE)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), answer);
+            if let Err(error) = connection.await {
+                tracing::debug!(error = %error, "a client of the metrics went away");
+            }
+            drop(slot);
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, counters: &Counters, retries: &Retries) -> Response<Full<Bytes>> {
+    let (status, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, metrics(counters, retries)),
+        (&Method::GET | &Method::HEAD, "/healthz") => match counters.silent_for() {
+            silent if silent > SILENCE_MAX => {
+                (StatusCode::SERVICE_UNAVAILABLE, format!("nothing has moved for {} s\n", silent.as_secs()))
+            }
+            _ => (StatusCode::OK, "ok\n".to_owned()),
+        },
+        (&Method::GET | &Method::HEAD, "/readyz") => match counters.is_ready() {
+            true => (StatusCode::OK, "ready\n".to_owned()),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "the lake is not open yet\n".to_owned()),
+        },
+        (&Method::GET | &Method::HEAD, _) => {
+            (StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned())
+        }
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let kind = match request.uri().path() {
+        "/metrics" => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        _ => "text/plain; charset=utf-8",
+    };
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}
+
+/// All metrics in the OpenMetrics text form.
+pub fn metrics(counters: &Counters, retries: &Retries) -> String {
+    let mut registry = Registry::with_prefix("synclake");
+    let n = counters.numbers();
+    let totals = [
+        ("records", "Records received", n.records),
+        ("record_bytes", "Bytes of the records received", n.record_bytes),
+        ("rows", "Rows that the records became", n.rows),
+        ("files", "Data files written", n.files),
+        ("file_bytes", "Bytes of the data files written", n.file_bytes),
+        ("flushes", "Commits to sync_records", n.commits),
+        ("commit_conflicts", "Versions lost to other writers on the way to a commit", n.conflicts),
+        ("gaps", "Gaps noted: records that retention trimmed unread", n.gaps),
+    ];
+    for (name, help, value) in totals {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    }
+    let gauges = [
+        ("version", "Newest version of sync_records that this run wrote", n.version),
+        ("buffered_bytes", "Bytes in buffers", n.buffered_bytes),
+        ("budget_bytes", "Bytes that may be in buffers", n.budget_bytes),
+        ("leases_held", "Leases that this worker holds", n.leases),
+        ("shards_without_reader", "Shards that nobody reads, as this worker sees it", n.unread),
+    ];
+    for (name, help, value) in gauges {
+        registry.register(name, help, gauge(value));
+    }
+    let shards = counters.shards();
+    let by_shard = |value: &dyn Fn(&super::counters::ShardCounts) -> u64| {
+        shards.iter().map(|(shard, counts)| ([("shard", shard.to_string())], value(counts))).collect::<Vec<_>>()
+    };
+    let behind = by_shard(&|c| u64::try_from(c.behind_ms).unwrap_or(0));
+    registry.register("shard_behind_milliseconds", "Behind the newest record of the shard", gauges_of(behind));
+    let uncommitted = by_shard(&|c| c.uncommitted_records);
+    registry.register("shard_uncommitted_records", "Records received since the last commit", gauges_of(uncommitted));
+    let age = by_shard(&|c| c.last_commit.elapsed().as_secs());
+    registry.register("shard_last_commit_age_seconds", "Since the shard's last commit", gauges_of(age));
+    let reasons = counters.quarantine().into_iter().map(|(reason, n)| ([("reason", reason.as_str().to_owned())], n));
+    registry.register("quarantined", "Records in the quarantine", counters_of(reasons.collect()));
+    let tries = retries.counts().into_iter().map(|(call, error, n)| ([("call", call.to_owned()), ("error", error)], n));
+    registry.register("retries", "Calls that were tried again", counters_of(tries.collect()));
+    registry.register("commit_seconds", "Time that a commit took", counters.commit_seconds.clone());
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+fn gauge(value: u64) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    gauge
+}
+
+fn gauges_of<L>(values: Vec<(L, u64)>) -> Family<L, Gauge>
+where
+    L: Clone + std::hash::Hash + Eq + EncodeLabelSet,
+{
+    let family = Family::<L, Gauge>::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+    family
+}
+
+fn counters_of<L>(values: Vec<(L, u64)>) -> Family<L, Counter>
+where
+    L: Clone + std::hash::Hash + Eq + EncodeLabelSet,
+{
+    let family = Family::<L, Counter>::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).inc_by(value);
+    }
+    family
+}

@@ -1,0 +1,179 @@
+//! The three commits of a flush, in their order: quarantine, gaps, and then `sync_records`.
+
+use super::rejects::{by_arrival, encode_rejected};
+use super::{Flushed, Held, Writer, files::put_file, gaps};
+use crate::ingest::IngestError;
+use crate::lake::LakeError;
+use crate::lake::ledger::{Ledger, Outcome, ShardState, Step};
+use crate::lake::parquet::{add, row_count_statistics};
+use crate::lake::paths::PartName;
+use crate::lake::tables::Table;
+use crate::source::{SequenceNumber, ShardKey};
+
+impl Writer {
+    pub(super) async fn commit_quarantine(&mut self, flushed: &mut Flushed) -> Result<(), IngestError> {
+        let store = Table::Quarantine.store(&self.lake);
+        let mut rejects = 0;
+        loop {
+            let mut files = Vec::new();
+            let mut steps = Vec::new();
+            for (shard, held) in self.held.iter().filter(|(_, held)| !held.rejected.is_empty()) {
+                let next = ShardState {
+                    number: held.quarantine.number + 1,
+                    position: held.reached.clone(),
+                    ..held.quarantine.clone()
+                };
+                for (index, (date, rows)) in (0..).zip(by_arrival(&held.rejected)) {
+                    let name = PartName::new(shard, self.token, next.number, index);
+                    let path = format!("arrived_date={date}/{name}");
+                    let bytes = encode_rejected(shard, &rows).map_err(|source| LakeError::Parquet {
+                        action: "encode",
+                        path: path.clone(),
+                        source,
+                    })?;
+                    let size = bytes.len();
+                    put_file(&store, &path, bytes).await?;
+                    let now_ms = chrono::Utc::now().timestamp_millis();
+                    let values = [("arrived_date", date.to_string())];
+                    files.push(add(path, &values, size, now_ms, row_count_statistics(rows.len())));
+                }
+                rejects += held.rejected.len();
+                steps.push(Step { shard: shard.clone(), expected: Some(held.quarantine.clone()), next });
+            }
+            if steps.is_empty() {
+                return Ok(());
+            }
+            match self.quarantine.commit(files, &steps).await? {
+                Outcome::Committed { version, conflicts } => {
+                    tracing::info!(version, rejects, conflicts, "quarantined records");
+                    self.counters.conflicts(conflicts);
+                    for step in steps {
+                        if let Some(held) = self.held.get_mut(&step.shard) {
+                            held.quarantine = step.next;
+                            for rejected in std::mem::take(&mut held.rejected) {
+                                self.counters.quarantined(rejected.reason);
+                            }
+                        }
+                    }
+                    self.rejected_bytes = 0;
+                    self.checkpoint(Table::Quarantine, version);
+                    return Ok(());
+                }
+                Outcome::Fenced(shards) => self.drop_shards(shards, flushed),
+            }
+        }
+    }
+
+    /// Gaps are told before the position moves over them. What a crash between the two leaves is told once all the
+    /// same: the gap ledger's position of a shard is the record that its last gap follows.
+    pub(super) async fn commit_gaps(&mut self) -> Result<(), IngestError> {
+        if self.held.values().all(|held| held.gaps.is_empty()) {
+            return Ok(());
+        }
+        let mut ledger = Ledger::open(&self.lake, Table::Gaps).await?;
+        let store = Table::Gaps.store(&self.lake);
+        for (shard, held) in &mut self.held {
+            for gap in std::mem::take(&mut held.gaps) {
+                loop {
+                    let expected = ledger.state(shard);
+                    let told = match gap.arrived_until_ms {
+                        Some(_) => gap.after.clone().unwrap_or_else(|| SequenceNumber::from_u64(0)),
+                        None => SequenceNumber::shard_end(),
+                    };
+                    if expected.as_ref().is_some_and(|known| known.position.as_ref() >= Some(&told)) {
+                        break;
+                    }
+                    let number = expected.as_ref().map_or(0, |known| known.number) + 1;
+                    let path = PartName::new(shard, self.token, number, 0).to_string();
+                    let fail = |source| LakeError::Parquet { action: "encode", path: path.clone(), source };
+                    let bytes = gaps::encode(shard, &gap).map_err(fail)?;
+                    let size = bytes.len();
+                    put_file(&store, &path, bytes).await?;
+                    let file = add(path, &[], size, gap.noted_at_ms, row_count_statistics(1));
+                    let next = ShardState { number, position: Some(told), owner: self.token, ..held.state.clone() };
+                    let step = Step { shard: shard.clone(), expected, next };
+                    if let Outcome::Committed { version, .. } = ledger.commit(vec![file], &[step]).await? {
+                        tracing::error!(
+                            shard = %shard, version, after = gap.after.as_ref().map(SequenceNumber::as_str),
+                            "records were trimmed by the stream's retention before they were read; see the table \
+                             gaps, raise the retention, and publish the data again in bulk"
+                        );
+                        self.counters.gap();
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn commit_files(&mut self, flushed: &mut Flushed) -> Result<(), IngestError> {
+        loop {
+            let mut files = Vec::new();
+            let mut steps = Vec::new();
+            for (shard, held) in self.held.iter().filter(|(_, held)| held.moves()) {
+                files.extend(held.files.iter().cloned());
+                steps.push(Step { shard: shard.clone(), expected: Some(held.state.clone()), next: held.next() });
+            }
+            if steps.is_empty() {
+                return Ok(());
+            }
+            let count = files.len();
+            let began = std::time::Instant::now();
+            match self.ledger.commit(files, &steps).await? {
+                Outcome::Committed { version, conflicts } => {
+                    tracing::info!(version, files = count, shards = steps.len(), conflicts, "committed");
+                    self.counters.committed(version, began.elapsed());
+                    self.counters.conflicts(conflicts);
+                    steps.into_iter().for_each(|step| self.committed(step, flushed));
+                    self.checkpoint(Table::SyncRecords, version);
+                    return Ok(());
+                }
+                Outcome::Fenced(shards) => self.drop_shards(shards, flushed),
+            }
+        }
+    }
+
+    fn committed(&mut self, step: Step, flushed: &mut Flushed) {
+        let Step { shard, next, .. } = step;
+        self.counters.shard_committed(&shard);
+        if let Some(position) = &next.position {
+            flushed.reached.push((shard.clone(), position.clone()));
+        }
+        if next.position.as_ref().is_some_and(SequenceNumber::is_shard_end) {
+            self.held.remove(&shard);
+            self.counters.shard_gone(&shard);
+            flushed.ended.push(shard);
+        } else if let Some(held) = self.held.get_mut(&shard) {
+            held.state = next;
+            held.reached = None;
+            held.files.clear();
+            held.next_file = 0;
+        }
+    }
+
+    /// Forgets shards that another worker took over. Their files stay behind unlisted; the other worker sweeps.
+    fn drop_shards(&mut self, shards: Vec<ShardKey>, flushed: &mut Flushed) {
+        for shard in shards {
+            tracing::warn!(shard = %shard, "another worker took this shard over; what was read of it here is dropped");
+            self.drop_shard(&shard);
+            flushed.fenced.push(shard);
+        }
+    }
+}
+
+impl Held {
+    /// Whether there is something to commit: records, or the time up to which there were none.
+    pub(super) fn moves(&self) -> bool {
+        self.reached.is_some() || self.is_quiet_for_long()
+    }
+
+    fn next(&self) -> ShardState {
+        ShardState {
+            number: self.state.number + 1,
+            position: self.reached.clone().or_else(|| self.state.position.clone()),
+            read_to_ms: self.read_to_ms.max(self.state.read_to_ms),
+            ..self.state.clone()
+        }
+    }
+}

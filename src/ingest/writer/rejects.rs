@@ -1,0 +1,74 @@
+//! What cannot be decoded: its rows in the quarantine, and which of them are there already.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use arrow::array::{AsArray, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use bytes::Bytes;
+use chrono::{DateTime, NaiveDate};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::batch::Rejected;
+use crate::lake::parquet::encode_batches;
+use crate::lake::paths::PartName;
+use crate::lake::tables::Table;
+use crate::lake::{LakeError, Store, snapshot};
+use crate::source::{SequenceNumber, ShardKey};
+
+/// Rejects by the day of their arrival: the quarantine's partition.
+pub(super) fn by_arrival(rejected: &[Rejected]) -> BTreeMap<NaiveDate, Vec<&Rejected>> {
+    let mut found: BTreeMap<NaiveDate, Vec<&Rejected>> = BTreeMap::new();
+    for reject in rejected {
+        let date = DateTime::from_timestamp_micros(reject.arrived_at).unwrap_or_default().date_naive();
+        found.entry(date).or_default().push(reject);
+    }
+    found
+}
+
+/// A file of the quarantine.
+pub(super) fn encode_rejected(shard: &ShardKey, rows: &[&Rejected]) -> Result<Bytes, parquet::errors::ParquetError> {
+    let text = |value: fn(&Rejected) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(|r| value(r))));
+    let batch = RecordBatch::try_new(
+        Table::Quarantine.file_schema(),
+        vec![
+            Arc::new(StringArray::from(vec![shard.stream(); rows.len()])),
+            Arc::new(StringArray::from(vec![shard.shard(); rows.len()])),
+            text(|r| r.sequence_number.as_str()),
+            Arc::new(Int64Array::from_iter(rows.iter().map(|r| r.sub_sequence))),
+            Arc::new(
+                TimestampMicrosecondArray::from_iter_values(rows.iter().map(|r| r.arrived_at)).with_timezone("UTC"),
+            ),
+            text(|r| r.reason.as_str()),
+            text(|r| &r.detail),
+            Arc::new(BinaryArray::from_iter_values(rows.iter().map(|r| &r.raw))),
+        ],
+    )?;
+    encode_batches(batch.schema(), std::slice::from_ref(&batch))
+}
+
+/// Sequence numbers of a shard that the quarantine holds.
+pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<HashSet<SequenceNumber>, LakeError> {
+    let store = Table::Quarantine.store(lake);
+    let Some(loaded) = snapshot::load(&store, None).await? else { return Ok(HashSet::new()) };
+    let mut found = HashSet::new();
+    for path in snapshot::live_files(&store, &loaded).await? {
+        let name = path.rsplit('/').next().and_then(PartName::parse);
+        if name.is_none_or(|name| name.shard != shard.to_string()) {
+            continue;
+        }
+        let Some(bytes) = store.get(&path).await? else {
+            let path = format!("{}{path}", store.url());
+            return Err(LakeError::Log { path, reason: "the log lists this file and it is not there".to_owned() });
+        };
+        let fail = |source| LakeError::Parquet { action: "decode", path: path.clone(), source };
+        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(fail)?;
+        let mask = ProjectionMask::columns(builder.parquet_schema(), ["sequence_number"]);
+        for batch in builder.with_projection(mask).build().map_err(fail)? {
+            let batch = batch.map_err(|e| fail(e.into()))?;
+            let numbers = batch.column(0).as_string::<i32>();
+            found.extend(numbers.iter().flatten().filter_map(SequenceNumber::parse));
+        }
+    }
+    Ok(found)
+}

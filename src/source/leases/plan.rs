@@ -1,0 +1,214 @@
+//! Whose turn it is: which leases to take and which one to ask for. Pure; the clock is passed in.
+//!
+//! **Invariant: nobody's wall clock counts.** A lease has expired when its counter was *seen* unchanged for the failover
+//! time, on our own monotonic clock. So a worker that has just started waits that long before it takes anything from
+//! anybody, and a clock that is wrong moves nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+/// A lease as the table shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The shard's id.
+    pub key: String,
+    /// The worker that reads the shard.
+    pub owner: Option<String>,
+    /// Counts up with every renewal and every change of owner.
+    pub counter: i64,
+    /// A sequence number, or one of KCL's words for a place.
+    pub checkpoint: String,
+    /// The last record of an aggregate that was done, as KCL counts them.
+    pub checkpoint_sub_sequence: i64,
+    /// The worker that has asked the owner to hand it over.
+    pub asked_by: Option<String>,
+    /// The stream that the shard belongs to, where the writer of the lease told.
+    pub stream: Option<String>,
+}
+
+/// KCL's word for a shard that was read to its end.
+pub const SHARD_END: &str = "SHARD_END";
+
+impl Lease {
+    /// Whether the shard was read to its end, so that nobody needs to hold it.
+    pub fn is_ended(&self) -> bool {
+        self.checkpoint == SHARD_END
+    }
+}
+
+/// When each lease was last seen to move.
+#[derive(Debug)]
+pub struct Observed {
+    failover: Duration,
+    moved: HashMap<String, (Option<String>, i64, Instant)>,
+}
+
+impl Observed {
+    /// Nothing seen yet.
+    pub fn new(failover: Duration) -> Self {
+        Self { failover, moved: HashMap::new() }
+    }
+
+    /// Takes in what the table shows at `now`.
+    pub fn note(&mut self, leases: &[Lease], now: Instant) {
+        let mut moved = HashMap::with_capacity(leases.len());
+        for lease in leases {
+            let same = |(owner, counter, _): &(Option<String>, i64, Instant)| {
+                *owner == lease.owner && *counter == lease.counter
+            };
+            let at = self.moved.get(&lease.key).filter(|m| same(m)).map_or(now, |m| m.2);
+            moved.insert(lease.key.clone(), (lease.owner.clone(), lease.counter, at));
+        }
+        self.moved = moved;
+    }
+
+    /// Whether a lease may be taken at `now`: it has no owner, or its owner was not seen to renew it for too long.
+    pub fn is_free(&self, lease: &Lease, now: Instant) -> bool {
+        let expired = |m: &(_, _, Instant)| now.saturating_duration_since(m.2) >= self.failover;
+        lease.owner.is_none() || self.moved.get(&lease.key).is_some_and(expired)
+    }
+}
+
+/// What to do next.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Leases to take now.
+    pub take: Vec<Lease>,
+    /// A lease to ask its owner for.
+    pub ask: Option<Lease>,
+}
+
+/// Each worker takes its share of the shards; when there is none to take and somebody holds two more than we do, we ask
+/// for one of his, one at a time.
+pub fn plan(leases: &[Lease], observed: &Observed, me: &str, now: Instant, rng: &mut impl Rng) -> Plan {
+    let open: Vec<&Lease> = leases.iter().filter(|l| !l.is_ended()).collect();
+    let mut load: BTreeMap<&str, usize> = BTreeMap::from([(me, 0)]);
+    let mut free = Vec::new();
+    for lease in &open {
+        match lease.owner.as_deref() {
+            Some(owner) if owner == me || !observed.is_free(lease, now) => *load.entry(owner).or_default() += 1,
+            _ => free.push((*lease).clone()),
+        }
+    }
+    let mine = load.get(me).copied().unwrap_or(0);
+    let share = open.len().div_ceil(load.len());
+    free.shuffle(rng);
+    free.truncate(share.saturating_sub(mine));
+    if !free.is_empty() {
+        return Plan { take: free, ask: None };
+    }
+    let asked_already = open.iter().any(|l| l.asked_by.as_deref() == Some(me));
+    let busiest = load.iter().filter(|(owner, _)| **owner != me).max_by_key(|(_, held)| **held);
+    let ask = busiest.filter(|(_, held)| !asked_already && **held >= mine + 2).and_then(|(owner, _)| {
+        let mut theirs: Vec<&&Lease> =
+            open.iter().filter(|l| l.owner.as_deref() == Some(*owner) && l.asked_by.is_none()).collect();
+        theirs.shuffle(rng);
+        theirs.first().map(|l| (**l).clone())
+    });
+    Plan { take: Vec::new(), ask }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    const FAILOVER: Duration = Duration::from_secs(10);
+
+    fn lease(key: &str, owner: &str, counter: i64) -> Lease {
+        Lease {
+            key: key.to_owned(),
+            owner: (!owner.is_empty()).then(|| owner.to_owned()),
+            counter,
+            checkpoint: "TRIM_HORIZON".to_owned(),
+            checkpoint_sub_sequence: 0,
+            asked_by: None,
+            stream: None,
+        }
+    }
+
+    fn table(spec: &[(&str, &str)]) -> Vec<Lease> {
+        spec.iter().map(|(key, owner)| lease(key, owner, 1)).collect()
+    }
+
+    fn planned(leases: &[Lease], me: &str) -> Plan {
+        let now = Instant::now();
+        let mut observed = Observed::new(FAILOVER);
+        observed.note(leases, now);
+        plan(leases, &observed, me, now, &mut ChaCha8Rng::seed_from_u64(1))
+    }
+
+    #[test]
+    fn a_lease_expires_only_by_being_seen_unchanged() {
+        let start = Instant::now();
+        let mut observed = Observed::new(FAILOVER);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        observed.note(&[lease("a", "other", 1)], at(0));
+        assert!(!observed.is_free(&lease("a", "other", 1), at(9)));
+        // Renewed at the last moment: the ten seconds begin anew.
+        observed.note(&[lease("a", "other", 2)], at(9));
+        assert!(!observed.is_free(&lease("a", "other", 2), at(18)));
+        observed.note(&[lease("a", "other", 2)], at(18));
+        assert!(observed.is_free(&lease("a", "other", 2), at(19)));
+        // Nobody has seen this one yet, however old it may be.
+        assert!(!observed.is_free(&lease("b", "other", 1), at(1_000)));
+        assert!(observed.is_free(&lease("b", "", 1), at(1_000)));
+    }
+
+    #[test]
+    fn one_worker_takes_all_and_two_take_half() {
+        let free = table(&[("a", ""), ("b", ""), ("c", ""), ("d", "")]);
+        assert_eq!(planned(&free, "me").take.len(), 4);
+        let half = table(&[("a", ""), ("b", ""), ("c", ""), ("d", "other")]);
+        assert_eq!(planned(&half, "me").take.len(), 2);
+        let full = table(&[("a", ""), ("b", "me"), ("c", "me"), ("d", "other")]);
+        assert_eq!(planned(&full, "me"), Plan::default());
+    }
+
+    #[test]
+    fn ended_shards_are_nobodys() {
+        let mut leases = table(&[("a", ""), ("b", "other")]);
+        leases[0].checkpoint = SHARD_END.to_owned();
+        assert_eq!(planned(&leases, "me"), Plan::default());
+    }
+
+    #[test]
+    fn one_is_asked_for_at_a_time_and_only_of_those_who_hold_two_more() {
+        let mut leases = table(&[("a", "x"), ("b", "x"), ("c", "x"), ("d", "y")]);
+        let ask = planned(&leases, "me").ask.unwrap();
+        assert_eq!(ask.owner.as_deref(), Some("x"));
+        leases.iter_mut().find(|l| l.key == ask.key).unwrap().asked_by = Some("me".to_owned());
+        assert_eq!(planned(&leases, "me"), Plan::default());
+        assert_eq!(planned(&table(&[("a", "x"), ("b", "x"), ("c", "me")]), "me"), Plan::default());
+    }
+
+    /// However many workers there are, and in whatever order they look, shares settle within one of each other.
+    #[test]
+    fn shares_settle() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        for workers in 1..6_usize {
+            let mut leases = table(&[]);
+            leases.extend((0..17).map(|n| lease(&format!("s{n}"), "", 1)));
+            let mut observed = Observed::new(FAILOVER);
+            let now = Instant::now();
+            for _ in 0..40 {
+                for worker in 0..workers {
+                    let me = format!("w{worker}");
+                    observed.note(&leases, now);
+                    let plan = plan(&leases, &observed, &me, now, &mut rng);
+                    for taken in plan.take.iter().chain(&plan.ask) {
+                        leases.iter_mut().find(|l| l.key == taken.key).unwrap().owner = Some(me.clone());
+                    }
+                }
+            }
+            let mut load: BTreeMap<String, usize> = BTreeMap::new();
+            leases.iter().for_each(|l| *load.entry(l.owner.clone().unwrap()).or_default() += 1);
+            assert_eq!(load.len(), workers);
+            assert!(load.values().max().unwrap() - load.values().min().unwrap() <= 1, "{load:?}");
+        }
+    }
+}

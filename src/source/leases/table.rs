@@ -1,0 +1,373 @@
+//! The lease table in DynamoDB: its items, and the conditional updates that change one.
+//!
+//! The layout is KCL's, so that its users' tools can read ours and we can read theirs. Two attributes are our own:
+//! `streamName`, because a lease's key is a shard id, which other streams have too; and `synclakeAskedBy`, by which a
+//! worker asks the owner to hand a lease over.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ReturnValue, ScalarAttributeType,
+    TableStatus,
+};
+
+use super::plan::Lease;
+use crate::failpoint;
+use crate::lake::AwsSettings;
+use crate::source::SourceError;
+
+const KEY: &str = "leaseKey";
+const OWNER: &str = "leaseOwner";
+const COUNTER: &str = "leaseCounter";
+const CHECKPOINT: &str = "checkpoint";
+const SUB_SEQUENCE: &str = "checkpointSubSequenceNumber";
+const SWITCHES: &str = "ownerSwitchesSinceCheckpoint";
+const PARENTS: &str = "parentShardId";
+const STREAM: &str = "streamName";
+const ASKED_BY: &str = "synclakeAskedBy";
+/// KCL 3.5 keeps other things in the table and says so here.
+const ENTITY_TYPE: &str = "entityType";
+
+/// A lease table, for one worker.
+#[derive(Debug, Clone)]
+pub struct LeaseTable {
+    client: Client,
+    name: String,
+    worker: String,
+}
+
+/// How a conditional update ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Updated {
+    /// Done; this is the lease now.
+    Done(Lease),
+    /// Its condition did not hold: somebody else has changed the lease.
+    Refused,
+}
+
+impl LeaseTable {
+    /// Opens the table for reading only; it must exist.
+    ///
+    /// # Errors
+    /// There is none, or it may not be read.
+    pub async fn open(aws: &AwsSettings, name: &str, worker: &str, patience: Duration) -> Result<Self, SourceError> {
+        if !(3..=255).contains(&name.len()) || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
+            let message = format!("lease table name {name:?} is not 3 to 255 of [a-zA-Z0-9_.-]");
+            return Err(SourceError::Invalid(message));
+        }
+        let timeouts =
+            TimeoutConfig::builder().operation_attempt_timeout(patience / 2).operation_timeout(patience).build();
+        let config = aws.load().await.into_builder().timeout_config(timeouts).build();
+        Ok(Self { client: Client::new(&config), name: name.to_owned(), worker: worker.to_owned() })
+    }
+
+    /// Makes the table if it is not there, and waits until it can be used.
+    ///
+    /// # Errors
+    /// It cannot be made, or is no lease table.
+    pub async fn ensure(&self) -> Result<(), SourceError> {
+        let since = tokio::time::Instant::now();
+        let mut asked = false;
+        loop {
+            match self.client.describe_table().table_name(&self.name).send().await {
+                Ok(described) => {
+                    let table = described.table();
+                    let keys = table.map(|t| t.key_schema()).unwrap_or_default();
+                    if !keys.iter().map(|k| k.attribute_name()).eq([KEY]) {
+                        let message = format!(
+                            "DynamoDB table {} is no lease table: its key is not {KEY} alone; give another name",
+                            self.name
+                        );
+                        return Err(SourceError::Invalid(message));
+                    }
+                    if table.and_then(|t| t.table_status()) == Some(&TableStatus::Active) {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.as_service_error().is_some_and(|e| e.is_resource_not_found_exception()) => {
+                    if !asked {
+                        self.create().await?;
+                        asked = true;
+                    }
+                }
+                Err(error) => return Err(self.failed("DescribeTable", &error)),
+            }
+            if since.elapsed() > Duration::from_secs(300) {
+                let message = format!("DynamoDB table {} is not active after 5 minutes; run again", self.name);
+                return Err(SourceError::Invalid(message));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn create(&self) -> Result<(), SourceError> {
+        let attribute = AttributeDefinition::builder().attribute_name(KEY).attribute_type(ScalarAttributeType::S);
+        let key = KeySchemaElement::builder().attribute_name(KEY).key_type(KeyType::Hash);
+        let invalid = |e: aws_sdk_dynamodb::error::BuildError| SourceError::Invalid(e.to_string());
+        let request = self
+            .client
+            .create_table()
+            .table_name(&self.name)
+            .attribute_definitions(attribute.build().map_err(invalid)?)
+            .key_schema(key.build().map_err(invalid)?)
+            .billing_mode(BillingMode::PayPerRequest);
+        match request.send().await {
+            Ok(_) => Ok(()),
+            // Another worker was faster.
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_resource_in_use_exception()) => Ok(()),
+            Err(error) => Err(self.failed("CreateTable", &error)),
+        }
+    }
+
+    /// Every lease in the table, strongly consistent.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub async fn scan(&self) -> Result<Vec<Lease>, SourceError> {
+        let mut pages = self.client.scan().table_name(&self.name).consistent_read(true).into_paginator().send();
+        let mut found = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| self.failed("Scan", &e))?;
+            found.extend(page.items().iter().filter_map(lease_of));
+        }
+        Ok(found)
+    }
+
+    /// One lease, strongly consistent.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub async fn get(&self, key: &str) -> Result<Option<Lease>, SourceError> {
+        let request = self.client.get_item().table_name(&self.name).consistent_read(true);
+        let found = request.key(KEY, text(key)).send().await.map_err(|e| self.failed("GetItem", &e))?;
+        Ok(found.item().and_then(lease_of))
+    }
+
+    /// Adds a lease that nobody holds; that it is there already is no error.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    pub async fn create_lease(
+        &self,
+        stream: &str,
+        key: &str,
+        parents: &[String],
+        checkpoint: &str,
+    ) -> Result<(), SourceError> {
+        failpoint::hit("lease/create");
+        let mut request = self
+            .client
+            .put_item()
+            .table_name(&self.name)
+            .item(KEY, text(key))
+            .item(COUNTER, number(0))
+            .item(SWITCHES, number(0))
+            .item(CHECKPOINT, text(checkpoint))
+            .item(SUB_SEQUENCE, number(0))
+            .item(STREAM, text(stream))
+            .condition_expression("attribute_not_exists(#key)")
+            .expression_attribute_names("#key", KEY);
+        if !parents.is_empty() {
+            request = request.item(PARENTS, AttributeValue::Ss(parents.to_vec()));
+        }
+        match request.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => Ok(()),
+            Err(error) => Err(self.failed("PutItem", &error)),
+        }
+    }
+
+    /// Deletes the lease of a shard that has ended and that the stream no longer lists.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    pub async fn delete_lease(&self, key: &str) -> Result<(), SourceError> {
+        let done = self.client.delete_item().table_name(&self.name).key(KEY, text(key)).send().await;
+        done.map(drop).map_err(|e| self.failed("DeleteItem", &e))
+    }
+
+    /// Takes a lease over, if its counter is what we saw.
+    ///
+    /// # Errors
+    /// The table cannot be written; whether it was is unknown.
+    pub async fn take(&self, lease: &Lease) -> Result<Updated, SourceError> {
+        failpoint::hit("lease/take/before");
+        let update = self
+            .update(&lease.key)
+            .update_expression(
+                "SET #owner = :me, #counter = #counter + :one, #switches = if_not_exists(#switches, :zero) + :one \
+                 REMOVE #asked",
+            )
+            .condition_expression("#counter = :seen")
+            .expression_attribute_names("#switches", SWITCHES)
+            .expression_attribute_names("#asked", ASKED_BY)
+            .expression_attribute_values(":zero", number(0))
+            .expression_attribute_values(":seen", number(lease.counter));
+        let done = self.send(update).await;
+        failpoint::hit("lease/take/after");
+        done
+    }
+
+    /// Renews a lease of ours, and tells the checkpoint that the lake's log holds.
+    ///
+    /// # Errors
+    /// The table cannot be written; whether it was is unknown.
+    pub async fn renew(&self, lease: &Lease, checkpoint: Option<&str>) -> Result<Updated, SourceError> {
+        failpoint::hit("lease/renew/before");
+        let mut update = self.update(&lease.key).condition_expression("#owner = :me AND #counter = :seen");
+        update = match checkpoint {
+            Some(checkpoint) => update
+                .update_expression("SET #counter = #counter + :one, #checkpoint = :checkpoint, #switches = :zero")
+                .expression_attribute_names("#checkpoint", CHECKPOINT)
+                .expression_attribute_names("#switches", SWITCHES)
+                .expression_attribute_values(":checkpoint", text(checkpoint))
+                .expression_attribute_values(":zero", number(0)),
+            None => update.update_expression("SET #counter = #counter + :one"),
+        };
+        let done = self.send(update.expression_attribute_values(":seen", number(lease.counter))).await;
+        failpoint::hit("lease/renew/after");
+        done
+    }
+
+    /// Asks the owner for a lease.
+    ///
+    /// # Errors
+    /// The table cannot be written; whether it was is unknown.
+    pub async fn ask(&self, lease: &Lease) -> Result<Updated, SourceError> {
+        let Some(owner) = &lease.owner else { return Ok(Updated::Refused) };
+        // The counter stays: it is the owner's, who would otherwise fail to renew.
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.name)
+            .key(KEY, text(&lease.key))
+            .update_expression("SET #asked = :me")
+            .condition_expression("#owner = :owner AND attribute_not_exists(#asked)")
+            .expression_attribute_names("#asked", ASKED_BY)
+            .expression_attribute_names("#owner", OWNER)
+            .expression_attribute_values(":me", text(&self.worker))
+            .expression_attribute_values(":owner", text(owner))
+            .return_values(ReturnValue::AllNew);
+        self.send(update).await
+    }
+
+    /// Gives a lease of ours back: to whoever asked for it, else to nobody.
+    ///
+    /// # Errors
+    /// The table cannot be written; whether it was is unknown, and the lease then expires by itself.
+    pub async fn give_back(&self, lease: &Lease, checkpoint: Option<&str>) -> Result<Updated, SourceError> {
+        failpoint::hit("lease/give_back/before");
+        let mut sets = vec!["#counter = #counter + :one"];
+        let mut removes = vec![];
+        let mut update = self.update(&lease.key).condition_expression("#owner = :me");
+        if let Some(asker) = &lease.asked_by {
+            sets.push("#owner = :asker");
+            removes.push("#asked");
+            update = update
+                .expression_attribute_values(":asker", text(asker))
+                .expression_attribute_names("#asked", ASKED_BY);
+        } else {
+            removes.push("#owner");
+        }
+        if let Some(checkpoint) = checkpoint {
+            sets.push("#checkpoint = :checkpoint");
+            update = update
+                .expression_attribute_names("#checkpoint", CHECKPOINT)
+                .expression_attribute_values(":checkpoint", text(checkpoint));
+        }
+        let expression = format!("SET {} REMOVE {}", sets.join(", "), removes.join(", "));
+        let done = self.send(update.update_expression(expression)).await;
+        failpoint::hit("lease/give_back/after");
+        done
+    }
+
+    fn update(&self, key: &str) -> UpdateItemFluentBuilder {
+        self.client
+            .update_item()
+            .table_name(&self.name)
+            .key(KEY, text(key))
+            .expression_attribute_names("#owner", OWNER)
+            .expression_attribute_names("#counter", COUNTER)
+            .expression_attribute_values(":me", text(&self.worker))
+            .expression_attribute_values(":one", number(1))
+            .return_values(ReturnValue::AllNew)
+    }
+
+    async fn send(&self, update: UpdateItemFluentBuilder) -> Result<Updated, SourceError> {
+        match update.send().await {
+            Ok(answer) => Ok(answer.attributes().and_then(lease_of).map_or(Updated::Refused, Updated::Done)),
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
+                Ok(Updated::Refused)
+            }
+            Err(error) => Err(self.failed("UpdateItem", &error)),
+        }
+    }
+
+    fn failed<E>(&self, action: &'static str, error: &SdkError<E>) -> SourceError
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let remedy = match error.code().unwrap_or_default() {
+            "AccessDeniedException" => {
+                "allow dynamodb:DescribeTable, CreateTable, Scan, GetItem, PutItem, UpdateItem and DeleteItem on it"
+            }
+            "ResourceNotFoundException" => "check the name of the table, the region and the account",
+            _ => "check the region, the credentials and the network, and run again",
+        };
+        let reason = crate::source::kinesis::describe(error);
+        SourceError::Leases { action, table: self.name.clone(), reason, remedy }
+    }
+}
+
+fn text(value: &str) -> AttributeValue {
+    AttributeValue::S(value.to_owned())
+}
+
+fn number(value: i64) -> AttributeValue {
+    AttributeValue::N(value.to_string())
+}
+
+/// The lease in an item; `None` for the other things that may lie in the table.
+fn lease_of(item: &HashMap<String, AttributeValue>) -> Option<Lease> {
+    if item.contains_key(ENTITY_TYPE) {
+        return None;
+    }
+    let text = |name: &str| item.get(name).and_then(|v| v.as_s().ok()).cloned();
+    let number = |name: &str| item.get(name).and_then(|v| v.as_n().ok()).and_then(|n| n.parse::<i64>().ok());
+    Some(Lease {
+        key: text(KEY)?,
+        owner: text(OWNER).filter(|owner| !owner.is_empty()),
+        counter: number(COUNTER)?,
+        checkpoint: text(CHECKPOINT)?,
+        checkpoint_sub_sequence: number(SUB_SEQUENCE).unwrap_or(0),
+        asked_by: text(ASKED_BY),
+        stream: text(STREAM),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_lease_is_skipped() {
+        let mut item = HashMap::from([
+            (KEY.to_owned(), text("shardId-000000000001")),
+            (COUNTER.to_owned(), number(7)),
+            (CHECKPOINT.to_owned(), text("TRIM_HORIZON")),
+            (OWNER.to_owned(), text("")),
+        ]);
+        let lease = lease_of(&item).unwrap();
+        assert_eq!((lease.counter, &lease.owner, lease.is_ended()), (7, &None, false));
+        item.insert(ENTITY_TYPE.to_owned(), text("WORKER_METRICS"));
+        assert_eq!(lease_of(&item), None);
+        item.remove(ENTITY_TYPE);
+        item.remove(COUNTER);
+        assert_eq!(lease_of(&item), None);
+    }
+}

@@ -1,0 +1,399 @@
+"""Breaks a fleet of ingest workers in every way, and lets the checker judge what they leave behind.
+
+    python chaos.py SCENARIO BINARY WORK_FOLDER [--cycles N] [--seed S]
+
+Scenarios: `fleet` (kills, pauses and faults, N cycles), `sigterm` (a signal at every failpoint), `recovery` (how long
+a fleet needs after a death), `memory` (many partitions, and an S3 that hangs). Servers come from SYNCLAKE_TEST_S3 and
+SYNCLAKE_TEST_KINESIS, as `with_servers.py` sets them. The last line on stdout is a JSON object of what was seen.
+"""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import checker
+from faultproxy import FaultProxy
+from fleet import Stream, Worker, lake_env, leases, make_bucket
+
+FAILOVER = 1
+# Where a worker may be killed; `gap/…` needs a stream that trims, which has a test of its own.
+FAILPOINTS = [
+    "read/after", "decode/after", "file/before", "file/after", "quarantine/before", "quarantine/after", "commit/before",
+    "commit/after", "fence/before", "fence/after", "checkpoint/before", "checkpoint/after", "sweep/before", "sweep/after",
+    "lease/create", "lease/take/before", "lease/take/after", "lease/renew/before", "lease/renew/after",
+    "lease/give_back/before", "lease/give_back/after",
+]
+
+S3_FAULTS = [
+    {"name": "ambiguous commit", "match": r"^PUT .*_delta_log/\d{20}\.json", "do": "reset_after", "p": 0.12},
+    {"name": "ambiguous put", "match": "^PUT ", "do": "reset_after", "p": 0.02},
+    {"name": "false 412 on commit", "match": r"^PUT .*_delta_log/\d{20}\.json", "do": "error", "status": 412, "code": "PreconditionFailed", "p": 0.02},
+    {"name": "409", "match": "^PUT ", "do": "error", "status": 409, "code": "ConditionalRequestConflict", "p": 0.01},
+    {"name": "503", "do": "error", "status": 503, "code": "SlowDown", "p": 0.01},
+    {"name": "500", "do": "error", "status": 500, "code": "InternalError", "p": 0.01},
+    {"name": "reset", "do": "reset_before", "p": 0.01},
+    {"name": "cut answer", "match": "^GET ", "do": "cut", "bytes": 300, "p": 0.01},
+    {"name": "cut upload", "match": "^PUT ", "do": "truncate_upload", "bytes": 500, "p": 0.01},
+    {"name": "late upload", "match": "^PUT ", "do": "delay", "seconds": 0.5, "p": 0.01},
+    {"name": "slow answer", "match": "^GET ", "do": "slow", "rate": 200_000, "p": 0.01},
+]
+KINESIS_FAULTS = [
+    {"name": "throttled", "match": "GetRecords", "do": "error", "status": 400, "code": "ProvisionedThroughputExceededException", "json": True, "p": 0.03},
+    {"name": "expired iterator", "match": "GetRecords", "do": "error", "status": 400, "code": "ExpiredIteratorException", "json": True, "p": 0.02},
+    {"name": "kinesis 500", "do": "error", "status": 500, "code": "InternalFailureException", "json": True, "p": 0.01},
+    {"name": "limit", "match": "ListShards", "do": "error", "status": 400, "code": "LimitExceededException", "json": True, "p": 0.1},
+    {"name": "kinesis answer lost", "do": "reset_after", "p": 0.01},
+    {"name": "kinesis answer cut", "match": "GetRecords", "do": "cut", "bytes": 400, "p": 0.01},
+]
+DYNAMODB_FAULTS = [
+    {"name": "lease answer lost", "match": "UpdateItem|PutItem", "do": "reset_after", "p": 0.03},
+    {"name": "dynamodb 500", "do": "error", "status": 500, "code": "InternalServerError", "json": True, "p": 0.02},
+    {"name": "dynamodb throttled", "do": "error", "status": 400, "code": "ThrottlingException", "json": True, "p": 0.02},
+]
+
+
+class Arena:
+    """A stream, a lake, a lease table, and a proxy in front of each service."""
+
+    def __init__(self, options, shards=8):
+        self.work = pathlib.Path(options.work)
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.binary = options.binary
+        self.s3, kinesis = os.environ["SYNCLAKE_TEST_S3"], os.environ["SYNCLAKE_TEST_KINESIS"]
+        port = lambda url: int(url.rsplit(":", 1)[1])
+        self.name = f"chaos-{options.scenario}-{os.getpid()}"
+        make_bucket(self.s3, self.name)
+        self.lake = f"s3://{self.name}/lake"
+        self.ledger = self.work / "ledger.ndjson"
+        self.stream = Stream(kinesis, self.name, shards, self.ledger, options.seed)
+        self.proxies = [FaultProxy(port(self.s3), 1), FaultProxy(port(kinesis), 2), FaultProxy(port(self.s3), 3)]
+        for proxy in self.proxies:
+            proxy.start()
+        self.env = lake_env(*(p.url for p in self.proxies))
+        self.args = [
+            "--source", f"kinesis:{self.name}", "--lake", self.lake, "--lease-table", f"dynamodb:{self.name}",
+            "--memory", "64MiB",
+        ]
+
+    def worker(self, name, failover=f"{FAILOVER}s", flush="300ms"):
+        timing = ["--lease-failover", failover, "--flush-age", flush]
+        return Worker(self.binary, name, [*self.args, *timing], self.env, self.work / f"{name}.log")
+
+    def fault(self):
+        for proxy, rules in zip(self.proxies, (S3_FAULTS, KINESIS_FAULTS, DYNAMODB_FAULTS)):
+            proxy.rules = [dict(rule) for rule in rules]
+
+    def heal(self):
+        for proxy in self.proxies:
+            proxy.heal()
+
+    def fired(self):
+        return dict(sum((p.fired for p in self.proxies), collections.Counter()))
+
+    def leases(self):
+        return leases(self.s3, self.name)
+
+    def drain(self, workers=2):
+        """Healthy workers read everything that is left. Returns the seconds that it took."""
+        began = time.monotonic()
+        fleet = [self.worker(f"drain{n}") for n in range(workers)]
+        for worker in fleet:
+            worker.start(more=["--until-idle", "3s"])
+        for worker in fleet:
+            code = worker.process.wait(180)
+            if code != 0:
+                sys.exit(f"{worker.name} ended with {code}: {pathlib.Path(worker.log).read_text()[-2000:]}")
+        return time.monotonic() - began
+
+    def judge(self):
+        self.stream.close()
+        objects = checker.load_s3(f"{self.s3}/{self.name}/lake")
+        faults, summary = checker.check(objects, self.ledger.read_text().splitlines())
+        for invariant, text in faults[:30]:
+            print(f"{invariant} {text}", file=sys.stderr)
+        env = {**{k: v for k, v in os.environ.items() if not k.startswith("AWS_")}, **self.env}
+        verified = subprocess.run(
+            [self.binary, "verify", "--lake", self.lake, "--format", "json"], env=env, capture_output=True, text=True,
+        )
+        if verified.returncode != 0:
+            print(f"synclake verify: {verified.stderr.strip()}\n{verified.stdout[:2000]}", file=sys.stderr)
+        summary["verify_exit"] = verified.returncode
+        self.objects = objects
+        return summary
+
+
+def fleet(options):
+    arena = Arena(options)
+    rng = random.Random(options.seed)
+    arena.fault()
+    seen = collections.Counter()
+    by_failpoint = collections.Counter()
+    stop = threading.Event()
+
+    def produce():
+        turn = 0
+        while not stop.is_set():
+            arena.stream.put(10)
+            turn += 1
+            if turn % 60 == 0:
+                arena.stream.reshard()
+                seen["reshards"] += 1
+            stop.wait(0.15)
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    fresh = iter(range(1 << 30))
+
+    def begin(slot):
+        # Most of them come back under their old name, as in a set of named machines; the others are strangers.
+        name = f"slot{slot}" if rng.random() < 0.75 else f"fresh{next(fresh)}"
+        worker = arena.worker(f"slot{slot}")
+        plan = {"worker": worker, "began": time.monotonic(), "life": rng.uniform(0.2, 3.5), "paused": None}
+        how = rng.random()
+        failpoints = None
+        if how < 0.6:
+            plan["how"] = point = rng.choice(FAILPOINTS)
+            failpoints = f"{point}={rng.choice([0, 0, 1, 3])}*off->1*return(kill)".replace("=0*off->", "=")
+            plan["life"] = 4.0
+        elif how < 0.85:
+            plan["how"] = "kill"
+        elif how < 0.95:
+            plan["how"] = "pause"
+        else:
+            plan["how"] = "terminate"
+        worker.start(failpoints, ["--worker-id", name])
+        return plan
+
+    began = time.monotonic()
+    plans = [begin(slot) for slot in range(3)]
+    cycles = 0
+    told = 0
+    while cycles < options.cycles:
+        time.sleep(0.02)
+        now = time.monotonic()
+        for slot, plan in enumerate(plans):
+            worker = plan["worker"]
+            age = now - plan["began"]
+            if not worker.alive():
+                code = worker.process.returncode
+                if code == -signal.SIGKILL:
+                    by_failpoint[plan["how"]] += 1
+                    seen["killed"] += 1
+                elif code == 0 and plan["how"] == "terminated":
+                    seen["terminated"] += 1
+                else:
+                    # A worker may give up, with an error; the fleet goes on without it. But it must not crash.
+                    seen[f"exit {code}"] += 1
+                    if code not in (0, 1):
+                        stop.set()
+                        sys.exit(f"worker ended with {code}: {worker.log.read_text()[-3000:]}")
+                cycles += 1
+                plans[slot] = begin(slot)
+            elif plan["paused"]:
+                if now - plan["paused"] > FAILOVER + 1:
+                    worker.send(signal.SIGCONT)
+                    seen["zombies"] += 1
+                    cycles += 1
+                    plan.update(paused=None, how="kill", began=now, life=rng.uniform(1, 3))
+            elif age > plan["life"]:
+                if plan["how"] == "pause":
+                    worker.send(signal.SIGSTOP)
+                    plan["paused"] = now
+                elif plan["how"] == "terminate":
+                    worker.send(signal.SIGTERM)
+                    plan.update(how="terminated", life=30.0, began=now)
+                elif plan["how"] == "terminated":
+                    stop.set()
+                    sys.exit(f"SIGTERM was not obeyed in 30 s: {worker.log.read_text()[-3000:]}")
+                else:
+                    plan["how"] = "kill"
+                    worker.send(signal.SIGKILL)
+        if cycles - told >= 50:
+            told = cycles
+            print(f"{cycles} cycles, {arena.stream.produced} events, {now - began:.0f} s", file=sys.stderr, flush=True)
+    stop.set()
+    producer.join()
+    for plan in plans:
+        plan["worker"].kill()
+    chaos_seconds = time.monotonic() - began
+    arena.heal()
+    drain_seconds = arena.drain()
+    summary = arena.judge()
+    caught = plant(arena) if options.plant else None
+    return {
+        "cycles": cycles, **summary, **seen, "by_failpoint": dict(sorted(by_failpoint.items())), "faults_injected": arena.fired(),
+        "chaos_seconds": round(chaos_seconds), "drain_seconds": round(drain_seconds), "planted_bugs_caught": caught,
+    }
+
+
+def plant(arena):
+    import planted
+    return planted.prove(arena.objects, arena.ledger.read_text().splitlines())
+
+
+def sigterm(options):
+    """At every failpoint: exit 0 within 30 s, leases given back, and in the end nothing lost."""
+    arena = Arena(options, shards=2)
+    arena.stream.put(30)
+    arena.worker("first").start(more=["--until-idle", "1s"]).process.wait(120)
+    slowest, reached = 0.0, []
+    for point in FAILPOINTS:
+        arena.stream.put(20)
+        if point == "lease/create":
+            arena.stream.reshard()
+        worker = arena.worker(point.replace("/", "-"))
+        worker.start(f"{point}=1*return(terminate)")
+        began = time.monotonic()
+        # Some points are only reached once the worker is told to stop anyway: giving a lease back is one of them.
+        late = point.startswith("lease/give_back")
+        deadline = began + (1.0 if late else 30.0)
+        while worker.alive() and time.monotonic() < deadline:
+            arena.stream.put(1)
+            time.sleep(0.1)
+        if worker.alive():
+            if not late:
+                sys.exit(f"{point} was not reached in 30 s: {worker.log.read_text()[-2000:]}")
+            worker.send(signal.SIGTERM)
+        code = worker.process.wait(30)
+        took = time.monotonic() - began
+        slowest = max(slowest, took)
+        held = {k: o for k, (o, checkpoint) in arena.leases().items() if o and checkpoint != "SHARD_END"}
+        if code != 0 or held:
+            sys.exit(f"{point}: exit {code}, leases still held {held}: {worker.log.read_text()[-2000:]}")
+        reached.append(point)
+    drained = arena.drain(1)
+    return {"failpoints": len(reached), "slowest_seconds": round(slowest, 1), "drain_seconds": round(drained, 1), **arena.judge()}
+
+
+def recovery(options):
+    """From the death of the worker that reads everything to the first commit of the one that stands by."""
+    arena = Arena(options, shards=4)
+    times = []
+    log = lambda: {p for p in list_commits(arena)}
+    for n in range(options.cycles):
+        first = arena.worker(f"first{n}", "10s", "1s").start()
+        while len([1 for o, _ in arena.leases().values() if o]) < 4:
+            arena.stream.put(5)
+            time.sleep(0.2)
+        second = arena.worker(f"second{n}", "10s", "1s").start()
+        # It stands by until it has its share; then the first one dies with what it holds.
+        while len({o for o, _ in arena.leases().values() if o}) < 2:
+            arena.stream.put(5)
+            time.sleep(0.2)
+        first.kill()
+        died = time.monotonic()
+        held_by_dead = [k for k, (o, _) in arena.leases().items() if o and first.name not in str(o)]
+        del held_by_dead
+        before = positions(arena)
+        owners = {k: o for k, (o, _) in arena.leases().items()}
+        while True:
+            arena.stream.put(5)
+            now = positions(arena)
+            alive = {o for o in owners.values()}
+            moved = [k for k in now if now[k] != before.get(k)]
+            if len(moved) >= 4 and len(alive) >= 1:
+                break
+            if time.monotonic() - died > 60:
+                sys.exit("no recovery in 60 s")
+            time.sleep(0.1)
+        times.append(round(time.monotonic() - died, 1))
+        second.send(signal.SIGTERM)
+        second.process.wait(30)
+    arena.drain(1)
+    return {"failover_seconds": 10, "recovery_seconds": times, **arena.judge()}
+
+
+def list_commits(arena):
+    return [p for p in checker.load_s3(f"{arena.s3}/{arena.name}/lake") if "_delta_log" in p]
+
+
+def positions(arena):
+    """The committed position of every shard, from the log itself."""
+    objects = checker.load_s3(f"{arena.s3}/{arena.name}/lake/sync_records/_delta_log")
+    table = checker.Table({f"sync_records/_delta_log/{k}": v for k, v in objects.items()}, "sync_records", lambda *_: None)
+    apps = [a for a in table.txns if a.count("/") == 2]
+    return {a.split("/")[2]: checker.state_of(table.txns, a)["position"] for a in apps}
+
+
+def memory(options):
+    """A thousand partitions are open at once; and S3 hangs while the stream goes on."""
+    budget_kib = 64 * 1024
+    work = pathlib.Path(options.work)
+    work.mkdir(parents=True, exist_ok=True)
+    events, lake = work / "events.ndjson", work / "lake"
+    subprocess.run(
+        [options.binary, "simulate", "--events", "120000", "--pools", "100", "--identities", "2000", "--days", "10",
+         "--reorder", "100000", "--value-chars", "200", "--out", str(events)], check=True, stderr=subprocess.DEVNULL,
+    )
+    run = subprocess.Popen(
+        [options.binary, "ingest", "--source", f"file:{events}", "--lake", str(lake), "--memory", "64MiB"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )
+    many = peak_of(run)
+    partitions = len({p.parent for p in lake.rglob("*.parquet") if "sync_records" in str(p)})
+    arena = Arena(options, shards=2)
+    worker = arena.worker("stalled", flush="500ms").start()
+    while not positions_known(arena):
+        arena.stream.put(20)
+        time.sleep(0.2)
+    arena.proxies[0].rules = [{"match": r"^PUT .*\.parquet", "do": "delay", "seconds": 15, "times": 2}]
+    until = time.monotonic() + 15
+    stalled = 0
+    while time.monotonic() < until:
+        arena.stream.put(400)
+        stalled = max(stalled, worker.rss_peak_kib())
+    arena.heal()
+    worker.send(signal.SIGTERM)
+    code = worker.process.wait(40)
+    drained = arena.drain(1)
+    return {
+        "budget_mib": 64, "partitions": partitions, "many_partitions_peak_mib": many // 1024,
+        "stalled_s3_peak_mib": stalled // 1024, "stalled_exit": code, "drain_seconds": round(drained), **arena.judge(),
+        "budget_kib": budget_kib,
+    }
+
+
+def positions_known(arena):
+    try:
+        return any(p for p in positions(arena).values())
+    except OSError:
+        return False
+
+
+def peak_of(process):
+    peak = 0
+    while process.poll() is None:
+        try:
+            text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+            peak = max([peak, *(int(l.split()[1]) for l in text.splitlines() if l.startswith("VmHWM"))])
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.02)
+    if process.returncode != 0:
+        sys.exit(f"ingest ended with {process.returncode}")
+    return peak
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    scenarios = {"fleet": fleet, "sigterm": sigterm, "recovery": recovery, "memory": memory}
+    parser.add_argument("scenario", choices=scenarios)
+    parser.add_argument("binary")
+    parser.add_argument("work")
+    parser.add_argument("--cycles", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--plant", action="store_true", help="prove the checker on the lake that is left")
+    options = parser.parse_args()
+    print(json.dumps({"scenario": options.scenario, "seed": options.seed, **scenarios[options.scenario](options)}))
+
+
+if __name__ == "__main__":
+    main()

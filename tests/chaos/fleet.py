@@ -1,0 +1,212 @@
+"""The parts of a chaos run: a stream with its producer, a fleet of workers, and what they talk through."""
+
+import base64
+import collections
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+
+from checker import digest_raw, digest_rows
+
+
+def call(endpoint, target, body):
+    """A call of AWS's JSON protocol; the test servers ask for no signature, only for the look of one."""
+    headers = {
+        "Content-Type": "application/x-amz-json-1.0" if "Dynamo" in target else "application/x-amz-json-1.1",
+        "X-Amz-Target": target,
+        "X-Amz-Date": "20260101T000000Z",
+        "Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=0",
+    }
+    request = urllib.request.Request(endpoint, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text = answer.read()
+    return json.loads(text) if text else {}
+
+
+class Stream:
+    """A Kinesis stream, and the ledger of what was put into it."""
+
+    def __init__(self, endpoint, name, shards, ledger, seed):
+        self.endpoint, self.name = endpoint, name
+        self.random = random.Random(seed)
+        self.ledger = open(ledger, "a")
+        self.lock = threading.Lock()
+        self.produced = 0
+        self.counts = collections.Counter()
+        self.last = {}
+        self._kinesis("CreateStream", StreamName=name, ShardCount=shards)
+        self.wait_active()
+
+    def _kinesis(self, operation, **body):
+        return call(self.endpoint, f"Kinesis_20131202.{operation}", body)
+
+    def wait_active(self):
+        while True:
+            answer = self._kinesis("DescribeStreamSummary", StreamName=self.name)
+            if answer["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE":
+                return
+            time.sleep(0.02)
+
+    def shards(self):
+        found, token = [], None
+        while True:
+            body = {"NextToken": token} if token else {"StreamName": self.name}
+            answer = self._kinesis("ListShards", **body)
+            found += answer["Shards"]
+            token = answer.get("NextToken")
+            if not token:
+                return found
+
+    def open_shards(self):
+        return [s for s in self.shards() if not s["SequenceNumberRange"].get("EndingSequenceNumber")]
+
+    def event(self):
+        """One event, and the rows that it must become; or bytes that nobody can decode."""
+        r = self.random
+        if r.random() < 0.03:
+            raw = r.choice([b"", b"not json", b"\xff\xfe{", b"{}{}", b"[]", b'{"identityPoolId":"us-east-1:0a"}', b"null"])
+            # Empty records are taken by the service, but the digest must tell one poison from another.
+            return raw, {"rows": 0, "raw": True, "digest": digest_raw(raw)}
+        number = self.produced
+        pool, identity = f"us-east-1:0{r.randrange(3)}", f"us-east-1:{r.randrange(50):04x}"
+        dataset, count = r.choice(["profile", "settings", "..", "prefs.old"]), number + 1
+        at = 1_767_225_600_000 + r.randrange(3) * 86_400_000 + number % 86_000_000
+        records, rows = [], []
+        for index in range(r.choice([0, 1, 1, 2, 3])):
+            removed = r.random() < 0.1
+            key, value = f"k{r.randrange(6)}.{index}", None if removed else r.choice(["", "ü\u0000x", "v" * r.randrange(200)])
+            op = "remove" if removed else "replace"
+            record = {"key": key, "op": op, "syncCount": count, "lastModifiedDate": at, "deviceLastModifiedDate": at}
+            if not removed:
+                record["value"] = value
+            records.append(record)
+            rows.append([pool, identity, dataset, "replace", key, value, op, count, at, count])
+        operation = "replace"
+        if not records:
+            operation = "remove"
+            rows = [[pool, identity, dataset, "remove", None, None, "remove", count, at, count]]
+        event = {
+            "identityPoolId": pool, "identityId": identity, "dataSetName": dataset, "operation": operation,
+            "kinesisSyncRecords": records, "lastModifiedDate": at, "payloadType": "Inline", "syncCount": count,
+        }
+        if operation == "remove":
+            del event["kinesisSyncRecords"], event["payloadType"]
+        return json.dumps(event, ensure_ascii=False).encode(), {"rows": len(rows), "digest": digest_rows(rows)}
+
+    def put(self, n):
+        with self.lock:
+            batch = []
+            for _ in range(n):
+                batch.append(self.event())
+                self.produced += 1
+            entries = [
+                {"Data": base64.b64encode(data).decode(), "PartitionKey": str(self.random.random())} for data, _ in batch
+            ]
+            while entries:
+                answer = self._kinesis("PutRecords", StreamName=self.name, Records=entries)
+                again = []
+                for entry, result, (data, truth) in zip(entries, answer["Records"], batch):
+                    if result.get("ErrorCode"):
+                        again.append((entry, (data, truth)))
+                        continue
+                    line = {"shard": result["ShardId"], "sequence_number": result["SequenceNumber"], **truth}
+                    self.ledger.write(json.dumps(line) + "\n")
+                    self.counts[result["ShardId"]] += 1
+                    self.last[result["ShardId"]] = int(result["SequenceNumber"])
+                entries, batch = [e for e, _ in again], [t for _, t in again]
+            self.ledger.flush()
+
+    def reshard(self):
+        """Splits a random open shard or merges two neighbours, so that there are always about eight."""
+        with self.lock:
+            open_now = self.open_shards()
+            span = lambda s: (int(s["HashKeyRange"]["StartingHashKey"]), int(s["HashKeyRange"]["EndingHashKey"]))
+            if len(open_now) < 8 or (len(open_now) == 8 and self.random.random() < 0.5):
+                shard = self.random.choice([s for s in open_now if span(s)[1] - span(s)[0] > 4])
+                low, high = span(shard)
+                self._kinesis(
+                    "SplitShard", StreamName=self.name, ShardToSplit=shard["ShardId"],
+                    NewStartingHashKey=str((low + high) // 2),
+                )
+            else:
+                ordered = sorted(open_now, key=span)
+                left = self.random.randrange(len(ordered) - 1)
+                self._kinesis(
+                    "MergeShards", StreamName=self.name, ShardToMerge=ordered[left]["ShardId"],
+                    AdjacentShardToMerge=ordered[left + 1]["ShardId"],
+                )
+            self.wait_active()
+
+    def close(self):
+        for shard in self.shards():
+            parents = [shard[k] for k in ("ParentShardId", "AdjacentParentShardId") if shard.get(k)]
+            self.ledger.write(json.dumps({"shard": shard["ShardId"], "parents": parents}) + "\n")
+        self.ledger.close()
+
+
+class Worker:
+    """One ingest process."""
+
+    def __init__(self, binary, name, args, env, log):
+        self.binary, self.name, self.args, self.env, self.log = binary, name, args, env, log
+        self.process = None
+        self.ended_by = collections.Counter()
+
+    def start(self, failpoints=None, more=()):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SYNCLAKE_"))}
+        env.update(self.env)
+        env["SYNCLAKE_LOG"] = os.environ.get("SYNCLAKE_CHAOS_LOG", "warn")
+        if failpoints:
+            env["FAILPOINTS"] = failpoints
+        with open(self.log, "ab") as log:
+            log.write(f"--- {self.name} {failpoints}\n".encode())
+            self.process = subprocess.Popen(
+                [self.binary, "ingest", *self.args, *more], env=env, stdout=subprocess.DEVNULL, stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+        return self
+
+    def alive(self):
+        return self.process is not None and self.process.poll() is None
+
+    def send(self, what):
+        if self.alive():
+            self.process.send_signal(what)
+
+    def kill(self):
+        self.send(signal.SIGKILL)
+        self.process.wait()
+
+    def rss_peak_kib(self):
+        text = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def lake_env(s3, kinesis, dynamodb):
+    return {
+        "AWS_ENDPOINT_URL_S3": s3, "AWS_ENDPOINT_URL_KINESIS": kinesis, "AWS_ENDPOINT_URL_DYNAMODB": dynamodb,
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "RUST_BACKTRACE": "0",
+    }
+
+
+def make_bucket(s3, name):
+    urllib.request.urlopen(urllib.request.Request(f"{s3}/{name}", method="PUT")).close()
+
+
+def leases(dynamodb, table):
+    try:
+        items = call(dynamodb, "DynamoDB_20120810.Scan", {"TableName": table, "ConsistentRead": True})["Items"]
+    except urllib.error.HTTPError:
+        return {}
+    return {
+        i["leaseKey"]["S"]: (i.get("leaseOwner", {}).get("S"), i["checkpoint"]["S"]) for i in items if "leaseCounter" in i
+    }
