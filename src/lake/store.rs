@@ -356,7 +356,7 @@ impl AwsSettings {
 }
 
 /// Lends the SDK's credential chain to object_store, which asks before every request: so the last answer is kept until
-/// five minutes before it expires.
+/// five minutes before it expires, or until half of its life is over if that is shorter.
 #[derive(Debug)]
 struct Credentials {
     provider: aws_sdk_kinesis::config::SharedCredentialsProvider,
@@ -389,7 +389,10 @@ impl object_store::CredentialProvider for Credentials {
             secret_key: found.secret_access_key().to_owned(),
             token: found.session_token().map(str::to_owned),
         });
-        let until = found.expiry().map_or(now + CREDENTIALS_AGE_MAX, |expiry| expiry - CREDENTIALS_SLACK);
+        let until = found.expiry().map_or(now + CREDENTIALS_AGE_MAX, |expiry| {
+            let life = expiry.duration_since(now).unwrap_or_default();
+            expiry - CREDENTIALS_SLACK.min(life / 2)
+        });
         *last = Some((credential.clone(), until));
         Ok(credential)
     }

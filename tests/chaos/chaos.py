@@ -3,8 +3,8 @@
     python chaos.py SCENARIO BINARY WORK_FOLDER [--cycles N] [--seed S]
 
 Scenarios: `fleet` (kills, pauses and faults, N cycles), `sigterm` (a signal at every failpoint), `recovery` (how long
-a fleet needs after a death), `memory` (many partitions, and an S3 that hangs). Servers come from SYNCLAKE_TEST_S3 and
-SYNCLAKE_TEST_KINESIS, as `with_servers.py` sets them. The last line on stdout is a JSON object of what was seen.
+a fleet needs after a death), `credentials` (that expire), `memory` (many partitions, and an S3 that hangs). Servers come
+from SYNCLAKE_TEST_S3 and SYNCLAKE_TEST_KINESIS, as `with_servers.py` sets them. The last line on stdout is a JSON object of what was seen.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -274,45 +275,37 @@ def sigterm(options):
 
 
 def recovery(options):
-    """From the death of the worker that reads everything to the first commit of the one that stands by."""
+    """From the death of a worker to the commit that moves the last of its shards on."""
     arena = Arena(options, shards=4)
     times = []
-    log = lambda: {p for p in list_commits(arena)}
+
+    def until(what, holds):
+        deadline = time.monotonic() + 60
+        while not holds():
+            if time.monotonic() > deadline:
+                sys.exit(f"{what} did not come about in a minute")
+            arena.stream.put(5)
+            time.sleep(0.1)
+
+    def held_by(name):
+        return {shard for shard, (owner, _) in arena.leases().items() if owner == name}
+
     for n in range(options.cycles):
-        first = arena.worker(f"first{n}", "10s", "1s").start()
-        while len([1 for o, _ in arena.leases().values() if o]) < 4:
-            arena.stream.put(5)
-            time.sleep(0.2)
-        second = arena.worker(f"second{n}", "10s", "1s").start()
-        # It stands by until it has its share; then the first one dies with what it holds.
-        while len({o for o, _ in arena.leases().values() if o}) < 2:
-            arena.stream.put(5)
-            time.sleep(0.2)
+        dies, stays = f"dies{n}", f"stays{n}"
+        first = arena.worker(dies, "10s", "1s").start(more=["--worker-id", dies])
+        until("the first worker's share", lambda: len(held_by(dies)) == 4)
+        second = arena.worker(stays, "10s", "1s").start(more=["--worker-id", stays])
+        until("the second worker's share", lambda: len(held_by(stays)) == 2)
+        orphaned = held_by(dies)
         first.kill()
         died = time.monotonic()
-        held_by_dead = [k for k, (o, _) in arena.leases().items() if o and first.name not in str(o)]
-        del held_by_dead
         before = positions(arena)
-        owners = {k: o for k, (o, _) in arena.leases().items()}
-        while True:
-            arena.stream.put(5)
-            now = positions(arena)
-            alive = {o for o in owners.values()}
-            moved = [k for k in now if now[k] != before.get(k)]
-            if len(moved) >= 4 and len(alive) >= 1:
-                break
-            if time.monotonic() - died > 60:
-                sys.exit("no recovery in 60 s")
-            time.sleep(0.1)
+        until("recovery", lambda: all(positions(arena).get(shard) != before.get(shard) for shard in orphaned))
         times.append(round(time.monotonic() - died, 1))
         second.send(signal.SIGTERM)
         second.process.wait(30)
     arena.drain(1)
     return {"failover_seconds": 10, "recovery_seconds": times, **arena.judge()}
-
-
-def list_commits(arena):
-    return [p for p in checker.load_s3(f"{arena.s3}/{arena.name}/lake") if "_delta_log" in p]
 
 
 def positions(arena):
@@ -323,6 +316,58 @@ def positions(arena):
     return {a.split("/")[2]: checker.state_of(table.txns, a)["position"] for a in apps}
 
 
+CREDENTIALS_SECONDS = 6
+
+
+def credentials(options):
+    """Credentials live for six seconds, and the services refuse any that are older."""
+    arena = Arena(options, shards=2)
+    refused, keys = collections.Counter(), set()
+
+    def guard(headers):
+        found = re.search(r"Credential=AKIA(\d+)/", headers.get("authorization", ""))
+        if not found:
+            refused["unsigned"] += 1
+            return {"do": "error", "status": 403, "code": "AccessDenied", "json": "x-amz-target" in headers}
+        keys.add(found.group(1))
+        if int(found.group(1)) + CREDENTIALS_SECONDS < time.time():
+            refused["expired"] += 1
+            json_service = "x-amz-target" in headers
+            code = "ExpiredTokenException" if json_service else "ExpiredToken"
+            return {"do": "error", "status": 400, "code": code, "json": json_service}
+        return None
+
+    for proxy in arena.proxies:
+        proxy.guard = guard
+    script = arena.work / "credentials.py"
+    script.write_text(
+        "import json, time\n"
+        "now = int(time.time())\n"
+        f"until = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(now + {CREDENTIALS_SECONDS}))\n"
+        "print(json.dumps({'Version': 1, 'AccessKeyId': f'AKIA{now}', 'SecretAccessKey': 's', 'SessionToken': 't',"
+        " 'Expiration': until}))\n"
+    )
+    config = arena.work / "config"
+    config.write_text(f"[default]\nregion = us-east-1\ncredential_process = {sys.executable} {script}\n")
+    env = {k: v for k, v in arena.env.items() if k not in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    worker = arena.worker("expiring")
+    worker.env = {**env, "AWS_CONFIG_FILE": str(config)}
+    worker.start()
+    until = time.monotonic() + 5 * CREDENTIALS_SECONDS
+    while time.monotonic() < until:
+        arena.stream.put(5)
+        time.sleep(0.2)
+        if not worker.alive():
+            sys.exit(f"the worker ended with {worker.process.returncode}: {worker.log.read_text()[-2000:]}")
+    moved = {k: p for k, p in positions(arena).items() if p}
+    worker.send(signal.SIGTERM)
+    code = worker.process.wait(30)
+    for proxy in arena.proxies:
+        proxy.guard = None
+    arena.drain(1)
+    return {"exit": code, "keys_used": len(keys), "refused": dict(refused), "shards_moved": len(moved), **arena.judge()}
+
+
 def memory(options):
     """A thousand partitions are open at once; and S3 hangs while the stream goes on."""
     budget_kib = 64 * 1024
@@ -330,7 +375,7 @@ def memory(options):
     work.mkdir(parents=True, exist_ok=True)
     events, lake = work / "events.ndjson", work / "lake"
     subprocess.run(
-        [options.binary, "simulate", "--events", "120000", "--pools", "100", "--identities", "2000", "--days", "10",
+        [options.binary, "simulate", "--events", "120000", "--pools", "100", "--identities", "2000", "--days", "12",
          "--reorder", "100000", "--value-chars", "200", "--out", str(events)], check=True, stderr=subprocess.DEVNULL,
     )
     run = subprocess.Popen(
@@ -384,7 +429,7 @@ def peak_of(process):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    scenarios = {"fleet": fleet, "sigterm": sigterm, "recovery": recovery, "memory": memory}
+    scenarios = {"fleet": fleet, "sigterm": sigterm, "recovery": recovery, "credentials": credentials, "memory": memory}
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("binary")
     parser.add_argument("work")

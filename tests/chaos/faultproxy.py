@@ -32,6 +32,8 @@ class FaultProxy:
     def __init__(self, upstream_port, seed=0):
         self.upstream_port = upstream_port
         self.rules = []
+        # Called with a request's headers; what it returns is answered in place of upstream (a rule of `do: error`).
+        self.guard = None
         self.fired = collections.Counter()
         self.requests = 0
         self.random = random.Random(seed)
@@ -80,7 +82,8 @@ class FaultProxy:
                 lines = head[:-4].decode("latin1").split("\r\n")
                 headers = {k.lower(): v.strip() for k, v in (line.split(":", 1) for line in lines[1:])}
                 method, path, _ = lines[0].split(" ", 2)
-                rule = self._pick(f"{method} {path} {headers.get('x-amz-target', '')}")
+                rule = self.guard(headers) if self.guard else None
+                rule = rule or self._pick(f"{method} {path} {headers.get('x-amz-target', '')}")
                 do = rule and rule["do"]
                 if do == "reset_before":
                     return reset(writer)

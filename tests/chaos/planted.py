@@ -1,0 +1,283 @@
+"""Proves the checker: plants one bug at a time into a healthy lake, as a broken pipeline would leave it, and expects each
+of them to be found under the invariant that it breaks."""
+
+import copy
+import io
+import json
+import random
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import checker
+
+
+class Lake:
+    """A copy of a healthy lake that can be broken."""
+
+    def __init__(self, objects, ledger, seed):
+        self.objects, self.ledger = dict(objects), list(ledger)
+        self.random = random.Random(seed)
+
+    def path(self, version, table="sync_records"):
+        return f"{table}/_delta_log/{version:020}.json"
+
+    def commit(self, version, table="sync_records"):
+        return [json.loads(line) for line in self.objects[self.path(version, table)].decode().splitlines()]
+
+    def store(self, version, actions, table="sync_records"):
+        self.objects[self.path(version, table)] = "".join(json.dumps(a) + "\n" for a in actions).encode()
+
+    def newest(self, table="sync_records"):
+        return max(int(m.group(1)) for p in self.objects if (m := re.fullmatch(rf"{table}/_delta_log/(\d+)\.json", p)))
+
+    def versions(self, wanted):
+        """Versions whose commit `wanted` likes, in random order."""
+        found = [v for v in range(self.newest() + 1) if wanted(self.commit(v))]
+        self.random.shuffle(found)
+        return found
+
+    def version_with_files(self):
+        return self.versions(lambda actions: sum("add" in a for a in actions) >= 2)[0]
+
+    def a_file(self):
+        version = self.version_with_files()
+        return version, self.random.choice([a["add"] for a in self.commit(version) if "add" in a])
+
+    def drop_checkpoints(self):
+        for path in [p for p in self.objects if ".checkpoint." in p or p.endswith("_last_checkpoint")]:
+            del self.objects[path]
+
+    def rewrite(self, add, change):
+        """Replaces a file by `change` of its rows, and the log's claims with it: a bug, not a damaged disk."""
+        table = pq.read_table(io.BytesIO(self.objects[f"sync_records/{add['path']}"]))
+        rows = change(table.to_pylist())
+        out = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out)
+        self.objects[f"sync_records/{add['path']}"] = out.getvalue()
+        for version in range(self.newest() + 1):
+            actions = self.commit(version)
+            for action in actions:
+                if action.get("add", {}).get("path") == add["path"]:
+                    action["add"]["size"] = len(out.getvalue())
+                    action["add"]["stats"] = json.dumps({"numRecords": len(rows)})
+            self.store(version, actions)
+
+
+def position_without_files(lake):
+    version = lake.version_with_files()
+    lake.store(version, [a for a in lake.commit(version) if "add" not in a])
+
+
+def no_transaction_ids(lake):
+    version = lake.version_with_files()
+    lake.store(version, [a for a in lake.commit(version) if "txn" not in a])
+
+
+def files_deleted_after_a_lost_answer(lake):
+    del lake.objects[f"sync_records/{lake.a_file()[1]['path']}"]
+
+
+def resume_inclusive(lake):
+    """The last record of a commit is read again by the next one."""
+    _, add = lake.a_file()
+    rows = pq.read_table(io.BytesIO(lake.objects[f"sync_records/{add['path']}"])).to_pylist()
+    shard = rows[0]["shard_id"]
+    other = next(
+        a["add"] for v in lake.versions(lambda actions: True) for a in lake.commit(v)
+        if "add" in a and shard in a["add"]["path"] and a["add"]["path"] != add["path"]
+    )
+    lake.rewrite(other, lambda theirs: theirs + rows[:1])
+
+
+def committed_twice(lake):
+    """A commit whose answer was lost is made again under the next version."""
+    newest = lake.newest()
+    version = lake.version_with_files()
+    lake.store(newest + 1, lake.commit(version))
+
+
+def zombie_commits(lake):
+    """A worker that was fenced long ago commits once more, with its own number and token."""
+    version = lake.versions(lambda actions: sum("add" in a for a in actions) >= 1)[0]
+    old = [a for a in lake.commit(version) if "txn" in a]
+    lake.store(lake.newest() + 1, old)
+
+
+def child_before_parent(lake):
+    """A shard's end is committed only after its child was begun: two commits change places."""
+    ends = lambda actions: {
+        a["txn"]["appId"].split("/")[2] for a in actions
+        if "txn" in a and a["txn"]["appId"].endswith("/seq0") and a["txn"]["version"] == 10**18 - 1
+    }
+    parents = {e["shard"]: e["parents"] for e in map(json.loads, lake.ledger) if "parents" in e}
+    for version in range(lake.newest() + 1):
+        ended = ends(lake.commit(version))
+        child = next((c for c, ps in parents.items() if set(ps) & ended), None)
+        if not child:
+            continue
+        for later in range(version + 1, lake.newest() + 1):
+            if any(a["txn"]["appId"].endswith(f"/{child}") for a in lake.commit(later) if "txn" in a):
+                first, second = lake.commit(version), lake.commit(later)
+                lake.store(version, second)
+                lake.store(later, first)
+                return
+    raise AssertionError("no shard ended in this lake")
+
+
+def number_skipped(lake):
+    change_txn(lake, lambda app, value: value + 1 if app.count("/") == 2 else value)
+
+
+def position_back(lake):
+    change_txn(lake, lambda app, value: 0 if "/seq" in app else value)
+
+
+def owner_changes_with_files(lake):
+    change_txn(lake, lambda app, value: value ^ 1 if app.endswith("/owner") else value)
+
+
+def change_txn(lake, change):
+    moved = lambda actions: any("add" in a for a in actions) and any("seq3" in json.dumps(a) for a in actions)
+    version = lake.versions(moved)[0]
+    actions = lake.commit(version)
+    for action in actions:
+        if "txn" in action:
+            action["txn"]["version"] = change(action["txn"]["appId"], action["txn"]["version"])
+    lake.store(version, actions)
+
+
+def rows_lost_in_encoding(lake):
+    lake.rewrite(lake.a_file()[1], lambda rows: rows[1:])
+
+
+def value_truncated(lake):
+    def cut(rows):
+        row = next(r for r in rows if r["key"])
+        row["value"] = (row["value"] or "?") + "x"
+        return rows
+    for version in lake.versions(lambda actions: any("add" in a for a in actions)):
+        for action in lake.commit(version):
+            if "add" in action:
+                rows = pq.read_table(io.BytesIO(lake.objects[f"sync_records/{action['add']['path']}"])).to_pylist()
+                if any(r["key"] for r in rows):
+                    return lake.rewrite(action["add"], cut)
+
+
+def empty_becomes_null(lake):
+    for version in lake.versions(lambda actions: any("add" in a for a in actions)):
+        for action in lake.commit(version):
+            if "add" in action:
+                rows = pq.read_table(io.BytesIO(lake.objects[f"sync_records/{action['add']['path']}"])).to_pylist()
+                if any(r["value"] == "" for r in rows):
+                    return lake.rewrite(
+                        action["add"], lambda rs: [{**r, "value": None if r["value"] == "" else r["value"]} for r in rs],
+                    )
+
+
+def half_a_file(lake):
+    path = f"sync_records/{lake.a_file()[1]['path']}"
+    lake.objects[path] = lake.objects[path][: len(lake.objects[path]) // 2]
+
+
+def wrong_count_in_the_log(lake):
+    version, add = lake.a_file()
+    actions = lake.commit(version)
+    for action in actions:
+        if action.get("add", {}).get("path") == add["path"]:
+            stats = json.loads(action["add"]["stats"])
+            action["add"]["stats"] = json.dumps({**stats, "numRecords": stats["numRecords"] + 1})
+    lake.store(version, actions)
+
+
+def version_missing(lake):
+    del lake.objects[lake.path(lake.newest() // 2)]
+
+
+def checkpoint_forgets_a_file(lake):
+    path = next(p for p in lake.objects if p.startswith("sync_records/") and p.endswith(".checkpoint.parquet"))
+    table = pq.read_table(io.BytesIO(lake.objects[path]))
+    rows = table.to_pylist()
+    rows.remove(next(r for r in rows if r["add"]))
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out)
+    lake.objects[path] = out.getvalue()
+
+
+def poison_dropped(lake):
+    """A record that cannot be decoded is logged and skipped, as the predecessor did."""
+    version = next(v for v in range(1, lake.newest("quarantine") + 1) if any("add" in a for a in lake.commit(v, "quarantine")))
+    lake.store(version, [a for a in lake.commit(version, "quarantine") if "add" not in a], "quarantine")
+
+
+def quarantined_and_stored(lake):
+    """A replay decodes what the quarantine holds already: the record is in both."""
+    _, add = lake.a_file()
+    row = pq.read_table(io.BytesIO(lake.objects[f"sync_records/{add['path']}"])).to_pylist()[0]
+    for version in range(1, lake.newest("quarantine") + 1):
+        for action in lake.commit(version, "quarantine"):
+            if "add" not in action:
+                continue
+            path = f"quarantine/{action['add']['path']}"
+            table = pq.read_table(io.BytesIO(lake.objects[path]))
+            rows = table.to_pylist()
+            if rows[0]["shard_id"] == row["shard_id"]:
+                rows.append({**rows[0], "sequence_number": row["sequence_number"]})
+                out = io.BytesIO()
+                pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out)
+                lake.objects[path] = out.getvalue()
+                return
+    raise AssertionError("nothing of that shard is quarantined")
+
+
+def wrong_partition(lake):
+    """Rows of one day are written into another day's folder."""
+    version, add = lake.a_file()
+    path = re.sub(r"event_date=[0-9-]+", "event_date=2020-01-01", add["path"])
+    lake.objects[f"sync_records/{path}"] = lake.objects.pop(f"sync_records/{add['path']}")
+    actions = lake.commit(version)
+    for action in actions:
+        if action.get("add", {}).get("path") == add["path"]:
+            action["add"].update(path=path, partitionValues={**add["partitionValues"], "event_date": "2020-01-01"})
+    lake.store(version, actions)
+
+
+BUGS = {
+    position_without_files: {"I5"},
+    no_transaction_ids: {"I4", "I1"},
+    files_deleted_after_a_lost_answer: {"I3"},
+    resume_inclusive: {"I1", "I4"},
+    committed_twice: {"I1"},
+    zombie_commits: {"I4"},
+    child_before_parent: {"I4"},
+    number_skipped: {"I4"},
+    position_back: {"I4"},
+    owner_changes_with_files: {"I4"},
+    rows_lost_in_encoding: {"I1", "I5"},
+    value_truncated: {"I2"},
+    empty_becomes_null: {"I2"},
+    half_a_file: {"I3"},
+    wrong_count_in_the_log: {"I3"},
+    version_missing: {"I7"},
+    checkpoint_forgets_a_file: {"I7"},
+    poison_dropped: {"I1", "I5"},
+    quarantined_and_stored: {"I1"},
+    wrong_partition: {"I3"},
+}
+
+
+def prove(objects, ledger):
+    """Returns how many bugs were planted and caught; raises on the first that was not."""
+    healthy, _ = checker.check(objects, ledger)
+    if healthy:
+        raise AssertionError(f"the lake is not healthy to begin with: {healthy[:3]}")
+    for bug, invariants in BUGS.items():
+        lake = Lake(objects, copy.copy(ledger), 1)
+        if bug is not checkpoint_forgets_a_file:
+            lake.drop_checkpoints()
+        bug(lake)
+        faults, _ = checker.check(lake.objects, lake.ledger)
+        if not invariants & {invariant for invariant, _ in faults}:
+            raise AssertionError(f"{bug.__name__} was not caught as {invariants}, only {faults[:3]}")
+    return len(BUGS)

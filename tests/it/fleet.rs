@@ -1,0 +1,320 @@
+//! Several workers on one stream, and what operators see of them.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+};
+use aws_sdk_kinesis::primitives::Blob;
+use serde_json::Value;
+
+use crate::harness::{count, refused, setting, synclake};
+use crate::kinesis::{client, create_stream};
+
+/// A run of tests/chaos/chaos.py; its last line.
+fn chaos(scenario: &str, args: &[&str]) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/chaos.py");
+    let output = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"))
+        .args([script, scenario, env!("CARGO_BIN_EXE_synclake")])
+        .arg(folder.path())
+        .args(args)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&summary["faults"], &summary["verify_exit"]), (&0.into(), &0.into()), "{summary}\n{told}");
+    summary
+}
+
+/// Killed at failpoints and at random, paused past their leases, behind proxies that fail in every way, while shards
+/// split and merge: the independent checker finds nothing. And it finds each of the bugs that are planted for it.
+#[test]
+fn a_fleet_that_is_broken_on_purpose_loses_and_doubles_nothing() {
+    let cycles = std::env::var("SYNCLAKE_CHAOS_CYCLES").unwrap_or_else(|_| "200".to_owned());
+    let summary = chaos("fleet", &["--cycles", &cycles, "--plant"]);
+    assert!(summary["planted_bugs_caught"].as_u64().unwrap() >= 12, "{summary}");
+    assert!(summary["killed"].as_u64() >= cycles.parse::<u64>().ok().map(|n| n / 2), "{summary}");
+    for seen in ["zombies", "reshards"] {
+        assert!(summary[seen].as_u64().unwrap() > 0, "{summary}");
+    }
+    assert!(summary["faults_injected"]["ambiguous commit"].as_u64().unwrap() > 0, "{summary}");
+}
+
+#[test]
+fn sigterm_at_every_failpoint_gives_the_leases_back() {
+    let summary = chaos("sigterm", &[]);
+    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 3);
+    assert!(summary["slowest_seconds"].as_f64().unwrap() < 60.0, "{summary}");
+}
+
+/// Five lives of the credentials long, every service refuses those that have expired.
+#[test]
+fn credentials_that_expire_are_replaced_in_time() {
+    let summary = chaos("credentials", &[]);
+    assert_eq!((&summary["exit"], &summary["shards_moved"]), (&0.into(), &2.into()), "{summary}");
+    assert!(summary["keys_used"].as_u64().unwrap() >= 5, "{summary}");
+    assert_eq!(summary["refused"], serde_json::json!({}), "{summary}");
+}
+
+/// The budget, and what the program needs beside it: code, threads, the encoder's own buffers.
+#[test]
+fn memory_stays_within_its_budget() {
+    let summary = chaos("memory", &[]);
+    assert!(summary["partitions"].as_u64().unwrap() >= 1_000, "{summary}");
+    assert_eq!(summary["stalled_exit"], 0);
+    for peak in ["many_partitions_peak_mib", "stalled_s3_peak_mib"] {
+        assert!(summary[peak].as_u64().unwrap() < 64 + 192, "{summary}");
+    }
+}
+
+async fn dynamodb() -> aws_sdk_dynamodb::Client {
+    use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region};
+    let config = aws_sdk_dynamodb::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .endpoint_url(setting("SYNCLAKE_TEST_S3"))
+        .region(Region::new("us-east-1"))
+        .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+        .build();
+    aws_sdk_dynamodb::Client::from_conf(config)
+}
+
+fn ingest(stream: &str, lake: &str, more: &[&str]) -> std::process::Command {
+    let mut command = synclake();
+    command
+        .args(["ingest", "--source", &format!("kinesis:{stream}"), "--lake", lake])
+        .args(more)
+        .env("AWS_ENDPOINT_URL_KINESIS", setting("SYNCLAKE_TEST_KINESIS"))
+        .env("AWS_ENDPOINT_URL_DYNAMODB", setting("SYNCLAKE_TEST_S3"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+async fn put(stream: &str, partition_key: &str, n: u32) -> (String, String) {
+    let event = format!(
+        r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:{n:02x}","dataSetName":"d","operation":"replace","kinesisSyncRecords":[{{"key":"k","value":"v","op":"replace"}}],"lastModifiedDate":1,"syncCount":1}}"#
+    );
+    let request = client().await.put_record().stream_name(stream).partition_key(partition_key).data(Blob::new(event));
+    let done = request.send().await.unwrap();
+    (done.shard_id, done.sequence_number)
+}
+
+async fn items(table: &str) -> Vec<BTreeMap<String, AttributeValue>> {
+    let found = dynamodb().await.scan().table_name(table).consistent_read(true).send().await.unwrap();
+    let mut found: Vec<BTreeMap<_, _>> = found.items().iter().map(|item| item.clone().into_iter().collect()).collect();
+    found.sort_by_key(|item| format!("{:?}", item.get("leaseKey")));
+    found
+}
+
+/// The predecessor, built on the Kinesis Client Library, is stopped; we go on where it was, and leave its table alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_predecessor_is_replaced_without_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().to_str().unwrap();
+    let (stream, table) = ("replaced", "predecessor");
+    create_stream(&client().await, stream, 2).await;
+    let mut by_shard: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for n in 0..40 {
+        let (shard, number) = put(stream, &n.to_string(), n).await;
+        by_shard.entry(shard).or_default().push(number);
+    }
+    let attribute = AttributeDefinition::builder().attribute_name("leaseKey").attribute_type(ScalarAttributeType::S);
+    let key = KeySchemaElement::builder().attribute_name("leaseKey").key_type(KeyType::Hash);
+    let dynamodb = dynamodb().await;
+    let create = dynamodb.create_table().table_name(table).billing_mode(BillingMode::PayPerRequest);
+    let create = create.attribute_definitions(attribute.build().unwrap()).key_schema(key.build().unwrap());
+    create.send().await.unwrap();
+    let text = |value: &str| AttributeValue::S(value.to_owned());
+    let number = |value: &str| AttributeValue::N(value.to_owned());
+    let done = &by_shard["shardId-000000000000"][3];
+    for (shard, checkpoint) in [("shardId-000000000000", done.as_str()), ("shardId-000000000001", "TRIM_HORIZON")] {
+        let item = dynamodb.put_item().table_name(table).item("leaseKey", text(shard)).item("leaseCounter", number("7"));
+        let item = item.item("checkpoint", text(checkpoint)).item("checkpointSubSequenceNumber", number("0"));
+        item.item("leaseOwner", text("the-predecessor")).send().await.unwrap();
+    }
+    let other = dynamodb.put_item().table_name(table).item("leaseKey", text("a-worker")).item("cpu", number("3"));
+    other.item("entityType", text("WORKER_METRIC_STATS")).send().await.unwrap();
+    let before = items(table).await;
+    let args = ["--until-idle", "1s", "--import-kcl-checkpoints", table];
+    let output = ingest(stream, lake, &args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read = count(lake, "select count(*) from sync_records");
+    assert_eq!(read as usize, 40 - 4, "all but what the predecessor was done with");
+    let taken = format!("select count(*) from sync_records where sequence_number = '{done}'");
+    assert_eq!(count(lake, &taken), 0);
+    assert_eq!(before, items(table).await, "its table is as it was");
+    let missing = ingest(stream, &format!("{lake}/other"), &["--import-kcl-checkpoints", "no-such-table"]).output();
+    refused(&missing.unwrap(), 1, &["no-such-table", "check the name of the table"]);
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not come about in a minute");
+        std::thread::yield_now();
+    }
+}
+
+fn terminate(child: Child) -> std::process::Output {
+    let sent = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    child.wait_with_output().unwrap()
+}
+
+/// A second worker gets its share by asking for it; when the first one goes, the second has it all; nothing is read twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_are_shared_and_handed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().to_str().unwrap();
+    let (stream, table) = ("shared", "shared-leases");
+    create_stream(&client().await, stream, 4).await;
+    for n in 0..40 {
+        put(stream, &n.to_string(), n).await;
+    }
+    let args = |worker: &'static str| {
+        ["--lease-table", "dynamodb:shared-leases", "--lease-failover", "3s", "--worker-id", worker, "--flush-age", "200ms"]
+    };
+    let owners = async || {
+        let mut found: BTreeMap<String, usize> = BTreeMap::new();
+        for item in items(table).await {
+            if let Some(AttributeValue::S(owner)) = item.get("leaseOwner") {
+                *found.entry(owner.clone()).or_default() += 1;
+            }
+        }
+        found
+    };
+    let shares = async |expected: &[(&str, usize)]| {
+        let expected: BTreeMap<String, usize> = expected.iter().map(|(o, n)| ((*o).to_owned(), *n)).collect();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while owners().await != expected {
+            assert!(Instant::now() < deadline, "{:?} never became {expected:?}", owners().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let first = ingest(stream, lake, &args("first")).spawn().unwrap();
+    while dynamodb().await.describe_table().table_name(table).send().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    shares(&[("first", 4)]).await;
+    let second = ingest(stream, lake, &args("second")).spawn().unwrap();
+    shares(&[("first", 2), ("second", 2)]).await;
+    for n in 40..80 {
+        put(stream, &n.to_string(), n).await;
+    }
+    let output = terminate(first);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    shares(&[("second", 4)]).await;
+    for n in 80..120 {
+        put(stream, &n.to_string(), n).await;
+    }
+    wait_until("every record", || count(lake, "select count(*) from sync_records") == 120);
+    let output = terminate(second);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    shares(&[]).await;
+    assert_eq!(count(lake, "select count(distinct identity_id) from sync_records"), 120);
+    let elsewhere = ingest("another", lake, &args("third")).output().unwrap();
+    refused(&elsewhere, 1, &["belongs to stream shared", "a table of its own"]);
+}
+
+/// Without leases there is one worker: whoever starts last has the stream, and the other says so and ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_leases_the_last_one_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().to_str().unwrap();
+    create_stream(&client().await, "contested", 2).await;
+    let first = ingest("contested", lake, &["--flush-age", "100ms"]).spawn().unwrap();
+    let commits = || std::fs::read_dir(format!("{lake}/sync_records/_delta_log")).map_or(0, |entries| entries.count());
+    wait_until("the first one's fence", || commits() >= 3);
+    let second = ingest("contested", lake, &["--flush-age", "100ms"]).spawn().unwrap();
+    wait_until("the second one's fence", || commits() >= 4);
+    for n in 0..20 {
+        put("contested", &n.to_string(), n).await;
+    }
+    let output = first.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("was taken over by another ingest"), "{told}");
+    wait_until("every record", || count(lake, "select count(*) from sync_records") == 20);
+    assert_eq!(terminate(second).status.code(), Some(0));
+    assert_eq!(count(lake, "select count(distinct identity_id) from sync_records"), 20);
+}
+
+fn get(address: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let status = text.split(' ').nth(1)?.parse().ok()?;
+    Some((status, text.split_once("\r\n\r\n")?.1.to_owned()))
+}
+
+/// The value of a metric, summed over its labels.
+fn metric(text: &str, name: &str) -> Option<f64> {
+    let of = |line: &&str| line.split([' ', '{']).next() == Some(name);
+    let values: Vec<f64> = text.lines().filter(of).filter_map(|l| l.rsplit(' ').next()?.parse().ok()).collect();
+    (!values.is_empty()).then(|| values.iter().sum())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_see_what_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().to_str().unwrap();
+    create_stream(&client().await, "watched", 2).await;
+    for n in 0..20 {
+        put("watched", &n.to_string(), n).await;
+    }
+    client().await.put_record().stream_name("watched").partition_key("p").data(Blob::new("{}{}")).send().await.unwrap();
+    let address = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().to_string()
+    };
+    let args = ["--metrics", &address, "--flush-age", "200ms", "--lease-table", "dynamodb:watched"];
+    let child = ingest("watched", lake, &args).spawn().unwrap();
+    wait_until("readiness", || get(&address, "/readyz").is_some_and(|(status, _)| status == 200));
+    let seen = |name: &str| get(&address, "/metrics").and_then(|(_, text)| metric(&text, name));
+    wait_until("every record", || seen("synclake_records_total") == Some(21.0));
+    wait_until("every row", || seen("synclake_rows_total") == Some(20.0));
+    wait_until("the poison", || seen("synclake_quarantined_total") == Some(1.0));
+    wait_until("a commit", || seen("synclake_flushes_total") >= Some(1.0));
+    let (status, text) = get(&address, "/metrics").unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(metric(&text, "synclake_leases_held"), Some(2.0), "{text}");
+    assert_eq!(metric(&text, "synclake_shards_without_reader"), Some(0.0), "{text}");
+    for name in [
+        "synclake_shard_behind_milliseconds",
+        "synclake_shard_uncommitted_records",
+        "synclake_shard_last_commit_age_seconds",
+        "synclake_commit_seconds_count",
+        "synclake_commit_conflicts_total",
+        "synclake_files_total",
+        "synclake_file_bytes_total",
+        "synclake_buffered_bytes",
+        "synclake_budget_bytes",
+        "synclake_gaps_total",
+    ] {
+        assert!(metric(&text, name).is_some(), "{name} is not in {text}");
+    }
+    assert!(text.contains(r#"synclake_quarantined_total{reason="not_json"} 1"#), "{text}");
+    assert_eq!(get(&address, "/healthz").unwrap().0, 200);
+    assert_eq!(get(&address, "/nothing").unwrap().0, 404);
+    let occupied = ingest("watched", lake, &["--metrics", &address]).output().unwrap();
+    refused(&occupied, 1, &["serve metrics at", &address]);
+    assert_eq!(terminate(child).status.code(), Some(0));
+}
+
+#[test]
+fn what_cannot_be_a_fleet_is_refused() {
+    let check = |args: &[&str], parts: &[&str]| {
+        let output = synclake().args(["ingest", "--lake", "/nowhere"]).args(args).output().unwrap();
+        refused(&output, 2, parts);
+    };
+    check(&["--source", "kinesis:a", "--lease-table", "mytable"], &["--lease-table", "dynamodb:<table>"]);
+    check(&["--source", "file:a", "--lease-table", "dynamodb:t"], &["--lease-table", "kinesis:<stream>"]);
+    check(&["--source", "kinesis:a", "--lease-failover", "0s"], &["--lease-failover"]);
+    check(&["--source", "kinesis:a", "--metrics", "9464"], &["--metrics", "127.0.0.1:9464"]);
+}

@@ -1,0 +1,199 @@
+//! What the stream's retention trims before it was read is told, once, and the work goes on. No emulator trims, so this
+//! stream is made up: a server that answers the four calls that are made of it.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+
+use crate::harness::{count, ok, rows, synclake};
+
+#[derive(Default)]
+struct Stream {
+    retention_hours: i64,
+    /// Shards by id: parents, records as (sequence number, data), whether it takes no more.
+    shards: BTreeMap<String, (Vec<String>, Vec<(u64, String)>, bool)>,
+    behind_ms: i64,
+}
+
+const DAY_MS: i64 = 86_400_000;
+
+impl Stream {
+    fn answer(&self, call: &str, body: &Value) -> Value {
+        match call {
+            "DescribeStreamSummary" => json!({"StreamDescriptionSummary": {
+                "StreamName": "made-up", "StreamARN": "arn:aws:kinesis:us-east-1:000000000000:stream/made-up",
+                "StreamStatus": "ACTIVE", "RetentionPeriodHours": self.retention_hours,
+                "StreamCreationTimestamp": 1.0, "EnhancedMonitoring": [], "OpenShardCount": 1,
+            }}),
+            "ListShards" => {
+                let shard = |(id, (parents, _, closed)): (&String, &(Vec<String>, Vec<(u64, String)>, bool))| {
+                    let mut range = json!({"StartingSequenceNumber": "1"});
+                    if *closed {
+                        range["EndingSequenceNumber"] = "999".into();
+                    }
+                    let mut shard = json!({
+                        "ShardId": id, "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "1"},
+                        "SequenceNumberRange": range,
+                    });
+                    if let Some(parent) = parents.first() {
+                        shard["ParentShardId"] = parent.as_str().into();
+                    }
+                    shard
+                };
+                json!({"Shards": self.shards.iter().map(shard).collect::<Vec<_>>()})
+            }
+            "GetShardIterator" => {
+                let after = body["StartingSequenceNumber"].as_str().unwrap_or("0");
+                json!({"ShardIterator": format!("{}/{after}", body["ShardId"].as_str().unwrap())})
+            }
+            "GetRecords" => {
+                let (shard, after) = body["ShardIterator"].as_str().unwrap().split_once('/').unwrap();
+                let after: u64 = after.parse().unwrap();
+                let (_, records, closed) = &self.shards[shard];
+                let record = |(number, data): &(u64, String)| {
+                    use base64_of::encode;
+                    json!({"SequenceNumber": number.to_string(), "Data": encode(data.as_bytes()), "PartitionKey": "p",
+                           "ApproximateArrivalTimestamp": 1_767_225_600.0})
+                };
+                let found: Vec<_> = records.iter().filter(|(n, _)| *n > after).collect();
+                let last = found.last().map_or(after, |(n, _)| *n);
+                let mut answer = json!({
+                    "Records": found.into_iter().map(record).collect::<Vec<_>>(), "MillisBehindLatest": self.behind_ms,
+                });
+                if !closed {
+                    answer["NextShardIterator"] = format!("{shard}/{last}").into();
+                }
+                answer
+            }
+            other => panic!("{other} was not expected"),
+        }
+    }
+}
+
+/// Base64 for the records' data: a dozen lines against a dependency.
+mod base64_of {
+    pub fn encode(bytes: &[u8]) -> String {
+        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let mut text = String::new();
+        for chunk in bytes.chunks(3) {
+            let part = |n: usize| u32::from(*chunk.get(n).unwrap_or(&0));
+            let bits = part(0) << 16 | part(1) << 8 | part(2);
+            for digit in 0..4 {
+                let shown = digit <= chunk.len();
+                let at = (bits >> (18 - 6 * digit) & 63) as usize;
+                text.push(if shown { DIGITS[at] as char } else { '=' });
+            }
+        }
+        text
+    }
+}
+
+async fn serve(stream: Arc<Mutex<Stream>>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let stream = stream.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let stream = stream.clone();
+                    async move {
+                        let target = request.headers()["x-amz-target"].to_str().unwrap().to_owned();
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        let body: Value = serde_json::from_slice(&body).unwrap();
+                        let call = target.rsplit('.').next().unwrap();
+                        let answer = stream.lock().unwrap().answer(call, &body);
+                        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer.to_string()))))
+                    }
+                });
+                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service).await;
+            });
+        }
+    });
+    url
+}
+
+fn event(n: u64) -> (u64, String) {
+    let event = json!({
+        "identityPoolId": "us-east-1:0a", "identityId": format!("us-east-1:{n:02x}"), "dataSetName": "d",
+        "operation": "replace", "lastModifiedDate": 1, "syncCount": n,
+        "kinesisSyncRecords": [{"key": "k", "value": "v", "op": "replace"}],
+    });
+    (n, event.to_string())
+}
+
+fn ingest(endpoint: &str, lake: &str, more: &[&str]) -> std::process::Command {
+    let mut command = synclake();
+    command.args(["ingest", "--source", "kinesis:made-up", "--endpoint-url", endpoint, "--lake", lake]).args(more);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_trimmed_unread_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().to_str().unwrap();
+    let stream = Arc::new(Mutex::new(Stream { retention_hours: 168, behind_ms: 3 * DAY_MS, ..Stream::default() }));
+    let shards = |spec: &[(&str, &[&str], &[u64], bool)]| {
+        let shard = |(id, parents, numbers, closed): &(&str, &[&str], &[u64], bool)| {
+            let parents = parents.iter().map(|p| (*p).to_owned()).collect();
+            ((*id).to_owned(), (parents, numbers.iter().map(|n| event(*n)).collect(), *closed))
+        };
+        stream.lock().unwrap().shards = spec.iter().map(shard).collect();
+    };
+    let endpoint = serve(stream.clone()).await;
+
+    // Three days behind, with a week's retention: nothing is lost yet.
+    shards(&[("shardId-0", &[], &[1, 2, 3], false)]);
+    let child = ingest(&endpoint, lake, &["--flush-age", "100ms"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let mut child = child.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !folder.path().join("sync_records/_delta_log/00000000000000000003.json").exists() {
+        assert!(Instant::now() < deadline, "no commit in a minute");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(count(lake, "select count(*) from gaps"), 0);
+
+    // Nobody ran while the retention became a day, and two days of records went.
+    shards(&[("shardId-0", &[], &[7, 8], false)]);
+    {
+        let mut stream = stream.lock().unwrap();
+        (stream.retention_hours, stream.behind_ms) = (24, 0);
+    }
+    // Killed between the two commits, run again, and run once more: it is told once.
+    let killed = ingest(&endpoint, lake, &["--until-idle", "1s"]).env("FAILPOINTS", "gap/after=1*return(kill)").output();
+    assert_eq!(killed.unwrap().status.code(), None);
+    let output = ingest(&endpoint, lake, &["--until-idle", "1s"]).output().unwrap();
+    assert!(output.status.success());
+    ok(&mut ingest(&endpoint, lake, &["--until-idle", "1s"]));
+    let told = rows(lake, "select shard_id, after_sequence_number, whole_rest from gaps");
+    assert_eq!(told, [json!({"shard_id": "shardId-0", "after_sequence_number": "3", "whole_rest": false})]);
+    let days = "select cast(date_part('day', arrived_until - arrived_from) as int) from gaps";
+    assert_eq!(count(lake, days), 2);
+    assert_eq!(count(lake, "select count(*) from sync_records"), 5);
+
+    // The whole rest of the shard goes, and only its child is left.
+    shards(&[("shardId-1", &["shardId-0"], &[20, 21], false)]);
+    let output = ingest(&endpoint, lake, &["--until-idle", "1s"]).output().unwrap();
+    assert!(output.status.success());
+    let logs = String::from_utf8_lossy(&output.stderr);
+    assert!(logs.contains("ERROR") && logs.contains("trimmed by the stream's retention"), "{logs}");
+    ok(&mut ingest(&endpoint, lake, &["--until-idle", "1s"]));
+    let rest = rows(lake, "select shard_id, after_sequence_number from gaps where whole_rest");
+    assert_eq!(rest, [json!({"shard_id": "shardId-0", "after_sequence_number": "8"})]);
+    assert_eq!(count(lake, "select count(*) from sync_records"), 7);
+    let report = ok(synclake().args(["verify", "--lake", lake, "--format", "json"]));
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!((report["gaps"].as_array().unwrap().len(), &report["faults"]), (2, &json!([])), "{report}");
+}
