@@ -63,6 +63,12 @@ impl Reservation {
         }
     }
 
+    /// Takes a part of `bytes` out of this one, as far as it goes.
+    pub fn split(&mut self, bytes: usize) -> Self {
+        let units = bytes.div_ceil(UNIT);
+        Self { permit: self.permit.as_mut().and_then(|permit| permit.split(units.min(permit.num_permits()))) }
+    }
+
     /// Adds another reservation to this one.
     pub fn merge(&mut self, other: Reservation) {
         match (&mut self.permit, other.permit) {

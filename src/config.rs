@@ -40,6 +40,12 @@ pub struct File {
     pub lease_failover: Option<String>,
     /// Where metrics are served, such as `127.0.0.1:9464`.
     pub metrics: Option<String>,
+    /// Hosts beside S3's own from which payloads may be fetched.
+    pub payload_hosts: Option<Vec<String>>,
+    /// Bytes that a payload may have.
+    pub payload_bytes: Option<String>,
+    /// Time for which a payload that cannot be fetched is tried.
+    pub payload_patience: Option<String>,
 }
 
 /// A setting that cannot be used: exit code 2.
@@ -117,6 +123,31 @@ pub fn parse_from(text: &str) -> Result<crate::source::kinesis::From, String> {
             .map(|at| From::Timestamp(at.timestamp_millis()))
             .map_err(|_| format!("{text:?} is none of trim-horizon, latest, 2026-11-20T00:00:00Z")),
     }
+}
+
+/// Hosts from which payloads may be fetched, and within which bounds.
+///
+/// # Errors
+/// One line that names the setting and says what it looks like.
+pub fn payloads(
+    hosts: Option<Vec<String>>,
+    bytes: Option<String>,
+    patience: Option<String>,
+    file: &File,
+) -> Result<crate::payload::Options, Unusable> {
+    let mut options = crate::payload::Options::default();
+    let hosts = hosts.filter(|h| !h.is_empty()).or_else(|| file.payload_hosts.clone()).unwrap_or_default();
+    let allowed = hosts.iter().map(|host| host.parse()).collect::<Result<_, _>>();
+    options.policy.allowed = allowed.map_err(|e| Unusable(format!("--payload-hosts {e}")))?;
+    if let Some(text) = bytes.or_else(|| file.payload_bytes.clone()) {
+        let bytes = parse_bytes(&text).map_err(|e| Unusable(format!("--payload-bytes {e}")))?;
+        let bytes = usize::try_from(bytes).ok().filter(|b| *b <= 1 << 30);
+        options.bytes_max = bytes.ok_or_else(|| Unusable("--payload-bytes is at most 1GiB".to_owned()))?;
+    }
+    if let Some(text) = patience.or_else(|| file.payload_patience.clone()) {
+        options.patience = parse_duration(&text).map_err(|e| Unusable(format!("--payload-patience {e}")))?;
+    }
+    Ok(options)
 }
 
 /// `dynamodb:<table>`: the name of the table.

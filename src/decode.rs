@@ -2,9 +2,11 @@
 //!
 //! Nothing is dropped on the way: a record becomes rows, or goes whole to the quarantine.
 
+pub mod aggregate;
 pub mod event;
 pub mod reject;
 pub mod rows;
 
 pub use reject::{Reason, Reject, redact, redact_payload};
-pub use rows::{Event, Row, decode};
+pub use aggregate::{Part, parts};
+pub use rows::{Event, Row, decode, decode_with, payload_url};

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::batch::Limits;
 use crate::budget::{Budget, Reservation};
 use crate::lake::{LakeError, Store};
+use crate::payload::{self, Payloads};
 use crate::source::kinesis::{self, Kinesis, Listing};
 use crate::source::leases::{self, Keeper};
 use crate::source::{Delivery, Hold, Reached, ShardKey, Sink, SourceError};
@@ -57,6 +58,9 @@ pub enum IngestError {
     /// Another worker reads the same source into the same lake.
     #[error("shard {0} was taken over by another ingest; only one may read a source without a lease table")]
     TakenOver(ShardKey),
+    /// Payloads cannot be fetched on this machine.
+    #[error("{0}; install the system's certificates (the package ca-certificates)")]
+    Payloads(String),
     /// A task of ours ended in a way that it never should.
     #[error("internal task failed: {0}; please report it, and run the same command again: nothing was lost")]
     Task(String),
@@ -103,6 +107,8 @@ pub struct Options {
     pub flush_bytes: u64,
     /// Commit after this long.
     pub flush_age: Duration,
+    /// How what events point at is fetched.
+    pub payloads: payload::Options,
 }
 
 impl Options {
@@ -116,7 +122,7 @@ impl Options {
 
 /// What came out of the decode stage, still in order.
 enum Arrived {
-    Decoded(Hold, Decoded, Reservation),
+    Decoded(Hold, Decoded, [Reservation; 2]),
     Reached(Hold, Reached),
     End(Hold),
 }
@@ -133,7 +139,8 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<Summary, IngestError> {
     let writer = Writer::open(lake, options.limits(), counters.clone()).await?;
-    let (sink, deliveries) = Sink::new(Budget::new(options.memory_bytes));
+    let payloads = Payloads::new(options.payloads.clone()).map_err(IngestError::Payloads)?;
+    let (sink, deliveries) = Sink::new(Budget::new(options.memory_bytes), payloads);
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let run = Run {
         writer,
@@ -278,7 +285,8 @@ impl Run {
     /// Returns the shard that ended, if that is what arrived.
     async fn arrived(&mut self, arrived: Arrived) -> Result<Option<Hold>, IngestError> {
         match arrived {
-            Arrived::Decoded(hold, decoded, reserved) => {
+            // Payloads are let go of here: they are decoded, and their rows are in the buffers.
+            Arrived::Decoded(hold, decoded, [reserved, _payloads]) => {
                 self.counters.decoded(decoded.rows);
                 self.writer.add(&hold, decoded, reserved, Instant::now()).await?;
                 if self.writer.is_due() {

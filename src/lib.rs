@@ -12,6 +12,7 @@
 //! |---|---|---|
 //! | [`source`] | reads shards and files into records | decide what a record means |
 //! | [`decode`] | bytes to rows, or to a reason | I/O |
+//! | [`payload`] | fetches what an event only points at, under guard | use credentials |
 //! | [`batch`] | rows to Arrow, by shard, pool and date | I/O, look at a clock |
 //! | [`lake`] | files, commits, positions: the commit is the truth | understand a position |
 //! | [`ingest`] | the loop over those four | |
@@ -30,6 +31,7 @@ pub mod failpoint;
 pub mod ingest;
 pub mod lake;
 pub mod maintain;
+pub mod payload;
 pub mod query;
 pub mod simulate;
 pub mod source;

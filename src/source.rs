@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::budget::{Budget, Reservation};
+use crate::payload::{Payload, Payloads};
 
 pub mod files;
 pub mod kinesis;
@@ -132,6 +133,8 @@ pub struct Record {
     pub bytes: Bytes,
     /// Why the payload is not whole (a line too long to hold); such a record goes to the quarantine.
     pub cut: Option<String>,
+    /// What was found behind the URLs of its events.
+    pub payloads: Vec<Payload>,
 }
 
 /// Consecutive records of one shard.
@@ -146,7 +149,7 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// Bytes of payload.
+    /// Bytes of the records, without what lies behind their URLs.
     pub fn bytes(&self) -> usize {
         self.records.iter().map(|r| r.bytes.len()).sum()
     }
@@ -180,8 +183,8 @@ pub struct Reached {
 /// What a source hands over.
 #[derive(Debug)]
 pub enum Delivery {
-    /// Records, with the part of the budget that they take.
-    Chunk(Hold, Chunk, Reservation),
+    /// Records, with what they take of the budget, and of the one for payloads.
+    Chunk(Hold, Chunk, [Reservation; 2]),
     /// How far behind its stream a shard is.
     Reached(Hold, Reached),
     /// Everything of a shard has been delivered; there will never be more.
@@ -197,14 +200,16 @@ pub struct NobodyListens;
 pub struct Sink {
     /// What reading may take; a source reserves before it reads.
     pub budget: Budget,
+    /// What fetches the payloads that records point at.
+    pub payloads: Payloads,
     deliveries: mpsc::Sender<Delivery>,
 }
 
 impl Sink {
     /// A sink, and the end where deliveries come out.
-    pub fn new(budget: Budget) -> (Self, mpsc::Receiver<Delivery>) {
+    pub fn new(budget: Budget, payloads: Payloads) -> (Self, mpsc::Receiver<Delivery>) {
         let (deliveries, receiver) = mpsc::channel(8);
-        (Self { budget, deliveries }, receiver)
+        (Self { budget, payloads, deliveries }, receiver)
     }
 
     /// Delivers, waiting while the other side is busy.

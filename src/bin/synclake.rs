@@ -121,6 +121,15 @@ struct IngestArgs {
     /// of its DynamoDB table, which is only read.
     #[arg(long, value_name = "TABLE", help_heading = "Fleet")]
     import_kcl_checkpoints: Option<String>,
+    /// A host beside S3's own from which oversize payloads may be fetched: host, host:port, http://host:port, *.suffix.
+    #[arg(long, env = "SYNCLAKE_PAYLOAD_HOSTS", value_name = "HOST", value_delimiter = ',', help_heading = "Payloads")]
+    payload_hosts: Option<Vec<String>>,
+    /// Bytes that a payload may have, unpacked [default: 16MiB].
+    #[arg(long, env = "SYNCLAKE_PAYLOAD_BYTES", value_name = "SIZE", help_heading = "Payloads")]
+    payload_bytes: Option<String>,
+    /// A payload that cannot be fetched is tried for this long, and no longer than its URL is good [default: 15m].
+    #[arg(long, env = "SYNCLAKE_PAYLOAD_PATIENCE", value_name = "DURATION", help_heading = "Payloads")]
+    payload_patience: Option<String>,
     /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9464.
     #[arg(long, env = "SYNCLAKE_METRICS", value_name = "ADDRESS", help_heading = "Monitoring")]
     metrics: Option<String>,
@@ -320,6 +329,7 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
         memory_bytes,
         flush_bytes: parsed("flush-bytes", args.flush_bytes, &file.flush_bytes, "2GiB", config::parse_bytes)?,
         flush_age: parsed("flush-age", args.flush_age, &file.flush_age, "60s", config::parse_duration)?,
+        payloads: config::payloads(args.payload_hosts, args.payload_bytes, args.payload_patience, file)?,
     };
     let aws = aws_settings(args.aws, file);
     let mut total = None;

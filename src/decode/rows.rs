@@ -14,7 +14,7 @@ use chrono::{DateTime, NaiveDate};
 use serde::de::IgnoredAny;
 
 use super::event::{DUPLICATE, Extra, WireEvent, WireRecord};
-use super::reject::{Reason, Reject, redact, redact_payload};
+use super::reject::{self, Reason, Reject, redact, redact_payload};
 
 /// The value of `op` and `operation` that removes.
 pub const REMOVE: &str = "remove";
@@ -78,6 +78,39 @@ impl Row<'_> {
 /// # Errors
 /// A [`Reject`] for everything that does not become at least one row. Never panics, whatever the bytes.
 pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Reject> {
+    decode_with(bytes, None)
+}
+
+/// As [`decode`], with what was found behind the event's URL.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_with<'a>(bytes: &'a [u8], payload: Option<&'a [u8]>) -> Result<Event<'a>, Reject> {
+    check(wire_event(bytes)?, payload)
+}
+
+/// The end of the field's name, with its quote.
+const URL_FIELD: &[u8] = b"kinesisSyncRecordsURL\"";
+
+/// The URL behind which an event's contents lie; `None` for every record that is complete, or no event at all.
+pub fn payload_url(bytes: &[u8]) -> Option<String> {
+    // Most records are told by a look: the field is not there, under no spelling, or null.
+    let named = memchr::memmem::find(bytes, URL_FIELD);
+    let hidden = || reject::unescaped(bytes).is_some_and(|plain| memchr::memmem::find(&plain, URL_FIELD).is_some());
+    let null = named.is_some_and(|at| {
+        let mut rest = bytes[at + URL_FIELD.len()..].iter().copied().filter(|b| !b.is_ascii_whitespace());
+        rest.next() == Some(b':') && rest.take(4).eq(*b"null")
+    });
+    if null || (named.is_none() && !hidden()) {
+        return None;
+    }
+    let wire = wire_event(bytes).ok()?;
+    let url = wire.records_url.as_deref().filter(|url| !url.is_empty())?.to_owned();
+    let asked = inline_records(wire.payload_type.as_deref(), wire.records, Some(&url), wire.operation.as_deref());
+    matches!(asked, Err(Reject { reason: Reason::PayloadNotFetched, .. })).then_some(url)
+}
+
+fn wire_event(bytes: &[u8]) -> Result<WireEvent<'_>, Reject> {
     let text = std::str::from_utf8(bytes).map_err(|e| {
         Reject::new(Reason::NotUtf8, format!("byte {} of {} does not continue UTF-8", e.valid_up_to(), bytes.len()))
     })?;
@@ -92,8 +125,28 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Reject> {
             Err(e) => Reject::new(Reason::NotJson, e.to_string()),
         });
     }
-    let wire: WireEvent<'_> = serde_json::from_str(trimmed).map_err(|e| reject_of(&e))?;
-    check(wire)
+    serde_json::from_str(trimmed).map_err(|e| reject_of(&e))
+}
+
+/// The records behind an event's URL: a bare array of them, or the whole event again.
+fn fetched_records<'a>(payload: &'a [u8], envelope: &Event<'_>) -> Result<Vec<WireRecord<'a>>, Reject> {
+    let invalid = |what: String| Reject::new(Reason::PayloadInvalid, redact(&format!("what its URL holds {what}")));
+    let text = std::str::from_utf8(payload).map_err(|_| invalid("is not UTF-8".to_owned()))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if !text.trim_start().starts_with('{') {
+        return serde_json::from_str(text).map_err(|e| invalid(format!("are no records: {e}")));
+    }
+    let wire: WireEvent<'_> = serde_json::from_str(text).map_err(|e| invalid(format!("is no event: {e}")))?;
+    let dataset = wire.data_set_name.as_deref().or(wire.dataset_name.as_deref());
+    let same = [
+        (wire.identity_pool_id.as_deref(), &*envelope.identity_pool_id),
+        (wire.identity_id.as_deref(), &*envelope.identity_id),
+        (dataset, &*envelope.dataset_name),
+    ];
+    if same.iter().any(|(inner, outer)| inner.is_some_and(|inner| inner != *outer)) {
+        return Err(invalid("is another dataset's event".to_owned()));
+    }
+    wire.records.ok_or_else(|| invalid("is an event without records".to_owned()))
 }
 
 fn first_char(text: &str) -> String {
@@ -110,7 +163,7 @@ fn reject_of(error: &serde_json::Error) -> Reject {
     Reject::new(reason, detail)
 }
 
-fn check(wire: WireEvent<'_>) -> Result<Event<'_>, Reject> {
+fn check<'a>(wire: WireEvent<'a>, payload: Option<&'a [u8]>) -> Result<Event<'a>, Reject> {
     let identity_pool_id = service_id("identityPoolId", wire.identity_pool_id)?;
     let identity_id = service_id("identityId", wire.identity_id)?;
     let dataset_name = match (wire.data_set_name, wire.dataset_name) {
@@ -124,7 +177,20 @@ fn check(wire: WireEvent<'_>) -> Result<Event<'_>, Reject> {
     let sync_count = wire.sync_count.map(|n| count("syncCount", n)).transpose()?;
     let last_modified_date = wire.last_modified_date.map(|ms| server_date("lastModifiedDate", ms)).transpose()?;
     let url = wire.records_url.as_deref().filter(|url| !url.is_empty());
-    let records = inline_records(wire.payload_type.as_deref(), wire.records, url, wire.operation.as_deref())?;
+    let mut event = Event {
+        identity_pool_id,
+        identity_id,
+        dataset_name,
+        operation: wire.operation.clone(),
+        sync_count,
+        last_modified_date,
+        rows: Vec::new(),
+    };
+    let asked = inline_records(wire.payload_type.as_deref(), wire.records, url, wire.operation.as_deref());
+    let records = match (asked, payload) {
+        (Err(Reject { reason: Reason::PayloadNotFetched, .. }), Some(payload)) => fetched_records(payload, &event)?,
+        (asked, _) => asked?,
+    };
 
     let mut flags = Vec::new();
     if wire.operation.as_deref().is_some_and(|op| op != REPLACE && op != REMOVE) {
@@ -153,15 +219,8 @@ fn check(wire: WireEvent<'_>) -> Result<Event<'_>, Reject> {
             })
             .collect::<Result<Vec<_>, _>>()?
     };
-    Ok(Event {
-        identity_pool_id,
-        identity_id,
-        dataset_name,
-        operation: wire.operation,
-        sync_count,
-        last_modified_date,
-        rows,
-    })
+    event.rows = rows;
+    Ok(event)
 }
 
 fn inline_records<'a>(

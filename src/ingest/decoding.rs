@@ -6,8 +6,11 @@ use std::sync::Arc;
 use chrono::NaiveDate;
 
 use crate::batch::{Meta, Partition, PartitionKey, Rejected};
-use crate::decode::{Event, Reason, Reject, decode, redact_payload};
+use crate::decode::{Event, Part, Reason, Reject, decode_with, parts, redact_payload};
 use crate::source::{Chunk, Record, SequenceNumber, ShardKey};
+
+/// Records that the quarantine holds already: sequence number, and number inside an aggregate.
+pub type Skip = HashSet<(SequenceNumber, Option<i64>)>;
 
 /// A decoded chunk.
 #[derive(Debug)]
@@ -38,31 +41,29 @@ pub fn rejected_bytes(rejected: &Rejected) -> usize {
 }
 
 /// Decodes a chunk; `skip` names the records that the quarantine holds already.
-pub fn decode_chunk(chunk: &Chunk, skip: &HashSet<SequenceNumber>) -> Decoded {
+pub fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
     let mut partitions = Partitions { shard: chunk.shard.clone(), index: HashMap::new(), found: Vec::new() };
     let mut rejected = Vec::new();
     let mut rows = 0;
     for record in &chunk.records {
-        if skip.contains(&record.sequence_number) {
-            continue;
-        }
-        let outcome = match &record.cut {
-            Some(cut) => Err(Reject::new(Reason::TooLong, cut.clone())),
-            None => decode(&record.bytes),
-        };
-        match outcome {
-            Ok(event) => {
-                rows += event.rows.len() as u64;
-                partitions.push(record, &event);
+        for part in parts(&record.bytes) {
+            if skip.contains(&(record.sequence_number.clone(), part.sub_sequence)) {
+                continue;
             }
-            Err(Reject { reason, detail }) => rejected.push(Rejected {
-                sequence_number: record.sequence_number.clone(),
-                sub_sequence: None,
-                arrived_at: record.arrived_at,
-                reason,
-                detail,
-                raw: redact_payload(&record.bytes).into_owned(),
-            }),
+            match decode_part(record, &part) {
+                Ok(event) => {
+                    rows += event.rows.len() as u64;
+                    partitions.push(record, part.sub_sequence, &event);
+                }
+                Err(Reject { reason, detail }) => rejected.push(Rejected {
+                    sequence_number: record.sequence_number.clone(),
+                    sub_sequence: part.sub_sequence,
+                    arrived_at: record.arrived_at,
+                    reason,
+                    detail,
+                    raw: redact_payload(&part.bytes).into_owned(),
+                }),
+            }
         }
     }
     Decoded {
@@ -74,6 +75,16 @@ pub fn decode_chunk(chunk: &Chunk, skip: &HashSet<SequenceNumber>) -> Decoded {
     }
 }
 
+fn decode_part<'a>(record: &'a Record, part: &'a Part) -> Result<Event<'a>, Reject> {
+    if let Some(cut) = &record.cut {
+        return Err(Reject::new(Reason::TooLong, cut.clone()));
+    }
+    match record.payloads.iter().find(|payload| payload.sub_sequence == part.sub_sequence) {
+        None => decode_with(&part.bytes, None),
+        Some(payload) => decode_with(&part.bytes, Some(payload.contents.as_ref().map_err(Clone::clone)?)),
+    }
+}
+
 struct Partitions {
     shard: ShardKey,
     index: HashMap<Arc<str>, Vec<(NaiveDate, usize)>>,
@@ -81,8 +92,8 @@ struct Partitions {
 }
 
 impl Partitions {
-    fn push(&mut self, record: &Record, event: &Event<'_>) {
-        let meta = Meta { sequence_number: &record.sequence_number, sub_sequence: None, arrived_at: record.arrived_at };
+    fn push(&mut self, record: &Record, sub_sequence: Option<i64>, event: &Event<'_>) {
+        let meta = Meta { sequence_number: &record.sequence_number, sub_sequence, arrived_at: record.arrived_at };
         let mut dates: Vec<NaiveDate> = event.rows.iter().map(|row| row.event_date()).collect();
         dates.sort_unstable();
         dates.dedup();

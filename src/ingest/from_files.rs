@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 
 use super::{IngestError, Reading, Run, Turn};
+use crate::budget::Reservation;
+use crate::payload::Payloads;
 use crate::source::{Delivery, Hold, StartAt, files};
 
 impl Run {
@@ -69,9 +71,26 @@ impl Run {
                 }
                 let mut reserved = runtime.block_on(sink.budget.reserve(files::CHUNK_BYTES_MAX));
                 let now = chrono::Utc::now().timestamp_micros();
-                let Some(chunk) = reader.next_chunk(now)? else { break };
+                let Some(mut chunk) = reader.next_chunk(now)? else { break };
                 reserved.shrink_to(3 * chunk.bytes());
-                if sink.blocking_send(Delivery::Chunk(hold.clone(), chunk, reserved)).is_err() {
+                let mut room = Reservation::none();
+                if let Some(last) = chunk.records.last_mut().filter(|last| Payloads::concern(last)) {
+                    let fetched = runtime.block_on(async {
+                        let fetch = async {
+                            room = sink.payloads.reserve().await;
+                            sink.payloads.fetch(last).await;
+                        };
+                        tokio::select! {
+                            biased;
+                            () = stop.cancelled() => false,
+                            () = fetch => true,
+                        }
+                    });
+                    if !fetched {
+                        break;
+                    }
+                }
+                if sink.blocking_send(Delivery::Chunk(hold.clone(), chunk, [reserved, room])).is_err() {
                     return Ok(());
                 }
             }

@@ -11,14 +11,14 @@
 //! the main position. Their records come again; **invariant: a record that the quarantine holds is skipped**, whatever
 //! a second decoding would make of it, so it is never in both places.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deltalake::kernel::Add;
 use tokio::task::JoinSet;
 
-use super::decoding::{Decoded, rejected_bytes};
+use super::decoding::{Decoded, Skip, rejected_bytes};
 use super::{Counters, IngestError};
 use crate::batch::{Batches, Limits, Rejected};
 use crate::budget::Reservation;
@@ -52,7 +52,7 @@ struct Held {
     files: Vec<Add>,
     next_file: u64,
     rejected: Vec<Rejected>,
-    skip: Arc<HashSet<SequenceNumber>>,
+    skip: Arc<Skip>,
     /// Everything that arrived before this was received.
     read_to_ms: i64,
     taken_at_ms: i64,
@@ -135,7 +135,7 @@ impl Writer {
     }
 
     /// Records of a shard that the quarantine holds already.
-    pub fn skip(&self, shard: &ShardKey) -> Arc<HashSet<SequenceNumber>> {
+    pub fn skip(&self, shard: &ShardKey) -> Arc<Skip> {
         self.held.get(shard).map(|held| held.skip.clone()).unwrap_or_default()
     }
 
@@ -172,7 +172,7 @@ impl Writer {
         for (shard, state) in &fenced {
             let Some(quarantine) = quarantine.remove(shard) else { continue };
             let ahead = quarantine.position.is_some() && quarantine.position > state.position;
-            let skip = if ahead { rejects::quarantined(&self.lake, shard).await? } else { HashSet::new() };
+            let skip = if ahead { rejects::quarantined(&self.lake, shard).await? } else { Skip::new() };
             let held = Held {
                 fence: state.number,
                 read_to_ms: state.read_to_ms,

@@ -23,6 +23,7 @@ use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 
 use super::{Chunk, Record, SequenceNumber, ShardKey, SourceError};
+use crate::payload::Payloads;
 
 /// Stream name of every file.
 pub const STREAM: &str = "file";
@@ -261,7 +262,13 @@ impl FileReader {
             }
             bytes += content.len() + 256;
             let sequence_number = SequenceNumber::from_u64(self.offset);
-            records.push(Record { sequence_number, arrived_at: now, bytes: Bytes::from(content), cut });
+            let record = Record { sequence_number, arrived_at: now, bytes: Bytes::from(content), cut, payloads: Vec::new() };
+            // What a record points at is fetched before the next one is read: one at a time is held.
+            let points = Payloads::concern(&record);
+            records.push(record);
+            if points {
+                break;
+            }
         }
         if records.is_empty() {
             return Ok(None);

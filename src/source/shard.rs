@@ -5,18 +5,24 @@ use std::time::Duration;
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types::ShardIteratorType;
 use bytes::Bytes;
+use futures::StreamExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::kinesis::{Kinesis, Retry};
-use super::{Chunk, Delivery, Hold, Reached, Record, SequenceNumber, ShardKey, Sink, SourceError, StartAt};
-use crate::failpoint;
+use super::{
+    Chunk, Delivery, Hold, NobodyListens, Reached, Record, SequenceNumber, ShardKey, Sink, SourceError, StartAt,
+};
+use crate::budget::Reservation;
+use crate::{failpoint, payload};
 
 /// The service takes five reads a second of a shard.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
 /// With nothing to read, a read a second.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 const RECORDS_MAX: i32 = 10_000;
+/// Payloads that one shard fetches at a time.
+const FETCHES: usize = 4;
 /// What one read may bring.
 const READ_BYTES_MAX: usize = 10 << 20;
 
@@ -94,12 +100,15 @@ pub async fn read(
         let began = after.clone();
         let records = page.records.into_iter().map(record).collect::<Result<Vec<_>, _>>()?;
         let quiet = records.is_empty();
-        if let Some(position) = records.last().map(|r| r.sequence_number.clone()) {
-            after = Some(position.clone());
-            let chunk = Chunk { shard: hold.shard.clone(), records, position };
-            reserved.shrink_to(chunk.bytes() + 256 * chunk.records.len());
-            if sink.send(Delivery::Chunk(hold.clone(), chunk, reserved)).await.is_err() {
-                return Ok(());
+        if let Some(last) = records.last() {
+            after = Some(last.sequence_number.clone());
+            reserved.shrink_to(records.iter().map(held_bytes).sum());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                delivered = deliver(&sink, &hold, records, reserved) => if delivered.is_err() {
+                    return Ok(());
+                },
             }
         } else {
             drop(reserved);
@@ -120,6 +129,45 @@ pub async fn read(
             return Ok(());
         }
     }
+}
+
+/// What a record is counted for.
+fn held_bytes(record: &Record) -> usize {
+    record.bytes.len() + 256
+}
+
+/// Delivers records in order, each with what it points at; fetches ahead of the one that is delivered.
+async fn deliver(
+    sink: &Sink,
+    hold: &Hold,
+    records: Vec<Record>,
+    mut reserved: Reservation,
+) -> Result<(), NobodyListens> {
+    let payloads = sink.payloads.clone();
+    let fetched = futures::stream::iter(payload::pieces(records))
+        .then(move |(records, points)| {
+            let payloads = payloads.clone();
+            async move {
+                let room = if points { payloads.reserve().await } else { Reservation::none() };
+                (records, points, room, payloads)
+            }
+        })
+        .map(|(mut records, points, mut room, payloads)| async move {
+            if let Some(last) = records.last_mut().filter(|_| points) {
+                payloads.fetch(last).await;
+                room.shrink_to(last.payloads.iter().map(|p| p.contents.as_ref().map_or(0, Bytes::len)).sum());
+            }
+            (records, room)
+        })
+        .buffered(FETCHES);
+    let mut fetched = std::pin::pin!(fetched);
+    while let Some((records, room)) = fetched.next().await {
+        let Some(position) = records.last().map(|r| r.sequence_number.clone()) else { continue };
+        let part = reserved.split(records.iter().map(held_bytes).sum());
+        let chunk = Chunk { shard: hold.shard.clone(), records, position };
+        sink.send(Delivery::Chunk(hold.clone(), chunk, [part, room])).await?;
+    }
+    Ok(())
 }
 
 async fn open(
@@ -155,5 +203,6 @@ fn record(record: aws_sdk_kinesis::types::Record) -> Result<Record, SourceError>
         arrived_at: arrived.unwrap_or(0).saturating_mul(1_000),
         bytes: Bytes::from(record.data.into_inner()),
         cut: None,
+        payloads: Vec::new(),
     })
 }

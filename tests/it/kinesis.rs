@@ -143,7 +143,7 @@ async fn poison_is_quarantined_and_the_shard_goes_on() {
     let events = std::fs::read_to_string(events).unwrap();
     let secret = "CANARY0123456789";
     let url = format!(
-        r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:0b","dataSetName":"d","operation":"replace","payloadType":"S3Url","kinesisSyncRecordsURL":"https://b.s3.amazonaws.com/k?X-Amz-Signature={secret}","lastModifiedDate":1,"syncCount":1}}"#
+        r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:0b","dataSetName":"d","operation":"replace","payloadType":"S3Url","kinesisSyncRecordsURL":"https://payloads.invalid/k?X-Amz-Signature={secret}","lastModifiedDate":1,"syncCount":1}}"#
     );
     let lines: Vec<Vec<u8>> = events.lines().map(|l| l.as_bytes().to_vec()).collect();
     let records = [
@@ -165,7 +165,7 @@ async fn poison_is_quarantined_and_the_shard_goes_on() {
         .unwrap();
     assert!(output.status.success());
     let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let reasons = serde_json::json!({"not_utf8": 1, "not_json": 1, "payload_not_fetched": 1});
+    let reasons = serde_json::json!({"not_utf8": 1, "not_json": 1, "payload_refused": 1});
     assert_eq!((&summary["records"], &summary["quarantined"]), (&6.into(), &reasons));
     let held = rows(
         lake,

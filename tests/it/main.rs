@@ -10,6 +10,7 @@ mod extract;
 mod fleet;
 mod harness;
 mod kinesis;
+mod payload;
 mod readers;
 mod readme;
 mod schemas;

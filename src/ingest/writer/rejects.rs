@@ -1,15 +1,17 @@
 //! What cannot be decoded: its rows in the quarantine, and which of them are there already.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::Int64Type;
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDate};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::batch::Rejected;
+use crate::ingest::decoding::Skip;
 use crate::lake::parquet::encode_batches;
 use crate::lake::paths::PartName;
 use crate::lake::tables::Table;
@@ -48,10 +50,10 @@ pub(super) fn encode_rejected(shard: &ShardKey, rows: &[&Rejected]) -> Result<By
 }
 
 /// Sequence numbers of a shard that the quarantine holds.
-pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<HashSet<SequenceNumber>, LakeError> {
+pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<Skip, LakeError> {
     let store = Table::Quarantine.store(lake);
-    let Some(loaded) = snapshot::load(&store, None).await? else { return Ok(HashSet::new()) };
-    let mut found = HashSet::new();
+    let Some(loaded) = snapshot::load(&store, None).await? else { return Ok(Skip::new()) };
+    let mut found = Skip::new();
     for path in snapshot::live_files(&store, &loaded).await? {
         let name = path.rsplit('/').next().and_then(PartName::parse);
         if name.is_none_or(|name| name.shard != shard.to_string()) {
@@ -63,11 +65,13 @@ pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<HashSe
         };
         let fail = |source| LakeError::Parquet { action: "decode", path: path.clone(), source };
         let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(fail)?;
-        let mask = ProjectionMask::columns(builder.parquet_schema(), ["sequence_number"]);
+        let mask = ProjectionMask::columns(builder.parquet_schema(), ["sequence_number", "sub_sequence"]);
         for batch in builder.with_projection(mask).build().map_err(fail)? {
             let batch = batch.map_err(|e| fail(e.into()))?;
-            let numbers = batch.column(0).as_string::<i32>();
-            found.extend(numbers.iter().flatten().filter_map(SequenceNumber::parse));
+            let numbers = batch.column(0).as_string::<i32>().iter();
+            let subs = batch.column(1).as_primitive::<Int64Type>().iter();
+            let known = numbers.zip(subs).filter_map(|(n, sub)| Some((SequenceNumber::parse(n?)?, sub)));
+            found.extend(known);
         }
     }
     Ok(found)
