@@ -20,7 +20,8 @@ async fn writer(lake: Store, name: usize, commits: u64) -> (Vec<Duration>, u32, 
     let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
     let shard = ShardKey::new("bench", &format!("writer-{name}")).unwrap();
     let token = new_token();
-    let mut state = ledger.fence(&[(shard.clone(), StartAt::TrimHorizon)], token).await.unwrap().remove(&shard).unwrap();
+    let mut state =
+        ledger.fence(&[(shard.clone(), StartAt::TrimHorizon)], token).await.unwrap().remove(&shard).unwrap();
     let (mut took, mut conflicts) = (Vec::new(), 0);
     let began = Instant::now();
     for n in 1..=commits {

@@ -110,6 +110,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     parsed.ok_or_else(|| format!("{text:?} is no duration up to 7 days; write 500ms, 60s, 5m or 1h"))
 }
 
+/// A day (its beginning in UTC) or a time as RFC 3339 writes it.
+///
+/// # Errors
+/// One line that says what is possible.
+pub fn parse_time(text: &str) -> Result<chrono::DateTime<chrono::Utc>, String> {
+    let day = text.parse::<chrono::NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
+    let time = || chrono::DateTime::parse_from_rfc3339(text).ok().map(|at| at.to_utc());
+    day.or_else(time).ok_or_else(|| format!("{text:?} is no day and no time; write 2026-11-20 or 2026-11-20T08:00:00Z"))
+}
+
 /// `trim-horizon`, `latest`, or a time as RFC 3339 writes it.
 ///
 /// # Errors

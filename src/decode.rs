@@ -7,6 +7,6 @@ pub mod event;
 pub mod reject;
 pub mod rows;
 
-pub use reject::{Reason, Reject, redact, redact_payload};
 pub use aggregate::{Part, parts};
+pub use reject::{Reason, Reject, redact, redact_payload};
 pub use rows::{Event, Row, decode, decode_with, payload_url};

@@ -29,6 +29,11 @@ pub const NAMES: &[&str] = &[
     "lease/renew/after",
     "lease/give_back/before",
     "lease/give_back/after",
+    "redrive/apart/before",
+    "redrive/apart/after",
+    "redrive/move/before",
+    "redrive/move/after",
+    "redrive/done",
 ];
 
 /// Does what a test wants done here; nothing in a release.
@@ -41,6 +46,22 @@ pub fn hit(_name: &str) {}
 pub fn hit(name: &str) {
     debug_assert!(NAMES.contains(&name), "{name}");
     fail::fail_point!(name, |action| act(action.as_deref()));
+}
+
+/// Whether a test wants these bytes refused, as by a decoder that does not understand them yet; never in a release.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn poisons(_bytes: &[u8]) -> bool {
+    false
+}
+
+/// Whether a test wants these bytes refused: `FAILPOINTS=poison=return(text)` refuses what holds that text.
+#[cfg(feature = "failpoints")]
+pub fn poisons(bytes: &[u8]) -> bool {
+    fail::fail_point!("poison", |text| {
+        text.is_some_and(|text| bytes.windows(text.len().max(1)).any(|window| window == text.as_bytes()))
+    });
+    false
 }
 
 #[cfg(feature = "failpoints")]

@@ -1,3 +1,4 @@
-//! What is done to a lake beside ingest. For now: looking whether it is whole.
+//! What is done to a lake beside ingest: looking whether it is whole, and giving the quarantine another chance.
 
+pub mod redrive;
 pub mod verify;

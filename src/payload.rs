@@ -15,10 +15,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use crate::budget::{Budget, Reservation};
 use crate::decode::{Reason, Reject, parts, payload_url};
 use crate::source::Record;
+use bytes::Bytes;
 
 pub mod fetch;
 pub mod policy;

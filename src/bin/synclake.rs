@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use synclake::config::{self, File, Unusable};
+use synclake::decode::Reason;
 use synclake::ingest::{self, Counters};
 use synclake::lake::{AwsSettings, Location, Store};
-use synclake::maintain::verify;
+
+use synclake::maintain::{redrive, verify};
 use synclake::query::print::Format;
 use synclake::source::kinesis::Kinesis;
 use synclake::source::{Retries, files, leases};
@@ -58,6 +60,8 @@ enum Command {
     Simulate(SimulateArgs),
     /// Look whether a lake is whole.
     Verify(VerifyArgs),
+    /// Decode again what the quarantine holds, and move what now succeeds.
+    Redrive(RedriveArgs),
 }
 
 /// How AWS is reached. Region, credentials and endpoints otherwise come from where every AWS tool takes them.
@@ -181,6 +185,33 @@ struct VerifyArgs {
     aws: AwsArgs,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake redrive --lake lake
+  synclake redrive --lake s3://bucket/lake --reason invalid_field --reason invalid_id --since 2026-11-01
+
+Run it after an upgrade whose decoder understands more. Each record is moved once, however often this is run or killed;
+what still cannot be decoded stays. It may run beside an ingest.")]
+struct RedriveArgs {
+    /// The lake.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    lake: Option<String>,
+    /// Only records with this reason; may be given again.
+    #[arg(long, value_name = "REASON", value_parser = reason)]
+    reason: Vec<Reason>,
+    /// Only records that arrived at or after this: YYYY-MM-DD (UTC) or 2026-11-20T08:00:00Z.
+    #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
+    since: Option<chrono::DateTime<chrono::Utc>>,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+fn reason(text: &str) -> Result<Reason, String> {
+    let known = || Reason::ALL.map(Reason::as_str).join(", ");
+    Reason::parse(text).ok_or_else(|| format!("{text:?} is no reason; there are {}", known()))
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum ReportFormat {
     Human,
@@ -284,6 +315,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Extract(args) => run_extract(args, &file).await,
         Command::Simulate(args) => run_simulate(args, &file).await,
         Command::Verify(args) => run_verify(args, &file).await,
+        Command::Redrive(args) => run_redrive(args, &file).await,
     }
 }
 
@@ -502,6 +534,23 @@ async fn run_verify(args: VerifyArgs, file: &File) -> Result<()> {
         0 => Ok(()),
         faults => anyhow::bail!("{lake} is not whole: {faults} faults, listed on standard output"),
     }
+}
+
+async fn run_redrive(args: RedriveArgs, file: &File) -> Result<()> {
+    let lake = location("lake", &required("lake", args.lake, &file.lake)?)?;
+    let lake = Store::open(&lake, &aws_settings(args.aws, file)).await?;
+    let options = redrive::Options { reasons: args.reason.into_iter().collect(), since: args.since };
+    let bar = terminal::progress(None, "{spinner} decoding again {elapsed}");
+    let report = redrive::run(&lake, &options).await;
+    bar.finish_and_clear();
+    let report = report?;
+    let left: Vec<String> = report.left.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+    let left = if left.is_empty() { "none".to_owned() } else { left.join(", ") };
+    terminal::say(&format!(
+        "{} records decoded again, {} moved ({} rows), left: {left}",
+        report.examined, report.moved, report.rows
+    ));
+    print_line(&serde_json::to_string(&report).context("encode the report")?)
 }
 
 async fn run_simulate(args: SimulateArgs, file: &File) -> Result<()> {

@@ -245,7 +245,10 @@ mod tests {
             ),
             (r#"{"value":"https://b/k?page=1"}"#, r#"{"value":"https://b/k?page=1"}"#),
             (r#"{"value":"\u0041 and \u00e4 stay"}"#, r#"{"value":"\u0041 and \u00e4 stay"}"#),
-            (r#"{"\u006binesisSyncRecordsURL":"https://b/k?a=SECRET"}"#, r#"{"kinesisSyncRecordsURL":"https://b/k?REDACTED"}"#),
+            (
+                r#"{"\u006binesisSyncRecordsURL":"https://b/k?a=SECRET"}"#,
+                r#"{"kinesisSyncRecordsURL":"https://b/k?REDACTED"}"#,
+            ),
             (r#"{"u":"https://b/k?X-Amz-\u0053ignature=SECRET"}"#, r#"{"u":"https://b/k?REDACTED"}"#),
             (r#"torn https://b/k?X-Amz-Signature=SECRET&b=1"#, r#"torn https://b/k?REDACTED&b=1"#),
         ] {

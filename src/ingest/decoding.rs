@@ -7,6 +7,7 @@ use chrono::NaiveDate;
 
 use crate::batch::{Meta, Partition, PartitionKey, Rejected};
 use crate::decode::{Event, Part, Reason, Reject, decode_with, parts, redact_payload};
+use crate::failpoint;
 use crate::source::{Chunk, Record, SequenceNumber, ShardKey};
 
 /// Records that the quarantine holds already: sequence number, and number inside an aggregate.
@@ -78,6 +79,9 @@ pub fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
 fn decode_part<'a>(record: &'a Record, part: &'a Part) -> Result<Event<'a>, Reject> {
     if let Some(cut) = &record.cut {
         return Err(Reject::new(Reason::TooLong, cut.clone()));
+    }
+    if failpoint::poisons(&part.bytes) {
+        return Err(Reject::new(Reason::InvalidField, "refused by a test"));
     }
     match record.payloads.iter().find(|payload| payload.sub_sequence == part.sub_sequence) {
         None => decode_with(&part.bytes, None),

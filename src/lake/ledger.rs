@@ -42,6 +42,8 @@ use super::{LakeError, Store, paths};
 use crate::failpoint;
 use crate::source::{SequenceNumber, ShardKey, StartAt};
 
+mod once;
+
 /// How long a commit is tried before the caller hears of it. A cap on time, because a count says nothing.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Versions between two checkpoints of the log; fewer where tests kill in the midst of one.
@@ -295,13 +297,16 @@ impl Ledger {
         let mut actions: Vec<Action> = files.into_iter().map(Action::Add).collect();
         let ids = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next));
         actions.extend(ids.map(|(id, version)| Action::Txn(Transaction::new(id, version))));
-        let partition_by = self.table.partition_columns().iter().map(|c| (*c).to_owned()).collect();
-        let operation =
-            DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None };
-        CommitData::new(actions, operation, Default::default(), Vec::new())
-            .get_bytes()
-            .map_err(|e| LakeError::delta("encode commit of", &self.store, e.into()))
+        encode_actions(self.table, &self.store, actions)
     }
+}
+
+fn encode_actions(table: Table, store: &Store, actions: Vec<Action>) -> Result<Bytes, LakeError> {
+    let partition_by = table.partition_columns().iter().map(|c| (*c).to_owned()).collect();
+    let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None };
+    CommitData::new(actions, operation, Default::default(), Vec::new())
+        .get_bytes()
+        .map_err(|e| LakeError::delta("encode commit of", store, e.into()))
 }
 
 fn app_id(shard: &ShardKey) -> String {

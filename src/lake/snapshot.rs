@@ -58,6 +58,17 @@ pub async fn live_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet<St
     views.map_ok(|view| view.path().into_owned()).try_collect().await.map_err(fail)
 }
 
+/// Paths of files that were taken out of the table not long ago: older versions still list them.
+///
+/// # Errors
+/// The log cannot be read.
+pub async fn removed_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet<String>, LakeError> {
+    let fail = |source| LakeError::delta("list the removed files of", table, source);
+    let log_store = loaded.log_store();
+    let removed = loaded.snapshot().map_err(fail)?.all_tombstones(log_store.as_ref());
+    removed.map_ok(|tombstone| tombstone.path().into_owned()).try_collect().await.map_err(fail)
+}
+
 /// Writes a checkpoint of the log at its newest version, so that readers need not replay it from the beginning.
 ///
 /// # Errors

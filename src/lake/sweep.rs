@@ -31,8 +31,15 @@ pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<us
     // Loaded after the listing: what was committed before it is seen as live.
     let Some(loaded) = snapshot::load(table, None).await? else { return Ok(0) };
     let live = snapshot::live_files(table, &loaded).await?;
+    let mut dead: Vec<&String> = candidates.iter().filter(|path| !live.contains(*path)).collect();
+    if dead.is_empty() {
+        return Ok(0);
+    }
+    // Replaced by a rewrite: a reader of an older version may still be at them.
+    let removed = snapshot::removed_files(table, &loaded).await?;
+    dead.retain(|path| !removed.contains(*path));
     let mut swept = 0;
-    for path in candidates.iter().filter(|path| !live.contains(*path)) {
+    for path in dead {
         table.delete(path).await?;
         swept += 1;
     }

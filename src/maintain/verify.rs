@@ -264,7 +264,7 @@ async fn check_range(
 }
 
 /// Positions of files carry a digest behind the offset; sequence numbers are the offset alone.
-fn comparable(shard: &ShardKey, position: &SequenceNumber) -> SequenceNumber {
+pub(super) fn comparable(shard: &ShardKey, position: &SequenceNumber) -> SequenceNumber {
     if shard.stream() == files::STREAM { files::offset_of(position) } else { position.clone() }
 }
 

@@ -193,7 +193,10 @@ mod tests {
         let at = |url: &str| expires_at(&Url::parse(url).unwrap());
         let v4 = "https://b.s3.amazonaws.com/k?X-Amz-Date=20260101T000000Z&X-Amz-Expires=60&X-Amz-Signature=x";
         assert_eq!(at(v4), Some(1_767_225_660));
-        assert_eq!(at("https://b.s3.amazonaws.com/k?AWSAccessKeyId=a&Expires=1767225600&Signature=x"), Some(1_767_225_600));
+        assert_eq!(
+            at("https://b.s3.amazonaws.com/k?AWSAccessKeyId=a&Expires=1767225600&Signature=x"),
+            Some(1_767_225_600)
+        );
         assert_eq!(at("https://b.s3.amazonaws.com/k"), None);
         assert_eq!(at("https://b.s3.amazonaws.com/k?X-Amz-Date=yesterday&X-Amz-Expires=60"), None);
     }

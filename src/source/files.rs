@@ -262,7 +262,8 @@ impl FileReader {
             }
             bytes += content.len() + 256;
             let sequence_number = SequenceNumber::from_u64(self.offset);
-            let record = Record { sequence_number, arrived_at: now, bytes: Bytes::from(content), cut, payloads: Vec::new() };
+            let record =
+                Record { sequence_number, arrived_at: now, bytes: Bytes::from(content), cut, payloads: Vec::new() };
             // What a record points at is fetched before the next one is read: one at a time is held.
             let points = Payloads::concern(&record);
             records.push(record);

@@ -3,7 +3,7 @@
     python chaos.py SCENARIO BINARY WORK_FOLDER [--cycles N] [--seed S]
 
 Scenarios: `fleet` (kills, pauses and faults, N cycles), `sigterm` (a signal at every failpoint), `recovery` (how long
-a fleet needs after a death), `credentials` (that expire), `memory` (many partitions, and an S3 that hangs). Servers come
+a fleet needs after a death), `credentials` (that expire), `everything` (whatever Cognito can send, N kills, a redrive), `memory` (many partitions, and an S3 that hangs). Servers come
 from SYNCLAKE_TEST_S3 and SYNCLAKE_TEST_KINESIS, as `with_servers.py` sets them. The last line on stdout is a JSON object of what was seen.
 """
 
@@ -22,7 +22,7 @@ import time
 
 import checker
 from faultproxy import FaultProxy
-from fleet import Stream, Worker, lake_env, leases, make_bucket
+from fleet import Payloads, Stream, Worker, lake_env, leases, make_bucket
 
 FAILOVER = 1
 # Where a worker may be killed; `gap/…` needs a stream that trims, which has a test of its own.
@@ -64,7 +64,7 @@ DYNAMODB_FAULTS = [
 class Arena:
     """A stream, a lake, a lease table, and a proxy in front of each service."""
 
-    def __init__(self, options, shards=8):
+    def __init__(self, options, shards=8, payloads=None):
         self.work = pathlib.Path(options.work)
         self.work.mkdir(parents=True, exist_ok=True)
         self.binary = options.binary
@@ -74,7 +74,7 @@ class Arena:
         make_bucket(self.s3, self.name)
         self.lake = f"s3://{self.name}/lake"
         self.ledger = self.work / "ledger.ndjson"
-        self.stream = Stream(kinesis, self.name, shards, self.ledger, options.seed)
+        self.stream = Stream(kinesis, self.name, shards, self.ledger, options.seed, payloads)
         self.proxies = [FaultProxy(port(self.s3), 1), FaultProxy(port(kinesis), 2), FaultProxy(port(self.s3), 3)]
         for proxy in self.proxies:
             proxy.start()
@@ -102,12 +102,12 @@ class Arena:
     def leases(self):
         return leases(self.s3, self.name)
 
-    def drain(self, workers=2):
+    def drain(self, workers=2, failpoints=None):
         """Healthy workers read everything that is left. Returns the seconds that it took."""
         began = time.monotonic()
         fleet = [self.worker(f"drain{n}") for n in range(workers)]
         for worker in fleet:
-            worker.start(more=["--until-idle", "3s"])
+            worker.start(failpoints, ["--until-idle", "3s"])
         for worker in fleet:
             code = worker.process.wait(180)
             if code != 0:
@@ -368,6 +368,53 @@ def credentials(options):
     return {"exit": code, "keys_used": len(keys), "refused": dict(refused), "shards_moved": len(moved), **arena.judge()}
 
 
+def everything(options):
+    """Aggregates, oversize payloads, copies and poison, three workers that are killed, and then a redrive."""
+    payloads = Payloads()
+    arena = Arena(options, shards=4, payloads=payloads)
+    arena.args += ["--payload-hosts", payloads.host]
+    rng = random.Random(options.seed)
+    poison = "poison=return(POISON)"
+    arena.fault()
+    workers = [arena.worker(f"slot{n}") for n in range(3)]
+    for n, worker in enumerate(workers):
+        worker.start(poison, ["--worker-id", f"slot{n}"])
+    killed = 0
+    while killed < options.cycles:
+        arena.stream.put(30)
+        time.sleep(rng.uniform(0.2, 0.8))
+        if killed % 10 == 5:
+            arena.stream.reshard()
+        slot = rng.randrange(3)
+        workers[slot].kill()
+        point = rng.choice(["quarantine/after", "commit/after", "commit/before", "file/after", "read/after"])
+        workers[slot].start(f"{poison};{point}=1*return(kill)" if rng.random() < 0.3 else poison, ["--worker-id", f"slot{slot}"])
+        killed += 1
+    for worker in workers:
+        worker.kill()
+    arena.heal()
+    arena.drain(failpoints=poison)
+    env = {**{k: v for k, v in os.environ.items() if not k.startswith("AWS_")}, **arena.env}
+    redrive = [arena.binary, "redrive", "--lake", arena.lake]
+    for point in ("apart/after", "move/after"):
+        subprocess.run(redrive, env={**env, "FAILPOINTS": f"redrive/{point}=1*return(kill)"}, capture_output=True, check=False)
+    moved = json.loads(subprocess.run(redrive, env=env, capture_output=True, check=True).stdout)
+    again = json.loads(subprocess.run(redrive, env=env, capture_output=True, check=True).stdout)
+    summary = arena.judge()
+    sql = "select identity_pool_id, identity_id, dataset_name, key, value, sync_count from current_state"
+    query = [f"{arena.binary}-query", "--lake", arena.lake, "--format", "ndjson", "-c", sql]
+    state = subprocess.run(query, env=env, capture_output=True, check=True, text=True).stdout
+    state = {tuple(row[:4]): tuple(row[4:]) for row in (list(json.loads(line).values()) for line in state.splitlines())}
+    secret = payloads.SECRET.encode()
+    leaks = [path for path, body in arena.objects.items() if secret in body]
+    leaks += [str(log) for log in arena.work.glob("*.log") if secret in log.read_bytes()]
+    truth = arena.stream.truth()
+    return {
+        "killed": killed, "events": arena.stream.events, "poisoned": arena.stream.poisoned, "payloads": len(payloads.contents), "live_keys": len(truth), "state_is_truth": state == truth,
+        "moved_last": moved["moved"], "moved_again": again["moved"], "left": again["left"], "leaks": leaks, **summary,
+    }
+
+
 def memory(options):
     """A thousand partitions are open at once; and S3 hangs while the stream goes on."""
     budget_kib = 64 * 1024
@@ -429,7 +476,7 @@ def peak_of(process):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    scenarios = {"fleet": fleet, "sigterm": sigterm, "recovery": recovery, "credentials": credentials, "memory": memory}
+    scenarios = {"fleet": fleet, "sigterm": sigterm, "recovery": recovery, "credentials": credentials, "everything": everything, "memory": memory}
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("binary")
     parser.add_argument("work")

@@ -3,9 +3,10 @@ Delta log and the Parquet files by itself.
 
     python checker.py LEDGER LAKE         LAKE is a folder, or http://host:port/bucket/prefix of an S3 server
 
-The producer's ledger is NDJSON: one line a record, {"shard", "sequence_number", "digest", "rows"}, where `digest` is of
-the rows that the record must become, or of its bytes when it must be quarantined ("rows": 0 and "raw": true); and one
-line a shard, {"shard", "parents"}.
+The producer's ledger is NDJSON: one line a record, {"shard", "sequence_number", "sub_sequence", "digest", "rows"}, where
+`digest` is of the rows that the record must become, or of its bytes when it must be quarantined ("rows": 0 and "raw":
+true), and `sub_sequence` its number inside an aggregate, if it was put into one; and one line a shard, {"shard",
+"parents"}.
 
 Invariants, by the names under which they are reported:
   I1  every record is exactly once in sync_records or in the quarantine (or in a span that the table gaps tells)
@@ -66,13 +67,26 @@ def load_s3(url):
         token = more.group(1)
 
 
+# The lake is judged again for every planted bug, and most of its files are the same ones.
+_parsed = {}
+
+
+def rows_of(body):
+    if id(body) not in _parsed:
+        # The body is kept too, so that no other one can come by its id.
+        _parsed[id(body)] = (body, pq.read_table(io.BytesIO(body)).to_pylist())
+    return _parsed[id(body)][1]
+
+
 class Table:
     """One Delta table, replayed from its commits."""
 
     def __init__(self, objects, name, fault):
         self.name, self.objects, self.fault = name, objects, fault
-        self.live, self.txns, self.commits = {}, {}, []
+        self.live, self.txns, self.commits, self.at = {}, {}, [], {}
         prefix = f"{name}/_delta_log/"
+        checkpoint = re.compile(re.escape(prefix) + r"(\d{20})\.checkpoint\.parquet")
+        self.checkpoints = {int(m.group(1)): path for path in objects if (m := checkpoint.fullmatch(path))}
         versions = sorted(
             int(m.group(1)) for path in objects if (m := re.fullmatch(re.escape(prefix) + r"(\d{20})\.json", path))
         )
@@ -82,7 +96,7 @@ class Table:
             fault("I7", f"{name}: the log lacks the versions {missing[:5]}")
         for version in versions:
             self._apply(version, objects[f"{prefix}{version:020}.json"])
-        self._check_checkpoints(prefix)
+        self._check_checkpoints()
 
     def _apply(self, version, body):
         adds, removes, txns = [], [], {}
@@ -111,30 +125,23 @@ class Table:
         before = dict(self.txns)
         self.txns.update(txns)
         self.commits.append((version, adds, before, dict(self.txns), txns))
+        if version in self.checkpoints:
+            self.at[version] = (set(self.live), dict(self.txns))
 
-    def _check_checkpoints(self, prefix):
-        replayed, txns, at = {}, {}, {}
-        for version, adds, _, after, _ in self.commits:
-            replayed.update({a["path"]: a for a in adds})
-            txns = after
-            at[version] = (set(replayed), dict(txns))
-        for path, body in self.objects.items():
-            m = re.fullmatch(re.escape(prefix) + r"(\d{20})\.checkpoint\.parquet", path)
-            if not m or self.name not in ("sync_records", "quarantine"):
-                continue
-            version = int(m.group(1))
-            if version not in at:
+    def _check_checkpoints(self):
+        for version, path in self.checkpoints.items():
+            if version not in self.at:
                 continue
             try:
-                rows = pq.read_table(io.BytesIO(body), columns=["add", "txn"]).to_pylist()
+                rows = pq.read_table(io.BytesIO(self.objects[path]), columns=["add", "txn"]).to_pylist()
             except Exception as error:
                 self.fault("I7", f"{path} cannot be read: {error}")
                 continue
             files = {r["add"]["path"] for r in rows if r["add"]}
             ids = {r["txn"]["appId"]: r["txn"]["version"] for r in rows if r["txn"]}
-            if files != at[version][0]:
-                self.fault("I7", f"{path} lists {len(files)} files, the commits list {len(at[version][0])}")
-            if ids != at[version][1]:
+            if files != self.at[version][0]:
+                self.fault("I7", f"{path} lists {len(files)} files, the commits list {len(self.at[version][0])}")
+            if ids != self.at[version][1]:
                 self.fault("I7", f"{path} holds other transaction ids than the commits")
 
     def read(self, add):
@@ -147,16 +154,14 @@ class Table:
         if len(body) != add["size"]:
             self.fault("I3", f"{self.name}: {path} has {len(body)} bytes, the log claims {add['size']}")
         try:
-            rows = pq.read_table(io.BytesIO(body)).to_pylist()
+            rows = rows_of(body)
         except Exception as error:
             self.fault("I3", f"{self.name}: {path} cannot be read: {error}")
             return None
         claimed = json.loads(add["stats"])["numRecords"] if add.get("stats") else None
         if claimed != len(rows):
             self.fault("I3", f"{self.name}: {path} has {len(rows)} rows, the log claims {claimed}")
-        for row in rows:
-            row["_partition"] = add["partitionValues"]
-        return rows
+        return [{**row, "_partition": add["partitionValues"]} for row in rows]
 
 
 def state_of(txns, app_id):
@@ -174,8 +179,10 @@ def check_shard_steps(table, records_of, parents, fault):
         touched = {m.group(0) for app in changed if (m := re.match(r"ingest/[^/]+/[^/]+", app))}
         listed = collections.defaultdict(list)
         for add in adds:
-            for shard, numbers in records_of(add).items():
-                listed[shard].extend(numbers)
+            # What a redrive moves was passed over long ago; it is held to I1 and I2.
+            if not re.match(r"(redrive|rest)-", add["path"].rsplit("/", 1)[-1]):
+                for shard, numbers in records_of(add).items():
+                    listed[shard].extend(numbers)
         for app in touched:
             shard = app.split("/")[2]
             if app not in changed:
@@ -208,6 +215,10 @@ def check_shard_steps(table, records_of, parents, fault):
                     fault("I4", f"{shard} begins at version {version}, its parent {parent} had not ended")
 
 
+def key_of(row):
+    return row["shard_id"], int(row["sequence_number"]), row["sub_sequence"]
+
+
 def row_of(row):
     """A stored row in the producer's terms."""
     ms = lambda at: None if at is None else int(at.timestamp() * 1000 + 0.5)
@@ -227,7 +238,7 @@ def check(objects, ledger_lines):
         if "parents" in entry:
             parents[entry["shard"]] = entry["parents"]
         else:
-            produced[(entry["shard"], int(entry["sequence_number"]))] = entry
+            produced[(entry["shard"], int(entry["sequence_number"]), entry.get("sub_sequence"))] = entry
     main = Table(objects, "sync_records", fault)
     quarantine = Table(objects, "quarantine", fault)
     gaps = Table(objects, "gaps", fault)
@@ -252,7 +263,7 @@ def check(objects, ledger_lines):
     stored = collections.defaultdict(list)
     for add in main.live.values():
         for row in rows(main, add):
-            stored[(row["shard_id"], int(row["sequence_number"]))].append(row)
+            stored[key_of(row)].append(row)
             day = row["last_modified_date"]
             pool = row["identity_pool_id"].replace(":", "_")
             if row["_partition"]["pool"] != pool or (day and row["_partition"]["event_date"] != f"{day:%Y-%m-%d}"):
@@ -260,7 +271,7 @@ def check(objects, ledger_lines):
     kept = collections.defaultdict(list)
     for add in quarantine.live.values():
         for row in rows(quarantine, add):
-            kept[(row["shard_id"], int(row["sequence_number"]))].append(row)
+            kept[key_of(row)].append(row)
             if not row["reason"]:
                 fault("I1", f"{add['path']}: a record without a reason")
     trimmed = collections.defaultdict(list)
@@ -268,7 +279,7 @@ def check(objects, ledger_lines):
         for row in rows(gaps, add):
             trimmed[row["shard_id"]].append(int(row["after_sequence_number"] or 0))
     for key, entry in produced.items():
-        name = f"{key[0]} {key[1]}"
+        name = f"{key[0]} {key[1]}" + ("" if key[2] is None else f" part {key[2]}")
         found, held = stored.pop(key, []), kept.pop(key, [])
         if not found and not held:
             if not any(key[1] > after for after in trimmed.get(key[0], [])):

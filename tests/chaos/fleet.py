@@ -2,6 +2,9 @@
 
 import base64
 import collections
+import gzip
+import hashlib
+import http.server
 import json
 import os
 import pathlib
@@ -30,11 +33,69 @@ def call(endpoint, target, body):
     return json.loads(text) if text else {}
 
 
-class Stream:
-    """A Kinesis stream, and the ledger of what was put into it."""
+def varint(n):
+    out = b""
+    while n > 127:
+        out += bytes([n & 127 | 128])
+        n >>= 7
+    return out + bytes([n])
 
-    def __init__(self, endpoint, name, shards, ledger, seed):
-        self.endpoint, self.name = endpoint, name
+
+def aggregate(parts):
+    """As the Kinesis Producer Library does it."""
+    body = b"\x0a\x01k"
+    for part in parts:
+        record = b"\x08\x00" + b"\x1a" + varint(len(part)) + part
+        body += b"\x1a" + varint(len(record)) + record
+    return b"\xf3\x89\x9a\xc2" + body + hashlib.md5(body).digest()
+
+
+class Payloads:
+    """What lies behind the URLs of oversize events. Every tenth request is answered with 503 first."""
+
+    SECRET = "CANARY0123456789abcdef"
+
+    def __init__(self):
+        self.contents, self.asked = {}, collections.Counter()
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                path, _, query = self.path.partition("?")
+                outer.asked[path] += 1
+                body = outer.contents.get(path)
+                status = 404 if body is None else 200 if outer.SECRET in query else 403
+                if status == 200 and outer.asked[path] == 1 and hash(path) % 10 == 0:
+                    status, body = 503, b"slow down"
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body or b"")))
+                self.end_headers()
+                self.wfile.write(body or b"")
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.host = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def store(self, records):
+        path = f"/{len(self.contents)}"
+        body = json.dumps(records, ensure_ascii=False).encode()
+        self.contents[path] = gzip.compress(body) if len(self.contents) % 2 else body
+        return f"{self.host}{path}?X-Amz-Date=20990101T000000Z&X-Amz-Expires=600&X-Amz-Signature={self.SECRET}"
+
+
+class Stream:
+    """A Kinesis stream, and the ledger of what was put into it.
+
+    With `payloads` some events are oversize, some are put into aggregates, some come again as copies, and some hold the
+    word POISON, which a decoder may be made to refuse until it is "fixed".
+    """
+
+    def __init__(self, endpoint, name, shards, ledger, seed, payloads=None):
+        self.endpoint, self.name, self.payloads = endpoint, name, payloads
+        self.changes, self.copies, self.events, self.poisoned = [], [], 0, 0
         self.random = random.Random(seed)
         self.ledger = open(ledger, "a")
         self.lock = threading.Lock()
@@ -74,14 +135,15 @@ class Stream:
             raw = r.choice([b"", b"not json", b"\xff\xfe{", b"{}{}", b"[]", b'{"identityPoolId":"us-east-1:0a"}', b"null"])
             # Empty records are taken by the service, but the digest must tell one poison from another.
             return raw, {"rows": 0, "raw": True, "digest": digest_raw(raw)}
-        number = self.produced
+        number = self.events = self.events + 1
         pool, identity = f"us-east-1:0{r.randrange(3)}", f"us-east-1:{r.randrange(50):04x}"
         dataset, count = r.choice(["profile", "settings", "..", "prefs.old"]), number + 1
         at = 1_767_225_600_000 + r.randrange(3) * 86_400_000 + number % 86_000_000
         records, rows = [], []
         for index in range(r.choice([0, 1, 1, 2, 3])):
             removed = r.random() < 0.1
-            key, value = f"k{r.randrange(6)}.{index}", None if removed else r.choice(["", "ü\u0000x", "v" * r.randrange(200)])
+            key = f"k{r.randrange(6)}.{index}" + ("POISON" if self.payloads and r.random() < 0.02 else "")
+            value = None if removed else r.choice(["", "ü\u0000x", "v" * r.randrange(200)])
             op = "remove" if removed else "replace"
             record = {"key": key, "op": op, "syncCount": count, "lastModifiedDate": at, "deviceLastModifiedDate": at}
             if not removed:
@@ -98,13 +160,49 @@ class Stream:
         }
         if operation == "remove":
             del event["kinesisSyncRecords"], event["payloadType"]
+        elif self.payloads and r.random() < 0.1 and "POISON" not in json.dumps(records):
+            event["kinesisSyncRecordsURL"] = self.payloads.store(event.pop("kinesisSyncRecords"))
+            event["payloadType"] = "S3Url"
+        self.changes += rows
+        self.poisoned += "POISON" in json.dumps(records)
         return json.dumps(event, ensure_ascii=False).encode(), {"rows": len(rows), "digest": digest_rows(rows)}
+
+    def record(self):
+        """What goes into one Kinesis record: its bytes, and the truth of each of its parts."""
+        if not self.payloads:
+            data, truth = self.event()
+            return data, [truth]
+        if self.copies and self.random.random() < 0.1:
+            return self.random.choice(self.copies)
+        if self.random.random() < 0.2:
+            parts = [self.event() for _ in range(self.random.randrange(0, 5))]
+            made = aggregate([data for data, _ in parts]), [
+                {**truth, "sub_sequence": n} for n, (_, truth) in enumerate(parts)
+            ]
+        else:
+            data, truth = self.event()
+            made = data, [truth]
+        self.copies.append(made)
+        return made
+
+    def truth(self):
+        """The current state, by a model of our own: counts are unique here, so their order is the order."""
+        live = {}
+        for pool, identity, dataset, _, key, value, op, count, _, _ in sorted(self.changes, key=lambda row: row[7]):
+            if key is None:
+                for known in [k for k in live if k[:3] == (pool, identity, dataset)]:
+                    del live[known]
+            elif op == "remove":
+                live.pop((pool, identity, dataset, key), None)
+            else:
+                live[(pool, identity, dataset, key)] = (value, count)
+        return live
 
     def put(self, n):
         with self.lock:
             batch = []
             for _ in range(n):
-                batch.append(self.event())
+                batch.append(self.record())
                 self.produced += 1
             entries = [
                 {"Data": base64.b64encode(data).decode(), "PartitionKey": str(self.random.random())} for data, _ in batch
@@ -116,8 +214,9 @@ class Stream:
                     if result.get("ErrorCode"):
                         again.append((entry, (data, truth)))
                         continue
-                    line = {"shard": result["ShardId"], "sequence_number": result["SequenceNumber"], **truth}
-                    self.ledger.write(json.dumps(line) + "\n")
+                    for part in truth:
+                        line = {"shard": result["ShardId"], "sequence_number": result["SequenceNumber"], **part}
+                        self.ledger.write(json.dumps(line) + "\n")
                     self.counts[result["ShardId"]] += 1
                     self.last[result["ShardId"]] = int(result["SequenceNumber"])
                 entries, batch = [e for e, _ in again], [t for _, t in again]

@@ -13,6 +13,7 @@ mod kinesis;
 mod payload;
 mod readers;
 mod readme;
+mod redrive;
 mod schemas;
 mod shell;
 mod trimming;

@@ -83,7 +83,8 @@ impl Server {
             "/slow" => endless(Bytes::from_static(b" "), Duration::from_millis(50)),
             "/silent" => endless(Bytes::new(), Duration::from_secs(3_600)),
             "/other-dataset" => whole(
-                json!({"identityPoolId": "us-east-1:0a", "identityId": "us-east-1:ff", "kinesisSyncRecords": []}).to_string(),
+                json!({"identityPoolId": "us-east-1:0a", "identityId": "us-east-1:ff", "kinesisSyncRecords": []})
+                    .to_string(),
             ),
             "/not-json" => whole("<html>"),
             "/403" => {
@@ -125,7 +126,8 @@ async fn serve() -> u16 {
                     let response = server.answer(&request);
                     async move { Ok::<_, Infallible>(response) }
                 });
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service).await;
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service).await;
             });
         }
     });
@@ -208,7 +210,8 @@ async fn payloads_are_fetched_under_guard() {
         let n = found.iter().find(|row| row["dataset_name"] == *dataset).map(|row| row["n"].as_u64().unwrap());
         let why = kept.iter().find(|row| {
             let raw = row["raw"].as_str().unwrap();
-            let raw: Vec<u8> = (0..raw.len() / 2).map(|i| u8::from_str_radix(&raw[2 * i..2 * i + 2], 16).unwrap()).collect();
+            let raw: Vec<u8> =
+                (0..raw.len() / 2).map(|i| u8::from_str_radix(&raw[2 * i..2 * i + 2], 16).unwrap()).collect();
             String::from_utf8(raw).unwrap().contains(&format!("\"dataSetName\":\"{dataset}\""))
         });
         match outcome {

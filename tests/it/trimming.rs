@@ -116,7 +116,8 @@ async fn serve(stream: Arc<Mutex<Stream>>) -> String {
                         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer.to_string()))))
                     }
                 });
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service).await;
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service).await;
             });
         }
     });
@@ -172,7 +173,8 @@ async fn what_was_trimmed_unread_is_told_once() {
         (stream.retention_hours, stream.behind_ms) = (24, 0);
     }
     // Killed between the two commits, run again, and run once more: it is told once.
-    let killed = ingest(&endpoint, lake, &["--until-idle", "1s"]).env("FAILPOINTS", "gap/after=1*return(kill)").output();
+    let killed =
+        ingest(&endpoint, lake, &["--until-idle", "1s"]).env("FAILPOINTS", "gap/after=1*return(kill)").output();
     assert_eq!(killed.unwrap().status.code(), None);
     let output = ingest(&endpoint, lake, &["--until-idle", "1s"]).output().unwrap();
     assert!(output.status.success());

@@ -55,8 +55,9 @@ pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<Skip, 
     let Some(loaded) = snapshot::load(&store, None).await? else { return Ok(Skip::new()) };
     let mut found = Skip::new();
     for path in snapshot::live_files(&store, &loaded).await? {
+        // A name of ingest's tells the shard; what a redrive left over holds several.
         let name = path.rsplit('/').next().and_then(PartName::parse);
-        if name.is_none_or(|name| name.shard != shard.to_string()) {
+        if name.is_some_and(|name| name.shard != shard.to_string()) {
             continue;
         }
         let Some(bytes) = store.get(&path).await? else {
@@ -65,13 +66,17 @@ pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<Skip, 
         };
         let fail = |source| LakeError::Parquet { action: "decode", path: path.clone(), source };
         let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(fail)?;
-        let mask = ProjectionMask::columns(builder.parquet_schema(), ["sequence_number", "sub_sequence"]);
+        let mask = ProjectionMask::columns(
+            builder.parquet_schema(),
+            ["stream", "shard_id", "sequence_number", "sub_sequence"],
+        );
         for batch in builder.with_projection(mask).build().map_err(fail)? {
             let batch = batch.map_err(|e| fail(e.into()))?;
-            let numbers = batch.column(0).as_string::<i32>().iter();
-            let subs = batch.column(1).as_primitive::<Int64Type>().iter();
-            let known = numbers.zip(subs).filter_map(|(n, sub)| Some((SequenceNumber::parse(n?)?, sub)));
-            found.extend(known);
+            let text = |column: usize| batch.column(column).as_string::<i32>().iter();
+            let subs = batch.column(3).as_primitive::<Int64Type>().iter();
+            let ours = text(0).zip(text(1)).map(|(s, id)| s == Some(shard.stream()) && id == Some(shard.shard()));
+            let known = ours.zip(text(2)).zip(subs).filter(|((ours, _), _)| *ours);
+            found.extend(known.filter_map(|((_, n), sub)| Some((SequenceNumber::parse(n?)?, sub))));
         }
     }
     Ok(found)

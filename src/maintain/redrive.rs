@@ -1,0 +1,309 @@
+//! Decodes what the quarantine holds again, and moves what now succeeds into `sync_records`.
+//!
+//! # Each record once, however often it is run or killed
+//! Two tables cannot change in one commit, so what is to be moved is first set apart, file by file:
+//!
+//! 1. `quarantine`: a file becomes two, in one commit: what decodes now (named `redrive-…`) and the rest.
+//! 2. `sync_records`: the rows of a `redrive-…` file, under the transaction id `redrive/<its name>`, if that is not there.
+//! 3. `quarantine`: the `redrive-…` file goes.
+//!
+//! Whoever finds a `redrive-…` file finishes it: with its id in the log only step 3 is left, else step 2. Between 2 and 3 a
+//! record is in both tables; **never in none**. Of two runs at once one loses the race for each step and goes on.
+//!
+//! **Only what the main position covers is touched.** A record that the quarantine holds ahead of its shard's position
+//! comes again, and is known then by being in the quarantine.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use bytes::Bytes;
+use chrono::{DateTime, NaiveDate, Utc};
+use deltalake::kernel::Add;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde::Serialize;
+
+use super::verify::comparable;
+use crate::batch::columns::Sorted;
+use crate::batch::{Meta, Partition, PartitionKey};
+use crate::decode::{Reason, decode};
+use crate::failpoint;
+use crate::lake::ledger::{Ledger, new_token};
+use crate::lake::parquet::{add, delta_statistics, encode_batches, encode_sorted, row_count_statistics};
+use crate::lake::paths::{pool_partition, sync_records_partition};
+use crate::lake::tables::Table;
+use crate::lake::{LakeError, Store, replace, snapshot};
+use crate::source::{SequenceNumber, ShardKey};
+
+/// What to look at.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Only records with one of these reasons; all if empty.
+    pub reasons: BTreeSet<Reason>,
+    /// Only records that arrived at or after this.
+    pub since: Option<DateTime<Utc>>,
+}
+
+/// What was done.
+#[derive(Debug, Default, Serialize, PartialEq, Eq)]
+pub struct Report {
+    /// Records that were decoded again.
+    pub examined: u64,
+    /// Records that were moved into `sync_records`.
+    pub moved: u64,
+    /// Rows that they became.
+    pub rows: u64,
+    /// Records that stay, by the reason that they have now.
+    pub left: BTreeMap<&'static str, u64>,
+}
+
+/// The prefix of files that are set apart.
+const APART: &str = "redrive-";
+
+/// Goes once over the quarantine.
+///
+/// # Errors
+/// The lake cannot be read or written. Running it again goes on where it stopped.
+pub async fn run(lake: &Store, options: &Options) -> Result<Report, LakeError> {
+    let mut report = Report::default();
+    if Table::SyncRecords.load(lake, None).await?.is_none() {
+        return Err(LakeError::NoLake(lake.to_string()));
+    }
+    let store = Table::Quarantine.store(lake);
+    let Some(loaded) = snapshot::load(&store, None).await? else { return Ok(report) };
+    let mut files: Vec<String> = snapshot::live_files(&store, &loaded).await?.into_iter().collect();
+    files.sort();
+    let mut ledger = Ledger::open(lake, Table::SyncRecords).await?;
+    for path in files {
+        let Some(held) = read(&store, &path).await? else { continue };
+        if is_apart(&path) {
+            // Of a run that was killed; it goes on whatever was asked for now.
+            finish(lake, &mut ledger, &path, &held, &mut report).await?;
+            continue;
+        }
+        let chosen = choose(&held, &ledger, options, &mut report)?;
+        if chosen.true_count() == 0 {
+            continue;
+        }
+        if let Some((apart, taken)) = set_apart(lake, &path, &held, &chosen).await? {
+            finish(lake, &mut ledger, &apart, &taken, &mut report).await?;
+        }
+    }
+    Ok(report)
+}
+
+fn is_apart(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.starts_with(APART))
+}
+
+/// A file of the quarantine, whole: they are bounded by the memory of the ingest that wrote them.
+async fn read(store: &Store, path: &str) -> Result<Option<RecordBatch>, LakeError> {
+    let Some(bytes) = store.get(path).await? else { return Ok(None) };
+    let fail = |source| LakeError::Parquet { action: "decode", path: format!("{}{path}", store.url()), source };
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).map_err(fail)?;
+    let schema = Table::Quarantine.file_schema();
+    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|e| fail(e.into()))?;
+    let batches = batches.into_iter().map(|b| RecordBatch::try_new(schema.clone(), b.columns().to_vec()));
+    let batches = batches.collect::<Result<Vec<_>, _>>().map_err(|e| fail(e.into()))?;
+    concat_batches(&schema, &batches).map(Some).map_err(|e| fail(e.into()))
+}
+
+/// A record of the quarantine.
+struct Kept<'a> {
+    shard: ShardKey,
+    sequence_number: SequenceNumber,
+    sub_sequence: Option<i64>,
+    arrived_at: i64,
+    reason: &'a str,
+    raw: &'a [u8],
+}
+
+fn kept(held: &RecordBatch) -> Result<Vec<Kept<'_>>, LakeError> {
+    let odd =
+        || LakeError::Invalid("a file of the quarantine has other columns than schemas/quarantine.json".to_owned());
+    let column = |name: &str| held.column_by_name(name).ok_or_else(odd);
+    let text = |name: &str| column(name)?.as_string_opt::<i32>().ok_or_else(odd);
+    let (streams, shards, numbers, reasons) =
+        (text("stream")?, text("shard_id")?, text("sequence_number")?, text("reason")?);
+    let subs = column("sub_sequence")?.as_primitive_opt::<Int64Type>().ok_or_else(odd)?;
+    let arrivals = column("arrived_at")?.as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(odd)?;
+    let raws = column("raw")?.as_binary_opt::<i32>().ok_or_else(odd)?;
+    (0..held.num_rows())
+        .map(|row| {
+            Ok(Kept {
+                shard: ShardKey::new(streams.value(row), shards.value(row)).ok_or_else(odd)?,
+                sequence_number: SequenceNumber::parse(numbers.value(row)).ok_or_else(odd)?,
+                sub_sequence: subs.is_valid(row).then(|| subs.value(row)),
+                arrived_at: arrivals.value(row),
+                reason: reasons.value(row),
+                raw: raws.value(row),
+            })
+        })
+        .collect()
+}
+
+/// Which records of a file decode now and may be moved.
+fn choose(
+    held: &RecordBatch,
+    ledger: &Ledger,
+    options: &Options,
+    report: &mut Report,
+) -> Result<BooleanArray, LakeError> {
+    let mut reached: HashMap<ShardKey, Option<SequenceNumber>> = HashMap::new();
+    let mut chosen = Vec::with_capacity(held.num_rows());
+    for record in kept(held)? {
+        let reason = Reason::parse(record.reason);
+        let wanted = options.reasons.is_empty() || reason.is_some_and(|reason| options.reasons.contains(&reason));
+        let recent = options.since.is_none_or(|since| record.arrived_at >= since.timestamp_micros());
+        let reached = reached.entry(record.shard.clone()).or_insert_with(|| {
+            ledger.state(&record.shard)?.position.map(|position| comparable(&record.shard, &position))
+        });
+        let covered = reached.as_ref().is_some_and(|reached| record.sequence_number <= *reached);
+        // What was cut is not the record.
+        let whole = reason != Some(Reason::TooLong);
+        if !(wanted && recent && covered) {
+            chosen.push(false);
+            continue;
+        }
+        report.examined += 1;
+        let outcome = if whole { try_decode(record.raw) } else { Err(Reason::TooLong) };
+        if let Err(reason) = &outcome {
+            *report.left.entry(reason.as_str()).or_default() += 1;
+        }
+        chosen.push(outcome.is_ok());
+    }
+    Ok(chosen.into())
+}
+
+fn try_decode(raw: &[u8]) -> Result<(), Reason> {
+    if failpoint::poisons(raw) {
+        return Err(Reason::InvalidField);
+    }
+    decode(raw).map(drop).map_err(|reject| reject.reason)
+}
+
+/// Step 1. `None` when another run was faster.
+async fn set_apart(
+    lake: &Store,
+    path: &str,
+    held: &RecordBatch,
+    chosen: &BooleanArray,
+) -> Result<Option<(String, RecordBatch)>, LakeError> {
+    let fail =
+        |e: arrow::error::ArrowError| LakeError::Parquet { action: "encode", path: path.to_owned(), source: e.into() };
+    let rest: BooleanArray = chosen.iter().map(|c| c.map(|c| !c)).collect();
+    let taken = filter_record_batch(held, chosen).map_err(fail)?;
+    let rest = filter_record_batch(held, &rest).map_err(fail)?;
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let token = new_token();
+    let apart = format!("{folder}/{APART}{token:016x}.parquet");
+    let mut files = vec![write(lake, &apart, &taken).await?];
+    if rest.num_rows() > 0 {
+        files.push(write(lake, &format!("{folder}/rest-{token:016x}.parquet"), &rest).await?);
+    }
+    failpoint::hit("redrive/apart/before");
+    let done = replace::swap(lake, Table::Quarantine, &[path.to_owned()], files).await?;
+    failpoint::hit("redrive/apart/after");
+    Ok(done.map(|_| (apart, taken)))
+}
+
+async fn write(lake: &Store, path: &str, rows: &RecordBatch) -> Result<Add, LakeError> {
+    let fail = |source| LakeError::Parquet { action: "encode", path: path.to_owned(), source };
+    let bytes = encode_batches(rows.schema(), std::slice::from_ref(rows)).map_err(fail)?;
+    let size = bytes.len();
+    put(&Table::Quarantine.store(lake), path, bytes).await?;
+    let date = path.split('/').find_map(|part| part.strip_prefix("arrived_date=")).unwrap_or_default();
+    let values = [("arrived_date", date.to_owned())];
+    Ok(add(path.to_owned(), &values, size, Utc::now().timestamp_millis(), row_count_statistics(rows.num_rows())))
+}
+
+async fn put(store: &Store, path: &str, bytes: Bytes) -> Result<(), LakeError> {
+    let size = bytes.len() as u64;
+    match store.put_new(path, bytes).await {
+        Ok(()) => Ok(()),
+        // The name is one of a kind: what is there whole is ours, its answer lost.
+        Err(source) => match store.size(path).await {
+            Ok(Some(found)) if found == size => Ok(()),
+            _ => Err(LakeError::Storage { action: "write", path: format!("{}{path}", store.url()), source }),
+        },
+    }
+}
+
+/// Steps 2 and 3.
+async fn finish(
+    lake: &Store,
+    ledger: &mut Ledger,
+    apart: &str,
+    taken: &RecordBatch,
+    report: &mut Report,
+) -> Result<(), LakeError> {
+    let name = apart.rsplit('/').next().unwrap_or(apart);
+    let id = format!("redrive/{name}");
+    ledger.refresh().await?;
+    if !ledger.is_done(&id) {
+        let records = kept(taken)?;
+        let decodes: BooleanArray = records.iter().map(|r| Some(try_decode(r.raw).is_ok())).collect();
+        if decodes.false_count() > 0 {
+            // Set apart by a program that understood more than this one: what it does not understand goes back.
+            let Some((again, fewer)) = set_apart(lake, apart, taken, &decodes).await? else { return Ok(()) };
+            return Box::pin(finish(lake, ledger, &again, &fewer, report)).await;
+        }
+        let (files, rows) = encode(lake, name, &records).await?;
+        failpoint::hit("redrive/move/before");
+        if ledger.commit_once(files, &id).await? {
+            report.moved += records.len() as u64;
+            report.rows += rows;
+        }
+        failpoint::hit("redrive/move/after");
+    }
+    replace::swap(lake, Table::Quarantine, &[apart.to_owned()], Vec::new()).await?;
+    failpoint::hit("redrive/done");
+    Ok(())
+}
+
+/// The rows of records as data files, written and not yet listed.
+async fn encode(lake: &Store, name: &str, records: &[Kept<'_>]) -> Result<(Vec<Add>, u64), LakeError> {
+    let mut partitions: BTreeMap<PartitionKey, Partition> = BTreeMap::new();
+    let mut rows = 0;
+    for record in records {
+        let Ok(event) = decode(record.raw) else { continue };
+        rows += event.rows.len() as u64;
+        let dates: BTreeSet<NaiveDate> = event.rows.iter().map(|row| row.event_date()).collect();
+        let meta = Meta {
+            sequence_number: &record.sequence_number,
+            sub_sequence: record.sub_sequence,
+            arrived_at: record.arrived_at,
+        };
+        for event_date in dates {
+            let identity_pool_id: Arc<str> = Arc::from(&*event.identity_pool_id);
+            let key = PartitionKey { shard: record.shard.clone(), identity_pool_id, event_date };
+            partitions.entry(key).or_default().push(&meta, &event, |date| date == event_date);
+        }
+    }
+    let store = Table::SyncRecords.store(lake);
+    let stem = name.trim_end_matches(".parquet");
+    // Names of their own for every attempt: an earlier one may have been killed midway.
+    let attempt = new_token();
+    let mut files = Vec::new();
+    for (index, (key, partition)) in (0..).zip(partitions) {
+        let pool = pool_partition(&key.identity_pool_id);
+        let path =
+            format!("{}/{stem}-{attempt:016x}-{index:05}.parquet", sync_records_partition(&pool, key.event_date));
+        let values = [("pool", pool), ("event_date", key.event_date.to_string())];
+        let sorted = Sorted::new(key, partition);
+        let bytes = encode_sorted(&sorted).map_err(|source| LakeError::Parquet {
+            action: "encode",
+            path: path.clone(),
+            source,
+        })?;
+        let size = bytes.len();
+        put(&store, &path, bytes).await?;
+        let statistics = delta_statistics(&sorted.statistics());
+        let file: u32 = index;
+        tracing::debug!(file, path, "wrote a file");
+        files.push(add(path, &values, size, Utc::now().timestamp_millis(), statistics));
+    }
+    Ok((files, rows))
+}
