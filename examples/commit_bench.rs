@@ -7,6 +7,7 @@
 //! slowest writer's time against the fastest one's.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a measurement may end by panicking")]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use synclake::lake::ledger::{Ledger, Outcome, Step, new_token};
@@ -15,13 +16,15 @@ use synclake::lake::paths::PartName;
 use synclake::lake::tables::Table;
 use synclake::lake::{AwsSettings, Location, Store};
 use synclake::source::{SequenceNumber, ShardKey, StartAt};
+use tokio::sync::Barrier;
 
-async fn writer(lake: Store, name: usize, commits: u64) -> (Vec<Duration>, u32, Duration) {
+async fn writer(lake: Store, name: usize, commits: u64, start: Arc<Barrier>) -> (Vec<Duration>, u32, Duration) {
     let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
     let shard = ShardKey::new("bench", &format!("writer-{name}")).unwrap();
     let token = new_token();
     let mut state =
         ledger.fence(&[(shard.clone(), StartAt::TrimHorizon)], token).await.unwrap().remove(&shard).unwrap();
+    start.wait().await;
     let (mut took, mut conflicts) = (Vec::new(), 0);
     let began = Instant::now();
     for n in 1..=commits {
@@ -50,8 +53,11 @@ async fn main() {
     let (writers, commits): (usize, u64) = (writers.parse().unwrap(), commits.parse().unwrap());
     let location: Location = lake.parse().unwrap();
     let lake = Store::create(&location, &AwsSettings::default()).await.unwrap();
+    // All of them have opened the table and hold their shard before the first one commits.
+    let start = Arc::new(Barrier::new(writers + 1));
+    let tasks: Vec<_> = (0..writers).map(|n| tokio::spawn(writer(lake.clone(), n, commits, start.clone()))).collect();
+    start.wait().await;
     let began = Instant::now();
-    let tasks: Vec<_> = (0..writers).map(|n| tokio::spawn(writer(lake.clone(), n, commits))).collect();
     let mut took = Vec::new();
     let (mut conflicts, mut wholes) = (0, Vec::new());
     for task in tasks {

@@ -100,8 +100,8 @@ impl Writer {
     /// # Errors
     /// The lake cannot be read or written.
     pub async fn open(lake: Store, limits: Limits, counters: Arc<Counters>) -> Result<Self, IngestError> {
-        let quarantine = Ledger::open(&lake, Table::Quarantine).await?;
-        let ledger = Ledger::open(&lake, Table::SyncRecords).await?;
+        let (quarantine, ledger) =
+            tokio::try_join!(Ledger::open(&lake, Table::Quarantine), Ledger::open(&lake, Table::SyncRecords))?;
         Ok(Self {
             lake,
             ledger,
@@ -322,13 +322,14 @@ impl Writer {
     }
 
     /// A checkpoint of the log now and then. Without one the table is as whole, and slower to open.
-    fn checkpoint(&mut self, table: Table, version: u64) {
-        if Ledger::checkpoint_due(version) {
+    fn checkpoint(&mut self, table: Table) {
+        let ledger = if table == Table::Quarantine { &mut self.quarantine } else { &mut self.ledger };
+        if ledger.checkpoint_due() {
             let store = table.store(&self.lake);
             self.chores.spawn(async move {
                 failpoint::hit("checkpoint/before");
                 if let Err(error) = snapshot::checkpoint(&store).await {
-                    tracing::warn!(table = table.name(), version, error = %error, "cannot write a checkpoint of the log");
+                    tracing::warn!(table = table.name(), error = %error, "cannot write a checkpoint of the log");
                 }
                 failpoint::hit("checkpoint/after");
             });

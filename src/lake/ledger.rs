@@ -243,13 +243,14 @@ impl Ledger {
                 let table = self.store.url().to_string();
                 return Err(LakeError::Contended { table, seconds: PATIENCE.as_secs(), source: failure });
             }
-            // A lost race needs no pause when the log moved: whoever won has made progress. An error does.
+            // A lost race needs no pause when the log moved: whoever won has made progress, and whoever waits would
+            // only lose again to those who do not. An error does.
             let before = self.known.version;
             let read = self.read_back(steps).await;
             if let Ok(Some(version)) = read {
                 return Ok(Outcome::Committed { version, conflicts });
             }
-            if failure.is_some() || read.is_err() || self.known.version == before || conflicts > 3 {
+            if failure.is_some() || read.is_err() || self.known.version == before {
                 backoff.pause().await;
             }
             if let Err(error) = read {
@@ -261,9 +262,16 @@ impl Ledger {
         }
     }
 
-    /// Whether it is time to write a checkpoint of the log, having committed `version`.
-    pub fn checkpoint_due(version: u64) -> bool {
-        version > 0 && version.is_multiple_of(CHECKPOINT_EVERY)
+    /// Whether it is time to write a checkpoint of the log; it is then taken to be under way.
+    ///
+    /// Asked after every commit, and by every worker: so one that dies over it delays the next by a commit, not by a
+    /// hundred. Without checkpoints a worker would start ever more slowly.
+    pub fn checkpoint_due(&mut self) -> bool {
+        let due = self.known.version >= self.known.checkpoint.unwrap_or(0) + CHECKPOINT_EVERY;
+        if due {
+            self.known.checkpoint = Some(self.known.version);
+        }
+        due
     }
 
     /// Reads forward, and returns the version at which all the steps were taken, if there is one.
@@ -413,7 +421,11 @@ mod tests {
                 from: StartAt::Timestamp(9),
                 read_to_ms: 1_424_801_824_343,
             };
-            let known = Transactions { version: 1, ids: encode_state(&shard("a"), &state).into_iter().collect() };
+            let known = Transactions {
+                version: 1,
+                checkpoint: None,
+                ids: encode_state(&shard("a"), &state).into_iter().collect(),
+            };
             assert_eq!(decode_state(&known, &shard("a")), Some(state));
         }
     }

@@ -9,14 +9,20 @@ use std::collections::HashMap;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
 use deltalake::kernel::Action;
+use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::{LakeError, Store, paths};
 
+/// Commits that are read at a time: a worker that starts must not wait for one after the other.
+const READS: usize = 16;
+
 /// What the log says of transaction ids at one version.
 #[derive(Debug, Default, Clone)]
 pub struct Transactions {
+    /// The newest checkpoint, as far as was seen.
+    pub checkpoint: Option<u64>,
     /// The version; commits up to and including it are covered.
     pub version: u64,
     /// Newest version number of each application id.
@@ -49,6 +55,7 @@ pub async fn read_transactions(table: &Store) -> Result<Option<Transactions>, La
     if let Some(version) = checkpoint {
         read_checkpoint(table, version, &mut found.ids).await?;
         found.version = version;
+        found.checkpoint = checkpoint;
     }
     let offset = checkpoint.map(paths::commit);
     let listed = table.list_after("_delta_log", offset.as_deref()).await?;
@@ -58,15 +65,18 @@ pub async fn read_transactions(table: &Store) -> Result<Option<Transactions>, La
     if checkpoint.is_none() && versions.is_empty() {
         return Ok(None);
     }
-    let mut next = checkpoint.map_or(0, |v| v + 1);
-    for version in versions.into_iter().filter(|v| Some(*v) > checkpoint) {
-        if version != next {
-            let path = format!("{}{}", table.url(), paths::commit(next));
-            return Err(LakeError::Log { path, reason: format!("it is missing, while version {version} is there") });
-        }
-        let Some(actions) = read_commit(table, version).await? else { break };
+    let first = checkpoint.map_or(0, |v| v + 1);
+    versions.retain(|version| *version >= first);
+    if let Some((next, version)) = (first..).zip(&versions).find(|(next, version)| next != *version) {
+        let path = format!("{}{}", table.url(), paths::commit(next));
+        return Err(LakeError::Log { path, reason: format!("it is missing, while version {version} is there") });
+    }
+    let mut commits = futures::stream::iter(versions)
+        .map(|version| async move { read_commit(table, version).await.map(|actions| (version, actions)) })
+        .buffered(READS);
+    while let Some((version, actions)) = commits.try_next().await? {
+        let Some(actions) = actions else { break };
         apply(&mut found, version, actions);
-        next = version + 1;
     }
     Ok(Some(found))
 }

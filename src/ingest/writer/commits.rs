@@ -56,7 +56,7 @@ impl Writer {
                         }
                     }
                     self.rejected_bytes = 0;
-                    self.checkpoint(Table::Quarantine, version);
+                    self.checkpoint(Table::Quarantine);
                     return Ok(());
                 }
                 Outcome::Fenced(shards) => self.drop_shards(shards, flushed),
@@ -126,7 +126,7 @@ impl Writer {
                     self.counters.committed(version, began.elapsed());
                     self.counters.conflicts(conflicts);
                     steps.into_iter().for_each(|step| self.committed(step, flushed));
-                    self.checkpoint(Table::SyncRecords, version);
+                    self.checkpoint(Table::SyncRecords);
                     return Ok(());
                 }
                 Outcome::Fenced(shards) => self.drop_shards(shards, flushed),

@@ -1,0 +1,66 @@
+//! Public suites: every naughty string comes through byte for byte, and what JSONTestSuite calls JSON, and what it does
+//! not, is told apart.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use synclake::decode::{Reason, decode};
+
+use crate::harness::setting;
+
+fn module(path: &str) -> String {
+    let path = PathBuf::from(setting("SYNCLAKE_TEST_TOOLS")).join("node/node_modules").join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn naughty_strings_come_through_byte_for_byte() {
+    let strings: Vec<String> = serde_json::from_str(&module("blns/resources/blns.json")).unwrap();
+    assert!(strings.len() > 400);
+    for text in &strings {
+        let key = if text.is_empty() { "k" } else { text.as_str() };
+        let record = json!({"key": key, "value": text, "op": "replace", "syncCount": 1, "lastModifiedDate": 1});
+        let event = json!({
+            "identityPoolId": "us-east-1:0a", "identityId": "us-east-1:0b", "dataSetName": text.clone() + "d",
+            "operation": "replace", "kinesisSyncRecords": [record], "lastModifiedDate": 1, "syncCount": 1,
+        });
+        let bytes = event.to_string();
+        let decoded = decode(bytes.as_bytes()).unwrap();
+        assert_eq!(decoded.dataset_name, text.clone() + "d");
+        assert_eq!(
+            (decoded.rows[0].key.as_deref(), decoded.rows[0].value.as_deref()),
+            (Some(key), Some(text.as_str()))
+        );
+    }
+}
+
+#[test]
+fn json_is_told_from_what_is_not() {
+    let module = module("json-test-suite/data/parsing.js");
+    let cases: Value =
+        serde_json::from_str(module.split_once("export default").unwrap().1.trim().trim_end_matches(';')).unwrap();
+    let (mut accepted, mut refused) = (0, 0);
+    for case in cases.as_array().unwrap() {
+        let (name, input) = (case["name"].as_str().unwrap(), case["input"].as_str().unwrap());
+        // As a record, none of them is an event: each is refused, and never as something that it is not.
+        let reject = decode(input.as_bytes()).unwrap_err();
+        if name.starts_with("y_") {
+            assert!(!matches!(reject.reason, Reason::NotJson | Reason::NotUtf8), "{name}: {reject:?}");
+        }
+        // As a field that nobody knows, it is kept as it is if it is JSON, and costs the event if it is not.
+        let event = format!(
+            r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:0b","dataSetName":"d","operation":"remove","lastModifiedDate":1,"syncCount":1,"x":{input}}}"#
+        );
+        match (&name[..2], decode(event.as_bytes())) {
+            ("y_", Ok(decoded)) => {
+                accepted += 1;
+                let extra = decoded.rows[0].extra.clone().unwrap();
+                assert!(extra.contains(input.trim_matches([' ', '\n', '\t', '\r', '\u{feff}'])), "{name}: {extra}");
+            }
+            ("n_", Err(_)) => refused += 1,
+            ("i_", _) => {}
+            (_, outcome) => panic!("{name}: {outcome:?}"),
+        }
+    }
+    assert!(accepted > 80 && refused > 150, "{accepted} accepted, {refused} refused");
+}
