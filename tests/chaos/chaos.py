@@ -34,17 +34,17 @@ FAILPOINTS = [
 ]
 
 S3_FAULTS = [
-    {"name": "ambiguous commit", "match": r"^PUT .*_delta_log/\d{20}\.json", "do": "reset_after", "p": 0.12},
+    {"name": "ambiguous commit", "match": r"^PUT .*_delta_log/\d{20}\.json", "do": "reset_after", "p": 0.25},
     {"name": "ambiguous put", "match": "^PUT ", "do": "reset_after", "p": 0.02},
     {"name": "false 412 on commit", "match": r"^PUT .*_delta_log/\d{20}\.json", "do": "error", "status": 412, "code": "PreconditionFailed", "p": 0.02},
     {"name": "409", "match": "^PUT ", "do": "error", "status": 409, "code": "ConditionalRequestConflict", "p": 0.01},
-    {"name": "503", "do": "error", "status": 503, "code": "SlowDown", "p": 0.01},
-    {"name": "500", "do": "error", "status": 500, "code": "InternalError", "p": 0.01},
-    {"name": "reset", "do": "reset_before", "p": 0.01},
-    {"name": "cut answer", "match": "^GET ", "do": "cut", "bytes": 300, "p": 0.01},
+    {"name": "503", "do": "error", "status": 503, "code": "SlowDown", "p": 0.004},
+    {"name": "500", "do": "error", "status": 500, "code": "InternalError", "p": 0.004},
+    {"name": "reset", "do": "reset_before", "p": 0.004},
+    {"name": "cut answer", "match": "^GET ", "do": "cut", "bytes": 300, "p": 0.004},
     {"name": "cut upload", "match": "^PUT ", "do": "truncate_upload", "bytes": 500, "p": 0.01},
     {"name": "late upload", "match": "^PUT ", "do": "delay", "seconds": 0.5, "p": 0.01},
-    {"name": "slow answer", "match": "^GET ", "do": "slow", "rate": 200_000, "p": 0.01},
+    {"name": "slow answer", "match": "^GET ", "do": "slow", "rate": 200_000, "p": 0.004},
 ]
 KINESIS_FAULTS = [
     {"name": "throttled", "match": "GetRecords", "do": "error", "status": 400, "code": "ProvisionedThroughputExceededException", "json": True, "p": 0.03},
