@@ -3,12 +3,24 @@
 //! Two different things roll. At the byte mark the largest partitions become files early, which frees memory and commits
 //! nothing. On age, bytes or the end everything becomes files and one commit lists all of them: a position is reached
 //! only when no row at or before it is left in a buffer.
+//!
+//! A bulk publish touches every date of every pool at once: thousands of partitions, each with a few rows a minute. Such
+//! a commit would be all tiny files, so it waits: **more than [`FILES_MAX`] files of fewer than [`ROWS_FLOOR`] rows on
+//! average are written only after ten times the age**, at the byte limit, at the mark, when the stream is idle, or at
+//! the end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::columns::{Partition, PartitionKey};
 use crate::source::ShardKey;
+
+/// Up to so many files a commit is nobody's trouble, however small they are.
+pub const FILES_MAX: usize = 256;
+/// Rows that a file should have on average when there are more.
+pub const ROWS_FLOOR: usize = 1_000;
+/// By how much the age is stretched for them.
+const STRETCH: u32 = 10;
 
 /// When to write.
 #[derive(Debug, Clone)]
@@ -26,6 +38,7 @@ pub struct Limits {
 pub struct Batches {
     partitions: BTreeMap<PartitionKey, Partition>,
     bytes: usize,
+    rows: usize,
     received_bytes: u64,
     since: Option<Instant>,
 }
@@ -40,10 +53,11 @@ impl Batches {
     /// Adds rows to a partition. Returns what had to make room, if its arena was full.
     pub fn add(&mut self, key: PartitionKey, rows: Partition) -> Option<(PartitionKey, Partition)> {
         let held = self.partitions.entry(key.clone()).or_default();
-        let before = held.bytes();
+        let before = (held.bytes(), held.len());
         let full = held.is_full(rows.bytes()).then(|| std::mem::take(held));
         held.append(rows);
-        self.bytes = self.bytes + held.bytes() - before;
+        self.bytes = self.bytes + held.bytes() - before.0;
+        self.rows = self.rows + held.len() - before.1;
         full.map(|partition| (key, partition))
     }
 
@@ -73,6 +87,7 @@ impl Batches {
         {
             if let Some(partition) = self.partitions.remove(&key) {
                 self.bytes -= size;
+                self.rows -= partition.len();
                 taken.push((key, partition));
             }
         }
@@ -82,6 +97,7 @@ impl Batches {
     /// Takes everything out; the clock and the byte count begin anew.
     pub fn take_all(&mut self) -> Vec<(PartitionKey, Partition)> {
         self.bytes = 0;
+        self.rows = 0;
         self.received_bytes = 0;
         self.since = None;
         std::mem::take(&mut self.partitions).into_iter().collect()
@@ -91,11 +107,13 @@ impl Batches {
     pub fn drop_shard(&mut self, shard: &ShardKey) {
         self.partitions.retain(|key, _| key.shard != *shard);
         self.bytes = self.partitions.values().map(Partition::bytes).sum();
+        self.rows = self.partitions.values().map(Partition::len).sum();
     }
 
     /// When the age limit will be reached; `None` while nothing waits.
     pub fn due(&self, limits: &Limits) -> Option<Instant> {
-        self.since.map(|since| since + limits.flush_age)
+        let thin = self.partitions.len() > FILES_MAX && self.rows < self.partitions.len() * ROWS_FLOOR;
+        self.since.map(|since| since + if thin { limits.flush_age * STRETCH } else { limits.flush_age })
     }
 
     /// Whether the byte limit is reached.
@@ -143,6 +161,24 @@ mod tests {
         assert!(batches.bytes() <= 60_000);
         assert_eq!(batches.take_all().len(), 3);
         assert_eq!((batches.bytes(), batches.is_empty()), (0, true));
+    }
+
+    #[test]
+    fn many_thin_partitions_wait() {
+        let limits = Limits { mark_bytes: 1 << 30, flush_bytes: 1 << 30, flush_age: Duration::from_secs(60) };
+        let mut batches = Batches::default();
+        let start = Instant::now();
+        batches.note(1, start);
+        let pool = |n: usize| PartitionKey { identity_pool_id: format!("p:{n:x}").into(), ..key(1) };
+        (0..FILES_MAX).for_each(|n| assert!(batches.add(pool(n), rows(1)).is_none()));
+        assert_eq!(batches.due(&limits), Some(start + Duration::from_secs(60)), "few enough");
+        batches.add(pool(FILES_MAX), rows(1));
+        assert_eq!(batches.due(&limits), Some(start + Duration::from_secs(600)), "many and thin");
+        (0..ROWS_FLOOR * FILES_MAX + ROWS_FLOOR).for_each(|_| assert!(batches.add(pool(0), rows(1)).is_none()));
+        assert_eq!(batches.due(&limits), Some(start + Duration::from_secs(60)), "many and not thin");
+        batches.add(pool(FILES_MAX + 1), rows(1));
+        batches.take_largest(1_000_000);
+        assert_eq!(batches.due(&limits), Some(start + Duration::from_secs(600)), "the thick one has gone");
     }
 
     #[test]
