@@ -34,6 +34,13 @@ chaos: tools ## break a fleet of workers on purpose, CYCLES times (200), and let
 	$(VENV)/bin/python tests/tools/with_servers.py $(VENV)/bin/python tests/chaos/chaos.py fleet \
 		"$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/chaos --cycles $${CYCLES:-200} --plant
 
+fuzz: ## fuzz the decoder, the aggregate reader and the URL policy, SECONDS_EACH (60); needs nightly Rust
+	@test -x $(TOOLS)/fuzz/bin/cargo-fuzz || $(CARGO) install --locked --root $(TOOLS)/fuzz cargo-fuzz
+	for target in decoder aggregate url_policy; do \
+		PATH="$(CURDIR)/$(TOOLS)/fuzz/bin:$$PATH" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/fuzz" \
+		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$${SECONDS_EACH:-60} -print_final_stats=1; \
+	done
+
 bench-commits: tools ## commit latency with 1, 4 and 16 writers, on a folder and on the S3 server
 	$(CARGO) build --locked --features failpoints --example commit_bench
 	$(VENV)/bin/python tests/tools/with_servers.py tests/tools/commits.sh "$(CARGO_TARGET_DIR)/debug/examples/commit_bench"
@@ -61,4 +68,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check deny chaos bench-commits bench install tools clean
+.PHONY: help demo test check deny chaos fuzz bench-commits bench install tools clean

@@ -117,7 +117,7 @@ fn is_region(label: &str) -> bool {
     let letters = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
     match parts.as_slice() {
         [area, middle @ .., number] if !middle.is_empty() => {
-            area.len() == 2 && letters(area) && middle.iter().all(|m| letters(m)) && number.parse::<u8>().is_ok()
+            area.len() == 2 && letters(area) && middle.iter().all(letters) && number.parse::<u8>().is_ok()
         }
         _ => false,
     }

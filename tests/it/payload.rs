@@ -255,7 +255,7 @@ fn hidden_secrets_do_not_reach_the_quarantine() {
         plain.replace("X-Amz-Signature=", r"\u0058-Amz-Signature\u003d").into_bytes(),
         // The line break ends it in the midst of its last unit, as a file of such text would.
         plain.encode_utf16().flat_map(u16::to_le_bytes).filter(|b| *b != b'\n').collect(),
-        plain[..plain.len() - 10].as_bytes().to_vec(),
+        plain.as_bytes()[..plain.len() - 10].to_vec(),
         format!("{plain}{plain}").into_bytes(),
     ];
     std::fs::write(&events, lines.join(&b"\n"[..])).unwrap();

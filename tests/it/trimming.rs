@@ -17,10 +17,17 @@ use serde_json::{Value, json};
 use crate::harness::{count, ok, rows, synclake};
 
 #[derive(Default)]
+struct Shard {
+    parents: Vec<String>,
+    /// Sequence number and data.
+    records: Vec<(u64, String)>,
+    closed: bool,
+}
+
+#[derive(Default)]
 struct Stream {
     retention_hours: i64,
-    /// Shards by id: parents, records as (sequence number, data), whether it takes no more.
-    shards: BTreeMap<String, (Vec<String>, Vec<(u64, String)>, bool)>,
+    shards: BTreeMap<String, Shard>,
     behind_ms: i64,
 }
 
@@ -35,7 +42,7 @@ impl Stream {
                 "StreamCreationTimestamp": 1.0, "EnhancedMonitoring": [], "OpenShardCount": 1,
             }}),
             "ListShards" => {
-                let shard = |(id, (parents, _, closed)): (&String, &(Vec<String>, Vec<(u64, String)>, bool))| {
+                let shard = |(id, Shard { parents, closed, .. }): (&String, &Shard)| {
                     let mut range = json!({"StartingSequenceNumber": "1"});
                     if *closed {
                         range["EndingSequenceNumber"] = "999".into();
@@ -58,7 +65,7 @@ impl Stream {
             "GetRecords" => {
                 let (shard, after) = body["ShardIterator"].as_str().unwrap().split_once('/').unwrap();
                 let after: u64 = after.parse().unwrap();
-                let (_, records, closed) = &self.shards[shard];
+                let Shard { records, closed, .. } = &self.shards[shard];
                 let record = |(number, data): &(u64, String)| {
                     use base64_of::encode;
                     json!({"SequenceNumber": number.to_string(), "Data": encode(data.as_bytes()), "PartitionKey": "p",
@@ -147,7 +154,7 @@ async fn what_was_trimmed_unread_is_told_once() {
     let shards = |spec: &[(&str, &[&str], &[u64], bool)]| {
         let shard = |(id, parents, numbers, closed): &(&str, &[&str], &[u64], bool)| {
             let parents = parents.iter().map(|p| (*p).to_owned()).collect();
-            ((*id).to_owned(), (parents, numbers.iter().map(|n| event(*n)).collect(), *closed))
+            ((*id).to_owned(), Shard { parents, records: numbers.iter().map(|n| event(*n)).collect(), closed: *closed })
         };
         stream.lock().unwrap().shards = spec.iter().map(shard).collect();
     };

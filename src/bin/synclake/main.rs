@@ -8,9 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
 use synclake::config::{self, File, Unusable};
-use synclake::decode::Reason;
 use synclake::ingest::{self, Counters};
 use synclake::lake::{AwsSettings, Location, Store};
 
@@ -20,270 +19,13 @@ use synclake::source::kinesis::Kinesis;
 use synclake::source::{Retries, files, leases};
 use synclake::{extract, query, simulate, terminal};
 
+mod args;
+
+use args::{
+    AwsArgs, Cli, Command, ExtractArgs, FileFormat, IngestArgs, RedriveArgs, ReportFormat, SimulateArgs, VerifyArgs,
+};
+
 // The system's allocator: mimalloc kept 150 MiB more resident here and was no faster (docs/benchmarks.md).
-
-/// Amazon Cognito Sync streams into a Parquet lake, each record exactly once.
-#[derive(Debug, Parser)]
-#[command(
-    version,
-    propagate_version = true,
-    max_term_width = 110,
-    after_help = "\
-Examples:
-  synclake simulate --events 10000 --out events.ndjson      make up a stream
-  synclake ingest --source file:events.ndjson --lake lake   read it into a lake
-  synclake ingest --source kinesis:cognito --lake s3://bucket/lake
-  synclake extract --lake lake --date yesterday             write a daily extract
-  synclake-query --lake lake -c 'select * from current_state limit 5'
-
-Settings come from flags, then SYNCLAKE_… variables, then a TOML file (--config, or ./synclake.toml).
-Exit codes: 0 done, 1 failed, 2 usage."
-)]
-struct Cli {
-    /// Settings file.
-    #[arg(long, global = true, env = "SYNCLAKE_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Tell nothing on stderr but errors.
-    #[arg(long, short, global = true)]
-    quiet: bool,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Read a stream or files into a lake; run it again to go on where it stopped.
-    Ingest(IngestArgs),
-    /// Write the state at the end of a day, and the day's changes.
-    Extract(ExtractArgs),
-    /// Make up a realistic stream from a seed.
-    Simulate(SimulateArgs),
-    /// Look whether a lake is whole.
-    Verify(VerifyArgs),
-    /// Decode again what the quarantine holds, and move what now succeeds.
-    Redrive(RedriveArgs),
-}
-
-/// How AWS is reached. Region, credentials and endpoints otherwise come from where every AWS tool takes them.
-#[derive(Debug, Args)]
-struct AwsArgs {
-    /// AWS region.
-    #[arg(long, env = "SYNCLAKE_REGION", value_name = "REGION", help_heading = "AWS")]
-    region: Option<String>,
-    /// Endpoint of all AWS services, for private endpoints and local servers.
-    #[arg(long, env = "SYNCLAKE_ENDPOINT_URL", value_name = "URL", help_heading = "AWS")]
-    endpoint_url: Option<String>,
-    /// Named profile.
-    #[arg(long, env = "SYNCLAKE_PROFILE", value_name = "NAME", help_heading = "AWS")]
-    profile: Option<String>,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  synclake ingest --source file:events.ndjson.gz --lake lake
-  zcat *.gz | synclake ingest --source file:- --lake lake
-  synclake ingest --source kinesis:cognito --lake s3://bucket/lake --until-idle 1m
-  synclake ingest --source kinesis:cognito --lake s3://bucket/lake --lease-table dynamodb:synclake-cognito
-
-A file is known by its content: the same file is not read twice, one that has grown is continued.
-Start any number of workers with one --lease-table: they share the shards, and take over from those that die.
-SIGTERM and SIGINT commit what was read, give the leases back, and exit with 0.")]
-struct IngestArgs {
-    /// kinesis:<stream>, file:<path> (NDJSON; .gz and .zst too; a folder of them), or file:- for standard input.
-    #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
-    source: Option<String>,
-    /// s3://bucket/prefix, or a folder, made if it is not there.
-    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
-    lake: Option<String>,
-    /// Where to begin a stream that the lake does not know: trim-horizon (default), latest, or a time such as
-    /// 2026-11-20T00:00:00Z.
-    #[arg(long, env = "SYNCLAKE_FROM", value_name = "WHERE")]
-    from: Option<String>,
-    /// Stop once every shard had nothing to read for this long.
-    #[arg(long, env = "SYNCLAKE_UNTIL_IDLE", value_name = "DURATION")]
-    until_idle: Option<String>,
-    /// Bytes that may be buffered [default: 256MiB].
-    #[arg(long, env = "SYNCLAKE_MEMORY", value_name = "SIZE")]
-    memory: Option<String>,
-    /// Commit after this many bytes of records [default: 2GiB].
-    #[arg(long, env = "SYNCLAKE_FLUSH_BYTES", value_name = "SIZE")]
-    flush_bytes: Option<String>,
-    /// Commit after this long [default: 60s].
-    #[arg(long, env = "SYNCLAKE_FLUSH_AGE", value_name = "DURATION")]
-    flush_age: Option<String>,
-    /// Share the stream's shards with other workers: dynamodb:<table>, made if it is not there.
-    #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE", help_heading = "Fleet")]
-    lease_table: Option<String>,
-    /// A worker that was not seen to renew a lease for this long has lost it [default: 10s].
-    #[arg(long, env = "SYNCLAKE_LEASE_FAILOVER", value_name = "DURATION", help_heading = "Fleet")]
-    lease_failover: Option<String>,
-    /// This worker's name in the lease table [default: made from the machine's name].
-    #[arg(long, env = "SYNCLAKE_WORKER_ID", value_name = "NAME", help_heading = "Fleet")]
-    worker_id: Option<String>,
-    /// Begin a stream that the lake does not know where an application of the Kinesis Client Library stopped: the name
-    /// of its DynamoDB table, which is only read.
-    #[arg(long, value_name = "TABLE", help_heading = "Fleet")]
-    import_kcl_checkpoints: Option<String>,
-    /// A host beside S3's own from which oversize payloads may be fetched: host, host:port, http://host:port, *.suffix.
-    #[arg(long, env = "SYNCLAKE_PAYLOAD_HOSTS", value_name = "HOST", value_delimiter = ',', help_heading = "Payloads")]
-    payload_hosts: Option<Vec<String>>,
-    /// Bytes that a payload may have, unpacked [default: 16MiB].
-    #[arg(long, env = "SYNCLAKE_PAYLOAD_BYTES", value_name = "SIZE", help_heading = "Payloads")]
-    payload_bytes: Option<String>,
-    /// A payload that cannot be fetched is tried for this long, and no longer than its URL is good [default: 15m].
-    #[arg(long, env = "SYNCLAKE_PAYLOAD_PATIENCE", value_name = "DURATION", help_heading = "Payloads")]
-    payload_patience: Option<String>,
-    /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9464.
-    #[arg(long, env = "SYNCLAKE_METRICS", value_name = "ADDRESS", help_heading = "Monitoring")]
-    metrics: Option<String>,
-    #[command(flatten)]
-    aws: AwsArgs,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  synclake extract --lake lake --date 2026-11-20
-  synclake extract --lake s3://bucket/lake --date yesterday --out s3://bucket/extracts --format csv
-
-Running it again for a date replaces that date, all of it or nothing.")]
-struct ExtractArgs {
-    /// The day (UTC): YYYY-MM-DD, yesterday or today.
-    #[arg(long, value_name = "DATE", value_parser = extract::parse_date)]
-    date: chrono::NaiveDate,
-    /// The lake.
-    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
-    lake: Option<String>,
-    /// Also write files below this folder or s3:// prefix, with a _SUCCESS manifest.
-    #[arg(long, value_name = "URL")]
-    out: Option<String>,
-    /// Format of those files.
-    #[arg(long, value_enum, default_value = "parquet")]
-    format: FileFormat,
-    #[command(flatten)]
-    aws: AwsArgs,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  synclake verify --lake lake
-  synclake verify --lake s3://bucket/lake --format json
-
-Exits with 1 when something is wrong. Orphans are no fault: no reader of the table sees them, and the next ingest of
-their shard deletes them. Gaps (what the stream had trimmed before it was read) are told and are no fault either: the
-lake is whole without them, and a bulk publish brings their data back.")]
-struct VerifyArgs {
-    /// The lake.
-    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
-    lake: Option<String>,
-    /// How the report is written.
-    #[arg(long, value_enum, default_value = "human")]
-    format: ReportFormat,
-    #[command(flatten)]
-    aws: AwsArgs,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  synclake redrive --lake lake
-  synclake redrive --lake s3://bucket/lake --reason invalid_field --reason invalid_id --since 2026-11-01
-
-Run it after an upgrade whose decoder understands more. Each record is moved once, however often this is run or killed;
-what still cannot be decoded stays. It may run beside an ingest.")]
-struct RedriveArgs {
-    /// The lake.
-    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
-    lake: Option<String>,
-    /// Only records with this reason; may be given again.
-    #[arg(long, value_name = "REASON", value_parser = reason)]
-    reason: Vec<Reason>,
-    /// Only records that arrived at or after this: YYYY-MM-DD (UTC) or 2026-11-20T08:00:00Z.
-    #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
-    since: Option<chrono::DateTime<chrono::Utc>>,
-    #[command(flatten)]
-    aws: AwsArgs,
-}
-
-fn reason(text: &str) -> Result<Reason, String> {
-    let known = || Reason::ALL.map(Reason::as_str).join(", ");
-    Reason::parse(text).ok_or_else(|| format!("{text:?} is no reason; there are {}", known()))
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum ReportFormat {
-    Human,
-    Json,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum FileFormat {
-    Parquet,
-    Csv,
-    Ndjson,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  synclake simulate --events 200000 --seed 7 --out events.ndjson --oracle truth.ndjson
-  synclake simulate --events 1000 --to kinesis:cognito --endpoint-url http://127.0.0.1:4567")]
-struct SimulateArgs {
-    /// Synchronizations to make up; copies come on top.
-    #[arg(long, default_value_t = 10_000)]
-    events: u64,
-    /// Seed: the same seed and options give the same stream.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Identity pools.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pools: u32,
-    /// Identities.
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    identities: u32,
-    /// Days that the events are spread over.
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=36_500))]
-    days: u32,
-    /// First day.
-    #[arg(long, default_value = "2026-01-01", value_parser = extract::parse_date)]
-    start: chrono::NaiveDate,
-    /// Share of events that are delivered twice.
-    #[arg(long, default_value_t = 0.05, value_parser = share)]
-    duplicates: f64,
-    /// How many later events may overtake one.
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
-    reorder: u64,
-    /// Share of events that come very late.
-    #[arg(long, default_value_t = 0.01, value_parser = share)]
-    late: f64,
-    /// Share of events that remove a whole dataset.
-    #[arg(long, default_value_t = 0.005, value_parser = share)]
-    dataset_removals: f64,
-    /// Share of events that a bulk-publish copy of some user's datasets follows.
-    #[arg(long, default_value_t = 0.01, value_parser = share)]
-    bulk_copies: f64,
-    /// Typical length of a value, in characters.
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    value_chars: u32,
-    /// Write the stream to this file as NDJSON; - is standard output.
-    #[arg(long, value_name = "FILE", conflicts_with = "to")]
-    out: Option<String>,
-    /// Put the stream into kinesis:<stream>.
-    #[arg(long, value_name = "STREAM")]
-    to: Option<String>,
-    /// Write the true current state to this file as NDJSON.
-    #[arg(long, value_name = "FILE")]
-    oracle: Option<PathBuf>,
-    #[command(flatten)]
-    aws: AwsArgs,
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    let value = text.parse::<f64>().ok().filter(|v| (0.0..=1.0).contains(v));
-    value.ok_or_else(|| format!("{text:?} is no share between 0 and 1"))
-}
 
 fn main() -> ExitCode {
     let _failpoints = synclake::failpoint::setup();
@@ -311,7 +53,7 @@ fn run_on_large_stack(cli: Cli) -> Result<()> {
 async fn run(cli: Cli) -> Result<()> {
     let file = File::load(cli.config.as_deref())?;
     match cli.command {
-        Command::Ingest(args) => run_ingest(args, &file).await,
+        Command::Ingest(args) => run_ingest(*args, &file).await,
         Command::Extract(args) => run_extract(args, &file).await,
         Command::Simulate(args) => run_simulate(args, &file).await,
         Command::Verify(args) => run_verify(args, &file).await,
