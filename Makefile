@@ -32,7 +32,7 @@ deny: tools ## licences, bans and sources of all dependencies; advisories where 
 chaos: tools ## break a fleet of workers on purpose, CYCLES times (200), and let the checker judge
 	$(CARGO) build --locked --features failpoints --bins
 	$(VENV)/bin/python tests/tools/with_servers.py $(VENV)/bin/python tests/chaos/chaos.py fleet \
-		"$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/chaos --cycles $${CYCLES:-200} --plant
+		"$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/chaos --cycles $${CYCLES:-200} --life $${LIFE:-1} --plant
 
 fuzz: ## fuzz the decoder, the aggregate reader and the URL policy, SECONDS_EACH (60); needs nightly Rust
 	@test -x $(TOOLS)/fuzz/bin/cargo-fuzz || $(CARGO) install --locked --root $(TOOLS)/fuzz cargo-fuzz

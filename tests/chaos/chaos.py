@@ -2,7 +2,7 @@
 
     python chaos.py SCENARIO BINARY WORK_FOLDER [--cycles N] [--seed S]
 
-Scenarios: `fleet` (kills, pauses and faults, N cycles), `sigterm` (a signal at every failpoint), `recovery` (how long
+Scenarios: `fleet` (kills, pauses and faults, N cycles), `sigterm` and `sigkill` (at every failpoint), `recovery` (how long
 a fleet needs after a death), `credentials` (that expire), `everything` (whatever Cognito can send, N kills, a redrive), `memory` (many partitions, and an S3 that hangs). Servers come
 from SYNCLAKE_TEST_S3 and SYNCLAKE_TEST_KINESIS, as `with_servers.py` sets them. The last line on stdout is a JSON object of what was seen.
 """
@@ -67,7 +67,7 @@ class Arena:
     def __init__(self, options, shards=8, payloads=None):
         self.work = pathlib.Path(options.work)
         self.work.mkdir(parents=True, exist_ok=True)
-        self.binary = options.binary
+        self.binary, self.ambiguous = options.binary, options.ambiguous
         self.s3, kinesis = os.environ["SYNCLAKE_TEST_S3"], os.environ["SYNCLAKE_TEST_KINESIS"]
         port = lambda url: int(url.rsplit(":", 1)[1])
         self.name = f"chaos-{options.scenario}-{os.getpid()}"
@@ -91,6 +91,7 @@ class Arena:
     def fault(self):
         for proxy, rules in zip(self.proxies, (S3_FAULTS, KINESIS_FAULTS, DYNAMODB_FAULTS)):
             proxy.rules = [dict(rule) for rule in rules]
+        self.proxies[0].rules[0]["p"] = self.ambiguous
 
     def heal(self):
         for proxy in self.proxies:
@@ -157,13 +158,13 @@ def fleet(options):
         # Most of them come back under their old name, as in a set of named machines; the others are strangers.
         name = f"slot{slot}" if rng.random() < 0.75 else f"fresh{next(fresh)}"
         worker = arena.worker(f"slot{slot}")
-        plan = {"worker": worker, "began": time.monotonic(), "life": rng.uniform(0.2, 3.5), "paused": None}
+        plan = {"worker": worker, "began": time.monotonic(), "life": rng.uniform(0.2, 3.5) * options.life, "paused": None}
         how = rng.random()
         failpoints = None
         if how < 0.6:
             plan["how"] = point = rng.choice(FAILPOINTS)
-            failpoints = f"{point}={rng.choice([0, 0, 1, 3])}*off->1*return(kill)".replace("=0*off->", "=")
-            plan["life"] = 4.0
+            failpoints = f"{point}={int(rng.choice([0, 0, 1, 3]) * options.life)}*off->1*return(kill)".replace("=0*off->", "=")
+            plan["life"] = 4.0 * options.life
         elif how < 0.85:
             plan["how"] = "kill"
         elif how < 0.95:
@@ -242,6 +243,15 @@ def plant(arena):
 
 def sigterm(options):
     """At every failpoint: exit 0 within 30 s, leases given back, and in the end nothing lost."""
+    return each_failpoint(options, "terminate")
+
+
+def sigkill(options):
+    """Killed at every failpoint in turn, each time under the same name, and in the end nothing lost."""
+    return each_failpoint(options, "kill")
+
+
+def each_failpoint(options, action):
     arena = Arena(options, shards=2)
     arena.stream.put(30)
     arena.worker("first").start(more=["--until-idle", "1s"]).process.wait(120)
@@ -251,11 +261,11 @@ def sigterm(options):
         if point == "lease/create":
             arena.stream.reshard()
         worker = arena.worker(point.replace("/", "-"))
-        worker.start(f"{point}=1*return(terminate)")
+        worker.start(f"{point}=1*return({action})", ["--worker-id", "one"] if action == "kill" else [])
         began = time.monotonic()
         # Some points are only reached once the worker is told to stop anyway: giving a lease back is one of them.
         late = point.startswith("lease/give_back")
-        deadline = began + (1.0 if late else 30.0)
+        deadline = began + (4.0 if late else 30.0)
         while worker.alive() and time.monotonic() < deadline:
             arena.stream.put(1)
             time.sleep(0.1)
@@ -266,6 +276,11 @@ def sigterm(options):
         code = worker.process.wait(30)
         took = time.monotonic() - began
         slowest = max(slowest, took)
+        if action == "kill":
+            if code != -signal.SIGKILL:
+                sys.exit(f"{point}: exit {code}, not killed: {worker.log.read_text()[-2000:]}")
+            reached.append(point)
+            continue
         held = {k: o for k, (o, checkpoint) in arena.leases().items() if o and checkpoint != "SHARD_END"}
         if code != 0 or held:
             sys.exit(f"{point}: exit {code}, leases still held {held}: {worker.log.read_text()[-2000:]}")
@@ -476,12 +491,14 @@ def peak_of(process):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    scenarios = {"fleet": fleet, "sigterm": sigterm, "recovery": recovery, "credentials": credentials, "everything": everything, "memory": memory}
+    scenarios = {"fleet": fleet, "sigterm": sigterm, "sigkill": sigkill, "recovery": recovery, "credentials": credentials, "everything": everything, "memory": memory}
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("binary")
     parser.add_argument("work")
     parser.add_argument("--cycles", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--life", type=float, default=1, help="let workers of `fleet` live this many times longer")
+    parser.add_argument("--ambiguous", type=float, default=0.25, help="share of commits whose answer is lost")
     parser.add_argument("--plant", action="store_true", help="prove the checker on the lake that is left")
     options = parser.parse_args()
     print(json.dumps({"scenario": options.scenario, "seed": options.seed, **scenarios[options.scenario](options)}))

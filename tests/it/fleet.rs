@@ -46,6 +46,12 @@ fn a_fleet_that_is_broken_on_purpose_loses_and_doubles_nothing() {
 }
 
 #[test]
+fn sigkill_at_every_failpoint_loses_and_doubles_nothing() {
+    let summary = chaos("sigkill", &[]);
+    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 8);
+}
+
+#[test]
 fn sigterm_at_every_failpoint_gives_the_leases_back() {
     let summary = chaos("sigterm", &[]);
     assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 8);
