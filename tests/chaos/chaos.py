@@ -3,7 +3,8 @@
     python chaos.py SCENARIO BINARY WORK_FOLDER [--cycles N] [--seed S]
 
 Scenarios: `fleet` (kills, pauses and faults, N cycles), `sigterm` and `sigkill` (at every failpoint), `recovery` (how long
-a fleet needs after a death), `credentials` (that expire), `everything` (whatever Cognito can send, N kills, a redrive), `memory` (many partitions, and an S3 that hangs). Servers come
+a fleet needs after a death), `credentials` (that expire), `everything` (whatever Cognito can send, N kills, a redrive), `ambiguous`
+(N commits, half of whose answers are lost), `memory` (many partitions, and an S3 that hangs). Servers come
 from SYNCLAKE_TEST_S3 and SYNCLAKE_TEST_KINESIS, as `with_servers.py` sets them. The last line on stdout is a JSON object of what was seen.
 """
 
@@ -430,6 +431,29 @@ def everything(options):
     }
 
 
+def ambiguous(options):
+    """Four writers commit N times in all while half of the answers are lost: each commit is in the log once."""
+    writers, each = 4, options.cycles // 4
+    s3 = os.environ["SYNCLAKE_TEST_S3"]
+    bucket = f"chaos-ambiguous-{os.getpid()}"
+    make_bucket(s3, bucket)
+    proxy = FaultProxy(int(s3.rsplit(":", 1)[1]), options.seed).start()
+    proxy.rules = [{"name": "ambiguous commit", "match": S3_FAULTS[0]["match"], "do": "reset_after", "p": 0.5}]
+    bench = pathlib.Path(options.binary).parent / "examples" / "commit_bench"
+    env = {**os.environ, **lake_env(proxy.url, proxy.url, proxy.url)}
+    done = subprocess.run(
+        [bench, f"s3://{bucket}/lake", str(writers), str(each)], env=env, capture_output=True, text=True, check=True,
+    )
+    faults = []
+    objects = checker.load_s3(f"{s3}/{bucket}/lake")
+    table = checker.Table(objects, "sync_records", lambda invariant, text: faults.append(f"{invariant} {text}"))
+    checker.check_shard_steps(table, lambda add: {}, {}, lambda invariant, text: faults.append(f"{invariant} {text}"))
+    numbers = {app: value for app, value in table.txns.items() if app.count("/") == 2}
+    if set(numbers.values()) != {each + 1} or len(numbers) != writers or len(table.live) != writers * each:
+        faults.append(f"{numbers}, {len(table.live)} files: not every commit is there once")
+    return {**json.loads(done.stdout), "ambiguous": proxy.fired["ambiguous commit"], "faults": len(faults), "told": faults[:5]}
+
+
 def memory(options):
     """A thousand partitions are open at once; and S3 hangs while the stream goes on."""
     budget_kib = 64 * 1024
@@ -491,7 +515,7 @@ def peak_of(process):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    scenarios = {"fleet": fleet, "sigterm": sigterm, "sigkill": sigkill, "recovery": recovery, "credentials": credentials, "everything": everything, "memory": memory}
+    scenarios = {"fleet": fleet, "sigterm": sigterm, "sigkill": sigkill, "recovery": recovery, "credentials": credentials, "everything": everything, "ambiguous": ambiguous, "memory": memory}
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("binary")
     parser.add_argument("work")

@@ -5,6 +5,7 @@
 
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -18,8 +19,9 @@ TOOLS = ROOT / ".tools"
 
 
 def free_port(taken=set()):
-    # Below the range from which the system gives out ports by itself.
-    for port in range(21000, 32000):
+    # Below the range from which the system gives out ports by itself; in random order, because two runs that start at
+    # once would otherwise agree on one port, and one of them would find the other's server ready.
+    for port in random.sample(range(21000, 32000), 11000):
         if port in taken:
             continue
         with socket.socket() as probe:
