@@ -9,10 +9,13 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, AwsCredential};
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig};
 use url::Url;
 
 use super::LakeError;
+
+/// How long one request to S3 is tried, with jitter in between, before whoever asked hears of it.
+const RETRY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Root of a lake (or of an export): an object store, and the URL under which the tables live.
 #[derive(Clone)]
@@ -338,6 +341,8 @@ impl AwsSettings {
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(bucket)
             .with_region(region)
+            // Bounded by time: ten tries, the default, may be over in two seconds.
+            .with_retry(RetryConfig { max_retries: 100, retry_timeout: RETRY_PATIENCE, ..RetryConfig::default() })
             .with_credentials(Arc::new(Credentials { provider, last: tokio::sync::Mutex::new(None) }));
         // The more special setting wins, so that one flag for Kinesis does not redirect S3.
         let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|v| !v.is_empty());
