@@ -10,10 +10,12 @@ use rand_chacha::ChaCha8Rng;
 
 mod deliver;
 pub mod publish;
+pub mod wire;
 mod words;
 mod world;
 
 use deliver::Delivery;
+use wire::Wire;
 use world::World;
 
 /// What to simulate.
@@ -43,6 +45,8 @@ pub struct Options {
     pub bulk_copies: f64,
     /// Typical length of a value, in characters.
     pub value_chars: usize,
+    /// What becomes of events on their way.
+    pub wire: wire::Options,
 }
 
 /// What came out.
@@ -52,38 +56,46 @@ pub struct Produced {
     pub events: u64,
     /// Key changes in them.
     pub changes: u64,
+    /// Records that cannot be decoded.
+    pub undecodable: u64,
     /// Bytes of them.
     pub bytes: u64,
     /// Keys that are live at the end.
     pub live_keys: u64,
 }
 
-/// Makes the events in the order of their delivery, each with a partition key, and returns the world at the end.
+/// Makes the records in the order of their delivery, each with a partition key, and returns the world at the end.
 ///
 /// # Errors
-/// What `emit` returns.
-pub fn run<E>(options: &Options, mut emit: impl FnMut(&str, String) -> Result<(), E>) -> Result<(Produced, Truth), E> {
+/// What `emit` returns, or that a payload cannot be written.
+pub fn run<E: From<std::io::Error>>(
+    options: &Options,
+    mut emit: impl FnMut(&str, Vec<u8>) -> Result<(), E>,
+) -> Result<(Produced, Truth), E> {
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let mut world = World::new(options, &mut rng);
     let mut delivery = Delivery::new(options);
-    let mut produced = Produced { events: 0, changes: 0, bytes: 0, live_keys: 0 };
-    let mut send = |event: deliver::Event| {
-        produced.events += 1;
-        produced.changes += event.changes;
-        produced.bytes += event.json.len() as u64 + 1;
-        emit(&event.partition_key, event.json)
+    let mut wire = Wire::new(options.wire.clone(), options.seed);
+    let mut produced = Produced { events: 0, changes: 0, undecodable: 0, bytes: 0, live_keys: 0 };
+    let mut send = |record: wire::Record| {
+        produced.events += record.events;
+        produced.changes += record.changes;
+        produced.undecodable += u64::from(record.events == 0);
+        produced.bytes += record.data.len() as u64 + 1;
+        emit(&record.partition_key, record.data)
     };
     for index in 0..options.events {
         for event in world.step(index, &mut rng) {
             delivery.accept(event, index, &mut rng);
         }
         while let Some(event) = delivery.due(index) {
-            send(event)?;
+            wire.send(event)?.into_iter().try_for_each(&mut send)?;
         }
     }
     while let Some(event) = delivery.due(u64::MAX) {
-        send(event)?;
+        wire.send(event)?.into_iter().try_for_each(&mut send)?;
     }
+    wire.finish().into_iter().try_for_each(&mut send)?;
     produced.live_keys = world.live().count() as u64;
     Ok((produced, Truth(world)))
 }
@@ -133,6 +145,7 @@ mod tests {
             dataset_removals: 0.01,
             bulk_copies: 0.02,
             value_chars: 24,
+            wire: wire::Options::default(),
         }
     }
 
@@ -141,8 +154,8 @@ mod tests {
         let lines = |options: &Options| {
             let mut lines = Vec::new();
             let (produced, truth) = run(options, |_, json| {
-                lines.push(json);
-                Ok::<_, std::convert::Infallible>(())
+                lines.push(String::from_utf8(json).unwrap());
+                Ok::<_, std::io::Error>(())
             })
             .unwrap();
             let mut oracle = Vec::new();
@@ -158,5 +171,50 @@ mod tests {
         for line in &first {
             crate::decode::decode(line.as_bytes()).unwrap();
         }
+    }
+
+    /// The wire's options change how events travel, and nothing of what they say.
+    #[test]
+    fn the_wire_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let payloads =
+            wire::Payloads { share: 0.1, folder: folder.path().to_owned(), url: "http://127.0.0.1:9/p/".to_owned() };
+        let wire = wire::Options { aggregates: 0.2, poison: 0.05, payloads: Some(payloads) };
+        let mut plain = Vec::new();
+        run(&options(), |_, data| {
+            plain.push(crate::decode::decode(&data).unwrap().rows.len());
+            Ok::<_, std::io::Error>(())
+        })
+        .unwrap();
+        let (mut found, mut junk, mut aggregates, mut fetched) = (Vec::new(), 0, 0, 0);
+        let (produced, _) = run(&Options { wire, ..options() }, |_, data| {
+            let parts: Vec<_> = crate::decode::aggregate::parts(&data.into()).collect();
+            aggregates += usize::from(parts.len() > 1);
+            for part in parts {
+                let Some(url) = crate::decode::payload_url(&part.bytes) else {
+                    match crate::decode::decode(&part.bytes) {
+                        Ok(event) => found.push(event.rows.len()),
+                        Err(_) => junk += 1,
+                    }
+                    continue;
+                };
+                fetched += 1;
+                let name = url.split_once("/p/").unwrap().1.split_once('?').unwrap().0;
+                let body = std::fs::read(folder.path().join(name)).unwrap();
+                let mut text = String::new();
+                match name.ends_with(".gz") {
+                    true => drop(std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*body), &mut text)),
+                    false => text = String::from_utf8(body).unwrap(),
+                }
+                let records: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+                // An event without records leaves one row that tells of it.
+                found.push(records.len().max(1));
+            }
+            Ok::<_, std::io::Error>(())
+        })
+        .unwrap();
+        assert_eq!(found, plain);
+        assert!(aggregates > 20 && fetched > 100 && junk > 20, "{aggregates} {fetched} {junk}");
+        assert_eq!((produced.undecodable, produced.events), (junk, plain.len() as u64));
     }
 }

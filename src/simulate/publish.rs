@@ -1,4 +1,4 @@
-//! Simulated events into a Kinesis stream.
+//! Simulated records into a Kinesis stream.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub enum PublishError {
     },
 }
 
-/// Collects events and puts them in batches.
+/// Collects records and puts them in batches.
 #[derive(Debug)]
 pub struct Publisher {
     client: Client,
@@ -51,17 +51,17 @@ impl Publisher {
         Self { client: Client::new(&aws.load().await), stream: stream.to_owned(), batch: Vec::new(), bytes: 0 }
     }
 
-    /// Adds an event, and sends the batch when it is full.
+    /// Adds a record, and sends the batch when it is full.
     ///
     /// # Errors
     /// See [`PublishError`].
-    pub async fn put(&mut self, partition_key: &str, json: String) -> Result<(), PublishError> {
-        let size = json.len() + partition_key.len();
+    pub async fn put(&mut self, partition_key: &str, data: Vec<u8>) -> Result<(), PublishError> {
+        let size = data.len() + partition_key.len();
         if self.batch.len() == RECORDS_MAX || self.bytes + size > BYTES_MAX {
             self.flush().await?;
         }
         self.bytes += size;
-        let entry = PutRecordsRequestEntry::builder().data(Blob::new(json)).partition_key(partition_key).build();
+        let entry = PutRecordsRequestEntry::builder().data(Blob::new(data)).partition_key(partition_key).build();
         self.batch.push(entry.map_err(|e| self.refused(e))?);
         Ok(())
     }

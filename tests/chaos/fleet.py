@@ -214,13 +214,25 @@ class Stream:
                     if result.get("ErrorCode"):
                         again.append((entry, (data, truth)))
                         continue
-                    for part in truth:
-                        line = {"shard": result["ShardId"], "sequence_number": result["SequenceNumber"], **part}
-                        self.ledger.write(json.dumps(line) + "\n")
+                    self.note(result["ShardId"], result["SequenceNumber"], truth)
                     self.counts[result["ShardId"]] += 1
                     self.last[result["ShardId"]] = int(result["SequenceNumber"])
                 entries, batch = [e for e, _ in again], [t for _, t in again]
             self.ledger.flush()
+
+    def note(self, shard, number, truth):
+        for part in truth:
+            self.ledger.write(json.dumps({"shard": shard, "sequence_number": number, **part}) + "\n")
+
+    def records(self, shard):
+        """Everything that a shard holds."""
+        start = {"StreamName": self.name, "ShardId": shard, "ShardIteratorType": "TRIM_HORIZON"}
+        iterator = self._kinesis("GetShardIterator", **start)["ShardIterator"]
+        while iterator:
+            answer = self._kinesis("GetRecords", ShardIterator=iterator)
+            for record in answer["Records"]:
+                yield {**record, "Data": base64.b64decode(record["Data"])}
+            iterator = answer.get("NextShardIterator") if answer["Records"] or answer["MillisBehindLatest"] else None
 
     def reshard(self):
         """Splits a random open shard or merges two neighbours, so that there are always about eight."""

@@ -43,6 +43,7 @@ fn a_fleet_that_is_broken_on_purpose_loses_and_doubles_nothing() {
         assert!(summary[seen].as_u64().unwrap() > 0, "{summary}");
     }
     assert!(summary["faults_injected"]["ambiguous commit"].as_u64().unwrap() > 0, "{summary}");
+    assert_eq!(summary["orphans"], 0, "what the dead left is swept: {summary}");
 }
 
 #[test]
@@ -78,6 +79,21 @@ fn everything_that_cognito_can_send_arrives_once() {
     }
     assert_eq!(summary["moved_again"], 0, "{summary}");
     assert!(summary["left"].get("invalid_field").is_none(), "all of the poison was moved: {summary}");
+}
+
+/// The stream that `synclake simulate` makes for anyone, read by three workers that are killed.
+#[test]
+fn a_simulated_stream_with_everything_arrives_once() {
+    let summary = chaos("simulated", &["--cycles", "15"]);
+    assert_eq!(summary["state_is_truth"], true, "{summary}");
+    for seen in ["payloads", "aggregates", "quarantined"] {
+        assert!(summary[seen].as_u64().unwrap() > 5, "{summary}");
+    }
+    assert_eq!(summary["moved_again"], 0, "{summary}");
+    assert!(
+        summary["left"].get("invalid_field").is_none_or(|n| n.as_u64() < summary["quarantined"].as_u64()),
+        "{summary}"
+    );
 }
 
 /// The budget, and what the program needs beside it: code, threads, the encoder's own buffers.

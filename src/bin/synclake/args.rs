@@ -251,6 +251,21 @@ pub struct SimulateArgs {
     /// Typical length of a value, in characters.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub value_chars: u32,
+    /// Share of records that are aggregates of the Kinesis Producer Library; needs --to.
+    #[arg(long, default_value_t = 0.0, value_parser = share, help_heading = "Wire")]
+    pub aggregates: f64,
+    /// Share of records that are followed by one that nothing can decode.
+    #[arg(long, default_value_t = 0.0, value_parser = share, help_heading = "Wire")]
+    pub poison: f64,
+    /// Share of events whose records lie behind a URL; needs --payload-folder and --payload-url.
+    #[arg(long, default_value_t = 0.0, value_parser = share, help_heading = "Wire")]
+    pub oversize: f64,
+    /// Where the files behind those URLs are written.
+    #[arg(long, value_name = "FOLDER", help_heading = "Wire")]
+    pub payload_folder: Option<PathBuf>,
+    /// What those URLs begin with: where you serve that folder.
+    #[arg(long, value_name = "URL", help_heading = "Wire")]
+    pub payload_url: Option<String>,
     /// Write the stream to this file as NDJSON; - is standard output.
     #[arg(long, value_name = "FILE", conflicts_with = "to")]
     pub out: Option<String>,
