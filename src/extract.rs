@@ -15,6 +15,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::lake::parquet::{add, encode_batches, row_count_statistics};
+use crate::lake::part;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, replace};
 use crate::query::print::{Format, Printer};
@@ -189,11 +190,7 @@ impl Run<'_> {
         let fail = |source| LakeError::Parquet { action: "encode", path: path.clone(), source };
         let bytes = encode_batches(self.schema.clone(), &batches).map_err(fail)?;
         let size = bytes.len();
-        self.table.put_new(&path, bytes.clone()).await.map_err(|source| LakeError::Storage {
-            action: "write",
-            path: path.clone(),
-            source,
-        })?;
+        part::put(&self.table, &path, bytes.clone()).await?;
         let values = [("extract_date", date.clone()), ("pool", self.pool.clone())];
         let now_ms = Utc::now().timestamp_millis();
         self.files.push(add(path, &values, size, now_ms, row_count_statistics(rows)));

@@ -12,6 +12,7 @@ use object_store::ObjectStore;
 pub mod ledger;
 pub mod log;
 pub mod parquet;
+pub mod part;
 pub mod paths;
 pub mod replace;
 pub mod snapshot;

@@ -22,6 +22,7 @@
 //!
 //! `docs/architecture.md` is the map with its invariants.
 
+pub mod backoff;
 pub mod batch;
 pub mod budget;
 pub mod config;

@@ -48,6 +48,11 @@ impl SequenceNumber {
         self.0.len() == Self::DIGITS_MAX && self.0.bytes().all(|b| b == b'9')
     }
 
+    /// Whether a shard with this position was read to its end.
+    pub fn is_end_of(position: &Option<Self>) -> bool {
+        position.as_ref().is_some_and(Self::is_shard_end)
+    }
+
     /// The number before this one; `None` for zero.
     pub fn before(&self) -> Option<Self> {
         let mut digits = self.0.as_bytes().to_vec();

@@ -161,6 +161,8 @@ fn utf16(bytes: &[u8]) -> Option<String> {
 
 /// The bytes with every escaped letter, digit, `-` and `=` (`\u0058`) written out; `None` when there is none.
 pub(super) fn unescaped(bytes: &[u8]) -> Option<Vec<u8>> {
+    // Asked of every record: without an escape nothing is copied.
+    memchr::memmem::find(bytes, b"\\u00")?;
     let mut out = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     let mut found = false;

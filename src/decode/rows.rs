@@ -66,6 +66,16 @@ pub struct Row<'a> {
     pub extra: Option<String>,
 }
 
+impl Event<'_> {
+    /// The UTC days of its rows' server dates, each once: the partitions that it belongs to.
+    pub fn dates(&self) -> Vec<NaiveDate> {
+        let mut dates: Vec<NaiveDate> = self.rows.iter().map(Row::event_date).collect();
+        dates.sort_unstable();
+        dates.dedup();
+        dates
+    }
+}
+
 impl Row<'_> {
     /// The UTC day of the server date.
     pub fn event_date(&self) -> NaiveDate {

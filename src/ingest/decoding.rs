@@ -98,10 +98,7 @@ struct Partitions {
 impl Partitions {
     fn push(&mut self, record: &Record, sub_sequence: Option<i64>, event: &Event<'_>) {
         let meta = Meta { sequence_number: &record.sequence_number, sub_sequence, arrived_at: record.arrived_at };
-        let mut dates: Vec<NaiveDate> = event.rows.iter().map(|row| row.event_date()).collect();
-        dates.sort_unstable();
-        dates.dedup();
-        for date in dates {
+        for date in event.dates() {
             self.partition(&event.identity_pool_id, date).push(&meta, event, |d| d == date);
         }
     }

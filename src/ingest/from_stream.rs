@@ -187,9 +187,8 @@ impl Run {
         let ledger = self.progress(stream);
         let mut begin = Vec::new();
         for shard in gained {
-            let ended = |p: &Progress| p.position.as_ref().is_some_and(SequenceNumber::is_shard_end);
             match known.ready.get(&shard) {
-                _ if ledger.get(&shard).is_some_and(ended) => {
+                _ if ledger.get(&shard).is_some_and(Progress::is_ended) => {
                     if let Some(keeper) = &self.keeper {
                         keeper.reached(&shard, &SequenceNumber::shard_end());
                     }
@@ -217,7 +216,7 @@ impl Run {
         }
         for (shard, state) in self.writer.acquire(&shards).await? {
             let Some(sink) = self.sink.clone() else { break };
-            if state.position.as_ref().is_some_and(SequenceNumber::is_shard_end) {
+            if SequenceNumber::is_end_of(&state.position) {
                 self.writer.drop_shard(&shard);
                 continue;
             }
@@ -247,7 +246,7 @@ async fn beginnings(stream: &Stream, listed: &[Listed], now_ms: i64) -> Result<V
         let mut found = Vec::new();
         for (shard, place) in imported {
             // An end that the stream has forgotten tells nothing; an open shard that it has forgotten is a gap.
-            let ended = place.position.as_ref().is_some_and(SequenceNumber::is_shard_end);
+            let ended = SequenceNumber::is_end_of(&place.position);
             if names.contains(&shard) || !ended {
                 found.push(Beginning { shard, from: place.from, position: place.position });
             }

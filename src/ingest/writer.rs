@@ -11,9 +11,9 @@
 //! the main position. Their records come again; **invariant: a record that the quarantine holds is skipped**, whatever
 //! a second decoding would make of it, so it is never in both places.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use deltalake::kernel::Add;
 use tokio::task::JoinSet;
@@ -25,19 +25,21 @@ use crate::budget::Reservation;
 use crate::failpoint;
 use crate::lake::ledger::{Beginning, Ledger, ShardState, new_token};
 use crate::lake::tables::Table;
-use crate::lake::{Store, snapshot, sweep};
+use crate::lake::{Store, snapshot};
 use crate::source::{Hold, Reached, SequenceNumber, ShardKey, StartAt};
+
+use sweeping::Sweeper;
 
 mod commits;
 mod files;
 mod gaps;
 mod rejects;
-
-/// How long one file is tried, beyond the store's own retries.
-const PUT_PATIENCE: Duration = Duration::from_secs(600);
+mod sweeping;
 
 /// Shards without records are committed this often all the same, so that the ledger tells up to when there were none.
 const QUIET_COMMIT_MS: i64 = 3_600_000;
+
+type States = BTreeMap<ShardKey, ShardState>;
 
 /// What this worker holds of a shard.
 #[derive(Debug)]
@@ -90,7 +92,9 @@ pub struct Writer {
     rejected_bytes: usize,
     counters: Arc<Counters>,
     encoders: usize,
-    /// Sweeps and checkpoints of the log, beside the work.
+    /// Of `sync_records` and `quarantine`.
+    sweepers: (Sweeper, Sweeper),
+    /// Checkpoints of the log, beside the work.
     chores: JoinSet<()>,
 }
 
@@ -103,6 +107,7 @@ impl Writer {
         let (quarantine, ledger) =
             tokio::try_join!(Ledger::open(&lake, Table::Quarantine), Ledger::open(&lake, Table::SyncRecords))?;
         Ok(Self {
+            sweepers: (Sweeper::new(&lake, Table::SyncRecords), Sweeper::new(&lake, Table::Quarantine)),
             lake,
             ledger,
             quarantine,
@@ -151,7 +156,7 @@ impl Writer {
     ///
     /// # Errors
     /// The lake cannot be read or written.
-    pub async fn begin(&mut self, beginnings: &[Beginning]) -> Result<bool, IngestError> {
+    pub async fn begin(&mut self, beginnings: &[Beginning]) -> Result<(), IngestError> {
         Ok(self.ledger.begin(beginnings, self.token).await?)
     }
 
@@ -165,10 +170,7 @@ impl Writer {
     ) -> Result<Vec<(ShardKey, ShardState)>, IngestError> {
         let mut quarantine = self.quarantine.fence(shards, self.token).await?;
         let fenced = self.ledger.fence(shards, self.token).await?;
-        let fences = fenced.iter().map(|(shard, state)| (shard.clone(), state.number)).collect();
-        let quarantine_fences = quarantine.iter().map(|(shard, state)| (shard.clone(), state.number)).collect();
-        self.sweep(Table::SyncRecords, fences);
-        self.sweep(Table::Quarantine, quarantine_fences);
+        self.sweep_behind(shards, &fenced, &quarantine);
         for (shard, state) in &fenced {
             let Some(quarantine) = quarantine.remove(shard) else { continue };
             let ahead = quarantine.position.is_some() && quarantine.position > state.position;
@@ -193,21 +195,27 @@ impl Writer {
 
     /// Waits for what runs beside the work.
     pub async fn finish(&mut self) {
+        tokio::join!(self.sweepers.0.finish(), self.sweepers.1.finish());
         while self.chores.join_next().await.is_some() {}
     }
 
-    /// Sweeps beside the work: nothing waits for it, and nothing depends on it.
-    fn sweep(&mut self, table: Table, fences: BTreeMap<ShardKey, u64>) {
-        let store = table.store(&self.lake);
-        self.chores.spawn(async move {
-            failpoint::hit("sweep/before");
-            match sweep::sweep(&store, &fences).await {
-                Ok(0) => {}
-                Ok(files) => tracing::info!(table = table.name(), files, "deleted files that no commit lists"),
-                Err(error) => tracing::warn!(table = table.name(), error = %error, "cannot sweep; leftovers stay"),
+    /// Sweeps the shards that were taken over; and those of the same streams that ended, because nobody will take them
+    /// over any more. Whoever committed the end of a shard had fenced it in both ledgers, so the numbers there are last.
+    fn sweep_behind(&mut self, shards: &[(ShardKey, StartAt)], fenced: &States, quarantine: &States) {
+        let streams: BTreeSet<&str> = shards.iter().map(|(shard, _)| shard.stream()).collect();
+        let known = streams.into_iter().flat_map(|stream| self.ledger.shards(stream));
+        let ended: Vec<(ShardKey, ShardState)> = known.filter(|(_, state)| state.is_ended()).collect();
+        let number = |(shard, state): (&ShardKey, &ShardState)| (shard.clone(), state.number);
+        let mut fences: BTreeMap<ShardKey, u64> = fenced.iter().map(number).collect();
+        let mut quarantine_fences: BTreeMap<ShardKey, u64> = quarantine.iter().map(number).collect();
+        for (shard, state) in ended {
+            if let Some(state) = self.quarantine.state(&shard) {
+                quarantine_fences.insert(shard.clone(), state.number);
             }
-            failpoint::hit("sweep/after");
-        });
+            fences.insert(shard, state.number);
+        }
+        self.sweepers.0.ask(fences);
+        self.sweepers.1.ask(quarantine_fences);
     }
 
     /// Takes a decoded chunk. Chunks of a shard come in order.

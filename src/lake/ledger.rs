@@ -39,32 +39,20 @@ use tokio::time::Instant;
 use super::log::{self, Transactions};
 use super::tables::Table;
 use super::{LakeError, Store, paths};
+use crate::backoff::Backoff;
 use crate::failpoint;
 use crate::source::{SequenceNumber, ShardKey, StartAt};
 
 mod once;
+mod state;
+
+use state::encode_state;
+pub use state::{ShardState, decode_state};
 
 /// How long a commit is tried before the caller hears of it. A cap on time, because a count says nothing.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Versions between two checkpoints of the log; fewer where tests kill in the midst of one.
 const CHECKPOINT_EVERY: u64 = if cfg!(feature = "failpoints") { 20 } else { 100 };
-const LIMB_DIGITS: usize = 18;
-
-/// What the ledger knows of a shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShardState {
-    /// Commits of this shard so far, fences included.
-    pub number: u64,
-    /// Token of the owner.
-    pub owner: u64,
-    /// The last committed position; `None` when nothing was read yet.
-    pub position: Option<SequenceNumber>,
-    /// Where the shard is begun as long as there is no position.
-    pub from: StartAt,
-    /// Every record that arrived before this was received, in milliseconds since the epoch; 0 where nothing is known.
-    /// What a stream's retention trims after it was never read.
-    pub read_to_ms: i64,
-}
 
 /// Where a shard enters the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +88,16 @@ pub enum Outcome {
     },
     /// Nothing was committed: these shards belong to another owner now.
     Fenced(Vec<ShardKey>),
+}
+
+/// How the loop under every commit ended.
+enum Published {
+    Done {
+        version: u64,
+        conflicts: u32,
+    },
+    /// What the commit rests on does not hold any more.
+    Refused,
 }
 
 /// The ledger of one table for one writer.
@@ -153,12 +151,11 @@ impl Ledger {
 
     /// Enters shards that the ledger does not know yet, all of them in one commit or none.
     ///
-    /// So that several workers that start at once agree on where a stream begins: the first one's word stands. Returns
-    /// whether it was ours.
+    /// So that several workers that start at once agree on where a stream begins: the first one's word stands.
     ///
     /// # Errors
     /// The store failed for too long, or the log is corrupt.
-    pub async fn begin(&mut self, beginnings: &[Beginning], token: u64) -> Result<bool, LakeError> {
+    pub async fn begin(&mut self, beginnings: &[Beginning], token: u64) -> Result<(), LakeError> {
         self.refresh().await?;
         let step = |b: &Beginning| {
             let next =
@@ -166,7 +163,7 @@ impl Ledger {
             Step { shard: b.shard.clone(), expected: None, next }
         };
         let steps: Vec<Step> = beginnings.iter().map(step).collect();
-        Ok(matches!(self.commit(Vec::new(), &steps).await?, Outcome::Committed { .. }))
+        self.commit(Vec::new(), &steps).await.map(drop)
     }
 
     /// Takes shards over, whoever holds them: number + 1, the new token, the position unchanged.
@@ -207,15 +204,37 @@ impl Ledger {
     /// The store failed for longer than five minutes, or the log is corrupt. The outcome is then unknown to the caller
     /// and known to the log; starting over from the log is always right.
     pub async fn commit(&mut self, files: Vec<Add>, steps: &[Step]) -> Result<Outcome, LakeError> {
-        let (before, after) = self.failpoints(&files);
-        let bytes = self.encode(files, steps)?;
+        let failpoints = self.failpoints(&files);
+        let ids = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)).collect();
+        let lost = |known: &Transactions, s: &Step| decode_state(known, &s.shard) != s.expected;
+        let free = |known: &Transactions| !steps.iter().any(|s| lost(known, s));
+        Ok(match self.publish(files, ids, failpoints, free).await? {
+            Published::Done { version, conflicts } => Outcome::Committed { version, conflicts },
+            Published::Refused => {
+                let lost = steps.iter().filter(|s| lost(&self.known, s));
+                Outcome::Fenced(lost.map(|s| s.shard.clone()).collect())
+            }
+        })
+    }
+
+    /// The loop under every commit: writes files and transaction ids for the next version, as long as `free` holds of
+    /// what the log says; and reads the log back after every failure, by the table at the top.
+    ///
+    /// The ids tell the commit from every other one: some of them are made for it alone.
+    async fn publish(
+        &mut self,
+        files: Vec<Add>,
+        ids: Vec<(String, i64)>,
+        (before, after): (&str, &str),
+        free: impl Fn(&Transactions) -> bool,
+    ) -> Result<Published, LakeError> {
+        let bytes = self.encode(files, &ids)?;
         let began = Instant::now();
         let mut conflicts = 0;
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::new(10, 2_000);
         loop {
-            let lost: Vec<_> = steps.iter().filter(|s| self.state(&s.shard) != s.expected).collect();
-            if !lost.is_empty() {
-                return Ok(Outcome::Fenced(lost.into_iter().map(|s| s.shard.clone()).collect()));
+            if !free(&self.known) {
+                return Ok(Published::Refused);
             }
             let version = self.known.version + 1;
             failpoint::hit(before);
@@ -223,8 +242,9 @@ impl Ledger {
             failpoint::hit(after);
             let failure = match put {
                 Ok(()) => {
-                    self.apply(version, steps);
-                    return Ok(Outcome::Committed { version, conflicts });
+                    self.known.ids.extend(ids);
+                    self.known.version = version;
+                    return Ok(Published::Done { version, conflicts });
                 }
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                     conflicts += 1;
@@ -246,12 +266,12 @@ impl Ledger {
             // A lost race needs no pause when the log moved: whoever won has made progress, and whoever waits would
             // only lose again to those who do not. An error does.
             let before = self.known.version;
-            let read = self.read_back(steps).await;
+            let read = self.read_back(&ids).await;
             if let Ok(Some(version)) = read {
-                return Ok(Outcome::Committed { version, conflicts });
+                return Ok(Published::Done { version, conflicts });
             }
             if failure.is_some() || read.is_err() || self.known.version == before {
-                backoff.pause().await;
+                tokio::time::sleep(backoff.spread()).await;
             }
             if let Err(error) = read {
                 if matches!(error, LakeError::Log { .. }) {
@@ -274,13 +294,13 @@ impl Ledger {
         due
     }
 
-    /// Reads forward, and returns the version at which all the steps were taken, if there is one.
+    /// Reads forward, and returns the version at which all the ids were as given, if there is one.
     ///
     /// Looks after every single commit: a later one may already have moved a shard on, by its next owner.
-    async fn read_back(&mut self, steps: &[Step]) -> Result<Option<u64>, LakeError> {
+    async fn read_back(&mut self, ids: &[(String, i64)]) -> Result<Option<u64>, LakeError> {
         let mut found = None;
         while log::read_next(&self.store, &mut self.known).await? {
-            if steps.iter().all(|s| self.state(&s.shard).as_ref() == Some(&s.next)) {
+            if ids.iter().all(|(id, version)| self.known.ids.get(id) == Some(version)) {
                 found = Some(self.known.version);
             }
         }
@@ -296,96 +316,21 @@ impl Ledger {
         }
     }
 
-    fn apply(&mut self, version: u64, steps: &[Step]) {
-        self.known.ids.extend(steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)));
-        self.known.version = version;
-    }
-
-    fn encode(&self, files: Vec<Add>, steps: &[Step]) -> Result<Bytes, LakeError> {
+    fn encode(&self, files: Vec<Add>, ids: &[(String, i64)]) -> Result<Bytes, LakeError> {
         let mut actions: Vec<Action> = files.into_iter().map(Action::Add).collect();
-        let ids = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next));
-        actions.extend(ids.map(|(id, version)| Action::Txn(Transaction::new(id, version))));
-        encode_actions(self.table, &self.store, actions)
+        actions.extend(ids.iter().map(|(id, version)| Action::Txn(Transaction::new(id.clone(), *version))));
+        let partition_by = self.table.partition_columns().iter().map(|c| (*c).to_owned()).collect();
+        let operation =
+            DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None };
+        CommitData::new(actions, operation, Default::default(), Vec::new())
+            .get_bytes()
+            .map_err(|e| LakeError::delta("encode commit of", &self.store, e.into()))
     }
-}
-
-fn encode_actions(table: Table, store: &Store, actions: Vec<Action>) -> Result<Bytes, LakeError> {
-    let partition_by = table.partition_columns().iter().map(|c| (*c).to_owned()).collect();
-    let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None };
-    CommitData::new(actions, operation, Default::default(), Vec::new())
-        .get_bytes()
-        .map_err(|e| LakeError::delta("encode commit of", store, e.into()))
-}
-
-fn app_id(shard: &ShardKey) -> String {
-    format!("ingest/{}/{}", shard.stream(), shard.shard())
-}
-
-fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
-    let id = app_id(shard);
-    let from = match state.from {
-        StartAt::TrimHorizon => 0,
-        StartAt::Timestamp(ms) => ms.max(1),
-    };
-    let mut ids = vec![
-        (format!("{id}/owner"), i64::try_from(state.owner).unwrap_or(i64::MAX)),
-        (format!("{id}/from"), from),
-        (format!("{id}/read_to"), state.read_to_ms),
-    ];
-    if let Some(position) = &state.position {
-        let digits = format!("{:0>width$}", position.as_str(), width = LIMB_DIGITS * 4);
-        ids.extend((0..4).map(|limb| {
-            let part = &digits[limb * LIMB_DIGITS..(limb + 1) * LIMB_DIGITS];
-            (format!("{id}/seq{limb}"), part.parse().unwrap_or_default())
-        }));
-    }
-    ids.push((id, i64::try_from(state.number).unwrap_or(i64::MAX)));
-    ids
-}
-
-/// The state of a shard in what was read of a log.
-pub fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState> {
-    let id = app_id(shard);
-    let get = |suffix: &str| known.ids.get(&format!("{id}{suffix}")).copied();
-    let number = get("")?;
-    let limbs: Option<Vec<i64>> = (0..4).map(|limb| get(&format!("/seq{limb}"))).collect();
-    let position = limbs.and_then(|limbs| {
-        let digits: String = limbs.iter().map(|l| format!("{l:0LIMB_DIGITS$}")).collect();
-        let digits = digits.trim_start_matches('0');
-        SequenceNumber::parse(if digits.is_empty() { "0" } else { digits })
-    });
-    let from = match get("/from").unwrap_or(0) {
-        0 => StartAt::TrimHorizon,
-        ms => StartAt::Timestamp(ms),
-    };
-    Some(ShardState {
-        number: u64::try_from(number).ok()?,
-        owner: u64::try_from(get("/owner")?).ok()?,
-        position,
-        from,
-        // Logs of before this was kept have no such id.
-        read_to_ms: get("/read_to").unwrap_or(0),
-    })
 }
 
 /// A fresh owner token: 63 bits, because a transaction id's version is an i64.
 pub fn new_token() -> u64 {
     rand::rng().random::<u64>() >> 1
-}
-
-/// Full-jitter exponential backoff, from 10 ms to 2 s.
-struct Backoff(u64);
-
-impl Backoff {
-    fn new() -> Self {
-        Self(10)
-    }
-
-    async fn pause(&mut self) {
-        let ms = rand::rng().random_range(1..=self.0);
-        self.0 = (self.0 * 2).min(2_000);
-        tokio::time::sleep(Duration::from_millis(ms)).await;
-    }
 }
 
 #[cfg(test)]
@@ -408,26 +353,6 @@ mod tests {
     fn advance(shard: &ShardKey, state: &ShardState, to: &str) -> Step {
         let next = ShardState { number: state.number + 1, position: Some(position(to)), ..state.clone() };
         Step { shard: shard.clone(), expected: Some(state.clone()), next }
-    }
-
-    #[test]
-    fn positions_survive_the_limbs() {
-        let seq = "49590338271490256608559692538361571095921575989136588898";
-        for digits in ["0", "7", "1000000000000000000", seq, &"9".repeat(72)] {
-            let state = ShardState {
-                number: 3,
-                owner: 5,
-                position: Some(position(digits)),
-                from: StartAt::Timestamp(9),
-                read_to_ms: 1_424_801_824_343,
-            };
-            let known = Transactions {
-                version: 1,
-                checkpoint: None,
-                ids: encode_state(&shard("a"), &state).into_iter().collect(),
-            };
-            assert_eq!(decode_state(&known, &shard("a")), Some(state));
-        }
     }
 
     #[tokio::test]
@@ -458,7 +383,7 @@ mod tests {
         let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
         let held = ledger.fence(&[(key.clone(), StartAt::TrimHorizon)], 1).await.unwrap().remove(&key).unwrap();
         let step = advance(&key, &held, "10");
-        let bytes = ledger.encode(Vec::new(), std::slice::from_ref(&step)).unwrap();
+        let bytes = ledger.encode(Vec::new(), &encode_state(&step.shard, &step.next)).unwrap();
         let stored = ledger.version() + 1;
         ledger.store.put_new(&paths::commit(stored), bytes).await.unwrap();
         let outcome = ledger.commit(Vec::new(), &[step]).await.unwrap();
@@ -496,7 +421,8 @@ mod tests {
         let both = [(a.clone(), StartAt::TrimHorizon), (b.clone(), StartAt::TrimHorizon)];
         let held = ledger.fence(&both, 1).await.unwrap();
         let steps = [advance(&a, &held[&a], "10"), advance(&b, &held[&b], "20")];
-        let bytes = ledger.encode(Vec::new(), &steps).unwrap();
+        let ids: Vec<_> = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)).collect();
+        let bytes = ledger.encode(Vec::new(), &ids).unwrap();
         let stored = ledger.version() + 1;
         ledger.store.put_new(&paths::commit(stored), bytes).await.unwrap();
         let mut other = Ledger::open(&lake, Table::SyncRecords).await.unwrap();

@@ -1,8 +1,8 @@
 //! Deleting what a crashed owner wrote and never committed.
 //!
-//! **Invariant: a file is deleted only if ingest named it for a shard that we fenced, for a commit whose number is at
-//! most the fence's, and no commit lists it.** No such commit can succeed any more. Our own files have higher numbers,
-//! and files of other shards are not ours to judge.
+//! **Invariant: a file is deleted only if ingest named it for a shard that we fenced or that ended, for a commit whose
+//! number is at most the one that the shard has then, and no commit lists it.** No such commit can succeed any more. Our
+//! own files have higher numbers, and files of other shards are not ours to judge.
 
 use std::collections::BTreeMap;
 
@@ -16,15 +16,27 @@ use crate::source::ShardKey;
 /// The store failed, or the credentials may not list or delete. Nothing depends on it: the leftovers stay invisible.
 pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<usize, LakeError> {
     let fences: BTreeMap<String, u64> = fences.iter().map(|(shard, number)| (shard.to_string(), *number)).collect();
-    let listed = table.list("").await?;
-    let candidates: Vec<String> = listed
-        .into_iter()
-        .map(|(path, _)| path)
-        .filter(|path| {
-            let name = path.rsplit('/').next().and_then(|name| PartName::parse(published_name(name)));
-            name.is_some_and(|name| fences.get(&name.shard).is_some_and(|fence| name.number <= *fence))
-        })
-        .collect();
+    let is_behind = |name: &str| {
+        let name = PartName::parse(published_name(name));
+        name.is_some_and(|name| fences.get(&name.shard).is_some_and(|fence| name.number <= *fence))
+    };
+    delete_unlisted(table, is_behind).await
+}
+
+/// Deletes the files of attempts at a commit that was made: those named `<stem>-…` that no commit lists.
+///
+/// Sound for a commit that happens once ([`super::ledger::Ledger::commit_once`]): no other attempt can succeed any more.
+///
+/// # Errors
+/// As [`sweep`].
+pub async fn sweep_attempts(table: &Store, stem: &str) -> Result<usize, LakeError> {
+    delete_unlisted(table, |name| published_name(name).strip_prefix(stem).is_some_and(|rest| rest.starts_with('-')))
+        .await
+}
+
+async fn delete_unlisted(table: &Store, is_candidate: impl Fn(&str) -> bool) -> Result<usize, LakeError> {
+    let listed = table.list("").await?.into_iter().map(|(path, _)| path);
+    let candidates: Vec<String> = listed.filter(|path| path.rsplit('/').next().is_some_and(&is_candidate)).collect();
     if candidates.is_empty() {
         return Ok(0);
     }

@@ -19,22 +19,19 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
-use bytes::Bytes;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use deltalake::kernel::Add;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Serialize;
 
 use super::verify::comparable;
-use crate::batch::columns::Sorted;
 use crate::batch::{Meta, Partition, PartitionKey};
 use crate::decode::{Reason, decode};
 use crate::failpoint;
 use crate::lake::ledger::{Ledger, new_token};
-use crate::lake::parquet::{add, delta_statistics, encode_batches, encode_sorted, row_count_statistics};
-use crate::lake::paths::{pool_partition, sync_records_partition};
+use crate::lake::part::{write_batch, write_sorted};
 use crate::lake::tables::Table;
-use crate::lake::{LakeError, Store, replace, snapshot};
+use crate::lake::{LakeError, Store, replace, snapshot, sweep};
 use crate::source::{SequenceNumber, ShardKey};
 
 /// What to look at.
@@ -81,6 +78,8 @@ pub async fn run(lake: &Store, options: &Options) -> Result<Report, LakeError> {
         if is_apart(&path) {
             // Of a run that was killed; it goes on whatever was asked for now.
             finish(lake, &mut ledger, &path, &held, &mut report).await?;
+            let name = path.rsplit('/').next().unwrap_or(&path);
+            sweep::sweep_attempts(&Table::SyncRecords.store(lake), stem(name)).await?;
             continue;
         }
         let chosen = choose(&held, &ledger, options, &mut report)?;
@@ -92,6 +91,10 @@ pub async fn run(lake: &Store, options: &Options) -> Result<Report, LakeError> {
         }
     }
     Ok(report)
+}
+
+fn stem(name: &str) -> &str {
+    name.trim_end_matches(".parquet")
 }
 
 fn is_apart(path: &str) -> bool {
@@ -210,25 +213,9 @@ async fn set_apart(
 }
 
 async fn write(lake: &Store, path: &str, rows: &RecordBatch) -> Result<Add, LakeError> {
-    let fail = |source| LakeError::Parquet { action: "encode", path: path.to_owned(), source };
-    let bytes = encode_batches(rows.schema(), std::slice::from_ref(rows)).map_err(fail)?;
-    let size = bytes.len();
-    put(&Table::Quarantine.store(lake), path, bytes).await?;
     let date = path.split('/').find_map(|part| part.strip_prefix("arrived_date=")).unwrap_or_default();
     let values = [("arrived_date", date.to_owned())];
-    Ok(add(path.to_owned(), &values, size, Utc::now().timestamp_millis(), row_count_statistics(rows.num_rows())))
-}
-
-async fn put(store: &Store, path: &str, bytes: Bytes) -> Result<(), LakeError> {
-    let size = bytes.len() as u64;
-    match store.put_new(path, bytes).await {
-        Ok(()) => Ok(()),
-        // The name is one of a kind: what is there whole is ours, its answer lost.
-        Err(source) => match store.size(path).await {
-            Ok(Some(found)) if found == size => Ok(()),
-            _ => Err(LakeError::Storage { action: "write", path: format!("{}{path}", store.url()), source }),
-        },
-    }
+    write_batch(&Table::Quarantine.store(lake), path.to_owned(), &values, rows).await
 }
 
 /// Steps 2 and 3.
@@ -252,9 +239,14 @@ async fn finish(
         }
         let (files, rows) = encode(lake, name, &records).await?;
         failpoint::hit("redrive/move/before");
+        let paths: Vec<String> = files.iter().map(|file| file.path.clone()).collect();
         if ledger.commit_once(files, &id).await? {
             report.moved += records.len() as u64;
             report.rows += rows;
+        } else {
+            for path in paths {
+                Table::SyncRecords.store(lake).delete(&path).await?;
+            }
         }
         failpoint::hit("redrive/move/after");
     }
@@ -270,40 +262,25 @@ async fn encode(lake: &Store, name: &str, records: &[Kept<'_>]) -> Result<(Vec<A
     for record in records {
         let Ok(event) = decode(record.raw) else { continue };
         rows += event.rows.len() as u64;
-        let dates: BTreeSet<NaiveDate> = event.rows.iter().map(|row| row.event_date()).collect();
         let meta = Meta {
             sequence_number: &record.sequence_number,
             sub_sequence: record.sub_sequence,
             arrived_at: record.arrived_at,
         };
-        for event_date in dates {
+        for event_date in event.dates() {
             let identity_pool_id: Arc<str> = Arc::from(&*event.identity_pool_id);
             let key = PartitionKey { shard: record.shard.clone(), identity_pool_id, event_date };
             partitions.entry(key).or_default().push(&meta, &event, |date| date == event_date);
         }
     }
     let store = Table::SyncRecords.store(lake);
-    let stem = name.trim_end_matches(".parquet");
+    let stem = stem(name);
     // Names of their own for every attempt: an earlier one may have been killed midway.
     let attempt = new_token();
     let mut files = Vec::new();
-    for (index, (key, partition)) in (0..).zip(partitions) {
-        let pool = pool_partition(&key.identity_pool_id);
-        let path =
-            format!("{}/{stem}-{attempt:016x}-{index:05}.parquet", sync_records_partition(&pool, key.event_date));
-        let values = [("pool", pool), ("event_date", key.event_date.to_string())];
-        let sorted = Sorted::new(key, partition);
-        let bytes = encode_sorted(&sorted).map_err(|source| LakeError::Parquet {
-            action: "encode",
-            path: path.clone(),
-            source,
-        })?;
-        let size = bytes.len();
-        put(&store, &path, bytes).await?;
-        let statistics = delta_statistics(&sorted.statistics());
-        let file: u32 = index;
-        tracing::debug!(file, path, "wrote a file");
-        files.push(add(path, &values, size, Utc::now().timestamp_millis(), statistics));
+    for (index, (key, partition)) in partitions.into_iter().enumerate() {
+        let name = format!("{stem}-{attempt:016x}-{index:05}.parquet");
+        files.push(write_sorted(&store, name, key, partition).await?);
     }
     Ok((files, rows))
 }

@@ -198,7 +198,7 @@ async fn check_shards(store: &Store, report: &mut Report) -> Result<(), LakeErro
     let shards: BTreeSet<ShardKey> = all.ids.keys().filter_map(|id| key_of(id)).collect();
     for shard in shards {
         let Some(state) = decode_state(&all, &shard) else { continue };
-        let ended = state.position.as_ref().is_some_and(SequenceNumber::is_shard_end);
+        let ended = SequenceNumber::is_end_of(&state.position);
         let found = ShardReport {
             commits: state.number,
             commits_checked: checked.get(&shard).copied().unwrap_or(0),

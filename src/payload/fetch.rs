@@ -13,6 +13,7 @@ use url::Url;
 
 use super::policy::is_public;
 use super::{Options, reject};
+use crate::backoff::Backoff;
 use crate::decode::{Reason, Reject};
 
 /// After this long a body must have come at [`RATE_MIN`] on average.
@@ -62,7 +63,7 @@ impl Fetcher {
         let checked = self.options.policy.check(url);
         let checked = checked.map_err(|what| reject(Reason::PayloadRefused, url, &what))?;
         let began = Instant::now();
-        let mut pause_ms = 250;
+        let mut backoff = Backoff::new(250, PAUSE_MS_MAX);
         loop {
             let attempt = tokio::time::timeout(self.options.deadline, self.attempt(&checked, bytes_max)).await;
             let attempt = attempt.unwrap_or_else(|_| {
@@ -75,14 +76,13 @@ impl Fetcher {
             };
             let now_s = chrono::Utc::now().timestamp();
             let expired = expires_at(&checked).is_some_and(|at| at <= now_s);
-            let pause = Duration::from_millis(pause_ms / 2 + rand::random::<u64>() % (pause_ms / 2 + 1));
+            let pause = backoff.pause();
             if expired || began.elapsed() + pause > self.options.patience {
                 let what = format!("{what}; tried for {:.0} s", began.elapsed().as_secs_f64());
                 return Err(reject(Reason::PayloadUnavailable, url, &what));
             }
             tracing::warn!(url = crate::decode::redact(url), error = what, "cannot fetch a payload, trying again");
             tokio::time::sleep(pause).await;
-            pause_ms = (pause_ms * 2).min(PAUSE_MS_MAX);
         }
     }
 

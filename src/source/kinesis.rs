@@ -13,10 +13,10 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
-use rand::RngExt;
 use tokio::time::Instant;
 
 use super::{Retries, SequenceNumber, ShardKey, SourceError, StartAt};
+use crate::backoff::Backoff;
 use crate::lake::AwsSettings;
 
 pub use super::shard::read;
@@ -162,6 +162,13 @@ pub struct Progress {
     pub from: StartAt,
 }
 
+impl Progress {
+    /// Whether the shard is committed to its end.
+    pub fn is_ended(&self) -> bool {
+        SequenceNumber::is_end_of(&self.position)
+    }
+}
+
 /// The shards that may be read now, with where to begin those that the ledger does not know.
 pub fn ready(
     listed: &[Listed],
@@ -179,9 +186,7 @@ pub fn ready(
     };
     let names: BTreeSet<&ShardKey> = listed.iter().map(|s| &s.shard).collect();
     let skipped = ancestors(listed, ledger);
-    let ended = |shard: &ShardKey| {
-        ledger.get(shard).is_some_and(|p| p.position.as_ref().is_some_and(SequenceNumber::is_shard_end))
-    };
+    let ended = |shard: &ShardKey| ledger.get(shard).is_some_and(Progress::is_ended);
     let mut found = Vec::new();
     for shard in listed {
         if ended(&shard.shard) {
@@ -207,8 +212,7 @@ pub fn ready(
 /// left of them.
 pub fn trimmed(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> Vec<ShardKey> {
     let names: BTreeSet<&ShardKey> = listed.iter().map(|s| &s.shard).collect();
-    let open = |progress: &Progress| !progress.position.as_ref().is_some_and(SequenceNumber::is_shard_end);
-    ledger.iter().filter(|(shard, p)| open(p) && !names.contains(shard)).map(|(shard, _)| shard.clone()).collect()
+    ledger.iter().filter(|(shard, p)| !p.is_ended() && !names.contains(shard)).map(|(shard, _)| shard.clone()).collect()
 }
 
 /// Every shard that the ledger does not know, but of which it knows a descendant.
@@ -233,18 +237,18 @@ pub(super) struct Retry {
     stream: String,
     retries: Retries,
     since: Option<Instant>,
-    pause_ms: u64,
+    backoff: Backoff,
 }
 
 impl Retry {
     pub(super) fn new(action: &'static str, kinesis: &Kinesis) -> Self {
         let (stream, retries) = (kinesis.stream.clone(), kinesis.retries.clone());
-        Self { action, stream, retries, since: None, pause_ms: 100 }
+        Self { action, stream, retries, since: None, backoff: Backoff::new(100, 5_000) }
     }
 
     pub(super) fn succeeded(&mut self) {
         self.since = None;
-        self.pause_ms = 100;
+        self.backoff.reset();
     }
 
     /// Pauses after a failure, or returns it when trying again is of no use.
@@ -283,9 +287,7 @@ impl Retry {
         }
         self.retries.count(self.action, if code.is_empty() { "no_answer" } else { code });
         tracing::warn!(action = self.action, stream = self.stream, error = %describe(error), "trying again");
-        let pause = rand::rng().random_range(self.pause_ms / 2..=self.pause_ms);
-        self.pause_ms = (self.pause_ms * 2).min(5_000);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        tokio::time::sleep(self.backoff.pause()).await;
         Ok(())
     }
 }

@@ -1,11 +1,11 @@
 //! The three commits of a flush, in their order: quarantine, gaps, and then `sync_records`.
 
-use super::rejects::{by_arrival, encode_rejected};
-use super::{Flushed, Held, Writer, files::put_file, gaps};
+use super::rejects::{by_arrival, rejected_rows};
+use super::{Flushed, Held, Writer, gaps};
 use crate::ingest::IngestError;
 use crate::lake::LakeError;
 use crate::lake::ledger::{Ledger, Outcome, ShardState, Step};
-use crate::lake::parquet::{add, row_count_statistics};
+use crate::lake::part::write_batch;
 use crate::lake::paths::PartName;
 use crate::lake::tables::Table;
 use crate::source::{SequenceNumber, ShardKey};
@@ -26,16 +26,13 @@ impl Writer {
                 for (index, (date, rows)) in (0..).zip(by_arrival(&held.rejected)) {
                     let name = PartName::new(shard, self.token, next.number, index);
                     let path = format!("arrived_date={date}/{name}");
-                    let bytes = encode_rejected(shard, &rows).map_err(|source| LakeError::Parquet {
+                    let rows = rejected_rows(shard, &rows).map_err(|source| LakeError::Parquet {
                         action: "encode",
                         path: path.clone(),
                         source,
                     })?;
-                    let size = bytes.len();
-                    put_file(&store, &path, bytes).await?;
-                    let now_ms = chrono::Utc::now().timestamp_millis();
                     let values = [("arrived_date", date.to_string())];
-                    files.push(add(path, &values, size, now_ms, row_count_statistics(rows.len())));
+                    files.push(write_batch(&store, path, &values, &rows).await?);
                 }
                 rejects += held.rejected.len();
                 steps.push(Step { shard: shard.clone(), expected: Some(held.quarantine.clone()), next });
@@ -85,11 +82,12 @@ impl Writer {
                     }
                     let number = expected.as_ref().map_or(0, |known| known.number) + 1;
                     let path = PartName::new(shard, self.token, number, 0).to_string();
-                    let fail = |source| LakeError::Parquet { action: "encode", path: path.clone(), source };
-                    let bytes = gaps::encode(shard, &gap).map_err(fail)?;
-                    let size = bytes.len();
-                    put_file(&store, &path, bytes).await?;
-                    let file = add(path, &[], size, gap.noted_at_ms, row_count_statistics(1));
+                    let row = gaps::row(shard, &gap).map_err(|source| LakeError::Parquet {
+                        action: "encode",
+                        path: path.clone(),
+                        source,
+                    })?;
+                    let file = write_batch(&store, path, &[], &row).await?;
                     let next = ShardState { number, position: Some(told), owner: self.token, ..held.state.clone() };
                     let step = Step { shard: shard.clone(), expected, next };
                     if let Outcome::Committed { version, .. } = ledger.commit(vec![file], &[step]).await? {
@@ -140,7 +138,7 @@ impl Writer {
         if let Some(position) = &next.position {
             flushed.reached.push((shard.clone(), position.clone()));
         }
-        if next.position.as_ref().is_some_and(SequenceNumber::is_shard_end) {
+        if SequenceNumber::is_end_of(&next.position) {
             self.held.remove(&shard);
             self.counters.shard_gone(&shard);
             flushed.ended.push(shard);

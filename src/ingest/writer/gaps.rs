@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{BooleanArray, RecordBatch, StringArray, TimestampMicrosecondArray};
-use bytes::Bytes;
 
-use crate::lake::parquet::encode_batches;
 use crate::lake::tables::Table;
 use crate::source::{SequenceNumber, ShardKey};
 
@@ -37,13 +35,13 @@ pub fn between(after: Option<SequenceNumber>, read_to_ms: i64, at_ms: i64, reten
     })
 }
 
-/// A file of the gap ledger.
-pub fn encode(shard: &ShardKey, gap: &Gap) -> Result<Bytes, parquet::errors::ParquetError> {
+/// A gap as a row of its table.
+pub fn row(shard: &ShardKey, gap: &Gap) -> Result<RecordBatch, parquet::errors::ParquetError> {
     let instant = |ms: Option<i64>| {
         let micros = ms.map(|ms| ms.saturating_mul(1_000));
         Arc::new(TimestampMicrosecondArray::from(vec![micros]).with_timezone("UTC"))
     };
-    let batch = RecordBatch::try_new(
+    Ok(RecordBatch::try_new(
         Table::Gaps.file_schema(),
         vec![
             Arc::new(StringArray::from(vec![shard.stream()])),
@@ -54,8 +52,7 @@ pub fn encode(shard: &ShardKey, gap: &Gap) -> Result<Bytes, parquet::errors::Par
             Arc::new(BooleanArray::from(vec![gap.arrived_until_ms.is_none()])),
             instant(Some(gap.noted_at_ms)),
         ],
-    )?;
-    encode_batches(batch.schema(), std::slice::from_ref(&batch))
+    )?)
 }
 
 #[cfg(test)]

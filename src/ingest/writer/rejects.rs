@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::Int64Type;
-use bytes::Bytes;
 use chrono::{DateTime, NaiveDate};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::batch::Rejected;
 use crate::ingest::decoding::Skip;
-use crate::lake::parquet::encode_batches;
 use crate::lake::paths::PartName;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, snapshot};
@@ -28,10 +26,13 @@ pub(super) fn by_arrival(rejected: &[Rejected]) -> BTreeMap<NaiveDate, Vec<&Reje
     found
 }
 
-/// A file of the quarantine.
-pub(super) fn encode_rejected(shard: &ShardKey, rows: &[&Rejected]) -> Result<Bytes, parquet::errors::ParquetError> {
+/// Rejects as rows of the quarantine.
+pub(super) fn rejected_rows(
+    shard: &ShardKey,
+    rows: &[&Rejected],
+) -> Result<RecordBatch, parquet::errors::ParquetError> {
     let text = |value: fn(&Rejected) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(|r| value(r))));
-    let batch = RecordBatch::try_new(
+    Ok(RecordBatch::try_new(
         Table::Quarantine.file_schema(),
         vec![
             Arc::new(StringArray::from(vec![shard.stream(); rows.len()])),
@@ -45,8 +46,7 @@ pub(super) fn encode_rejected(shard: &ShardKey, rows: &[&Rejected]) -> Result<By
             text(|r| &r.detail),
             Arc::new(BinaryArray::from_iter_values(rows.iter().map(|r| &r.raw))),
         ],
-    )?;
-    encode_batches(batch.schema(), std::slice::from_ref(&batch))
+    )?)
 }
 
 /// Sequence numbers of a shard that the quarantine holds.

@@ -51,10 +51,10 @@ pub enum Updated {
 }
 
 impl LeaseTable {
-    /// Opens the table for reading only; it must exist.
+    /// A client for a table; nothing is sent yet. A call takes no longer than `patience`.
     ///
     /// # Errors
-    /// There is none, or it may not be read.
+    /// The name is no table's name.
     pub async fn open(aws: &AwsSettings, name: &str, worker: &str, patience: Duration) -> Result<Self, SourceError> {
         if !(3..=255).contains(&name.len()) || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
             let message = format!("lease table name {name:?} is not 3 to 255 of [a-zA-Z0-9_.-]");

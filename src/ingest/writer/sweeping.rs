@@ -1,0 +1,105 @@
+//! Sweeps of what crashed owners left, beside the work: nothing waits for them, and nothing depends on them.
+//!
+//! A sweep lists the whole table, and a fleet that is reshared takes many shards over at once; so **one sweep runs at a
+//! time**, what comes meanwhile waits for the next, and between two there is four times as long a pause as the last took.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::failpoint;
+use crate::lake::tables::Table;
+use crate::lake::{Store, sweep};
+use crate::source::ShardKey;
+
+type Fences = BTreeMap<ShardKey, u64>;
+
+/// The sweeps of one table.
+#[derive(Debug)]
+pub(super) struct Sweeper {
+    table: Table,
+    store: Store,
+    waiting: Arc<Mutex<Fences>>,
+    hurry: Arc<Notify>,
+    running: Option<JoinHandle<()>>,
+}
+
+impl Sweeper {
+    pub(super) fn new(lake: &Store, table: Table) -> Self {
+        let store = table.store(lake);
+        Self { table, store, waiting: Arc::default(), hurry: Arc::default(), running: None }
+    }
+
+    /// Asks for a sweep of what lies behind these fences.
+    pub(super) fn ask(&mut self, fences: Fences) {
+        lock(&self.waiting).extend(fences);
+        if self.running.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.running = Some(tokio::spawn(self.run().all()));
+        }
+    }
+
+    /// Sweeps what waits, without a pause.
+    pub(super) async fn finish(&mut self) {
+        self.hurry.notify_one();
+        if let Some(running) = self.running.take() {
+            // It cannot fail but by a panic, which has been reported by then.
+            let _ = running.await;
+        }
+        // What was asked for while the last one was about to end.
+        self.run().all().await;
+    }
+
+    fn run(&self) -> Run {
+        Run { table: self.table, store: self.store.clone(), waiting: self.waiting.clone(), hurry: self.hurry.clone() }
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        if let Some(running) = &self.running {
+            running.abort();
+        }
+    }
+}
+
+struct Run {
+    table: Table,
+    store: Store,
+    waiting: Arc<Mutex<Fences>>,
+    hurry: Arc<Notify>,
+}
+
+impl Run {
+    async fn all(self) {
+        loop {
+            let fences = std::mem::take(&mut *lock(&self.waiting));
+            if fences.is_empty() {
+                return;
+            }
+            let began = Instant::now();
+            failpoint::hit("sweep/before");
+            match sweep::sweep(&self.store, &fences).await {
+                Ok(0) => {}
+                Ok(files) => tracing::info!(table = self.table.name(), files, "deleted files that no commit lists"),
+                Err(error) => {
+                    tracing::warn!(table = self.table.name(), error = %error, "cannot sweep; leftovers stay");
+                }
+            }
+            failpoint::hit("sweep/after");
+            if lock(&self.waiting).is_empty() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(began.elapsed() * 4) => {}
+                () = self.hurry.notified() => {}
+            }
+        }
+    }
+}
+
+fn lock(fences: &Mutex<Fences>) -> std::sync::MutexGuard<'_, Fences> {
+    fences.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,106 @@
+//! The state of a shard, and how transaction ids hold it.
+
+use crate::lake::log::Transactions;
+use crate::source::{SequenceNumber, ShardKey, StartAt};
+
+const LIMB_DIGITS: usize = 18;
+
+/// What the ledger knows of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardState {
+    /// Commits of this shard so far, fences included.
+    pub number: u64,
+    /// Token of the owner.
+    pub owner: u64,
+    /// The last committed position; `None` when nothing was read yet.
+    pub position: Option<SequenceNumber>,
+    /// Where the shard is begun as long as there is no position.
+    pub from: StartAt,
+    /// Every record that arrived before this was received, in milliseconds since the epoch; 0 where nothing is known.
+    /// What a stream's retention trims after it was never read.
+    pub read_to_ms: i64,
+}
+
+impl ShardState {
+    /// Whether the shard is committed to its end.
+    pub fn is_ended(&self) -> bool {
+        SequenceNumber::is_end_of(&self.position)
+    }
+}
+
+fn app_id(shard: &ShardKey) -> String {
+    format!("ingest/{}/{}", shard.stream(), shard.shard())
+}
+
+/// The transaction ids of a state.
+pub(super) fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
+    let id = app_id(shard);
+    let from = match state.from {
+        StartAt::TrimHorizon => 0,
+        StartAt::Timestamp(ms) => ms.max(1),
+    };
+    let mut ids = vec![
+        (format!("{id}/owner"), i64::try_from(state.owner).unwrap_or(i64::MAX)),
+        (format!("{id}/from"), from),
+        (format!("{id}/read_to"), state.read_to_ms),
+    ];
+    if let Some(position) = &state.position {
+        let digits = format!("{:0>width$}", position.as_str(), width = LIMB_DIGITS * 4);
+        ids.extend((0..4).map(|limb| {
+            let part = &digits[limb * LIMB_DIGITS..(limb + 1) * LIMB_DIGITS];
+            (format!("{id}/seq{limb}"), part.parse().unwrap_or_default())
+        }));
+    }
+    ids.push((id, i64::try_from(state.number).unwrap_or(i64::MAX)));
+    ids
+}
+
+/// The state of a shard in what was read of a log.
+pub fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState> {
+    let id = app_id(shard);
+    let get = |suffix: &str| known.ids.get(&format!("{id}{suffix}")).copied();
+    let number = get("")?;
+    let limbs: Option<Vec<i64>> = (0..4).map(|limb| get(&format!("/seq{limb}"))).collect();
+    let position = limbs.and_then(|limbs| {
+        let digits: String = limbs.iter().map(|l| format!("{l:0LIMB_DIGITS$}")).collect();
+        let digits = digits.trim_start_matches('0');
+        SequenceNumber::parse(if digits.is_empty() { "0" } else { digits })
+    });
+    let from = match get("/from").unwrap_or(0) {
+        0 => StartAt::TrimHorizon,
+        ms => StartAt::Timestamp(ms),
+    };
+    Some(ShardState {
+        number: u64::try_from(number).ok()?,
+        owner: u64::try_from(get("/owner")?).ok()?,
+        position,
+        from,
+        // Logs of before this was kept have no such id.
+        read_to_ms: get("/read_to").unwrap_or(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_survive_the_limbs() {
+        let seq = "49590338271490256608559692538361571095921575989136588898";
+        for digits in ["0", "7", "1000000000000000000", seq, &"9".repeat(72)] {
+            let state = ShardState {
+                number: 3,
+                owner: 5,
+                position: Some(SequenceNumber::parse(digits).unwrap()),
+                from: StartAt::Timestamp(9),
+                read_to_ms: 1_424_801_824_343,
+            };
+            let known = Transactions {
+                version: 1,
+                checkpoint: None,
+                ids: encode_state(&ShardKey::new("stream", "a").unwrap(), &state).into_iter().collect(),
+            };
+            assert_eq!(decode_state(&known, &ShardKey::new("stream", "a").unwrap()), Some(state));
+        }
+    }
+}
