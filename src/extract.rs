@@ -19,7 +19,7 @@ use crate::lake::part;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, replace};
 use crate::query::print::{Format, Printer};
-use crate::query::{Engine, Limits, QueryError};
+use crate::query::{Engine, Limits, QueryError, Scope};
 
 /// Rows of one file.
 const FILE_ROWS_MAX: usize = 500_000;
@@ -96,7 +96,7 @@ pub async fn run(
     out: Option<(&Store, Format)>,
     limits: &Limits,
 ) -> Result<Report, ExtractError> {
-    let engine = Engine::open(lake, limits, Some(date)).await?;
+    let engine = Engine::open(lake, limits, Scope { as_of: Some(date), ..Scope::default() }).await?;
     Table::DailyState.ensure(lake).await?;
     let mut run = Run {
         table: Table::DailyState.store(lake),

@@ -34,6 +34,8 @@ pub const NAMES: &[&str] = &[
     "redrive/move/before",
     "redrive/move/after",
     "redrive/done",
+    "refresh/before",
+    "refresh/after",
 ];
 
 /// Does what a test wants done here; nothing in a release.

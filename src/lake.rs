@@ -15,6 +15,7 @@ pub mod parquet;
 pub mod part;
 pub mod paths;
 pub mod replace;
+pub mod since;
 pub mod snapshot;
 pub mod store;
 pub mod sweep;

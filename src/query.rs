@@ -16,10 +16,15 @@ use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext, 
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store};
 
+use reading::Reading;
+use state::Resolved;
+
 mod functions;
 pub mod guard;
 pub mod print;
+pub mod reading;
 pub mod shell;
+pub mod state;
 pub mod views;
 
 /// Why a query did not run.
@@ -76,6 +81,15 @@ impl Default for Limits {
     }
 }
 
+/// Which rows a session sees.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Scope {
+    /// Only what the server had seen by the end of this day (UTC).
+    pub as_of: Option<NaiveDate>,
+    /// Leave the maintained state aside and resolve everything from the rows.
+    pub from_rows: bool,
+}
+
 /// A session over one snapshot.
 pub struct Engine {
     context: SessionContext,
@@ -84,36 +98,35 @@ pub struct Engine {
 impl Engine {
     /// Loads the newest version of each table, and the views over them.
     ///
-    /// With `as_of`, the tables hold only what the server had seen by the end of that day (UTC).
-    ///
     /// # Errors
     /// There is no lake, or it cannot be read.
-    pub async fn open(lake: &Store, limits: &Limits, as_of: Option<NaiveDate>) -> Result<Self, QueryError> {
-        let runtime =
-            RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(limits.memory_bytes))).build_arc()?;
-        let mut config = SessionConfig::new()
-            .with_information_schema(true)
-            .with_target_partitions(limits.threads)
-            .set_usize("datafusion.sql_parser.recursion_limit", guard::DEPTH_MAX);
-        let options = config.options_mut();
-        options.execution.parquet.pushdown_filters = true;
-        options.execution.parquet.reorder_filters = true;
-        let context = SessionContext::new_with_config_rt(config, runtime);
-        functions::register(&context);
-        if Table::SyncRecords.load(lake, None).await?.is_none() {
-            return Err(LakeError::NoLake(lake.to_string()).into());
+    pub async fn open(lake: &Store, limits: &Limits, scope: Scope) -> Result<Self, QueryError> {
+        let context = session(limits)?;
+        let mut reading = Reading::load(lake).await?;
+        if scope.from_rows || scope.as_of.is_some() {
+            (reading.state, reading.tail) = (None, None);
         }
-        for table in Table::ALL {
-            let provider = provider(lake, table, &context).await?;
-            match (table, as_of) {
-                (Table::SyncRecords, Some(day)) => {
-                    let known = context.read_table(provider)?.filter(col("event_date").lt_eq(lit(day_literal(day))))?;
-                    context.register_table(table.name(), known.into_view())?;
-                }
-                _ => {
-                    context.register_table(table.name(), provider)?;
-                }
-            }
+        let state = context.state();
+        let mut records = reading::provider(&reading.sync_records, &state).await?;
+        let mut tail = reading.tail(&state).await?;
+        if let Some(day) = scope.as_of {
+            let known = context.read_table(records)?.filter(col("event_date").lt_eq(lit(day_literal(day))))?;
+            records = known.into_view();
+            tail = Some(records.clone());
+        }
+        context.register_table(Table::SyncRecords.name(), records)?;
+        let maintained = match &reading.state {
+            Some(maintained) => Some(reading::provider(&maintained.table, &state).await?),
+            None => None,
+        };
+        context.register_table("key_state", Arc::new(Resolved::new(tail, maintained)))?;
+        for table in Table::ALL.into_iter().filter(|table| *table != Table::SyncRecords) {
+            let provider: Arc<dyn TableProvider> = match table.load(lake, None).await? {
+                Some(loaded) => reading::provider(&loaded, &state).await?,
+                // A table that nobody has written yet is empty, not missing.
+                None => Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()])?),
+            };
+            context.register_table(table.name(), provider)?;
         }
         views::register(&context).await?;
         Ok(Self { context })
@@ -147,13 +160,21 @@ fn day_literal(day: NaiveDate) -> datafusion::scalar::ScalarValue {
     datafusion::scalar::ScalarValue::Date32(i32::try_from(days).ok())
 }
 
-async fn provider(lake: &Store, table: Table, context: &SessionContext) -> Result<Arc<dyn TableProvider>, QueryError> {
-    let Some(loaded) = table.load(lake, None).await? else {
-        // A table that nobody has written yet is empty, not missing.
-        return Ok(Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()])?));
-    };
-    let state = context.state();
-    loaded.update_datafusion_session(&state).map_err(|e| DataFusionError::External(Box::new(e)))?;
-    let provider = loaded.table_provider().with_session(Arc::new(state)).await?;
-    Ok(provider)
+/// A session without tables.
+///
+/// # Errors
+/// DataFusion refuses the settings (never in practice).
+pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
+    let runtime =
+        RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(limits.memory_bytes))).build_arc()?;
+    let mut config = SessionConfig::new()
+        .with_information_schema(true)
+        .with_target_partitions(limits.threads)
+        .set_usize("datafusion.sql_parser.recursion_limit", guard::DEPTH_MAX);
+    let options = config.options_mut();
+    options.execution.parquet.pushdown_filters = true;
+    options.execution.parquet.reorder_filters = true;
+    let context = SessionContext::new_with_config_rt(config, runtime);
+    functions::register(&context);
+    Ok(context)
 }

@@ -10,7 +10,7 @@ use synclake::config::{self, File, Unusable};
 use synclake::lake::{Location, Store};
 use synclake::query::print::Format;
 use synclake::query::shell::{self, Settings};
-use synclake::query::{Engine, Limits, QueryError, guard};
+use synclake::query::{Engine, Limits, QueryError, Scope, guard};
 use synclake::terminal;
 
 #[global_allocator]
@@ -148,7 +148,7 @@ async fn run(cli: Cli) -> Result<()> {
     if interactive {
         return Ok(shell::repl(&lake, &limits, settings).await?);
     }
-    let engine = Engine::open(&lake, &limits, None).await?;
+    let engine = Engine::open(&lake, &limits, Scope::default()).await?;
     for text in &texts {
         shell::run_text(&engine, text, &mut settings).await?;
     }

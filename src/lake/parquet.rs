@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat};
@@ -18,6 +18,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPrope
 use parquet::schema::types::ColumnPath;
 use serde_json::{Map, Value, json};
 
+use super::tables::Table;
 use crate::batch::columns::{Sorted, Statistics};
 
 /// Rows that are turned into Arrow at a time.
@@ -72,6 +73,72 @@ pub fn encode_batches(schema: SchemaRef, batches: &[RecordBatch]) -> Result<Byte
         writer.write(batch)?;
     }
     Ok(writer.into_inner()?.into())
+}
+
+/// Writes one file of the maintained state, whose rows come sorted by identity, dataset and key.
+pub struct StateWriter {
+    writer: ArrowWriter<Vec<u8>>,
+    rows: u64,
+    null_keys: usize,
+    identities: Option<(String, String)>,
+}
+
+/// Rows of a data page of the state: what a point lookup reads, and no more.
+const STATE_PAGE_ROWS: usize = 4_096;
+
+impl StateWriter {
+    /// An empty file.
+    ///
+    /// # Errors
+    /// The library refuses the schema (a bug).
+    pub fn new() -> Result<Self, ParquetError> {
+        let mut properties = properties().set_data_page_row_count_limit(STATE_PAGE_ROWS);
+        properties = properties.set_column_statistics_enabled(ColumnPath::from("value"), EnabledStatistics::None);
+        let writer = writer(Table::State.file_schema(), properties.build())?;
+        Ok(Self { writer, rows: 0, null_keys: 0, identities: None })
+    }
+
+    /// Appends rows; none of their identities is below the last one.
+    ///
+    /// # Errors
+    /// The library refuses the batch.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
+        let identities = batch.column_by_name("identity_id").and_then(|c| c.as_string_opt::<i32>());
+        let ends = identities.filter(|c| !c.is_empty()).map(|c| (c.value(0), c.value(c.len() - 1)));
+        if let Some((first, last)) = ends {
+            let first = self.identities.take().map_or_else(|| first.to_owned(), |known| known.0);
+            self.identities = Some((first, last.to_owned()));
+        }
+        self.null_keys += batch.column_by_name("key").map_or(0, |c| c.null_count());
+        self.rows += batch.num_rows() as u64;
+        self.writer.write(batch)
+    }
+
+    /// The last identity that was written.
+    pub fn last_identity(&self) -> Option<&str> {
+        self.identities.as_ref().map(|(_, last)| last.as_str())
+    }
+
+    /// About how large the file would be if it ended here.
+    pub fn bytes(&self) -> usize {
+        self.writer.bytes_written() + self.writer.in_progress_size()
+    }
+
+    /// The file, and its statistics for the log.
+    ///
+    /// # Errors
+    /// The library refuses to end it.
+    pub fn finish(self) -> Result<(Bytes, Value), ParquetError> {
+        let range = self.identities.filter(|(low, high)| low.len() <= 256 && high.len() <= 256);
+        let side = |value: Option<&String>| value.map_or_else(|| json!({}), |v| json!({ "identity_id": v }));
+        let statistics = json!({
+            "numRecords": self.rows,
+            "minValues": side(range.as_ref().map(|r| &r.0)),
+            "maxValues": side(range.as_ref().map(|r| &r.1)),
+            "nullCount": { "identity_id": 0, "key": self.null_keys },
+        });
+        Ok((self.writer.into_inner()?.into(), statistics))
+    }
 }
 
 /// The action that lists a file.

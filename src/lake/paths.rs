@@ -19,6 +19,9 @@ pub const DAILY_STATE: &str = "daily_state";
 /// Folder of the table of what was never read.
 pub const GAPS: &str = "gaps";
 
+/// Folder of the table of the maintained state.
+pub const STATE: &str = "state";
+
 /// A pool id as a partition value: `us-east-1:0a1b…` becomes `us-east-1_0a1b…`.
 ///
 /// Reversible, because the part after the `:` is made of `[0-9a-f-]` only: the last `_` was the colon.

@@ -6,23 +6,19 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use bytes::Bytes;
 use deltalake::kernel::transaction::CommitData;
-use deltalake::kernel::{Action, Add, Remove};
+use deltalake::kernel::{Action, Add, Remove, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
-use futures::TryStreamExt;
 use tokio::time::Instant;
 
+use super::snapshot::Living;
 use super::tables::Table;
-use super::{LakeError, Store, paths};
+use super::{LakeError, Store, paths, snapshot};
+use crate::backoff::Backoff;
+use crate::failpoint;
 
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A file that lives, and the action that would end that.
-struct Living {
-    path: String,
-    partition: std::collections::HashMap<String, Option<String>>,
-    remove: Remove,
-}
 
 /// Replaces all files whose partition column has `value` by `files`. Returns the version.
 ///
@@ -50,6 +46,61 @@ pub async fn swap(lake: &Store, table: Table, old: &[String], files: Vec<Add>) -
     rewrite(lake, table, None, files, select).await
 }
 
+/// Commits exactly version `version` of a table, with transaction ids; `false` when that version is somebody else's.
+///
+/// # Errors
+/// The store failed for two minutes; then it is unknown whether it was committed.
+pub async fn commit_version(
+    lake: &Store,
+    table: Table,
+    version: u64,
+    removes: Vec<Remove>,
+    files: Vec<Add>,
+    ids: Vec<(String, i64)>,
+) -> Result<bool, LakeError> {
+    let store = table.store(lake);
+    // A value of our own, by which the commit is known again even if it has no files.
+    let token = i64::try_from(super::ledger::new_token()).unwrap_or(i64::MAX);
+    let ids = ids.into_iter().chain([(format!("commit/{}", table.name()), token)]);
+    let mut actions: Vec<Action> = removes.into_iter().map(Action::Remove).collect();
+    actions.extend(files.into_iter().map(Action::Add));
+    actions.extend(ids.map(|(id, value)| Action::Txn(Transaction::new(id, value))));
+    let bytes = encode(table, &store, actions, SaveMode::Overwrite, None)?;
+    let path = paths::commit(version);
+    let began = Instant::now();
+    let mut backoff = Backoff::new(200, 5_000);
+    loop {
+        failpoint::hit("commit/before");
+        let put = store.put_new(&path, bytes.clone()).await;
+        failpoint::hit("commit/after");
+        let Err(error) = put else { return Ok(true) };
+        match store.get(&path).await {
+            Ok(Some(found)) => return Ok(found == bytes),
+            Ok(None) | Err(_) if began.elapsed() > PATIENCE => {
+                let (table, seconds) = (store.url().to_string(), PATIENCE.as_secs());
+                return Err(LakeError::Contended { table, seconds, source: Some(error) });
+            }
+            Ok(None) | Err(_) => {
+                tracing::warn!(table = table.name(), version, error = %error, "commit failed, trying again");
+                tokio::time::sleep(backoff.pause()).await;
+            }
+        }
+    }
+}
+
+fn encode(
+    table: Table,
+    store: &Store,
+    actions: Vec<Action>,
+    mode: SaveMode,
+    predicate: Option<String>,
+) -> Result<Bytes, LakeError> {
+    let partition_by = Some(table.partition_columns().iter().map(|c| (*c).to_owned()).collect());
+    let operation = DeltaOperation::Write { mode, partition_by, predicate };
+    let commit = CommitData::new(actions, operation, Default::default(), Vec::new());
+    commit.get_bytes().map_err(|e| LakeError::delta("encode commit of", store, e.into()))
+}
+
 async fn rewrite(
     lake: &Store,
     table: Table,
@@ -62,31 +113,12 @@ async fn rewrite(
     let began = Instant::now();
     loop {
         let loaded = table.load(lake, None).await?.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
-        let snapshot = loaded.snapshot().map_err(fail)?;
-        let version = snapshot.version() + 1;
-        let log_store = loaded.log_store();
-        let living: Vec<Living> = snapshot
-            .snapshot()
-            .file_views(log_store.as_ref(), None)
-            .map_ok(|view| Living {
-                path: view.path().into_owned(),
-                partition: view.partition_values_map(),
-                remove: view.remove_action(true),
-            })
-            .try_collect()
-            .await
-            .map_err(fail)?;
+        let version = loaded.snapshot().map_err(fail)?.version() + 1;
+        let living = snapshot::files(&store, &loaded).await?;
         let Some(removes) = select(living) else { return Ok(None) };
         let mut actions: Vec<Action> = removes.into_iter().map(Action::Remove).collect();
         actions.extend(files.iter().cloned().map(Action::Add));
-        let operation = DeltaOperation::Write {
-            mode: SaveMode::Overwrite,
-            partition_by: Some(table.partition_columns().iter().map(|c| (*c).to_owned()).collect()),
-            predicate: predicate.clone(),
-        };
-        let bytes = CommitData::new(actions, operation, Default::default(), Vec::new())
-            .get_bytes()
-            .map_err(|e| LakeError::delta("encode commit of", &store, e.into()))?;
+        let bytes = encode(table, &store, actions, SaveMode::Overwrite, predicate.clone())?;
         let path = paths::commit(version);
         let error = match store.put_new(&path, bytes.clone()).await {
             Ok(()) => return Ok(Some(version)),

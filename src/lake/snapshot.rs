@@ -1,9 +1,10 @@
 //! One version of a table, through deltalake: for reading, for checkpoints of the log, for knowing which files live.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use deltalake::DeltaTable;
+use deltalake::kernel::Remove;
 use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
@@ -56,6 +57,40 @@ pub async fn live_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet<St
     let log_store = loaded.log_store();
     let views = snapshot.snapshot().file_views(log_store.as_ref(), None);
     views.map_ok(|view| view.path().into_owned()).try_collect().await.map_err(fail)
+}
+
+/// A file that lives at a version.
+#[derive(Debug, Clone)]
+pub struct Living {
+    /// Relative to the table.
+    pub path: String,
+    /// Values of the partition columns.
+    pub partition: HashMap<String, Option<String>>,
+    /// Bytes.
+    pub size: u64,
+    /// What the log says of its rows, as it says it.
+    pub statistics: serde_json::Value,
+    /// The action that would take it out.
+    pub remove: Remove,
+}
+
+/// All files that live at the loaded version.
+///
+/// # Errors
+/// The log cannot be read.
+pub async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<Living>, LakeError> {
+    let fail = |source| LakeError::delta("list the files of", table, source);
+    let snapshot = loaded.snapshot().map_err(fail)?;
+    let log_store = loaded.log_store();
+    let views = snapshot.snapshot().file_views(log_store.as_ref(), None);
+    let living = views.map_ok(|view| Living {
+        path: view.path().into_owned(),
+        partition: view.partition_values_map(),
+        size: u64::try_from(view.size()).unwrap_or(0),
+        statistics: view.stats().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
+        remove: view.remove_action(true),
+    });
+    living.try_collect().await.map_err(fail)
 }
 
 /// Paths of files that were taken out of the table not long ago: older versions still list them.

@@ -34,7 +34,12 @@ pub async fn sweep_attempts(table: &Store, stem: &str) -> Result<usize, LakeErro
         .await
 }
 
-async fn delete_unlisted(table: &Store, is_candidate: impl Fn(&str) -> bool) -> Result<usize, LakeError> {
+/// Deletes the files whose name `is_candidate` and which no commit lists or listed. That none can list them any more is
+/// for the caller to know.
+///
+/// # Errors
+/// As [`sweep`].
+pub async fn delete_unlisted(table: &Store, is_candidate: impl Fn(&str) -> bool) -> Result<usize, LakeError> {
     let listed = table.list("").await?.into_iter().map(|(path, _)| path);
     let candidates: Vec<String> = listed.filter(|path| path.rsplit('/').next().is_some_and(&is_candidate)).collect();
     if candidates.is_empty() {

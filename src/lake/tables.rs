@@ -23,6 +23,8 @@ pub enum Table {
     DailyState,
     /// What the stream's retention may have trimmed before it was read.
     Gaps,
+    /// The latest change of each key, as of a version of `sync_records`.
+    State,
 }
 
 fn instant() -> DataType {
@@ -97,9 +99,30 @@ static GAPS: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
+static STATE: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("pool", DataType::Utf8, true),
+        Field::new("identity_pool_id", DataType::Utf8, true),
+        Field::new("identity_id", DataType::Utf8, true),
+        Field::new("dataset_name", DataType::Utf8, true),
+        Field::new("key", DataType::Utf8, true),
+        Field::new("value", DataType::Utf8, true),
+        Field::new("op", DataType::Utf8, true),
+        Field::new("sync_count", DataType::Int64, true),
+        Field::new("last_modified_date", instant(), true),
+        Field::new("device_last_modified_date", instant(), true),
+        Field::new("is_after_removal", DataType::Boolean, true),
+        Field::new("shard_id", DataType::Utf8, true),
+        Field::new("sequence_number", DataType::Utf8, true),
+        Field::new("sub_sequence", DataType::Int64, true),
+        Field::new("record_index", DataType::Int32, true),
+        Field::new("arrived_at", instant(), true),
+    ]))
+});
+
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 4] = [Table::SyncRecords, Table::Quarantine, Table::DailyState, Table::Gaps];
+    pub const ALL: [Table; 5] = [Table::SyncRecords, Table::Quarantine, Table::DailyState, Table::Gaps, Table::State];
 
     /// Folder under the lake's root, and name in SQL.
     pub fn name(self) -> &'static str {
@@ -108,6 +131,7 @@ impl Table {
             Self::Quarantine => paths::QUARANTINE,
             Self::DailyState => paths::DAILY_STATE,
             Self::Gaps => paths::GAPS,
+            Self::State => paths::STATE,
         }
     }
 
@@ -118,6 +142,7 @@ impl Table {
             Self::Quarantine => QUARANTINE.clone(),
             Self::DailyState => DAILY_STATE.clone(),
             Self::Gaps => GAPS.clone(),
+            Self::State => STATE.clone(),
         }
     }
 
@@ -128,6 +153,7 @@ impl Table {
             Self::Quarantine => &["arrived_date"],
             Self::DailyState => &["extract_date", "pool"],
             Self::Gaps => &[],
+            Self::State => &["pool"],
         }
     }
 

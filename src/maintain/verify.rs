@@ -88,7 +88,7 @@ pub async fn run(lake: &Store) -> Result<Report, LakeError> {
         match table {
             Table::SyncRecords => check_shards(&store, &mut report).await?,
             Table::Gaps => report.gaps = read_gaps(&store, &live).await?,
-            Table::Quarantine | Table::DailyState => {}
+            Table::Quarantine | Table::DailyState | Table::State => {}
         }
     }
     Ok(report)

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use rustyline::error::ReadlineError;
 
 use super::print::{Format, Printer};
-use super::{Engine, Limits, QueryError, guard, views};
+use super::{Engine, Limits, QueryError, Scope, guard, views};
 use crate::lake::Store;
 use crate::lake::tables::Table;
 
@@ -173,11 +173,18 @@ fn relations() -> String {
             Table::Quarantine => "records that could not be decoded, and why",
             Table::DailyState => "daily extracts, as stored",
             Table::Gaps => "what the stream's retention trimmed before it was read",
+            Table::State => "what `synclake refresh` keeps; ask key_state, which is up to date",
         };
         ("table", table.name(), about)
     });
     let views = views::VIEWS.map(|(name, _, about)| ("view", name, about));
-    tables.into_iter().chain(views).map(|(kind, name, about)| format!("{kind:5}  {name:16}  {about}\n")).collect()
+    let key_state = ("table", "key_state", "each key's latest change, removed ones too, to the newest commit");
+    tables
+        .into_iter()
+        .chain([key_state])
+        .chain(views)
+        .map(|(kind, name, about)| format!("{kind:5}  {name:16}  {about}\n"))
+        .collect()
 }
 
 fn columns(engine: &Engine, name: &str) -> Result<String, QueryError> {
@@ -221,7 +228,7 @@ pub async fn repl(lake: &Store, limits: &Limits, mut settings: Settings) -> Resu
         // No history is no reason not to start.
         let _ = editor.load_history(path);
     }
-    let mut engine = Engine::open(lake, limits, None).await?;
+    let mut engine = Engine::open(lake, limits, Scope::default()).await?;
     eprintln!("synclake-query on {lake}. \\? for help, \\d for tables, \\q to leave.");
     let mut pending = String::new();
     loop {
@@ -255,7 +262,7 @@ pub async fn repl(lake: &Store, limits: &Limits, mut settings: Settings) -> Resu
         }
         let text = std::mem::take(&mut pending);
         let _ = editor.add_history_entry(text.trim());
-        engine = Engine::open(lake, limits, None).await?;
+        engine = Engine::open(lake, limits, Scope::default()).await?;
         // Ctrl-C ends the query and not the shell.
         let done = tokio::select! {
             done = run_text(&engine, &text, &mut settings) => done,

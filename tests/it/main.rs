@@ -16,6 +16,7 @@ mod readme;
 mod redrive;
 mod schemas;
 mod shell;
+mod state;
 mod suites;
 mod trimming;
 mod verify;

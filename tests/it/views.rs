@@ -5,7 +5,7 @@ use std::path::Path;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use sqllogictest::{DBOutput, DefaultColumnType};
 use synclake::lake::{AwsSettings, Location, Store};
-use synclake::query::{Engine, Limits, QueryError};
+use synclake::query::{Engine, Limits, QueryError, Scope};
 
 use crate::harness::ingest_file;
 
@@ -54,7 +54,7 @@ async fn every_view() {
     for file in files {
         let mut runner = sqllogictest::Runner::new(|| async {
             let store = Store::open(&Location::Folder(lake.clone()), &AwsSettings::default()).await.unwrap();
-            Ok(Lake(Engine::open(&store, &Limits::default(), None).await?))
+            Ok(Lake(Engine::open(&store, &Limits::default(), Scope::default()).await?))
         });
         runner.run_file_async(&file).await.unwrap();
     }

@@ -46,6 +46,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Decode again what the quarantine holds, and move what now succeeds.
     Redrive(RedriveArgs),
+    /// Keep the current state up to date, so that asking for it costs what changed since.
+    Refresh(RefreshArgs),
 }
 
 /// How AWS is reached. Region, credentials and endpoints otherwise come from where every AWS tool takes them.
@@ -187,6 +189,22 @@ pub struct RedriveArgs {
     /// Only records that arrived at or after this: YYYY-MM-DD (UTC) or 2026-11-20T08:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub since: Option<chrono::DateTime<chrono::Utc>>,
+    #[command(flatten)]
+    pub aws: AwsArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake refresh --lake s3://bucket/lake
+
+Reads what was added since the last refresh, and rewrites the files of the table state that it touches. current_state and
+dataset_state are exact to the newest commit with or without it; after it they are fast. Run it as often as you like, also
+beside an ingest: from cron, once an hour or once a day.")]
+pub struct RefreshArgs {
+    /// The lake.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    pub lake: Option<String>,
     #[command(flatten)]
     pub aws: AwsArgs,
 }

@@ -13,7 +13,7 @@ use synclake::config::{self, File, Unusable};
 use synclake::ingest::{self, Counters};
 use synclake::lake::{AwsSettings, Location, Store};
 
-use synclake::maintain::{redrive, verify};
+use synclake::maintain::{redrive, refresh, verify};
 use synclake::query::print::Format;
 use synclake::source::kinesis::Kinesis;
 use synclake::source::{Retries, files, leases};
@@ -22,7 +22,8 @@ use synclake::{extract, query, simulate, terminal};
 mod args;
 
 use args::{
-    AwsArgs, Cli, Command, ExtractArgs, FileFormat, IngestArgs, RedriveArgs, ReportFormat, SimulateArgs, VerifyArgs,
+    AwsArgs, Cli, Command, ExtractArgs, FileFormat, IngestArgs, RedriveArgs, RefreshArgs, ReportFormat, SimulateArgs,
+    VerifyArgs,
 };
 
 // The system's allocator: mimalloc kept 150 MiB more resident here and was no faster (docs/benchmarks.md).
@@ -58,6 +59,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Simulate(args) => run_simulate(args, &file).await,
         Command::Verify(args) => run_verify(args, &file).await,
         Command::Redrive(args) => run_redrive(args, &file).await,
+        Command::Refresh(args) => run_refresh(args, &file).await,
     }
 }
 
@@ -291,6 +293,25 @@ async fn run_redrive(args: RedriveArgs, file: &File) -> Result<()> {
     terminal::say(&format!(
         "{} records decoded again, {} moved ({} rows), left: {left}",
         report.examined, report.moved, report.rows
+    ));
+    print_line(&serde_json::to_string(&report).context("encode the report")?)
+}
+
+async fn run_refresh(args: RefreshArgs, file: &File) -> Result<()> {
+    let lake = location("lake", &required("lake", args.lake, &file.lake)?)?;
+    let lake = Store::open(&lake, &aws_settings(args.aws, file)).await?;
+    let bar = terminal::progress(None, "{spinner} refreshing the state {elapsed}");
+    let report = refresh::run(&lake, &query::Limits::default()).await;
+    bar.finish_and_clear();
+    let report = report?;
+    terminal::say(&format!(
+        "read {} new files ({}), replaced {} of the state's files by {} ({} rows); it covers version {}",
+        report.files_read,
+        mib(report.bytes_read),
+        report.files_replaced,
+        report.files_written,
+        report.rows_written,
+        report.covers
     ));
     print_line(&serde_json::to_string(&report).context("encode the report")?)
 }

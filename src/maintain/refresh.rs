@@ -1,0 +1,329 @@
+//! Brings the maintained state up to the newest version of `sync_records`.
+//!
+//! Read are the files that were added since the version that it covers, and of the state the files that hold an identity
+//! which those touch; the others stay as they are. All of it becomes one commit, which says what it covers now.
+//!
+//! # Invariants
+//! - The files and the covered version change in one commit, for the version that follows the one that was read. Of two
+//!   refreshes at once one stands, and the other begins again.
+//! - A file is named for the commit that would list it, `state-<version>-…`, so what a killed run left is known to be
+//!   dead as soon as that version is taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::prelude::{SessionContext, col};
+use deltalake::kernel::Add;
+use futures::StreamExt;
+use serde::Serialize;
+
+use crate::failpoint;
+use crate::lake::ledger::new_token;
+use crate::lake::parquet::StateWriter;
+use crate::lake::snapshot::{self, Living};
+use crate::lake::tables::Table;
+use crate::lake::{LakeError, Store, part, replace};
+use crate::query::reading::{self, COVERS, Reading};
+use crate::query::state::Resolved;
+use crate::query::{Limits, QueryError, session};
+
+/// Encoded bytes of one file of the state.
+const FILE_BYTES: usize = 64 << 20;
+/// A file of fewer rows is taken along when its pool is rewritten, so that small ones do not gather.
+const FILE_ROWS_MIN: u64 = 50_000;
+
+/// Why a refresh failed. The state is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum RefreshError {
+    /// The lake.
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    /// The resolution.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+}
+
+impl From<datafusion::error::DataFusionError> for RefreshError {
+    fn from(error: datafusion::error::DataFusionError) -> Self {
+        Self::Query(error.into())
+    }
+}
+
+/// What was done.
+#[derive(Debug, Clone, Default, Serialize, PartialEq, Eq)]
+pub struct Report {
+    /// The version of `sync_records` that the state covers now.
+    pub covers: u64,
+    /// The one that it covered before, if it did.
+    pub covered: Option<u64>,
+    /// Files of `sync_records` that were read: those that were added in between.
+    pub files_read: usize,
+    /// Their bytes.
+    pub bytes_read: u64,
+    /// Files of the state that were rewritten.
+    pub files_replaced: usize,
+    /// Files that were written for them.
+    pub files_written: usize,
+    /// Rows in those.
+    pub rows_written: u64,
+    /// Files of the state now.
+    pub files: usize,
+    /// Version of the table `state`.
+    pub version: u64,
+}
+
+/// Refreshes once.
+///
+/// # Errors
+/// See [`RefreshError`]; running again is always right.
+pub async fn run(lake: &Store, limits: &Limits) -> Result<Report, RefreshError> {
+    Table::State.ensure(lake).await?;
+    loop {
+        let reading = Reading::load(lake).await?;
+        if let Some(report) = (Run { lake, limits, reading }).once().await? {
+            sweep(lake, report.version).await?;
+            return Ok(report);
+        }
+        tracing::info!("another refresh was faster, looking again");
+    }
+}
+
+struct Run<'a> {
+    lake: &'a Store,
+    limits: &'a Limits,
+    reading: Reading,
+}
+
+/// What is rewritten of a pool.
+#[derive(Default)]
+struct Pool {
+    tail: BTreeSet<String>,
+    /// Files of the state, by their lowest identity.
+    files: Vec<StateFile>,
+}
+
+struct StateFile {
+    living: Living,
+    low: String,
+    high: String,
+    rows: u64,
+    is_touched: bool,
+}
+
+impl Run<'_> {
+    async fn once(self) -> Result<Option<Report>, RefreshError> {
+        let covered = self.reading.state.as_ref().map(|state| state.covers);
+        let store = Table::State.store(self.lake);
+        // Without a covered version the table may hold files all the same: they are replaced.
+        let table = Table::State.load(self.lake, self.reading.state.as_ref().map(|state| state.version)).await?;
+        let table = table.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
+        let version = table.version().unwrap_or(0);
+        let mut report = Report { covers: self.reading.version, covered, version, ..Report::default() };
+        let old = snapshot::files(&store, &table).await?;
+        report.files = old.len();
+        if covered == Some(self.reading.version) {
+            return Ok(Some(report));
+        }
+        let records = Table::SyncRecords.store(self.lake);
+        let records = snapshot::files(&records, &self.reading.sync_records).await?;
+        let mut pools: BTreeMap<String, Pool> = BTreeMap::new();
+        for file in records.iter().filter(|f| self.reading.tail.as_ref().is_none_or(|tail| tail.contains(&f.path))) {
+            report.files_read += 1;
+            report.bytes_read += file.size;
+            pools.entry(pool_of(file)).or_default().tail.insert(file.path.clone());
+        }
+        let mut removes = Vec::new();
+        let is_known = self.reading.state.is_some();
+        for file in old {
+            match pools.get_mut(&pool_of(&file)) {
+                Some(pool) if is_known => pool.files.push(StateFile::new(file)),
+                None if is_known => {}
+                // What no version vouches for is made anew.
+                _ => removes.push(file.remove),
+            }
+        }
+        let mut adds = Vec::new();
+        for (name, mut pool) in pools {
+            self.rewrite(&name, &mut pool, version + 1, &mut adds).await?;
+            let touched = pool.files.into_iter().filter(|file| file.is_touched);
+            removes.extend(touched.map(|file| file.living.remove));
+        }
+        report.files_replaced = removes.len();
+        report.files_written = adds.len();
+        report.files = report.files - removes.len() + adds.len();
+        report.rows_written = adds.iter().filter_map(rows_of).sum();
+        report.version = version + 1;
+        let covers = vec![(COVERS.to_owned(), i64::try_from(self.reading.version).unwrap_or(i64::MAX))];
+        failpoint::hit("refresh/before");
+        let done = replace::commit_version(self.lake, Table::State, version + 1, removes, adds, covers).await?;
+        failpoint::hit("refresh/after");
+        Ok(done.then_some(report))
+    }
+
+    /// Writes the new files of a pool, and marks those of its files that they replace.
+    async fn rewrite(
+        &self,
+        name: &str,
+        pool: &mut Pool,
+        version: u64,
+        adds: &mut Vec<Add>,
+    ) -> Result<(), RefreshError> {
+        let context = session(self.limits)?;
+        let state = context.state();
+        let tail = reading::files_of(&self.reading.sync_records, &state, &pool.tail).await?;
+        let Some(tail) = tail else { return Ok(()) };
+        pool.files.sort_by(|a, b| a.low.cmp(&b.low));
+        if !pool.files.is_empty() {
+            mark_touched(&context, tail.clone(), &mut pool.files).await?;
+        }
+        let touched = pool.files.iter().filter(|file| file.is_touched).map(|file| file.living.path.clone()).collect();
+        let maintained = match &self.reading.state {
+            Some(state_table) => reading::files_of(&state_table.table, &state, &touched).await?,
+            None => None,
+        };
+        // Where files that stay begin: no new one reaches over them, so that ranges stay apart.
+        let stays: Vec<&str> = pool.files.iter().filter(|f| !f.is_touched).map(|f| f.low.as_str()).collect();
+        let order = ["identity_id", "dataset_name", "key"].map(|name| col(name).sort(true, true));
+        let rows = context.read_table(Arc::new(Resolved::new(Some(tail), maintained)))?.sort(order.to_vec())?;
+        let mut batches = rows.execute_stream().await?;
+        let mut files = Files { store: Table::State.store(self.lake), pool: name, version, open: None, adds };
+        while let Some(batch) = batches.next().await {
+            files.write(&stays, stored(&batch?)?).await?;
+        }
+        files.finish().await
+    }
+}
+
+fn pool_of(file: &Living) -> String {
+    file.partition.get("pool").cloned().flatten().unwrap_or_default()
+}
+
+fn rows_of(add: &Add) -> Option<u64> {
+    serde_json::from_str::<serde_json::Value>(add.stats.as_deref()?).ok()?.get("numRecords")?.as_u64()
+}
+
+impl StateFile {
+    fn new(living: Living) -> Self {
+        let bound = |side: &str| living.statistics[side]["identity_id"].as_str().map(str::to_owned);
+        let rows = living.statistics["numRecords"].as_u64().unwrap_or(0);
+        let (low, high) = (bound("minValues"), bound("maxValues"));
+        // A file of which the range is not known may hold anything.
+        let is_touched = low.is_none() || high.is_none() || rows < FILE_ROWS_MIN;
+        Self { low: low.unwrap_or_default(), high: high.unwrap_or_default(), rows, is_touched, living }
+    }
+}
+
+/// Marks the files, sorted by their lowest identity, that may hold an identity of the tail.
+async fn mark_touched(
+    context: &SessionContext,
+    tail: Arc<dyn datafusion::catalog::TableProvider>,
+    files: &mut [StateFile],
+) -> Result<(), RefreshError> {
+    let identities = context.read_table(tail)?.select(vec![col("identity_id")])?.distinct()?;
+    let mut batches = identities.execute_stream().await?;
+    while let Some(batch) = batches.next().await {
+        let column = cast(batch?.column(0), &DataType::Utf8View).map_err(datafusion::error::DataFusionError::from)?;
+        for identity in column.as_string_view().iter().flatten() {
+            let after = files.partition_point(|file| file.low.as_str() <= identity);
+            // Ranges meet at most in one identity, so few files before `after` can reach up to it.
+            for file in files[..after].iter_mut().rev() {
+                if file.high.as_str() < identity {
+                    break;
+                }
+                file.is_touched = true;
+            }
+        }
+    }
+    tracing::debug!(
+        files = files.len(),
+        touched = files.iter().filter(|file| file.is_touched).count(),
+        rows = files.iter().filter(|file| file.is_touched).map(|file| file.rows).sum::<u64>(),
+        "files of the state that the changes touch"
+    );
+    Ok(())
+}
+
+/// A batch in the form of the files: without the partition's column, text as plain text.
+fn stored(batch: &RecordBatch) -> Result<RecordBatch, RefreshError> {
+    let schema: SchemaRef = Table::State.file_schema();
+    let columns = schema.fields().iter().map(|field| {
+        let index = batch.schema().index_of(field.name())?;
+        cast(batch.column(index), field.data_type())
+    });
+    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(datafusion::error::DataFusionError::from)?;
+    Ok(RecordBatch::try_new(schema, columns).map_err(datafusion::error::DataFusionError::from)?)
+}
+
+/// The files of a pool that are being written, one at a time.
+struct Files<'a> {
+    store: Store,
+    pool: &'a str,
+    version: u64,
+    open: Option<StateWriter>,
+    adds: &'a mut Vec<Add>,
+}
+
+impl Files<'_> {
+    async fn write(&mut self, stays: &[&str], batch: RecordBatch) -> Result<(), RefreshError> {
+        let identities = batch.column_by_name("identity_id").and_then(|c| c.as_string_opt::<i32>().cloned());
+        let Some(identities) = identities else { return Ok(()) };
+        let slot = |row: usize| stays.partition_point(|low| *low <= identities.value(row));
+        let mut start = 0;
+        while start < batch.num_rows() {
+            let end = (start + 1..batch.num_rows()).find(|&row| slot(row) != slot(start)).unwrap_or(batch.num_rows());
+            let full = self.open.as_ref().is_some_and(|open| open.bytes() >= FILE_BYTES);
+            let crosses = self
+                .open
+                .as_ref()
+                .and_then(StateWriter::last_identity)
+                .is_some_and(|last| stays.partition_point(|low| *low <= last) != slot(start));
+            if full || crosses {
+                self.roll().await?;
+            }
+            let open = match &mut self.open {
+                Some(open) => open,
+                none => none.insert(StateWriter::new().map_err(|e| encode_error(&self.store, e))?),
+            };
+            open.write(&batch.slice(start, end - start)).map_err(|e| encode_error(&self.store, e))?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    async fn roll(&mut self) -> Result<(), RefreshError> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let (bytes, statistics) = open.finish().map_err(|e| encode_error(&self.store, e))?;
+        let name = format!("state-{:010}-{:016x}.parquet", self.version, new_token());
+        let path = format!("pool={}/{name}", self.pool);
+        let size = bytes.len();
+        part::put(&self.store, &path, bytes).await?;
+        let values = [("pool", self.pool.to_owned())];
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        self.adds.push(crate::lake::parquet::add(path, &values, size, now_ms, statistics));
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<(), RefreshError> {
+        self.roll().await
+    }
+}
+
+fn encode_error(store: &Store, source: parquet::errors::ParquetError) -> LakeError {
+    LakeError::Parquet { action: "encode", path: store.url().to_string(), source }
+}
+
+/// Deletes what refreshes left that were killed, or lost a race: files named for versions that are taken, which no version
+/// lists or listed.
+async fn sweep(lake: &Store, version: u64) -> Result<(), LakeError> {
+    let store = Table::State.store(lake);
+    let version_of = |name: &str| name.strip_prefix("state-")?.split('-').next()?.parse::<u64>().ok();
+    let swept =
+        crate::lake::sweep::delete_unlisted(&store, |name| version_of(name).is_some_and(|v| v <= version)).await?;
+    if swept > 0 {
+        tracing::info!(table = Table::State.name(), files = swept, "deleted files that no commit lists");
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! What a session reads: versions of the tables that go together.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::SessionState;
+use deltalake::DeltaTable;
+
+use crate::lake::tables::Table;
+use crate::lake::{LakeError, Store, log, since, snapshot};
+
+/// Transaction id, in the log of `state`, of the version of `sync_records` that it covers.
+pub const COVERS: &str = "refresh/sync_records";
+
+/// `sync_records`, the maintained state if there is one, and what it does not cover.
+pub struct Reading {
+    /// `sync_records` at its newest version.
+    pub sync_records: DeltaTable,
+    /// That version.
+    pub version: u64,
+    /// The maintained state.
+    pub state: Option<State>,
+    /// Files that it does not cover; `None` when that is all of them.
+    pub tail: Option<BTreeSet<String>>,
+}
+
+/// The maintained state at one of its versions.
+pub struct State {
+    /// The table.
+    pub table: DeltaTable,
+    /// Its version.
+    pub version: u64,
+    /// The version of `sync_records` that it covers.
+    pub covers: u64,
+}
+
+impl Reading {
+    /// Loads the newest versions; the state first, so that it never covers more than is read.
+    ///
+    /// # Errors
+    /// There is no lake, or it cannot be read.
+    pub async fn load(lake: &Store) -> Result<Self, LakeError> {
+        let state = State::load(lake).await?;
+        let sync_records = Table::SyncRecords.load(lake, None).await?;
+        let sync_records = sync_records.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
+        let store = Table::SyncRecords.store(lake);
+        let version = sync_records.version().ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
+        let mut reading = Self { sync_records, version, state: None, tail: None };
+        if let Some(state) = state
+            && let Some(added) = since::added(&store, state.covers, version).await?
+        {
+            reading.state = Some(state);
+            reading.tail = Some(added);
+        }
+        Ok(reading)
+    }
+
+    /// The files that the state does not cover; `None` when there is nothing in them.
+    ///
+    /// # Errors
+    /// The session cannot read the table.
+    pub async fn tail(&self, session: &SessionState) -> Result<Option<Arc<dyn TableProvider>>> {
+        match &self.tail {
+            Some(files) => files_of(&self.sync_records, session, files).await,
+            None => provider(&self.sync_records, session).await.map(Some),
+        }
+    }
+}
+
+impl State {
+    /// The newest version; `None` when nothing was refreshed yet.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub async fn load(lake: &Store) -> Result<Option<Self>, LakeError> {
+        let store = Table::State.store(lake);
+        let Some(known) = log::read_transactions(&store).await? else { return Ok(None) };
+        let Some(covers) = known.ids.get(COVERS).and_then(|v| u64::try_from(*v).ok()) else { return Ok(None) };
+        let table = snapshot::load(&store, Some(known.version)).await?;
+        Ok(table.map(|table| Self { table, version: known.version, covers }))
+    }
+}
+
+/// A table as it was loaded.
+///
+/// # Errors
+/// The session cannot read it.
+pub async fn provider(table: &DeltaTable, session: &SessionState) -> Result<Arc<dyn TableProvider>> {
+    register_store(table, session)?;
+    table.table_provider().with_session(Arc::new(session.clone())).await
+}
+
+/// Some files of a table as it was loaded; `None` for none.
+///
+/// # Errors
+/// The session cannot read it.
+pub async fn files_of(
+    table: &DeltaTable,
+    session: &SessionState,
+    files: &BTreeSet<String>,
+) -> Result<Option<Arc<dyn TableProvider>>> {
+    if files.is_empty() {
+        return Ok(None);
+    }
+    register_store(table, session)?;
+    let provider = table.table_provider().with_session(Arc::new(session.clone()));
+    provider.with_file_paths(files.iter().cloned()).await.map(Some)
+}
+
+fn register_store(table: &DeltaTable, session: &dyn Session) -> Result<()> {
+    table.update_datafusion_session(session).map_err(|e| DataFusionError::External(Box::new(e)))
+}

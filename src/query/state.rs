@@ -1,0 +1,247 @@
+//! The state of every key: the latest change of each, and whether a removal of its dataset came at or after it.
+//!
+//! Resolved when it is asked for, from three parts:
+//!
+//! ```text
+//! state   the maintained table: the latest change of each key, as of a version of sync_records
+//! tail    the rows of the files that were added to sync_records since
+//! D       the datasets that the tail touches
+//!
+//! rows = (state without D)  ∪  latest((state of D) ∪ tail)
+//! ```
+//!
+//! Without a maintained state the tail is everything and D is not asked for. **Invariant: both give the same rows**,
+//! because `latest` is idempotent and associative, and because what a row of the state lost to has lost for ever.
+//!
+//! Filters on pool, identity and dataset select whole datasets, so they go down to all three; a filter on keys does not,
+//! because a removal of the dataset has none.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::{Column, JoinType};
+use datafusion::datasource::provider_as_source;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::SessionState;
+use datafusion::functions::core::expr_ext::FieldAccessor;
+use datafusion::logical_expr::{
+    Expr, LogicalPlan, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, cast, col, lit,
+};
+use datafusion::physical_plan::ExecutionPlan;
+
+use crate::lake::tables::Table;
+
+pub mod latest;
+
+/// What a dataset is known by.
+const DATASET: [&str; 3] = ["pool", "identity_id", "dataset_name"];
+/// What a filter may speak of to be asked of every part.
+const OF_A_DATASET: [&str; 4] = ["pool", "identity_pool_id", "identity_id", "dataset_name"];
+
+/// Every key's latest change, the removed ones too, and every dataset's latest removal (a row without a key).
+#[derive(Debug)]
+pub struct Resolved {
+    /// Files of `sync_records` that the state does not cover; `None` when there are none.
+    tail: Option<Arc<dyn TableProvider>>,
+    /// The maintained state, if there is one.
+    state: Option<Arc<dyn TableProvider>>,
+    schema: SchemaRef,
+}
+
+impl Resolved {
+    /// From the maintained state and what it does not cover.
+    pub fn new(tail: Option<Arc<dyn TableProvider>>, state: Option<Arc<dyn TableProvider>>) -> Self {
+        let view = |field: &Field| match field.data_type() {
+            DataType::Utf8 => field.clone().with_data_type(DataType::Utf8View),
+            _ => field.clone(),
+        };
+        let fields: Vec<Field> = Table::State.schema().fields().iter().map(|field| view(field)).collect();
+        Self { tail, state, schema: Arc::new(Schema::new(fields)) }
+    }
+
+    fn plan(&self, wanted: &[&str], filters: &[Expr]) -> Result<LogicalPlan> {
+        let filter = filters.iter().cloned().reduce(Expr::and);
+        let state = self.state.as_ref().map(|state| read(state, "state", wanted, filter.clone())).transpose()?;
+        let tail = self.tail.as_ref().map(|tail| self.tail_rows(tail, wanted, filter.clone())).transpose()?;
+        let plan = match (state, tail) {
+            (Some(state), None) => project(state, wanted)?,
+            (None, Some(tail)) => resolve(tail, wanted)?,
+            (None, None) => LogicalPlanBuilder::empty(false).project(self.nulls(wanted))?,
+            (Some(state), Some(tail)) => {
+                let touched = tail.clone().project(DATASET.map(col))?.distinct()?.alias("touched")?.build()?;
+                let part = |kind| -> Result<LogicalPlanBuilder> {
+                    let on = (columns("touched", &DATASET), columns("state", &DATASET));
+                    let state = state.clone().alias("state")?.build()?;
+                    LogicalPlanBuilder::from(touched.clone()).join(state, kind, on, None)?.project(self.needed(wanted))
+                };
+                let rows = part(JoinType::RightSemi)?.union(tail.build()?)?;
+                project(part(JoinType::RightAnti)?, wanted)?.union(resolve(rows, wanted)?.build()?)?
+            }
+        };
+        plan.build()
+    }
+
+    /// All columns that a resolution to `wanted` needs, in the table's order.
+    fn needed(&self, wanted: &[&str]) -> Vec<Expr> {
+        needed(wanted).into_iter().map(col).collect()
+    }
+
+    fn nulls(&self, wanted: &[&str]) -> Vec<Expr> {
+        let typed = |name: &&str| {
+            let of = self.schema.field_with_name(name).map_or(DataType::Null, |field| field.data_type().clone());
+            cast(lit(datafusion::scalar::ScalarValue::Null), of).alias(*name)
+        };
+        wanted.iter().map(typed).collect()
+    }
+
+    fn tail_rows(
+        &self,
+        tail: &Arc<dyn TableProvider>,
+        wanted: &[&str],
+        filter: Option<Expr>,
+    ) -> Result<LogicalPlanBuilder> {
+        // A row without a key that is no removal marks an event without records: it changed nothing.
+        let counts = col("key").is_not_null().or(col("op").eq(lit("remove")));
+        let filter = filter.into_iter().fold(counts, Expr::and);
+        let rows = LogicalPlanBuilder::scan("tail", provider_as_source(tail.clone()), None)?.filter(filter)?;
+        let typed = needed(wanted).into_iter().map(|name| match name {
+            "is_after_removal" => lit(false).alias(name),
+            _ => same(name),
+        });
+        rows.project(typed.collect::<Vec<_>>())
+    }
+}
+
+fn read(
+    provider: &Arc<dyn TableProvider>,
+    name: &str,
+    wanted: &[&str],
+    filter: Option<Expr>,
+) -> Result<LogicalPlanBuilder> {
+    let mut rows = LogicalPlanBuilder::scan(name, provider_as_source(provider.clone()), None)?;
+    if let Some(filter) = filter {
+        rows = rows.filter(filter)?;
+    }
+    rows.project(needed(wanted).into_iter().map(same).collect::<Vec<_>>())
+}
+
+/// A column in the one form in which state and tail meet: a partition's value comes as a dictionary.
+fn same(name: &str) -> Expr {
+    match name {
+        "pool" => cast(col(name), DataType::Utf8View).alias(name),
+        _ => col(name),
+    }
+}
+
+fn needed<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
+    let mut names: Vec<&str> = DATASET.to_vec();
+    names.push("key");
+    names.extend(latest::ORDER);
+    names.extend(
+        wanted.iter().filter(|name| !DATASET.contains(name) && **name != "key" && !latest::ORDER.contains(name)),
+    );
+    names
+}
+
+fn columns(relation: &str, names: &[&str]) -> Vec<Column> {
+    names.iter().map(|name| Column::new(Some(relation), *name)).collect()
+}
+
+fn project(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuilder> {
+    rows.project(wanted.iter().map(|name| col(*name)).collect::<Vec<_>>())
+}
+
+/// The latest row of each key, and its fate.
+fn resolve(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuilder> {
+    let payload: Vec<&str> =
+        needed(wanted).into_iter().skip(DATASET.len() + 1).filter(|name| *name != "is_after_removal").collect();
+    let latest_of = |names: &[&str]| latest::latest().call(names.iter().map(|name| col(*name)).collect()).alias("r");
+    let field = |n: usize, name: &str| col("r").field(format!("c{n}")).alias(name);
+    let group: Vec<Expr> = DATASET.iter().chain(&["key"]).map(|name| col(*name)).collect();
+    let unfold = |group: &[Expr], names: &[&str]| -> Vec<Expr> {
+        group.iter().cloned().chain(names.iter().enumerate().map(|(n, name)| field(n, name))).collect()
+    };
+    let keys = rows.clone().aggregate(group.clone(), [latest_of(&payload)])?.project(unfold(&group, &payload))?;
+    if !wanted.contains(&"is_after_removal") {
+        return project(keys, wanted);
+    }
+    // Few, so the side of the join that is held.
+    let of_dataset = &group[..DATASET.len()];
+    let removals = rows.filter(col("key").is_null())?.aggregate(of_dataset.to_vec(), [latest_of(&latest::ORDER)])?;
+    let removals = removals.project(unfold(of_dataset, &latest::ORDER[..2]))?.alias("removals")?;
+    let on = (columns("removals", &DATASET), columns("keys", &DATASET));
+    let joined = removals.join(keys.alias("keys")?.build()?, JoinType::Right, on, None)?;
+    let (mine, removal) =
+        (|name: &str| col(Column::new(Some("keys"), name)), |name: &str| col(Column::new(Some("removals"), name)));
+    let after = mine("sync_count").gt(removal("sync_count")).or(mine("sync_count")
+        .eq(removal("sync_count"))
+        .and(mine("last_modified_date").gt(removal("last_modified_date"))));
+    let after = mine("key").is_not_null().and(removal("sync_count").is_null().or(after));
+    let typed = wanted.iter().map(|name| match *name {
+        "is_after_removal" => after.clone().alias(*name),
+        name => mine(name).alias(name),
+    });
+    joined.project(typed.collect::<Vec<_>>())
+}
+
+#[async_trait::async_trait]
+impl TableProvider for Resolved {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::View
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        let whole = |filter: &&Expr| {
+            let of_dataset = filter.column_refs().iter().all(|c| OF_A_DATASET.contains(&c.name.as_str()));
+            match of_dataset && !filter.is_volatile() {
+                true => TableProviderFilterPushDown::Exact,
+                false => TableProviderFilterPushDown::Unsupported,
+            }
+        };
+        Ok(filters.iter().map(whole).collect())
+    }
+
+    async fn scan(
+        &self,
+        session: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        _: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let all: Vec<usize> = (0..self.schema.fields().len()).collect();
+        let names = projection.unwrap_or(&all).iter().map(|&n| self.schema.field(n).name().as_str());
+        let wanted: Vec<&str> = names.collect();
+        let filters: Vec<Expr> = filters.iter().map(unqualified).collect::<Result<_>>()?;
+        // What is asked about no column at all still needs one to be counted by.
+        let plan = match wanted.is_empty() {
+            true => {
+                LogicalPlanBuilder::from(self.plan(&["sync_count"], &filters)?).project(Vec::<Expr>::new())?.build()?
+            }
+            false => self.plan(&wanted, &filters)?,
+        };
+        let session = session.as_any().downcast_ref::<SessionState>();
+        let session = session.ok_or_else(|| DataFusionError::Internal("a session of another kind".to_owned()))?;
+        // The datasets of the tail and the removals are the small sides, and are held; the large ones stay where they are.
+        let mut session = session.clone();
+        let options = &mut session.config_mut().options_mut().optimizer;
+        options.repartition_joins = false;
+        // The plan becomes part of another one, which is optimized again: joins with dynamic filters refuse that.
+        options.enable_join_dynamic_filter_pushdown = false;
+        session.create_physical_plan(&plan).await
+    }
+}
+
+/// A filter as it is written for another relation.
+fn unqualified(filter: &Expr) -> Result<Expr> {
+    use datafusion::common::tree_node::{Transformed, TreeNode};
+    let bare = filter.clone().transform(|expr| match expr {
+        Expr::Column(column) => Ok(Transformed::yes(Expr::Column(Column::new_unqualified(column.name)))),
+        other => Ok(Transformed::no(other)),
+    })?;
+    Ok(bare.data)
+}

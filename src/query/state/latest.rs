@@ -1,0 +1,306 @@
+//! The aggregate `latest`: of all rows of a group, the one that comes last in the order of changes.
+//!
+//! This is the one definition of that order in Rust; `sql/views/resolved.sql` is the same order in SQL, and a test holds
+//! the two together: `sync_count`, then server date, then arrival, then the sequence number as an integer (by length,
+//! then by digits), then the place inside the record. Never a device's clock.
+//!
+//! **It is idempotent and associative**: the latest of the latest is the latest, however rows are split, repeated or
+//! reordered. The maintained state rests on that.
+
+use std::cmp::Ordering;
+use std::mem::size_of;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, StringViewArray, StructArray, UInt32Array};
+use arrow::compute::{cast, interleave, take};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Int32Type, Int64Type};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
+use datafusion::logical_expr::{
+    Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility,
+};
+
+/// The columns that order changes, most significant first; the first arguments of `latest`.
+pub const ORDER: [&str; 7] =
+    ["sync_count", "last_modified_date", "arrived_at", "sequence_number", "sub_sequence", "record_index", "shard_id"];
+
+/// `latest(<the columns of ORDER>, <any others>)`: a struct of all its arguments, of the latest row.
+pub fn latest() -> AggregateUDF {
+    AggregateUDF::new_from_impl(Latest { signature: Signature::variadic_any(Volatility::Immutable) })
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Latest {
+    signature: Signature,
+}
+
+fn fields(types: &[DataType]) -> Fields {
+    types.iter().enumerate().map(|(n, t)| Field::new(format!("c{n}"), t.clone(), true)).collect()
+}
+
+impl AggregateUDFImpl for Latest {
+    fn name(&self) -> &str {
+        "latest"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Struct(fields(types)))
+    }
+
+    fn state_fields(&self, args: StateFieldsArgs) -> Result<Vec<FieldRef>> {
+        let types = args.input_fields.iter().enumerate();
+        Ok(types
+            .map(|(n, field)| Arc::new(Field::new(format!("{}[c{n}]", args.name), field.data_type().clone(), true)))
+            .collect())
+    }
+
+    fn accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
+        Err(DataFusionError::NotImplemented("latest without GROUP BY".to_owned()))
+    }
+
+    fn groups_accumulator_supported(&self, _: AccumulatorArgs) -> bool {
+        true
+    }
+
+    fn create_groups_accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
+        let types: Vec<DataType> = args.expr_fields.iter().map(|field| field.data_type().clone()).collect();
+        Ok(Box::new(Groups { types, slots: Vec::new(), chunks: Vec::new(), rows: 0, bytes: 0 }))
+    }
+}
+
+/// The place of a group's latest row, and the head of its order, so that most comparisons touch nothing else.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    head: Head,
+    chunk: u32,
+    row: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Head {
+    sync_count: i64,
+    modified: i64,
+    arrived: i64,
+}
+
+const NONE: u32 = u32::MAX;
+const EMPTY: Slot =
+    Slot { head: Head { sync_count: i64::MIN, modified: i64::MIN, arrived: i64::MIN }, chunk: NONE, row: 0 };
+/// Rows of a chunk when chunks are made anew.
+const CHUNK_ROWS: usize = 8_192;
+
+/// Rows that were the latest of their group when they came: all arguments, and those of the order in a known form.
+#[derive(Debug)]
+struct Chunk {
+    columns: Vec<ArrayRef>,
+    tail: Tail,
+}
+
+/// The part of the order that is looked at only when the head is equal.
+#[derive(Debug)]
+struct Tail {
+    sequence_number: StringViewArray,
+    sub_sequence: ArrayRef,
+    record_index: ArrayRef,
+    shard_id: StringViewArray,
+}
+
+impl Tail {
+    fn of(columns: &[ArrayRef]) -> Result<Self> {
+        let text = |n: usize| Ok::<_, DataFusionError>(cast(column(columns, n)?, &DataType::Utf8View)?);
+        Ok(Self {
+            sequence_number: text(3)?.as_string_view().clone(),
+            sub_sequence: cast(column(columns, 4)?, &DataType::Int64)?,
+            record_index: cast(column(columns, 5)?, &DataType::Int32)?,
+            shard_id: text(6)?.as_string_view().clone(),
+        })
+    }
+
+    fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
+        let digits = |tail: &Self, row: usize| tail.sequence_number.value(row).len();
+        let sub = |tail: &Self, row: usize| {
+            let values = tail.sub_sequence.as_primitive::<Int64Type>();
+            if values.is_null(row) { -1 } else { values.value(row) }
+        };
+        let index = |tail: &Self, row: usize| tail.record_index.as_primitive::<Int32Type>().value(row);
+        digits(self, row)
+            .cmp(&digits(other, at))
+            .then_with(|| self.sequence_number.value(row).cmp(other.sequence_number.value(at)))
+            .then_with(|| sub(self, row).cmp(&sub(other, at)))
+            .then_with(|| index(self, row).cmp(&index(other, at)))
+            .then_with(|| self.shard_id.value(row).cmp(other.shard_id.value(at)))
+    }
+}
+
+fn column(columns: &[ArrayRef], n: usize) -> Result<&ArrayRef> {
+    let missing = || DataFusionError::Internal(format!("latest takes at least {} arguments", ORDER.len()));
+    columns.get(n).ok_or_else(missing)
+}
+
+struct Groups {
+    types: Vec<DataType>,
+    slots: Vec<Slot>,
+    chunks: Vec<Chunk>,
+    /// In the chunks, those that were overtaken since included.
+    rows: usize,
+    bytes: usize,
+}
+
+impl Groups {
+    fn accept(&mut self, values: &[ArrayRef], groups: &[usize], filter: Option<&BooleanArray>) -> Result<()> {
+        let head = |n: usize| Ok::<_, DataFusionError>(cast(column(values, n)?, &DataType::Int64)?);
+        let heads = (head(0)?, head(1)?, head(2)?);
+        let heads = (
+            heads.0.as_primitive::<Int64Type>().values(),
+            heads.1.as_primitive::<Int64Type>().values(),
+            heads.2.as_primitive::<Int64Type>().values(),
+        );
+        let mut tail: Option<Tail> = None;
+        // The chunk that is being made: which rows of this batch go into it.
+        let chunk = u32::try_from(self.chunks.len()).unwrap_or(NONE);
+        let mut chosen: Vec<u32> = Vec::with_capacity(groups.len());
+        for (row, &group) in groups.iter().enumerate() {
+            if filter.is_some_and(|f| f.is_null(row) || !f.value(row)) {
+                continue;
+            }
+            let head = Head { sync_count: heads.0[row], modified: heads.1[row], arrived: heads.2[row] };
+            let slot = self.slots[group];
+            let order = match head.cmp(&slot.head) {
+                Ordering::Equal if slot.chunk != NONE => {
+                    let tail = match &tail {
+                        Some(tail) => tail,
+                        None => tail.insert(Tail::of(values)?),
+                    };
+                    match self.chunks.get(slot.chunk as usize) {
+                        Some(chunk) => tail.compare(row, &chunk.tail, slot.row as usize),
+                        None => tail.compare(row, tail, chosen[slot.row as usize] as usize),
+                    }
+                }
+                Ordering::Equal => Ordering::Greater,
+                order => order,
+            };
+            if order == Ordering::Less || order == Ordering::Equal {
+                continue;
+            }
+            let row = u32::try_from(row).unwrap_or(NONE);
+            let place = if slot.chunk == chunk {
+                chosen[slot.row as usize] = row;
+                slot.row
+            } else {
+                chosen.push(row);
+                u32::try_from(chosen.len() - 1).unwrap_or(NONE)
+            };
+            self.slots[group] = Slot { head, chunk, row: place };
+        }
+        if !chosen.is_empty() {
+            let rows = UInt32Array::from(chosen);
+            let columns = values.iter().map(|v| Ok(dense(take(v, &rows, None)?))).collect::<Result<Vec<_>>>()?;
+            self.push(columns)?;
+        }
+        if self.rows > 2 * self.slots.len() + 8 * CHUNK_ROWS {
+            self.compact()?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, columns: Vec<ArrayRef>) -> Result<()> {
+        self.rows += columns.first().map_or(0, |c| c.len());
+        self.bytes += columns.iter().map(|c| c.get_array_memory_size()).sum::<usize>();
+        self.chunks.push(Chunk { tail: Tail::of(&columns)?, columns });
+        Ok(())
+    }
+
+    /// The latest rows of groups, in the order of the groups.
+    fn gather(&self, slots: &[Slot]) -> Result<Vec<ArrayRef>> {
+        if slots.iter().any(|slot| slot.chunk == NONE) {
+            return Err(DataFusionError::NotImplemented("latest with a FILTER".to_owned()));
+        }
+        let places: Vec<(usize, usize)> = slots.iter().map(|s| (s.chunk as usize, s.row as usize)).collect();
+        (0..self.types.len())
+            .map(|n| {
+                let arrays: Vec<&dyn Array> = self.chunks.iter().map(|chunk| chunk.columns[n].as_ref()).collect();
+                Ok(interleave(&arrays, &places)?)
+            })
+            .collect()
+    }
+
+    /// Forgets the rows that were overtaken.
+    fn compact(&mut self) -> Result<()> {
+        let mut made = Self { types: self.types.clone(), slots: Vec::new(), chunks: Vec::new(), rows: 0, bytes: 0 };
+        let mut slots = std::mem::take(&mut self.slots);
+        for slots in slots.chunks_mut(CHUNK_ROWS) {
+            let columns = self.gather(slots)?;
+            let chunk = u32::try_from(made.chunks.len()).unwrap_or(NONE);
+            made.push(columns.into_iter().map(dense).collect())?;
+            for (row, slot) in (0..).zip(slots) {
+                (slot.chunk, slot.row) = (chunk, row);
+            }
+        }
+        *self = Self { slots, ..made };
+        Ok(())
+    }
+
+    fn emit(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
+        let slots = emit_to.take_needed(&mut self.slots);
+        let columns = if slots.is_empty() {
+            self.types.iter().map(arrow::array::new_empty_array).collect()
+        } else {
+            self.gather(&slots)?
+        };
+        if self.slots.is_empty() {
+            self.chunks.clear();
+            (self.rows, self.bytes) = (0, 0);
+        }
+        Ok(columns)
+    }
+}
+
+/// Without what a view or slice still holds of other rows.
+fn dense(array: ArrayRef) -> ArrayRef {
+    match array.data_type() {
+        DataType::Utf8View => Arc::new(array.as_string_view().gc()),
+        DataType::BinaryView => Arc::new(array.as_binary_view().gc()),
+        _ => array,
+    }
+}
+
+impl GroupsAccumulator for Groups {
+    fn update_batch(
+        &mut self,
+        values: &[ArrayRef],
+        group_indices: &[usize],
+        opt_filter: Option<&BooleanArray>,
+        total_num_groups: usize,
+    ) -> Result<()> {
+        self.slots.resize(total_num_groups, EMPTY);
+        self.accept(values, group_indices, opt_filter)
+    }
+
+    fn merge_batch(&mut self, values: &[ArrayRef], group_indices: &[usize], total_num_groups: usize) -> Result<()> {
+        self.update_batch(values, group_indices, None, total_num_groups)
+    }
+
+    fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
+        let columns = self.emit(emit_to)?;
+        Ok(Arc::new(StructArray::try_new(fields(&self.types), columns, None)?))
+    }
+
+    fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
+        self.emit(emit_to)
+    }
+
+    fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
+        match filter {
+            None => Ok(values.to_vec()),
+            Some(_) => Err(DataFusionError::NotImplemented("latest with a FILTER".to_owned())),
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.slots.capacity() * size_of::<Slot>() + self.bytes
+    }
+}

@@ -1,0 +1,293 @@
+//! The current state by every path: from the rows, from the maintained state and the rows since, and as of a day.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::harness::{count, ingest_file, ok, rows, synclake};
+
+/// What is live: identity, dataset and key to value and count.
+pub type Live = BTreeMap<(String, String, String), (Option<String>, i64)>;
+
+/// tests/golden/cases.json; each case is one identity.
+pub struct Cases(Vec<Value>);
+
+impl Cases {
+    pub fn read() -> Self {
+        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/cases.json")).unwrap();
+        Self(serde_json::from_str(&text).unwrap())
+    }
+
+    fn identity(number: usize) -> String {
+        format!("us-east-1:{number:04x}")
+    }
+
+    fn steps(&self) -> usize {
+        self.0.iter().map(|case| case["steps"].as_array().unwrap().len()).max().unwrap()
+    }
+
+    /// The events of one step of all cases.
+    fn step(&self, step: usize) -> String {
+        let mut lines = String::new();
+        for (number, case) in self.0.iter().enumerate() {
+            for event in case["steps"][step].as_array().into_iter().flatten() {
+                lines += &(wire(&Self::identity(number), event).to_string() + "\n");
+            }
+        }
+        lines
+    }
+
+    /// What must be live in the end, or at the end of a day that the cases speak of.
+    pub fn live(&self, day: Option<&str>) -> Live {
+        let mut live = Live::new();
+        for (number, case) in self.0.iter().enumerate() {
+            let expected = day.map_or(&case["live"], |day| &case["as_of"][day]);
+            for (dataset, keys) in expected.as_object().into_iter().flatten() {
+                for (key, state) in keys.as_object().unwrap() {
+                    let at = (Self::identity(number), dataset.clone(), key.clone());
+                    live.insert(at, (state[0].as_str().map(str::to_owned), state[1].as_i64().unwrap()));
+                }
+            }
+        }
+        live
+    }
+
+    /// The identities of the cases that say what was live on that day.
+    fn speak_of(&self, day: &str) -> Vec<String> {
+        let numbers = self.0.iter().enumerate().filter(|(_, case)| case["as_of"].get(day).is_some());
+        numbers.map(|(number, _)| Self::identity(number)).collect()
+    }
+
+    /// Every step into a lake, each as a file of its own, and `between` after each.
+    pub fn ingest(&self, folder: &Path, mut between: impl FnMut(usize, &Path)) -> std::path::PathBuf {
+        let lake = folder.join("lake");
+        for step in 0..self.steps() {
+            let file = folder.join(format!("step{step}.ndjson"));
+            std::fs::write(&file, self.step(step)).unwrap();
+            ingest_file(&file, &lake);
+            between(step, &lake);
+        }
+        lake
+    }
+}
+
+fn millis(text: &Value) -> i64 {
+    chrono::DateTime::parse_from_rfc3339(text.as_str().unwrap()).unwrap().timestamp_millis()
+}
+
+/// The short form of the cases as Cognito writes it.
+fn wire(identity: &str, event: &Value) -> Value {
+    let or =
+        |record: &Value, name: &str| if record[name].is_null() { event[name].clone() } else { record[name].clone() };
+    let record = |r: &Value| {
+        let at = millis(&or(r, "t"));
+        let device = r["dev"].as_str().map_or(at, |_| millis(&r["dev"]));
+        let op = if r["op"].is_null() { json!("replace") } else { r["op"].clone() };
+        json!({"key": r["k"], "value": r["v"], "op": op, "syncCount": or(r, "n"), "lastModifiedDate": at,
+               "deviceLastModifiedDate": device})
+    };
+    let records = event["r"].as_array().map(|records| records.iter().map(record).collect::<Vec<_>>());
+    json!({
+        "identityPoolId": "us-east-1:0a", "identityId": identity, "dataSetName": event["d"], "operation": event["op"],
+        "kinesisSyncRecords": records, "lastModifiedDate": millis(&event["t"]), "payloadType": "Inline",
+        "syncCount": event["n"],
+    })
+}
+
+fn refresh(lake: &Path) -> Value {
+    serde_json::from_str(&ok(synclake().args(["refresh", "--lake"]).arg(lake))).unwrap()
+}
+
+fn live(lake: &Path, relation: &str) -> Live {
+    let sql = format!("select identity_id, dataset_name, key, value, sync_count from {relation}");
+    let text = |row: &Value, name: &str| row[name].as_str().unwrap().to_owned();
+    let found: Vec<Value> = rows(lake.to_str().unwrap(), &sql);
+    let mut live = Live::new();
+    for row in found {
+        let at = (text(&row, "identity_id"), text(&row, "dataset_name"), text(&row, "key"));
+        let state = (row["value"].as_str().map(str::to_owned), row["sync_count"].as_i64().unwrap());
+        assert!(live.insert(at.clone(), state).is_none(), "{at:?} twice");
+    }
+    live
+}
+
+#[track_caller]
+fn assert_live(found: &Live, expected: &Live, what: &str) {
+    for (at, state) in expected {
+        assert_eq!(found.get(at), Some(state), "{what}: {at:?}");
+    }
+    for at in found.keys() {
+        assert!(expected.contains_key(at), "{what}: {at:?} should not be live");
+    }
+}
+
+const FROM_ROWS: &str = "resolved where is_latest and is_after_removal and op <> 'remove'";
+
+#[test]
+fn golden_cases_by_every_path() {
+    let cases = Cases::read();
+    assert!(cases.0.len() >= 40);
+    let expected = cases.live(None);
+    // Refreshed never, after every step, and after some: the tail is everything, nothing, or in between.
+    for refreshed in [&[][..], &[0, 1, 2], &[0], &[1], &[0, 1]] {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = cases.ingest(folder.path(), |step, lake| {
+            if refreshed.contains(&step) {
+                refresh(lake);
+            }
+        });
+        let what = format!("refreshed after {refreshed:?}");
+        assert_live(&live(&lake, "current_state"), &expected, &what);
+        assert_live(&live(&lake, FROM_ROWS), &expected, "from the rows");
+        let removed = "(select count(*) from dataset_state where removed)";
+        let truth = "select count(*) from (select identity_id, dataset_name from resolved group by 1, 2 \
+                     having bool_or(is_dataset_removal) and not bool_or(is_after_removal))";
+        let name = lake.to_str().unwrap();
+        assert_eq!(count(name, &format!("select {removed}")), count(name, truth), "{what}");
+        if refreshed.is_empty() {
+            for day in ["2025-12-31", "2026-01-01", "2026-01-02", "2026-01-03"] {
+                ok(synclake().args(["extract", "--date", day, "--lake"]).arg(&lake));
+                let named = cases.speak_of(day);
+                let stored = format!("daily_extract where kind = 'state' and extract_date = '{day}'");
+                let mut found = live(&lake, &stored);
+                found.retain(|at, _| named.contains(&at.0));
+                assert_live(&found, &cases.live(Some(day)), day);
+            }
+        }
+    }
+}
+
+/// A history of one pool: small domains, so that ties, removals and copies meet.
+#[derive(Debug, Clone)]
+struct Change {
+    identity: u8,
+    dataset: u8,
+    /// `None` removes the dataset.
+    key: Option<u8>,
+    removes: bool,
+    value: Option<String>,
+    count: i64,
+    second: i64,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let value = prop_oneof![Just(None), Just(Some(String::new())), "[a-c]".prop_map(Some)];
+    let key = prop_oneof![1 => Just(None), 6 => (0..3u8).prop_map(Some)];
+    (0..3u8, 0..2u8, key, prop::bool::weighted(0.25), value, 1..6i64, 0..3i64).prop_map(
+        |(identity, dataset, key, removes, value, count, second)| {
+            let value = if removes { None } else { value };
+            Change { identity, dataset, key, removes, value, count, second }
+        },
+    )
+}
+
+impl Change {
+    fn wire(&self) -> String {
+        let at = 1_767_225_600_000 + self.second * 86_400_000;
+        let op = if self.removes { "remove" } else { "replace" };
+        let records = self.key.map(|key| {
+            json!([{"key": format!("k{key}"), "value": self.value, "op": op,
+            "syncCount": self.count, "lastModifiedDate": at, "deviceLastModifiedDate": 0}])
+        });
+        let operation = if self.key.is_none() { "remove" } else { "replace" };
+        let event = json!({
+            "identityPoolId": "us-east-1:0a", "identityId": format!("us-east-1:{}", self.identity),
+            "dataSetName": format!("d{}", self.dataset), "operation": operation, "kinesisSyncRecords": records,
+            "lastModifiedDate": at, "payloadType": "Inline", "syncCount": self.count,
+        });
+        format!("{event}\n")
+    }
+}
+
+/// The model: what is live after these changes, in the order of their arrival.
+fn model(changes: &[Change]) -> Live {
+    let mut latest: BTreeMap<(u8, u8, Option<u8>), (i64, i64, usize)> = BTreeMap::new();
+    for (index, change) in changes.iter().enumerate() {
+        let order = (change.count, change.second, index);
+        let best = latest.entry((change.identity, change.dataset, change.key)).or_insert(order);
+        *best = (*best).max(order);
+    }
+    let mut live = Live::new();
+    for (&(identity, dataset, key), &(count, second, index)) in &latest {
+        let Some(key) = key else { continue };
+        let removal = latest.get(&(identity, dataset, None)).map(|&(count, second, _)| (count, second));
+        let change = &changes[index];
+        if !change.removes && removal.is_none_or(|removal| (count, second) > removal) {
+            let at = (format!("us-east-1:{identity}"), format!("d{dataset}"), format!("k{key}"));
+            live.insert(at, (change.value.clone(), count));
+        }
+    }
+    live
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any history in any number of files, refreshed after any of them, is what the model says.
+    #[test]
+    fn random_histories_agree_with_the_model(
+        files in prop::collection::vec((prop::collection::vec(change(), 1..40), any::<bool>()), 1..4)
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = folder.path().join("lake");
+        let mut all = Vec::new();
+        for (index, (changes, refreshes)) in files.iter().enumerate() {
+            let file = folder.path().join(format!("{index}.ndjson"));
+            std::fs::write(&file, changes.iter().map(Change::wire).collect::<String>()).unwrap();
+            ingest_file(&file, &lake);
+            all.extend(changes.iter().cloned());
+            if *refreshes {
+                refresh(&lake);
+                refresh(&lake);
+            }
+            let truth = model(&all);
+            assert_live(&live(&lake, "current_state"), &truth, "current_state");
+            assert_live(&live(&lake, FROM_ROWS), &truth, "from the rows");
+        }
+        let day = chrono::NaiveDate::from_ymd_opt(2026, 1, 2).unwrap();
+        let known: Vec<Change> = all.iter().filter(|change| change.second <= 1).cloned().collect();
+        ok(synclake().args(["extract", "--date", &day.to_string(), "--lake"]).arg(&lake));
+        let stored = format!("daily_extract where kind = 'state' and extract_date = '{day}'");
+        assert_live(&live(&lake, &stored), &model(&known), "as of a day");
+    }
+}
+
+/// Killed before and after its commit, and run by several at once.
+#[test]
+fn a_killed_refresh_loses_nothing_and_leaves_nothing() {
+    let cases = Cases::read();
+    let folder = tempfile::tempdir().unwrap();
+    let kill = |lake: &Path, point: &str| {
+        let failpoint = format!("{point}=1*return(kill)");
+        let killed = synclake().args(["refresh", "--lake"]).arg(lake).env("FAILPOINTS", failpoint).output().unwrap();
+        assert_eq!(killed.status.code(), None, "{point}");
+    };
+    let lake = cases.ingest(folder.path(), |_, lake| {
+        for point in ["file/before", "file/after", "refresh/before", "commit/before", "commit/after", "refresh/after"] {
+            kill(lake, point);
+            assert_eq!(live(lake, "current_state"), live(lake, FROM_ROWS), "killed at {point}");
+            // Something for the next one to do.
+            let more = lake.with_file_name("more.ndjson");
+            let number = std::fs::read_dir(lake.join("sync_records/_delta_log")).unwrap().count();
+            let event =
+                json!({"d": "more", "op": "replace", "n": number, "t": "2026-01-01T00:00:00Z", "r": [{"k": "k"}]});
+            std::fs::write(&more, wire("us-east-1:ffff", &event).to_string() + "\n").unwrap();
+            ingest_file(&more, lake);
+        }
+    });
+    let all = || -> Vec<_> {
+        let start = || synclake().args(["refresh", "--lake"]).arg(&lake).stdout(std::process::Stdio::null()).spawn();
+        (0..4).map(|_| start().unwrap()).collect()
+    };
+    for mut child in all() {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(refresh(&lake)["files_read"], 0, "run again, it changes nothing");
+    assert_eq!(live(&lake, "current_state"), live(&lake, FROM_ROWS));
+    let report: Value =
+        serde_json::from_str(&ok(synclake().args(["verify", "--format", "json", "--lake"]).arg(&lake))).unwrap();
+    assert_eq!(report["faults"], json!([]));
+    assert_eq!(report["tables"]["state"]["rows"], count(lake.to_str().unwrap(), "select count(*) from key_state"));
+}
