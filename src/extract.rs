@@ -1,28 +1,35 @@
 //! The daily extract: the state at the end of a day and the day's net changes, into `daily_state` and, if asked for,
 //! into files elsewhere.
 //!
-//! Both are computed by the shipped views over what the server had seen by the end of that day (UTC), in one pass that
-//! is sorted by pool. The table's partition of that day is replaced in one commit. Files elsewhere count only once
-//! `_SUCCESS` lists them; that manifest is written last, over the one of an earlier run.
+//! A day is computed from the newest extract of an earlier day and what was added since (`plan.rs`), by the same aggregate
+//! as the current state. With the live keys the table keeps the removed ones (`kind = 'removed'`), so that the next day can
+//! be told from it. The table's partition of the day is replaced in one commit, which also says what it covers. Files
+//! elsewhere count only once `_SUCCESS` lists them; that manifest is written last, over the one of an earlier run.
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::compute::{cast, concat_batches};
-use arrow::datatypes::{DataType, SchemaRef};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
 use chrono::{Days, NaiveDate, Utc};
-use deltalake::kernel::Add;
-use futures::StreamExt;
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
+use datafusion::prelude::{DataFrame, SessionContext, col, lit};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use crate::lake::parquet::{add, encode_batches, row_count_statistics};
-use crate::lake::part;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, replace};
-use crate::query::print::{Format, Printer};
-use crate::query::{Engine, Limits, QueryError, Scope};
+use crate::query::print::Format;
+use crate::query::state::Resolved;
+use crate::query::{Limits, QueryError, reading, session, views};
 
-/// Rows of one file.
-const FILE_ROWS_MAX: usize = 500_000;
+pub mod consumer;
+mod files;
+mod plan;
+
+pub use files::Listed;
+use files::Writer;
+pub use plan::ShardMark;
+use plan::{Plan, covers_id};
 
 /// Why an extract failed. The table and an earlier manifest are as they were.
 #[derive(Debug, thiserror::Error)]
@@ -55,18 +62,24 @@ pub struct Report {
     pub files: usize,
     /// Version of `daily_state`.
     pub version: u64,
+    /// The version of `sync_records` that was read.
+    pub covers: u64,
+    /// The day whose extract this one builds on; `None` when it was computed from all rows.
+    pub base: Option<NaiveDate>,
+    /// Bytes of the files of `sync_records` that were read.
+    pub change_bytes: u64,
+    /// Rows of days up to the base's that came after its extract, by day.
+    pub late_rows: BTreeMap<NaiveDate, u64>,
+    /// Extracted days that those change, and that were not extracted again.
+    pub stale: Vec<NaiveDate>,
+    /// Extracted days that those changed, extracted again before this one.
+    pub corrected: Vec<NaiveDate>,
+    /// Whether every shard of a stream was read to the end of the day; `None` when the lake was read from files alone.
+    pub is_complete: Option<bool>,
+    /// How far each shard was read.
+    pub shards: Vec<ShardMark>,
     /// Where the manifest is, if files were written.
     pub manifest: Option<String>,
-}
-
-/// A file of the manifest.
-#[derive(Debug, Serialize)]
-struct Listed {
-    path: String,
-    kind: &'static str,
-    rows: usize,
-    bytes: usize,
-    sha256: String,
 }
 
 /// `2026-11-20`, or `yesterday` or `today` (UTC).
@@ -86,162 +99,119 @@ pub fn parse_date(text: &str) -> Result<NaiveDate, String> {
     }
 }
 
-/// Extracts one day.
+/// Extracts the days from `from` to `to`, each from the one before.
+///
+/// With `correct`, extracted days that late rows have changed are extracted again first.
 ///
 /// # Errors
-/// See [`ExtractError`]; running again is always right.
+/// See [`ExtractError`]; days that are done stay done, and running again is always right.
 pub async fn run(
     lake: &Store,
-    date: NaiveDate,
+    (from, to): (NaiveDate, NaiveDate),
     out: Option<(&Store, Format)>,
+    correct: bool,
     limits: &Limits,
-) -> Result<Report, ExtractError> {
-    let engine = Engine::open(lake, limits, Scope { as_of: Some(date), ..Scope::default() }).await?;
-    Table::DailyState.ensure(lake).await?;
-    let mut run = Run {
-        table: Table::DailyState.store(lake),
-        out,
-        date,
-        token: format!("{:016x}", crate::lake::ledger::new_token()),
-        pool: String::new(),
-        held: Vec::new(),
-        held_rows: 0,
-        schema: Table::DailyState.file_schema(),
-        files: Vec::new(),
-        listed: Vec::new(),
+    mut done: impl FnMut(&Report),
+) -> Result<Vec<Report>, ExtractError> {
+    let mut reports = Vec::new();
+    for date in from.iter_days().take_while(|date| *date <= to) {
+        let mut plan = Plan::new(lake, date).await?;
+        let mut corrected = Vec::new();
+        if correct && !plan.stale.is_empty() {
+            for stale in std::mem::take(&mut plan.stale) {
+                day(lake, Plan::new(lake, stale).await?, out, limits).await?;
+                corrected.push(stale);
+            }
+            plan = Plan::new(lake, date).await?;
+        }
+        let mut report = day(lake, plan, out, limits).await?;
+        report.corrected = corrected;
+        done(&report);
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+const COLUMNS: &str = "pool, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count, last_modified_date, \
+                       device_last_modified_date";
+/// What the next day needs to go on from here.
+const ORDERED: &str = "is_after_removal, shard_id, sequence_number, sub_sequence, record_index, arrived_at";
+const ORDER: &str = "ORDER BY pool, identity_id, dataset_name, key NULLS FIRST";
+
+async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &Limits) -> Result<Report, ExtractError> {
+    let context = tables(&plan, limits).await?;
+    let ask = async |sql: String| -> Result<DataFrame, ExtractError> {
+        Ok(context.sql(&sql).await.map_err(QueryError::Sql)?)
     };
-    let columns = "pool, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count, last_modified_date, \
-                   device_last_modified_date";
-    let order = "ORDER BY pool, identity_id, dataset_name, key";
-    let state = format!("SELECT 'state' AS kind, {columns} FROM current_state {order}");
-    let state_rows = run.take(&engine, "state", &state).await?;
-    let changes = format!("SELECT 'change' AS kind, {columns} FROM daily_changes WHERE event_date = '{date}' {order}");
-    let change_rows = run.take(&engine, "changes", &changes).await?;
-    let manifest = run.publish(state_rows, change_rows).await?;
-    let files = run.files.len();
-    let version = replace::replace(lake, Table::DailyState, "extract_date", &date.to_string(), run.files).await?;
-    Ok(Report { date, state_rows, change_rows, files, version, manifest })
+    let is_live = "is_after_removal AND op <> 'remove'";
+    let mut writer = Writer::new(lake, plan.date, out);
+    let live =
+        ask(format!("SELECT 'state' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE {is_live} {ORDER}")).await?;
+    let state_rows = writer.take("state", live).await?;
+    let removed =
+        format!("SELECT 'removed' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE ({is_live}) IS NOT TRUE {ORDER}");
+    writer.take("removed", ask(removed).await?).await?;
+    let changes = format!("SELECT 'change' AS kind, {COLUMNS} FROM daily_changes {ORDER}");
+    let change_rows = writer.take("changes", ask(changes).await?).await?;
+    let is_complete = (!plan.shards.is_empty()).then(|| plan.shards.iter().all(|shard| shard.is_complete));
+    let mut report = Report {
+        date: plan.date,
+        state_rows,
+        change_rows,
+        files: writer.files.len(),
+        version: 0,
+        covers: plan.version,
+        base: plan.base,
+        change_bytes: plan.tail.iter().map(|file| file.size).sum(),
+        late_rows: plan.late,
+        stale: plan.stale,
+        corrected: Vec::new(),
+        is_complete,
+        shards: plan.shards,
+        manifest: None,
+    };
+    let about = serde_json::json!({
+        "version": 1, "date": report.date, "state_rows": state_rows, "change_rows": change_rows,
+        "covers": report.covers, "is_complete": is_complete, "shards": report.shards, "late_rows": report.late_rows,
+    });
+    report.manifest = writer.publish(about).await?;
+    let covers = vec![(covers_id(plan.date), i64::try_from(plan.version).unwrap_or(i64::MAX))];
+    let date = plan.date.to_string();
+    report.version = replace::replace(lake, Table::DailyState, "extract_date", &date, writer.files, covers).await?;
+    Ok(report)
 }
 
-struct Run<'a> {
-    table: Store,
-    out: Option<(&'a Store, Format)>,
-    date: NaiveDate,
-    /// In every file name: what two runs write never collides.
-    token: String,
-    pool: String,
-    held: Vec<RecordBatch>,
-    held_rows: usize,
-    schema: SchemaRef,
-    files: Vec<Add>,
-    listed: Vec<Listed>,
+/// A session with the state at the end of the day, and with the changes of the day.
+async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractError> {
+    let context = session(limits)?;
+    let state = context.state();
+    let tail = plan.tail.iter().map(|file| file.path.clone()).collect();
+    let tail = reading::files_of(&plan.records, &state, &tail).await.map_err(QueryError::Sql)?;
+    let base = reading::files_of(&plan.daily, &state, &plan.base_files).await.map_err(QueryError::Sql)?;
+    let base = match base {
+        Some(base) => Some(as_state(&context, base)?),
+        None => None,
+    };
+    let name = |e| ExtractError::Query(QueryError::Sql(e));
+    context.register_table("key_state", Arc::new(Resolved::new(tail, base))).map_err(name)?;
+    let of_day = reading::files_of(&plan.records, &state, &plan.of_the_day()).await.map_err(name)?;
+    let of_day = match of_day {
+        Some(files) => files,
+        None => nothing(Table::SyncRecords.schema())?,
+    };
+    context.register_table(Table::SyncRecords.name(), of_day).map_err(name)?;
+    views::register(&context, &["changes", "daily_changes"]).await.map_err(name)?;
+    Ok(context)
 }
 
-impl Run<'_> {
-    /// Writes the rows of one query, which come sorted by pool.
-    async fn take(&mut self, engine: &Engine, kind: &'static str, sql: &str) -> Result<u64, ExtractError> {
-        let mut rows = 0;
-        let frame = engine.sql(sql).await?;
-        let mut batches = frame.execute_stream().await.map_err(QueryError::Sql)?;
-        while let Some(batch) = batches.next().await {
-            let batch = batch.map_err(QueryError::Sql)?;
-            rows += batch.num_rows() as u64;
-            let pools = batch.column_by_name("pool").map(|c| cast(c, &DataType::Utf8)).transpose();
-            let pools = pools.map_err(encode_error)?;
-            let Some(pools) = pools.as_ref().and_then(|c| c.as_string_opt::<i32>()) else { continue };
-            let stored = self.stored_columns(&batch)?;
-            let mut start = 0;
-            for end in 1..=pools.len() {
-                if end == pools.len() || pools.value(end) != pools.value(start) {
-                    if self.pool != pools.value(start) || self.held_rows >= FILE_ROWS_MAX {
-                        self.roll(kind).await?;
-                        pools.value(start).clone_into(&mut self.pool);
-                    }
-                    self.held_rows += end - start;
-                    self.held.push(stored.slice(start, end - start));
-                    start = end;
-                }
-            }
-        }
-        self.roll(kind).await?;
-        Ok(rows)
-    }
-
-    fn stored_columns(&self, batch: &RecordBatch) -> Result<RecordBatch, ExtractError> {
-        let columns = self.schema.fields().iter().map(|field| {
-            let column = batch.column_by_name(field.name()).ok_or_else(|| {
-                encode_error(std::io::Error::other(format!("the view has no column {}", field.name())))
-            })?;
-            cast(column, field.data_type()).map_err(encode_error)
-        });
-        let columns = columns.collect::<Result<Vec<_>, _>>()?;
-        RecordBatch::try_new(self.schema.clone(), columns).map_err(encode_error)
-    }
-
-    async fn roll(&mut self, kind: &'static str) -> Result<(), ExtractError> {
-        let batches = std::mem::take(&mut self.held);
-        let rows = std::mem::take(&mut self.held_rows);
-        if rows == 0 {
-            return Ok(());
-        }
-        let date = self.date.to_string();
-        let name = format!("part-{kind}-{}-{:05}", self.token, self.files.len());
-        let path = format!("extract_date={date}/pool={}/{name}.parquet", self.pool);
-        let fail = |source| LakeError::Parquet { action: "encode", path: path.clone(), source };
-        let bytes = encode_batches(self.schema.clone(), &batches).map_err(fail)?;
-        let size = bytes.len();
-        part::put(&self.table, &path, bytes.clone()).await?;
-        let values = [("extract_date", date.clone()), ("pool", self.pool.clone())];
-        let now_ms = Utc::now().timestamp_millis();
-        self.files.push(add(path, &values, size, now_ms, row_count_statistics(rows)));
-        if let Some((out, format)) = self.out {
-            let bytes = match format {
-                Format::Parquet => bytes,
-                format => {
-                    let whole = concat_batches(&self.schema, &batches).map_err(encode_error)?;
-                    let mut text = Vec::new();
-                    let mut printer =
-                        Printer::new(format, true, self.schema.clone(), &mut text).map_err(encode_error)?;
-                    printer.write(&whole).map_err(encode_error)?;
-                    printer.finish().map_err(encode_error)?;
-                    text.into()
-                }
-            };
-            let path = format!("extract_date={date}/{kind}/{name}.{}", extension(format));
-            let digest = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-            let size = bytes.len();
-            out.put(&path, bytes).await?;
-            self.listed.push(Listed { path, kind, rows, bytes: size, sha256: digest });
-        }
-        Ok(())
-    }
-
-    /// Publishes the files elsewhere, and then deletes those of earlier runs.
-    async fn publish(&self, state_rows: u64, change_rows: u64) -> Result<Option<String>, ExtractError> {
-        let Some((out, format)) = self.out else { return Ok(None) };
-        let folder = format!("extract_date={}", self.date);
-        let manifest = serde_json::json!({
-            "version": 1, "date": self.date, "format": extension(format), "state_rows": state_rows,
-            "change_rows": change_rows, "files": self.listed,
-        });
-        let path = format!("{folder}/_SUCCESS");
-        let text = serde_json::to_vec_pretty(&manifest).map_err(encode_error)?;
-        out.put(&path, text.into()).await?;
-        for (old, _) in out.list(&folder).await? {
-            let ours = old == path || self.listed.iter().any(|f| f.path == old);
-            let written_by_us = old.rsplit('/').next().is_some_and(|name| name.starts_with("part-"));
-            if !ours && written_by_us {
-                out.delete(&old).await?;
-            }
-        }
-        Ok(Some(format!("{}{path}", out.url())))
-    }
+/// The columns of the state out of an extract.
+fn as_state(context: &SessionContext, base: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>, ExtractError> {
+    let columns: Vec<_> = Table::State.schema().fields().iter().map(|field| col(field.name())).collect();
+    let rows = context.read_table(base).and_then(|rows| rows.filter(col("kind").not_eq(lit("change"))));
+    let rows = rows.and_then(|rows| rows.select(columns)).map_err(QueryError::Sql)?;
+    Ok(rows.into_view())
 }
 
-fn extension(format: Format) -> &'static str {
-    match format {
-        Format::Csv => "csv",
-        Format::Ndjson => "ndjson",
-        _ => "parquet",
-    }
+fn nothing(schema: SchemaRef) -> Result<Arc<dyn TableProvider>, ExtractError> {
+    Ok(Arc::new(MemTable::try_new(schema, vec![Vec::new()]).map_err(QueryError::Sql)?))
 }

@@ -36,6 +36,7 @@ pub const NAMES: &[&str] = &[
     "redrive/done",
     "refresh/before",
     "refresh/after",
+    "consumer/written",
 ];
 
 /// Does what a test wants done here; nothing in a release.

@@ -17,7 +17,8 @@
 //! | [`lake`] | files, commits, positions: the commit is the truth | understand a position |
 //! | [`ingest`] | the loop over those four | |
 //! | [`query`] | views over one snapshot | write; import `source`; list folders |
-//! | [`extract`] | daily extracts | |
+//! | [`extract`] | daily extracts, and what is new for a consumer | |
+//! | [`ddl`] | tables and views for other engines | ask a lake |
 //! | [`simulate`] | a stream from a seed, and its true end state | use any of the above |
 //!
 //! `docs/architecture.md` is the map with its invariants.
@@ -26,6 +27,7 @@ pub mod backoff;
 pub mod batch;
 pub mod budget;
 pub mod config;
+pub mod ddl;
 pub mod decode;
 pub mod extract;
 pub mod failpoint;

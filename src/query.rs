@@ -128,7 +128,7 @@ impl Engine {
             };
             context.register_table(table.name(), provider)?;
         }
-        views::register(&context).await?;
+        views::register(&context, &views::VIEWS.map(|(name, ..)| name)).await?;
         Ok(Self { context })
     }
 

@@ -4,3 +4,5 @@ SELECT
   extract_date, pool, kind, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count,
   last_modified_date, device_last_modified_date
 FROM daily_state
+-- Removed keys are kept for the next day's extract alone.
+WHERE kind <> 'removed'

@@ -20,15 +20,23 @@ use crate::failpoint;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Replaces all files whose partition column has `value` by `files`. Returns the version.
+/// Replaces all files whose partition column has `value` by `files`, with transaction ids in the same commit. Returns the
+/// version.
 ///
 /// # Errors
 /// The store failed or others won for two minutes; then nothing is replaced, or all of it.
-pub async fn replace(lake: &Store, table: Table, column: &str, value: &str, files: Vec<Add>) -> Result<u64, LakeError> {
+pub async fn replace(
+    lake: &Store,
+    table: Table,
+    column: &str,
+    value: &str,
+    files: Vec<Add>,
+    ids: Vec<(String, i64)>,
+) -> Result<u64, LakeError> {
     let in_partition = |file: &Living| file.partition.get(column).is_some_and(|found| found.as_deref() == Some(value));
     let predicate = format!("{column} = '{value}'");
     let select = |living: Vec<Living>| Some(living.into_iter().filter(in_partition).map(|file| file.remove).collect());
-    let version = rewrite(lake, table, Some(predicate), files, select).await?;
+    let version = rewrite(lake, table, Some(predicate), files, ids, select).await?;
     version.ok_or_else(|| LakeError::Invalid("a replacement that selects nothing was refused".to_owned()))
 }
 
@@ -43,7 +51,7 @@ pub async fn swap(lake: &Store, table: Table, old: &[String], files: Vec<Add>) -
             living.into_iter().filter(|file| wanted.contains(file.path.as_str())).map(|file| file.remove).collect();
         (found.len() == wanted.len()).then_some(found)
     };
-    rewrite(lake, table, None, files, select).await
+    rewrite(lake, table, None, files, Vec::new(), select).await
 }
 
 /// Commits exactly version `version` of a table, with transaction ids; `false` when that version is somebody else's.
@@ -106,6 +114,7 @@ async fn rewrite(
     table: Table,
     predicate: Option<String>,
     files: Vec<Add>,
+    ids: Vec<(String, i64)>,
     select: impl Fn(Vec<Living>) -> Option<Vec<Remove>>,
 ) -> Result<Option<u64>, LakeError> {
     let store = table.store(lake);
@@ -118,6 +127,7 @@ async fn rewrite(
         let Some(removes) = select(living) else { return Ok(None) };
         let mut actions: Vec<Action> = removes.into_iter().map(Action::Remove).collect();
         actions.extend(files.iter().cloned().map(Action::Add));
+        actions.extend(ids.iter().cloned().map(|(id, value)| Action::Txn(Transaction::new(id, value))));
         let bytes = encode(table, &store, actions, SaveMode::Overwrite, predicate.clone())?;
         let path = paths::commit(version);
         let error = match store.put_new(&path, bytes.clone()).await {

@@ -84,6 +84,12 @@ static DAILY_STATE: LazyLock<SchemaRef> = LazyLock::new(|| {
         Field::new("sync_count", DataType::Int64, true),
         Field::new("last_modified_date", instant(), true),
         Field::new("device_last_modified_date", instant(), true),
+        Field::new("is_after_removal", DataType::Boolean, true),
+        Field::new("shard_id", DataType::Utf8, true),
+        Field::new("sequence_number", DataType::Utf8, true),
+        Field::new("sub_sequence", DataType::Int64, true),
+        Field::new("record_index", DataType::Int32, true),
+        Field::new("arrived_at", instant(), true),
     ]))
 });
 

@@ -18,12 +18,12 @@ pub const VIEWS: [(&str, &str, &str); 7] = [
     ("cognito_raw_data", include_str!("../../sql/views/cognito_raw_data.sql"), "the predecessor's table and names"),
 ];
 
-/// Makes the views in a session that has the tables.
+/// Makes the views of these names in a session that has the tables under them.
 ///
 /// # Errors
 /// A definition does not fit the tables (a bug).
-pub async fn register(context: &SessionContext) -> Result<(), DataFusionError> {
-    for (name, definition, _) in VIEWS {
+pub async fn register(context: &SessionContext, names: &[&str]) -> Result<(), DataFusionError> {
+    for (name, definition, _) in VIEWS.into_iter().filter(|(name, ..)| names.contains(name)) {
         let view = context.sql(definition).await?.into_view();
         context.register_table(name, view)?;
     }

@@ -108,3 +108,126 @@ fn files_count_by_their_manifest() {
         assert_eq!(on_disk, files.len(), "files of earlier runs are gone");
     }
 }
+
+/// The stored state of a day, as text.
+fn stored(lake: &Path, day: &str) -> Vec<Value> {
+    let sql = format!(
+        "select kind, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count, last_modified_date \
+         from daily_extract where extract_date = '{day}' order by 1, 2, 3, 4, 5"
+    );
+    rows(lake.to_str().unwrap(), &sql)
+}
+
+const DAYS: [&str; 4] = ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"];
+
+/// A stream of four days in four files, the late rows in later files than their day's.
+fn four_files(folder: &Path) -> Vec<std::path::PathBuf> {
+    let args = ["--events", "6000", "--seed", "11", "--days", "4", "--identities", "200", "--late", "0.05"];
+    let (events, _) = simulate(folder, &args);
+    let text = std::fs::read_to_string(events).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let quarter = lines.len().div_ceil(4);
+    let write = |(n, lines): (usize, &[&str])| {
+        let path = folder.join(format!("{n}.ndjson"));
+        std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+        path
+    };
+    lines.chunks(quarter).enumerate().map(write).collect()
+}
+
+#[test]
+fn a_day_from_the_day_before_is_a_day_from_all_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = four_files(folder.path());
+    let (lake, whole) = (folder.path().join("lake"), folder.path().join("whole"));
+    let mut late = 0;
+    for (day, file) in DAYS.iter().zip(&files) {
+        ingest_file(file, &lake);
+        ingest_file(file, &whole);
+        let report = extract(&lake, day, &[]);
+        assert_eq!(report["base"].is_null(), *day == DAYS[0], "{report}");
+        late += report["late_rows"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum::<u64>();
+        assert_eq!(report["late_rows"] == serde_json::json!({}), report["stale"] == serde_json::json!([]));
+    }
+    assert!(late > 50, "{late}");
+    // One at a time, the last one first: nothing to build on.
+    for day in DAYS.iter().rev() {
+        let report = extract(&whole, day, &[]);
+        assert!(report["base"].is_null(), "{report}");
+    }
+    assert_eq!(stored(&lake, DAYS[3]), stored(&whole, DAYS[3]));
+    // Days that late rows have changed are as they were, until they are asked for.
+    assert_ne!(stored(&lake, DAYS[0]), stored(&whole, DAYS[0]));
+    let more = folder.path().join("more.ndjson");
+    let text = std::fs::read_to_string(&files[0]).unwrap();
+    std::fs::write(&more, text.lines().next().unwrap().to_owned() + "\n\n").unwrap();
+    ingest_file(&more, &lake);
+    let report = extract(&lake, "2026-01-05", &["--correct"]);
+    assert_eq!(report["corrected"], serde_json::json!(DAYS), "{report}");
+    for day in DAYS {
+        assert_eq!(stored(&lake, day), stored(&whole, day), "{day}");
+    }
+    // A range is its days, each from the one before.
+    let range = folder.path().join("range");
+    files.iter().for_each(|file| drop(ingest_file(file, &range)));
+    let lines = ok(synclake().args(["extract", "--from", DAYS[0], "--to", DAYS[3], "--lake"]).arg(&range));
+    let bases: Vec<Value> =
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["base"].clone()).collect();
+    assert_eq!(bases, [Value::Null, DAYS[0].into(), DAYS[1].into(), DAYS[2].into()]);
+    for day in DAYS {
+        assert_eq!(stored(&range, day), stored(&whole, day), "{day}");
+    }
+}
+
+#[test]
+fn a_consumer_gets_every_row_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, out) = (folder.path().join("lake"), folder.path().join("feed"));
+    let consume = || {
+        let mut command = synclake();
+        command.args(["extract", "--consumer", "warehouse", "--format", "ndjson", "--out"]).arg(&out);
+        command.arg("--lake").arg(&lake);
+        command
+    };
+    for file in four_files(folder.path()) {
+        ingest_file(&file, &lake);
+        // Killed with the intent committed, with the files written, and with the cursor moved (the intent is there already).
+        for point in ["commit/after", "consumer/written", "commit/after"] {
+            let killed = consume().env("FAILPOINTS", format!("{point}=1*return(kill)")).output().unwrap();
+            assert_eq!(killed.status.code(), None, "{point}");
+        }
+        let at_once: Vec<_> = (0..2).map(|_| consume().stdout(std::process::Stdio::null()).spawn().unwrap()).collect();
+        at_once.into_iter().for_each(|mut child| assert!(child.wait().unwrap().success()));
+    }
+    let last: Value = serde_json::from_str(&ok(&mut consume())).unwrap();
+    assert_eq!((&last["rows"], &last["manifest"]), (&0.into(), &Value::Null), "nothing is new");
+    let mut delivered = Vec::new();
+    let mut next = 0;
+    let mut folders: Vec<_> =
+        std::fs::read_dir(out.join("consumer=warehouse")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    for delivery in folders {
+        let manifest: Value = serde_json::from_slice(&std::fs::read(delivery.join("_SUCCESS")).unwrap()).unwrap();
+        assert_eq!(manifest["from"].as_u64().map_or(0, |from| from + 1), next, "one follows the other");
+        next = manifest["to"].as_u64().unwrap() + 1;
+        for file in manifest["files"].as_array().unwrap() {
+            let text = std::fs::read_to_string(out.join(file["path"].as_str().unwrap())).unwrap();
+            delivered.extend(text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()));
+        }
+    }
+    let key = |row: &Value| format!("{}/{}/{}", row["shard_id"], row["sequence_number"], row["record_index"]);
+    let mut got: Vec<String> = delivered.iter().map(key).collect();
+    let sql = "select shard_id, sequence_number, record_index from sync_records";
+    let mut all: Vec<String> = rows(lake.to_str().unwrap(), sql).iter().map(key).collect();
+    got.sort();
+    all.sort();
+    assert_eq!(got, all);
+    let refused = |args: &[&str], parts: &[&str]| {
+        let output = synclake().args(["extract", "--lake"]).arg(&lake).args(args).output().unwrap();
+        crate::harness::refused(&output, 2, parts);
+    };
+    refused(&["--consumer", "a/b", "--out", "o"], &["a/b", "A-Za-z0-9"]);
+    refused(&["--consumer", "a"], &["--out"]);
+    refused(&[], &["--date", "--consumer"]);
+    refused(&["--from", "2026-01-02", "--to", "2026-01-01"], &["2026-01-02", "exchange"]);
+}

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use synclake::decode::Reason;
-use synclake::{config, extract};
+use synclake::{config, ddl, extract};
 
 /// Amazon Cognito Sync streams into a Parquet lake, each record exactly once.
 #[derive(Debug, Parser)]
@@ -48,6 +48,8 @@ pub enum Command {
     Redrive(RedriveArgs),
     /// Keep the current state up to date, so that asking for it costs what changed since.
     Refresh(RefreshArgs),
+    /// Print tables and views for Athena, Spark, Trino, DuckDB or Redshift.
+    Ddl(DdlArgs),
 }
 
 /// How AWS is reached. Region, credentials and endpoints otherwise come from where every AWS tool takes them.
@@ -132,12 +134,29 @@ pub struct IngestArgs {
 Examples:
   synclake extract --lake lake --date 2026-11-20
   synclake extract --lake s3://bucket/lake --date yesterday --out s3://bucket/extracts --format csv
+  synclake extract --lake lake --from 2026-11-01 --to 2026-11-20
+  synclake extract --lake lake --consumer warehouse --out feed --format ndjson
 
-Running it again for a date replaces that date, all of it or nothing.")]
+A day is computed from the extract of an earlier day and what was added since. Running it again for a date replaces that
+date, all of it or nothing. The report, a line of JSON a day, tells late rows, which extracted days they change, and whether
+every shard was read to the end of the day. A consumer gets each row once: a folder a delivery, complete with _SUCCESS.")]
 pub struct ExtractArgs {
     /// The day (UTC): YYYY-MM-DD, yesterday or today.
-    #[arg(long, value_name = "DATE", value_parser = extract::parse_date)]
-    pub date: chrono::NaiveDate,
+    #[arg(long, value_name = "DATE", value_parser = extract::parse_date, conflicts_with_all = ["from", "to"])]
+    pub date: Option<chrono::NaiveDate>,
+    /// First day of a range.
+    #[arg(long, value_name = "DATE", value_parser = extract::parse_date, requires = "to")]
+    pub from: Option<chrono::NaiveDate>,
+    /// Last day of the range.
+    #[arg(long, value_name = "DATE", value_parser = extract::parse_date, requires = "from")]
+    pub to: Option<chrono::NaiveDate>,
+    /// Extract days again that late rows have changed since.
+    #[arg(long, conflicts_with = "consumer")]
+    pub correct: bool,
+    /// In place of a day: all rows that are new since the last success under this name. Needs --out.
+    #[arg(long, value_name = "NAME", value_parser = extract::consumer::parse_name,
+          conflicts_with_all = ["date", "from", "to"], requires = "out")]
+    pub consumer: Option<String>,
     /// The lake.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
@@ -207,6 +226,26 @@ pub struct RefreshArgs {
     pub lake: Option<String>,
     #[command(flatten)]
     pub aws: AwsArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake ddl --engine athena --lake s3://bucket/lake --database cognito
+  synclake ddl --engine duckdb --lake lake > lake.sql && duckdb -init lake.sql
+
+The views are those of synclake-query. refreshed_state is the current state as of the last `synclake refresh`, and cheap;
+current_state is computed from all rows. Engines that read plain Parquet are not exact; the first lines say why.")]
+pub struct DdlArgs {
+    /// The engine.
+    #[arg(long, value_enum)]
+    pub engine: ddl::Engine,
+    /// The lake.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    pub lake: Option<String>,
+    /// Database or schema for the tables and views.
+    #[arg(long, value_name = "NAME", default_value = "cognito")]
+    pub database: String,
 }
 
 fn reason(text: &str) -> Result<Reason, String> {

@@ -17,13 +17,13 @@ use synclake::maintain::{redrive, refresh, verify};
 use synclake::query::print::Format;
 use synclake::source::kinesis::Kinesis;
 use synclake::source::{Retries, files, leases};
-use synclake::{extract, query, simulate, terminal};
+use synclake::{ddl, extract, query, simulate, terminal};
 
 mod args;
 
 use args::{
-    AwsArgs, Cli, Command, ExtractArgs, FileFormat, IngestArgs, RedriveArgs, RefreshArgs, ReportFormat, SimulateArgs,
-    VerifyArgs,
+    AwsArgs, Cli, Command, DdlArgs, ExtractArgs, FileFormat, IngestArgs, RedriveArgs, RefreshArgs, ReportFormat,
+    SimulateArgs, VerifyArgs,
 };
 
 // The system's allocator: mimalloc kept 150 MiB more resident here and was no faster (docs/benchmarks.md).
@@ -60,6 +60,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Verify(args) => run_verify(args, &file).await,
         Command::Redrive(args) => run_redrive(args, &file).await,
         Command::Refresh(args) => run_refresh(args, &file).await,
+        Command::Ddl(args) => run_ddl(&args, &file),
     }
 }
 
@@ -229,20 +230,53 @@ async fn run_extract(args: ExtractArgs, file: &File) -> Result<()> {
         FileFormat::Csv => Format::Csv,
         FileFormat::Ndjson => Format::Ndjson,
     };
-    let began = Instant::now();
+    let limits = query::Limits::default();
+    let out = out.as_ref().map(|out| (out, format));
     let bar = terminal::progress(None, "{spinner} extracting {elapsed}");
-    let report = extract::run(&lake, args.date, out.as_ref().map(|o| (o, format)), &query::Limits::default()).await;
+    if let (Some(name), Some(out)) = (&args.consumer, out) {
+        let delivery = extract::consumer::run(&lake, name, out, &limits).await;
+        bar.finish_and_clear();
+        let delivery = delivery?;
+        terminal::say(&format!("{name}: {} new rows in {} files", delivery.rows, delivery.files));
+        return print_line(&serde_json::to_string(&delivery).context("encode the report")?);
+    }
+    let days = match (args.date, args.from, args.to) {
+        (Some(date), ..) => (date, date),
+        (None, Some(from), Some(to)) if from <= to => (from, to),
+        (None, Some(from), Some(to)) => {
+            return Err(Unusable(format!("--from {from} is after --to {to}; exchange them")).into());
+        }
+        _ => {
+            return Err(Unusable("give a day with --date, a range with --from and --to, or a --consumer".into()).into());
+        }
+    };
+    let mut began = Instant::now();
+    let mut told = Ok(());
+    let done = |report: &extract::Report| {
+        bar.suspend(|| {
+            terminal::say(&format!(
+                "{}: {} live keys, {} changes, {} files, {:.1} s",
+                report.date,
+                report.state_rows,
+                report.change_rows,
+                report.files,
+                began.elapsed().as_secs_f64()
+            ));
+            if !report.stale.is_empty() {
+                let stale: Vec<String> = report.stale.iter().map(ToString::to_string).collect();
+                terminal::say(&format!("late rows have changed {}; --correct extracts them again", stale.join(", ")));
+            }
+        });
+        began = Instant::now();
+        let line = serde_json::to_string(report).context("encode the report").and_then(|line| print_line(&line));
+        if let Err(error) = line {
+            told = Err(error);
+        }
+    };
+    let reports = extract::run(&lake, days, out, args.correct, &limits, done).await;
     bar.finish_and_clear();
-    let report = report?;
-    terminal::say(&format!(
-        "{}: {} live keys, {} changes, {} files, {:.1} s",
-        report.date,
-        report.state_rows,
-        report.change_rows,
-        report.files,
-        began.elapsed().as_secs_f64()
-    ));
-    print_line(&serde_json::to_string(&report).context("encode the report")?)
+    reports?;
+    told
 }
 
 async fn run_verify(args: VerifyArgs, file: &File) -> Result<()> {
@@ -314,6 +348,20 @@ async fn run_refresh(args: RefreshArgs, file: &File) -> Result<()> {
         report.covers
     ));
     print_line(&serde_json::to_string(&report).context("encode the report")?)
+}
+
+fn run_ddl(args: &DdlArgs, file: &File) -> Result<()> {
+    let place = required("lake", args.lake.clone(), &file.lake)?;
+    let place = match location("lake", &place)? {
+        // Other engines do not know where this program was started.
+        Location::Folder(folder) => {
+            let folder = std::path::absolute(&folder).with_context(|| format!("find {}", folder.display()))?;
+            folder.display().to_string()
+        }
+        _ => place,
+    };
+    let text = ddl::render(args.engine, place.trim_end_matches('/'), &args.database).map_err(Unusable)?;
+    print_line(text.trim_end())
 }
 
 fn wire_options(args: &SimulateArgs) -> Result<simulate::wire::Options> {

@@ -1,0 +1,7 @@
+-- What `synclake extract` wrote: for each extract_date the full state at the end of that day (kind = 'state') and the
+-- day's net changes (kind = 'change').
+SELECT
+  extract_date, pool, kind, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count,
+  last_modified_date, device_last_modified_date
+FROM ${db}daily_state
+WHERE kind <> 'removed'

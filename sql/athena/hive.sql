@@ -1,0 +1,23 @@
+-- Athena over the plain Parquet files of sync_records, with partition projection: no crawler, no MSCK REPAIR. A query names
+-- its pool (WHERE pool = 'us-east-1_…'), which is what "injected" asks for.
+-- NOT EXACT: plain files know nothing of the log. Files that are being written, and those that a crashed worker left until
+-- the next one sweeps, are read too. Views collapse their copies; counts of sync_records do not. The tables that are
+-- rewritten (state, daily_state, quarantine) must not be read like this: replaced files stay until they are vacuumed.
+CREATE DATABASE IF NOT EXISTS ${database};
+CREATE EXTERNAL TABLE IF NOT EXISTS ${db}sync_records (
+  identity_pool_id string, identity_id string, dataset_name string, operation string, key string, value string,
+  op string, sync_count bigint, last_modified_date timestamp, device_last_modified_date timestamp,
+  event_sync_count bigint, event_last_modified_date timestamp, shard_id string, sequence_number string,
+  sub_sequence bigint, record_index int, arrived_at timestamp, extra string
+)
+PARTITIONED BY (pool string, event_date date)
+STORED AS PARQUET
+LOCATION '${lake}/sync_records/'
+TBLPROPERTIES (
+  'projection.enabled' = 'true',
+  'projection.pool.type' = 'injected',
+  'projection.event_date.type' = 'date',
+  'projection.event_date.format' = 'yyyy-MM-dd',
+  'projection.event_date.range' = '1970-01-01,NOW+1DAYS',
+  'storage.location.template' = '${lake}/sync_records/pool=${pool}/event_date=${event_date}'
+);

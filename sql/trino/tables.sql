@@ -1,0 +1,6 @@
+-- Trino with its Delta Lake connector, in a catalog named delta (delta.register-table-procedure.enabled=true): exact.
+CREATE SCHEMA IF NOT EXISTS delta.${database};
+CALL delta.system.register_table(schema_name => '${database}', table_name => 'sync_records', table_location => '${lake}/sync_records');
+CALL delta.system.register_table(schema_name => '${database}', table_name => 'state', table_location => '${lake}/state');
+CALL delta.system.register_table(schema_name => '${database}', table_name => 'daily_state', table_location => '${lake}/daily_state');
+CALL delta.system.register_table(schema_name => '${database}', table_name => 'quarantine', table_location => '${lake}/quarantine');

@@ -1,0 +1,117 @@
+//! The tables and views for other engines, filled in for a lake: `sql/<engine>/*.sql` makes the tables known, and the views of
+//! `sql/ansi` are the same text for all.
+
+/// An engine that reads the lake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Engine {
+    /// Amazon Athena over the Delta tables.
+    Athena,
+    /// Amazon Athena over plain Parquet with partition projection.
+    AthenaHive,
+    /// Apache Spark with Delta Lake.
+    Spark,
+    /// Apache Spark over plain Parquet.
+    SparkParquet,
+    /// Trino with its Delta Lake connector.
+    Trino,
+    /// DuckDB with its extension delta.
+    Duckdb,
+    /// DuckDB over plain Parquet.
+    DuckdbParquet,
+    /// Amazon Redshift Spectrum over plain Parquet.
+    Redshift,
+}
+
+/// Name and text, in the order in which they build on one another; and whether it reads a table that is rewritten.
+const VIEWS: [(&str, &str, bool); 7] = [
+    ("cognito_raw_data", include_str!("../sql/ansi/cognito_raw_data.sql"), false),
+    ("changes", include_str!("../sql/ansi/changes.sql"), false),
+    ("daily_changes", include_str!("../sql/ansi/daily_changes.sql"), false),
+    ("current_state", include_str!("../sql/ansi/current_state.sql"), false),
+    ("dataset_state", include_str!("../sql/ansi/dataset_state.sql"), false),
+    ("refreshed_state", include_str!("../sql/ansi/refreshed_state.sql"), true),
+    ("daily_extract", include_str!("../sql/ansi/daily_extract.sql"), true),
+];
+
+impl Engine {
+    fn tables(self) -> &'static str {
+        match self {
+            Self::Athena => include_str!("../sql/athena/tables.sql"),
+            Self::AthenaHive => include_str!("../sql/athena/hive.sql"),
+            Self::Spark => include_str!("../sql/spark/tables.sql"),
+            Self::SparkParquet => include_str!("../sql/spark/parquet.sql"),
+            Self::Trino => include_str!("../sql/trino/tables.sql"),
+            Self::Duckdb => include_str!("../sql/duckdb/tables.sql"),
+            Self::DuckdbParquet => include_str!("../sql/duckdb/parquet.sql"),
+            Self::Redshift => include_str!("../sql/redshift/tables.sql"),
+        }
+    }
+
+    /// Whether it reads the log, and so may read tables that are rewritten.
+    fn reads_the_log(self) -> bool {
+        matches!(self, Self::Athena | Self::Spark | Self::Trino | Self::Duckdb)
+    }
+}
+
+/// The statements for an engine. `lake` is the lake's URL or folder, without a slash at its end.
+///
+/// # Errors
+/// One line: a name or place that cannot be written into SQL as it is.
+pub fn render(engine: Engine, lake: &str, database: &str) -> Result<String, String> {
+    let is_name = (1..=64).contains(&database.len())
+        && database.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if !is_name {
+        return Err(format!("database {database:?} is not 1 to 64 of [a-z0-9_]"));
+    }
+    if lake.contains(['\'', '\\', '$', '*', '?']) || lake.chars().any(char::is_control) {
+        return Err(format!("lake {lake:?} holds a character that SQL of other engines would take for something else"));
+    }
+    let schema = match engine {
+        Engine::Duckdb | Engine::DuckdbParquet => String::new(),
+        Engine::Trino => format!("delta.{database}."),
+        _ => format!("{database}."),
+    };
+    // A view cannot lie in an external schema.
+    let (views_in, ending) = match engine {
+        Engine::Redshift => (String::new(), "\nWITH NO SCHEMA BINDING"),
+        _ => (schema.clone(), ""),
+    };
+    let fill = |text: &str, db: &str| {
+        text.replace("${lake}", lake).replace("${database}", database).replace("${db}", db).trim_end().to_owned()
+    };
+    let mut out = fill(engine.tables(), &schema) + "\n";
+    for (name, text, of_rewritten) in VIEWS {
+        if of_rewritten && !engine.reads_the_log() {
+            continue;
+        }
+        let text = VIEWS.iter().fold(text.to_owned(), |text, (view, ..)| {
+            text.replace(&format!("${{db}}{view}"), &format!("{views_in}{view}"))
+        });
+        let (about, select): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with("--"));
+        let select = fill(&select.join("\n"), &schema);
+        let view = format!("CREATE OR REPLACE VIEW {views_in}{name} AS");
+        out += &format!("\n{}\n{view}\n{select}{ending};\n", about.join("\n"));
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+
+    #[test]
+    fn nothing_is_left_open() {
+        for engine in Engine::value_variants() {
+            let text = render(*engine, "s3://bucket/lake", "cognito").unwrap();
+            let open = text.replace("pool=${pool}/event_date=${event_date}", "");
+            assert!(!open.contains("${"), "{engine:?}\n{text}");
+            assert!(text.contains("s3://bucket/lake") || *engine == Engine::Redshift, "{text}");
+            let plain = !engine.reads_the_log();
+            assert_eq!(text.contains("NOT EXACT"), plain, "{engine:?} says whether it is exact");
+            assert_eq!(text.contains("refreshed_state"), !plain);
+        }
+        assert!(render(Engine::Spark, "s3://bucket/it's", "cognito").is_err());
+        assert!(render(Engine::Spark, "s3://bucket/lake", "a; drop table b").is_err());
+    }
+}

@@ -1,0 +1,220 @@
+//! What is new for a named consumer: every row of `sync_records` since its last success, exactly once.
+//!
+//! The cursor is two transaction ids in the log of `daily_state`: `consumer/<name>`, the version of `sync_records` up to
+//! which it has everything, and `consumer/<name>/to`, the one that it is about to reach.
+//!
+//! # Exactly once
+//! 1. `…/to` is committed: **what a delivery holds is fixed before anything is written.**
+//! 2. The files are written below `consumer=<name>/versions=<from>-<to>/`, the manifest `_SUCCESS` last. Rows have one total
+//!    order, so doing it again, or twice at once, writes the same bytes under the same names.
+//! 3. `consumer/<name>` is committed.
+//!
+//! Killed between 1 and 3, the next run makes the same delivery again. A receiver takes the folders that have a manifest,
+//! each once by its name.
+
+use std::collections::BTreeSet;
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use arrow::datatypes::SchemaRef;
+use datafusion::prelude::{SessionContext, col};
+use futures::StreamExt;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::files::{extension, print};
+use super::{ExtractError, encode_error};
+use crate::failpoint;
+use crate::lake::parquet::encode_batches;
+use crate::lake::tables::Table;
+use crate::lake::{LakeError, Store, log, replace, since, snapshot};
+use crate::query::print::Format;
+use crate::query::{Limits, QueryError, reading, session};
+
+/// Rows of one file; exactly, so that a delivery made again has the same files.
+const FILE_ROWS: usize = 250_000;
+/// The order of a delivery. It leaves nothing open: the last four are what a row is known by.
+const ORDER: [&str; 7] =
+    ["pool", "event_date", "arrived_at", "shard_id", "sequence_number", "sub_sequence", "record_index"];
+
+/// What a consumer got.
+#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
+pub struct Delivery {
+    /// Its name.
+    pub consumer: String,
+    /// It had everything up to this version; `None` when it had nothing.
+    pub from: Option<u64>,
+    /// It has everything up to this version now.
+    pub to: u64,
+    /// Rows of this delivery.
+    pub rows: u64,
+    /// Its files.
+    pub files: usize,
+    /// Its manifest; `None` when nothing was new.
+    pub manifest: Option<String>,
+}
+
+/// Whether a name can be a consumer's.
+///
+/// # Errors
+/// One line that says what a name looks like.
+pub fn parse_name(name: &str) -> Result<String, String> {
+    let is_name =
+        (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    is_name.then(|| name.to_owned()).ok_or_else(|| format!("{name:?} is not 1 to 64 of [A-Za-z0-9_-]"))
+}
+
+/// Delivers what is new below `out`.
+///
+/// # Errors
+/// See [`ExtractError`]; running again makes the same delivery.
+pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limits) -> Result<Delivery, ExtractError> {
+    Table::DailyState.ensure(lake).await?;
+    let (from, to) = intend(lake, name).await?;
+    let mut delivery = Delivery { consumer: name.to_owned(), from, to, rows: 0, files: 0, manifest: None };
+    if from == Some(to) {
+        return Ok(delivery);
+    }
+    let store = Table::SyncRecords.store(lake);
+    let records = snapshot::load(&store, Some(to)).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
+    let mut files: BTreeSet<String> = snapshot::live_files(&store, &records).await?.into_iter().collect();
+    if let Some(from) = from {
+        let added = since::added(&store, from, to).await?.ok_or_else(|| {
+            let what = format!(
+                "consumer {name} is at version {from} of {store}, which its log does not reach any more; take a whole \
+                 copy under a new name"
+            );
+            LakeError::Invalid(what)
+        })?;
+        files.retain(|file| added.contains(file));
+    }
+    let context = session(limits)?;
+    deliver(&context, &records, &files, out, &mut delivery).await?;
+    failpoint::hit("consumer/written");
+    reach(lake, name, to).await?;
+    Ok(delivery)
+}
+
+fn id(name: &str) -> String {
+    format!("consumer/{name}")
+}
+
+/// Step 1: where the consumer is, and where this delivery takes it.
+async fn intend(lake: &Store, name: &str) -> Result<(Option<u64>, u64), LakeError> {
+    let store = Table::DailyState.store(lake);
+    let intent = format!("{}/to", id(name));
+    loop {
+        let known = log::read_transactions(&store).await?.unwrap_or_default();
+        let version = |id: &str| known.ids.get(id).and_then(|version| u64::try_from(*version).ok());
+        let from = version(&id(name));
+        if let Some(to) = version(&intent).filter(|to| from.is_none_or(|from| from < *to)) {
+            return Ok((from, to));
+        }
+        let records = log::read_transactions(&Table::SyncRecords.store(lake)).await?;
+        let to = records.ok_or_else(|| LakeError::NoLake(lake.to_string()))?.version;
+        if from == Some(to) {
+            return Ok((from, to));
+        }
+        let ids = vec![(intent.clone(), i64::try_from(to).unwrap_or(i64::MAX))];
+        let next = known.version + 1;
+        if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
+            return Ok((from, to));
+        }
+    }
+}
+
+/// Step 3. Whoever made the same delivery at the same time may have been faster.
+async fn reach(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
+    let store = Table::DailyState.store(lake);
+    loop {
+        let known = log::read_transactions(&store).await?.unwrap_or_default();
+        let to = i64::try_from(to).unwrap_or(i64::MAX);
+        if known.ids.get(&id(name)).is_some_and(|reached| *reached >= to) {
+            return Ok(());
+        }
+        let ids = vec![(id(name), to)];
+        let next = known.version + 1;
+        if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
+            return Ok(());
+        }
+    }
+}
+
+/// Step 2.
+async fn deliver(
+    context: &SessionContext,
+    records: &deltalake::DeltaTable,
+    files: &BTreeSet<String>,
+    (out, format): (&Store, Format),
+    delivery: &mut Delivery,
+) -> Result<(), ExtractError> {
+    let from = delivery.from.map_or(0, |from| from + 1);
+    let folder = format!("consumer={}/versions={from:010}-{:010}", delivery.consumer, delivery.to);
+    let schema: SchemaRef = Table::SyncRecords.schema();
+    let mut listed = Vec::new();
+    let mut held: Vec<RecordBatch> = Vec::new();
+    let mut held_rows = 0;
+    let state = context.state();
+    if let Some(rows) = reading::files_of(records, &state, files).await.map_err(QueryError::Sql)? {
+        let order = ORDER.map(|name| col(name).sort(true, true)).to_vec();
+        let frame = context.read_table(rows).and_then(|rows| rows.sort(order)).map_err(QueryError::Sql)?;
+        let mut batches = frame.execute_stream().await.map_err(QueryError::Sql)?;
+        while let Some(batch) = batches.next().await {
+            let batch = plain(&schema, &batch.map_err(QueryError::Sql)?)?;
+            let mut start = 0;
+            while start < batch.num_rows() {
+                let take = (FILE_ROWS - held_rows).min(batch.num_rows() - start);
+                held.push(batch.slice(start, take));
+                (held_rows, start) = (held_rows + take, start + take);
+                if held_rows == FILE_ROWS {
+                    listed.push(write(out, format, &folder, listed.len(), &schema, &mut held).await?);
+                    held_rows = 0;
+                }
+            }
+        }
+    }
+    if held_rows > 0 {
+        listed.push(write(out, format, &folder, listed.len(), &schema, &mut held).await?);
+    }
+    delivery.files = listed.len();
+    delivery.rows = listed.iter().filter_map(|file| file["rows"].as_u64()).sum();
+    let manifest = serde_json::json!({
+        "version": 1, "consumer": delivery.consumer, "from": delivery.from, "to": delivery.to,
+        "format": extension(format), "rows": delivery.rows, "files": listed,
+    });
+    let path = format!("{folder}/_SUCCESS");
+    out.put(&path, serde_json::to_vec_pretty(&manifest).map_err(encode_error)?.into()).await?;
+    delivery.manifest = Some(format!("{}{path}", out.url()));
+    Ok(())
+}
+
+async fn write(
+    out: &Store,
+    format: Format,
+    folder: &str,
+    number: usize,
+    schema: &SchemaRef,
+    held: &mut Vec<RecordBatch>,
+) -> Result<serde_json::Value, ExtractError> {
+    // One batch, so that the bytes do not depend on how the rows came.
+    let rows = concat_batches(schema, &std::mem::take(held)).map_err(encode_error)?;
+    let bytes = match format {
+        Format::Parquet => encode_batches(schema.clone(), std::slice::from_ref(&rows)).map_err(encode_error)?,
+        format => print(format, schema, std::slice::from_ref(&rows))?,
+    };
+    let path = format!("{folder}/part-{number:05}.{}", extension(format));
+    let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let size = bytes.len();
+    out.put(&path, bytes).await?;
+    Ok(serde_json::json!({ "path": path, "rows": rows.num_rows(), "bytes": size, "sha256": digest }))
+}
+
+/// The table's own columns, as plain text and numbers.
+fn plain(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, ExtractError> {
+    let columns = schema.fields().iter().map(|field| {
+        let index = batch.schema().index_of(field.name())?;
+        arrow::compute::cast(batch.column(index), field.data_type())
+    });
+    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(encode_error)?;
+    RecordBatch::try_new(schema.clone(), columns).map_err(encode_error)
+}

@@ -1,0 +1,190 @@
+//! The files of one extract: of the table, and elsewhere if asked for.
+
+use arrow::array::{Array, AsArray, RecordBatch, new_null_array};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, SchemaRef};
+use bytes::Bytes;
+use chrono::{NaiveDate, Utc};
+use datafusion::prelude::DataFrame;
+use deltalake::kernel::Add;
+use futures::StreamExt;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{ExtractError, encode_error};
+use crate::lake::parquet::{add, encode_batches, row_count_statistics};
+use crate::lake::tables::Table;
+use crate::lake::{LakeError, Store, part};
+use crate::query::QueryError;
+use crate::query::print::{Format, Printer};
+
+/// Rows of one file.
+const FILE_ROWS_MAX: usize = 500_000;
+/// Bytes of one file, before they are encoded.
+const FILE_BYTES_MAX: usize = 256 << 20;
+
+/// A file of the manifest.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    /// Below the place of the extracts.
+    pub path: String,
+    /// `state` or `changes`.
+    pub kind: &'static str,
+    /// Rows.
+    pub rows: usize,
+    /// Bytes.
+    pub bytes: usize,
+    /// SHA-256 of them, in hexadecimal.
+    pub sha256: String,
+}
+
+/// Writes the rows of one day.
+pub(super) struct Writer<'a> {
+    table: Store,
+    out: Option<(&'a Store, Format)>,
+    date: NaiveDate,
+    /// In every file name: what two runs write never collides.
+    token: String,
+    pool: String,
+    held: Vec<RecordBatch>,
+    held_rows: usize,
+    schema: SchemaRef,
+    held_bytes: usize,
+    /// Written, for the table's commit.
+    pub(super) files: Vec<Add>,
+    /// Written elsewhere, for the manifest.
+    pub(super) listed: Vec<Listed>,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(lake: &Store, date: NaiveDate, out: Option<(&'a Store, Format)>) -> Self {
+        Self {
+            table: Table::DailyState.store(lake),
+            out,
+            date,
+            token: format!("{:016x}", crate::lake::ledger::new_token()),
+            pool: String::new(),
+            held: Vec::new(),
+            held_rows: 0,
+            held_bytes: 0,
+            schema: Table::DailyState.file_schema(),
+            files: Vec::new(),
+            listed: Vec::new(),
+        }
+    }
+
+    /// Writes rows that come sorted by pool; how many there were. What is `removed` is for the next day alone, and goes
+    /// into the table only.
+    pub(super) async fn take(&mut self, kind: &'static str, frame: DataFrame) -> Result<u64, ExtractError> {
+        let mut rows = 0;
+        let mut batches = frame.execute_stream().await.map_err(QueryError::Sql)?;
+        while let Some(batch) = batches.next().await {
+            let batch = batch.map_err(QueryError::Sql)?;
+            rows += batch.num_rows() as u64;
+            let pools = batch.column_by_name("pool").map(|c| cast(c, &DataType::Utf8)).transpose();
+            let pools = pools.map_err(encode_error)?;
+            let Some(pools) = pools.as_ref().and_then(|c| c.as_string_opt::<i32>()) else { continue };
+            let stored = self.stored_columns(&batch)?;
+            let mut start = 0;
+            for end in 1..=pools.len() {
+                if end == pools.len() || pools.value(end) != pools.value(start) {
+                    if self.pool != pools.value(start) || self.is_full() {
+                        self.roll(kind).await?;
+                        pools.value(start).clone_into(&mut self.pool);
+                    }
+                    self.held_rows += end - start;
+                    let slice = stored.slice(start, end - start);
+                    self.held_bytes += stored.get_array_memory_size() * (end - start) / pools.len();
+                    self.held.push(slice);
+                    start = end;
+                }
+            }
+        }
+        self.roll(kind).await?;
+        Ok(rows)
+    }
+
+    fn is_full(&self) -> bool {
+        self.held_rows >= FILE_ROWS_MAX || self.held_bytes >= FILE_BYTES_MAX
+    }
+
+    fn stored_columns(&self, batch: &RecordBatch) -> Result<RecordBatch, ExtractError> {
+        // The changes of a day have no place in the order: nothing is told from them.
+        let columns = self.schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
+            Some(column) => cast(column, field.data_type()).map_err(encode_error),
+            None => Ok(new_null_array(field.data_type(), batch.num_rows())),
+        });
+        let columns = columns.collect::<Result<Vec<_>, _>>()?;
+        RecordBatch::try_new(self.schema.clone(), columns).map_err(encode_error)
+    }
+
+    async fn roll(&mut self, kind: &'static str) -> Result<(), ExtractError> {
+        let batches = std::mem::take(&mut self.held);
+        let rows = std::mem::take(&mut self.held_rows);
+        self.held_bytes = 0;
+        if rows == 0 {
+            return Ok(());
+        }
+        let date = self.date.to_string();
+        let name = format!("part-{kind}-{}-{:05}", self.token, self.files.len());
+        let path = format!("extract_date={date}/pool={}/{name}.parquet", self.pool);
+        let fail = |source| LakeError::Parquet { action: "encode", path: path.clone(), source };
+        let bytes = encode_batches(self.schema.clone(), &batches).map_err(fail)?;
+        let size = bytes.len();
+        part::put(&self.table, &path, bytes.clone()).await?;
+        let values = [("extract_date", date.clone()), ("pool", self.pool.clone())];
+        let now_ms = Utc::now().timestamp_millis();
+        self.files.push(add(path, &values, size, now_ms, row_count_statistics(rows)));
+        if let Some((out, format)) = self.out.filter(|_| kind != "removed") {
+            let bytes = match format {
+                Format::Parquet => bytes,
+                format => print(format, &self.schema, &batches)?,
+            };
+            let path = format!("extract_date={date}/{kind}/{name}.{}", extension(format));
+            let digest = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+            let size = bytes.len();
+            out.put(&path, bytes).await?;
+            self.listed.push(Listed { path, kind, rows, bytes: size, sha256: digest });
+        }
+        Ok(())
+    }
+
+    /// Publishes the files elsewhere by a manifest, which is `about` and the list of them, and then deletes those of earlier
+    /// runs.
+    pub(super) async fn publish(&self, mut about: serde_json::Value) -> Result<Option<String>, ExtractError> {
+        let Some((out, format)) = self.out else { return Ok(None) };
+        let folder = format!("extract_date={}", self.date);
+        about["format"] = extension(format).into();
+        about["files"] = serde_json::to_value(&self.listed).map_err(encode_error)?;
+        let path = format!("{folder}/_SUCCESS");
+        let text = serde_json::to_vec_pretty(&about).map_err(encode_error)?;
+        out.put(&path, text.into()).await?;
+        for (old, _) in out.list(&folder).await? {
+            let ours = old == path || self.listed.iter().any(|f| f.path == old);
+            let written_by_us = old.rsplit('/').next().is_some_and(|name| name.starts_with("part-"));
+            if !ours && written_by_us {
+                out.delete(&old).await?;
+            }
+        }
+        Ok(Some(format!("{}{path}", out.url())))
+    }
+}
+
+pub(super) fn extension(format: Format) -> &'static str {
+    match format {
+        Format::Csv => "csv",
+        Format::Ndjson => "ndjson",
+        _ => "parquet",
+    }
+}
+
+/// Batches as text.
+pub(super) fn print(format: Format, schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Bytes, ExtractError> {
+    let mut text = Vec::new();
+    let mut printer = Printer::new(format, true, schema.clone(), &mut text).map_err(encode_error)?;
+    for batch in batches {
+        printer.write(batch).map_err(encode_error)?;
+    }
+    printer.finish().map_err(encode_error)?;
+    Ok(text.into())
+}

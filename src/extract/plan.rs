@@ -1,0 +1,158 @@
+//! What a day is computed from: the newest extract of an earlier day, and the files of `sync_records` that it does not
+//! cover.
+//!
+//! ```text
+//! base    the extract of day B < D, which knew version c of sync_records
+//! tail    the files of the days after B and up to D, and those of days up to B that were added after c (late rows)
+//! day D = latest(base ∪ tail)
+//! ```
+//! **Invariant: base and tail together hold every row up to the end of day D that the newest version holds.** A file lies
+//! in one day, so whole files are chosen, by the log alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::NaiveDate;
+use deltalake::DeltaTable;
+use serde::Serialize;
+
+use crate::lake::ledger::decode_state;
+use crate::lake::log::{self, Transactions};
+use crate::lake::snapshot::{self, Living};
+use crate::lake::tables::Table;
+use crate::lake::{LakeError, Store, since};
+use crate::source::{ShardKey, files};
+
+/// Transaction id, in the log of `daily_state`, of the version of `sync_records` that a day's extract knew.
+pub fn covers_id(date: NaiveDate) -> String {
+    format!("extract/{date}")
+}
+
+/// How far a shard was read when a day was extracted.
+#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
+pub struct ShardMark {
+    /// `<stream>.<shard>`.
+    pub shard: String,
+    /// Everything that arrived before this was read, in milliseconds since the epoch; `None` at the end of a shard.
+    pub read_to_ms: Option<i64>,
+    /// Whether that is the end of the day or later.
+    pub is_complete: bool,
+}
+
+/// What a day is computed from.
+pub struct Plan {
+    /// The day.
+    pub date: NaiveDate,
+    /// `sync_records` as it was loaded.
+    pub records: DeltaTable,
+    /// Its version.
+    pub version: u64,
+    /// `daily_state` as it was loaded.
+    pub daily: DeltaTable,
+    /// The day of the extract that this one builds on.
+    pub base: Option<NaiveDate>,
+    /// The files of that extract that hold its state.
+    pub base_files: BTreeSet<String>,
+    /// The files of `sync_records` that it does not cover.
+    pub tail: Vec<Living>,
+    /// Rows of days that were extracted before, which came after that, by day.
+    pub late: BTreeMap<NaiveDate, u64>,
+    /// Extracted days that these change, oldest first.
+    pub stale: Vec<NaiveDate>,
+    /// How far each shard was read.
+    pub shards: Vec<ShardMark>,
+}
+
+impl Plan {
+    /// Plans the extract of a day.
+    ///
+    /// # Errors
+    /// There is no lake, or it cannot be read.
+    pub async fn new(lake: &Store, date: NaiveDate) -> Result<Self, LakeError> {
+        Table::DailyState.ensure(lake).await?;
+        // The extracts first: what they cover is then never more than what is read.
+        let daily_store = Table::DailyState.store(lake);
+        let known = log::read_transactions(&daily_store).await?.unwrap_or_default();
+        let none = || LakeError::NoLake(lake.to_string());
+        let daily = snapshot::load(&daily_store, Some(known.version)).await?.ok_or_else(none)?;
+        let records = Table::SyncRecords.load(lake, None).await?.ok_or_else(none)?;
+        let version = records.version().ok_or_else(none)?;
+        let store = Table::SyncRecords.store(lake);
+        let extracted = extracted(&known);
+        let files = snapshot::files(&store, &records).await?;
+        let mut plan = Self {
+            date,
+            records,
+            version,
+            daily,
+            base: None,
+            base_files: BTreeSet::new(),
+            tail: Vec::new(),
+            late: BTreeMap::new(),
+            stale: Vec::new(),
+            shards: marks(&log::read_transactions(&store).await?.unwrap_or_default(), date),
+        };
+        let base = extracted.range(..date).next_back().map(|(day, covers)| (*day, *covers));
+        let added = match base {
+            Some((_, covers)) => since::added(&store, covers, version).await?,
+            None => None,
+        };
+        // Without a base, or when the log does not reach back to it, a day is computed from all rows.
+        if let (Some((day, _)), Some(added)) = (base, &added) {
+            plan.base = Some(day);
+            let is_state =
+                |file: &Living| day_of(file, "extract_date") == Some(day) && !file.path.contains("/part-changes-");
+            let living = snapshot::files(&daily_store, &plan.daily).await?.into_iter();
+            plan.base_files = living.filter(is_state).map(|file| file.path).collect();
+            for file in files.iter().filter(|file| added.contains(&file.path)) {
+                if let Some(late) = day_of(file, "event_date").filter(|late| *late <= day) {
+                    *plan.late.entry(late).or_default() += file.statistics["numRecords"].as_u64().unwrap_or(0);
+                }
+            }
+            if let Some((earliest, _)) = plan.late.first_key_value() {
+                plan.stale = extracted.range(*earliest..date).map(|(day, _)| *day).collect();
+            }
+        }
+        let is_new = |file: &Living| match (day_of(file, "event_date"), plan.base) {
+            (Some(day), Some(base)) if day <= base => added.as_ref().is_some_and(|added| added.contains(&file.path)),
+            (Some(day), _) => day <= date,
+            (None, _) => true,
+        };
+        plan.tail = files.into_iter().filter(is_new).collect();
+        Ok(plan)
+    }
+
+    /// The files of the day itself.
+    pub fn of_the_day(&self) -> BTreeSet<String> {
+        let of_day = self.tail.iter().filter(|file| day_of(file, "event_date") == Some(self.date));
+        of_day.map(|file| file.path.clone()).collect()
+    }
+}
+
+fn day_of(file: &Living, column: &str) -> Option<NaiveDate> {
+    file.partition.get(column)?.as_ref()?.parse().ok()
+}
+
+/// The days that were extracted, and the version that each knew.
+fn extracted(known: &Transactions) -> BTreeMap<NaiveDate, u64> {
+    let day = |id: &str| id.strip_prefix("extract/")?.parse::<NaiveDate>().ok();
+    known.ids.iter().filter_map(|(id, version)| Some((day(id)?, u64::try_from(*version).ok()?))).collect()
+}
+
+/// How far each shard of a stream was read. Files have no clock of their own.
+fn marks(known: &Transactions, date: NaiveDate) -> Vec<ShardMark> {
+    let end_ms =
+        date.succ_opt().map_or(i64::MAX, |next| next.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis());
+    let shard = |id: &String| {
+        let (stream, shard) = id.strip_prefix("ingest/")?.split_once('/').filter(|(_, shard)| !shard.contains('/'))?;
+        ShardKey::new(stream, shard).filter(|_| stream != files::STREAM)
+    };
+    let mark = |shard: ShardKey| {
+        let state = decode_state(known, &shard)?;
+        let read_to_ms = (!state.is_ended()).then_some(state.read_to_ms);
+        let is_complete = read_to_ms.is_none_or(|read_to| read_to >= end_ms);
+        Some(ShardMark { shard: shard.to_string(), read_to_ms, is_complete })
+    };
+    let mut marks: Vec<ShardMark> = known.ids.keys().filter_map(shard).filter_map(mark).collect();
+    marks.sort_by(|a, b| a.shard.cmp(&b.shard));
+    marks
+}
