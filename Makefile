@@ -52,11 +52,19 @@ bench: tools ## measure against DuckDB on this machine (release build)
 install: ## optimised programs into ~/.cargo/bin
 	$(CARGO) install --locked --path .
 
-tools: $(TOOLS)/python.stamp $(TOOLS)/node.stamp ## what the tests need, into ./.tools
+interop: tools ## the golden cases through the shipped SQL, by DuckDB and Spark
+	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked --features failpoints --test it -- interop::
+
+tools: $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/spark.stamp ## what the tests need, into ./.tools
 
 $(TOOLS)/python.stamp: tests/tools/requirements.txt
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+$(TOOLS)/spark.stamp: tests/tools/requirements-spark.txt
+	python3 -m venv $(TOOLS)/spark
+	$(TOOLS)/spark/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
@@ -68,4 +76,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check deny chaos fuzz bench-commits bench install tools clean
+.PHONY: help demo test check deny interop chaos fuzz bench-commits bench install tools clean

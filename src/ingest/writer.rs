@@ -106,6 +106,8 @@ impl Writer {
     pub async fn open(lake: Store, limits: Limits, counters: Arc<Counters>) -> Result<Self, IngestError> {
         let (quarantine, ledger) =
             tokio::try_join!(Ledger::open(&lake, Table::Quarantine), Ledger::open(&lake, Table::SyncRecords))?;
+        // Empty for now, and there for other engines, which refuse a view of a table that is not.
+        tokio::try_join!(Table::State.ensure(&lake), Table::DailyState.ensure(&lake))?;
         Ok(Self {
             sweepers: (Sweeper::new(&lake, Table::SyncRecords), Sweeper::new(&lake, Table::Quarantine)),
             lake,

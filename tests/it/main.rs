@@ -9,6 +9,7 @@ mod decoder;
 mod extract;
 mod fleet;
 mod harness;
+mod interop;
 mod kinesis;
 mod payload;
 mod readers;

@@ -114,7 +114,7 @@ fn live(lake: &Path, relation: &str) -> Live {
 }
 
 #[track_caller]
-fn assert_live(found: &Live, expected: &Live, what: &str) {
+pub fn assert_live(found: &Live, expected: &Live, what: &str) {
     for (at, state) in expected {
         assert_eq!(found.get(at), Some(state), "{what}: {at:?}");
     }

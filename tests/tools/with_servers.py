@@ -91,6 +91,7 @@ def main():
             "SYNCLAKE_TEST_S3": f"http://127.0.0.1:{s3}",
             "SYNCLAKE_TEST_KINESIS": f"http://127.0.0.1:{kinesis}",
             "SYNCLAKE_TEST_PYTHON": sys.executable,
+            "SYNCLAKE_TEST_SPARK": str(TOOLS / "spark/bin/python"),
             "SYNCLAKE_TEST_TOOLS": str(TOOLS),
         }
         status = subprocess.run(command, env=env, check=False).returncode
