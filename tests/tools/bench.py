@@ -15,13 +15,18 @@ import subprocess
 import sys
 import time
 
+import bench_state
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(sys.argv[1])
 EVENTS = int(sys.argv[2]) if len(sys.argv) > 2 else 1_150_000
 DATA = ROOT / "bench-data"
 RUNS = 3
+DAYS = 30
+# Ten times as many, for what must not grow.
+MORE = 10
 SIMULATE = [
-    "simulate", "--seed", "7", "--events", str(EVENTS), "--identities", "50000", "--pools", "3", "--days", "10",
+    "simulate", "--seed", "7", "--events", str(EVENTS), "--identities", "50000", "--pools", "3", "--days", str(DAYS),
     "--bulk-copies", "0.005",
 ]
 
@@ -104,6 +109,20 @@ def main():
     if answers[0] != answers[1]:
         sys.exit(f"the two disagree on the current state: {answers}")
 
+    tail_lake, refreshed, tail_rows, by_tail, duck_tail = bench_state.tail(
+        BIN, DATA, events, DAYS, measure, duckdb, arg_max.replace(str(lake), "{lake}")
+    )
+    small = bench_state.lookup(BIN, tail_lake, measure)
+    many = DATA / "many-lake"
+    if not many.exists():
+        simulate = [BIN / "synclake", *SIMULATE, "--out", "-"]
+        simulate[simulate.index(str(EVENTS))] = str(MORE * EVENTS)
+        simulate[simulate.index("50000")] = "500000"
+        with subprocess.Popen(simulate, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as source:
+            subprocess.run([BIN / "synclake", "ingest", "--source", "file:-", "--lake", many], stdin=source.stdout, check=True, stdout=subprocess.DEVNULL)
+    large = bench_state.lookup(BIN, many, measure)
+    rows_of = lambda place: int(bench_state.run(BIN / "synclake-query", "--lake", place, "--format", "csv", "-c", "select count(*) from sync_records").split()[1])
+    growth = bench_state.growth(BIN, DATA, 4000)
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
     text = f"""# Benchmarks
 
@@ -119,7 +138,23 @@ Input: `synclake {" ".join(SIMULATE)}`: {size / 1e9:.2f} GB,
 | the same, peak memory | {ours[1]:.0f} MiB | {theirs[1]:.0f} MiB |
 | current state over all rows (the view; DuckDB by arg_max over the same files), wall | {state[0]:.2f} s | {duck_state[0]:.2f} s |
 | the same, peak memory | {state[1]:.0f} MiB | {duck_state[1]:.0f} MiB |
+| the first `synclake refresh` (all rows but the last day's) | {refreshed[0]:.2f} s, {refreshed[1]:.0f} MiB | |
+| current state with that and the last day's {tail_rows:,} rows since, wall (DuckDB from all rows) | {by_tail[0]:.2f} s | {duck_tail[0]:.2f} s |
+| the same, peak memory | {by_tail[1]:.0f} MiB | {duck_tail[1]:.0f} MiB |
 
+One dataset of one identity out of `current_state`, after a refresh, the whole process:
+
+| rows in `sync_records` | wall | bytes read of data files |
+|---|---|---|
+| {rows_of(tail_lake):,} | {small[0][0] * 1000:.0f} ms | {small[1]:,} |
+| {rows_of(many):,} | {large[0][0] * 1000:.0f} ms | {large[1]:,} |
+
+Equal days (4,000 events each), `synclake refresh` and `synclake extract` of one more day; bytes of the *changes* that are
+read (what the state or the day before has is read on top):
+
+| day | refresh | extract | changes of the day | live keys at its end |
+|---|---|---|---|---|
+{"".join(f"| {day} | {read:,} | {change:,} | {changes:,} | {state:,} |" + chr(10) for day, read, change, changes, state in growth)}
 synclake also sorts the rows of each file, checks every id and date, keeps unknown fields, sequence numbers and arrival
 times, hashes the file to know it again, writes Bloom filters and statistics, and syncs each file to disk; DuckDB does
 none of these here. Files: {summary["files"]}, {summary["file_bytes"] / 1e6:.0f} MB.

@@ -1,0 +1,93 @@
+"""What the current state and the daily extract cost: as history grows, and beside DuckDB. Part of bench.py."""
+
+import datetime
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+FIRST_DAY = datetime.date(2026, 1, 1)
+ASK = "select count(*) as n, sum(sync_count) as s, count(value) as v from current_state"
+
+
+def run(*command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{command} failed: {done.stderr}")
+    return done.stdout
+
+
+def split(events, folder, cuts):
+    """The events of the days before each cut, and those after the last, by the server's date of the event."""
+    bounds = [datetime.datetime.combine(FIRST_DAY + datetime.timedelta(d), datetime.time(), datetime.UTC) for d in cuts]
+    bounds = [int(bound.timestamp() * 1000) for bound in bounds]
+    files = [open(folder / f"split-{n}.ndjson", "w") for n in range(len(cuts) + 1)]
+    date = re.compile(r'"lastModifiedDate":(\d+),"payloadType"')
+    with open(events) as lines:
+        for line in lines:
+            at = int(date.search(line).group(1))
+            files[sum(at >= bound for bound in bounds)].write(line)
+    for file in files:
+        file.close()
+    return [folder / f"split-{n}.ndjson" for n in range(len(cuts) + 1)]
+
+
+def scanned(binary, lake, sql):
+    """Bytes that a query reads of data files, footers included, by its own metrics."""
+    plan = run(binary / "synclake-query", "--lake", lake, "--format", "csv", "-c", f"explain analyze {sql}")
+    units = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "K": 1e3, "M": 1e6, "": 1}
+    total = 0.0
+    for number, unit in re.findall(r"bytes_scanned=([\d.]+) ?([KMG]?B?)", plan):
+        total += float(number) * units[unit]
+    return int(total)
+
+
+def tail(binary, data, events, days, measure, duckdb, arg_max):
+    """current_state with a maintained state and the last day's rows since, and DuckDB over all rows."""
+    lake = data / "tail-lake"
+    shutil.rmtree(lake, ignore_errors=True)
+    before, last = split(events, data, [days - 1])
+    run(binary / "synclake", "ingest", "--source", f"file:{before}", "--lake", lake)
+    whole = measure([str(binary / "synclake"), "refresh", "--lake", str(lake)], lambda: shutil.rmtree(lake / "state", ignore_errors=True))
+    tail_rows = json.loads(run(binary / "synclake", "ingest", "--source", f"file:{last}", "--lake", lake))["rows"]
+    ours = measure([str(binary / "synclake-query"), "--lake", str(lake), "--format", "csv", "-c", ASK])
+    theirs = measure(duckdb(arg_max.replace("{lake}", str(lake))))
+    answers = ours[2].split("\n")[1], ",".join(str(int(v)) for v in eval(theirs[2].strip().splitlines()[-1])[0])
+    if answers[0] != answers[1]:
+        sys.exit(f"the two disagree on the current state: {answers}")
+    return lake, whole, tail_rows, ours, theirs
+
+
+def lookup(binary, lake, measure):
+    """One dataset of one identity, by a state that covers all."""
+    run(binary / "synclake", "refresh", "--lake", lake)
+    row = run(binary / "synclake-query", "--lake", lake, "--format", "csv", "-c",
+              "select identity_id, dataset_name from current_state order by md5(identity_id) limit 1").split("\n")[1]
+    identity, dataset = row.split(",")
+    sql = f"select key, value from current_state where identity_id = '{identity}' and dataset_name = '{dataset}'"
+    wall = measure([str(binary / "synclake-query"), "--lake", str(lake), "--format", "csv", "-c", sql])
+    return wall, scanned(binary, lake, sql)
+
+
+def growth(binary, data, events_a_day):
+    """Refresh and extract of day 30 and of day 300 of one stream."""
+    events = data / f"growth-{events_a_day}.ndjson"
+    if not events.exists():
+        run(binary / "synclake", "simulate", "--seed", "9", "--events", 300 * events_a_day, "--identities", 5000,
+            "--days", 300, "--reorder", "100", "--late", "0", "--out", events)
+    found = []
+    parts = split(events, data, [29, 30, 299])
+    for day, before, then in ((30, parts[:1], parts[1]), (300, parts[:3], parts[3])):
+        lake = data / f"growth-lake-{day}"
+        shutil.rmtree(lake, ignore_errors=True)
+        date = lambda n: str(FIRST_DAY + datetime.timedelta(n - 1))
+        for part in before:
+            run(binary / "synclake", "ingest", "--source", f"file:{part}", "--lake", lake)
+        run(binary / "synclake", "refresh", "--lake", lake)
+        run(binary / "synclake", "extract", "--lake", lake, "--date", date(day - 1))
+        run(binary / "synclake", "ingest", "--source", f"file:{then}", "--lake", lake)
+        refresh = json.loads(run(binary / "synclake", "refresh", "--lake", lake))
+        extract = json.loads(run(binary / "synclake", "extract", "--lake", lake, "--date", date(day)))
+        found.append((day, refresh["bytes_read"], extract["change_bytes"], extract["change_rows"], extract["state_rows"]))
+    return found
