@@ -36,6 +36,8 @@ pub struct File {
     pub until_idle: Option<String>,
     /// `dynamodb:<table>`: share the stream's shards with other workers.
     pub lease_table: Option<String>,
+    /// How often ingest refreshes the state.
+    pub refresh_every: Option<String>,
     /// Time after which a worker that was not seen to renew a lease has lost it.
     pub lease_failover: Option<String>,
     /// Where metrics are served, such as `127.0.0.1:9464`.

@@ -44,7 +44,10 @@ fn a_fleet_that_is_broken_on_purpose_loses_and_doubles_nothing() {
     }
     assert!(summary["faults_injected"]["ambiguous commit"].as_u64().unwrap() > 0, "{summary}");
     assert_eq!(summary["orphans"], 0, "what the dead left is swept: {summary}");
-    assert!(summary["drain_seconds"].as_u64().unwrap() < 60, "what was left behind is read soon after all heals: {summary}");
+    assert!(
+        summary["drain_seconds"].as_u64().unwrap() < 60,
+        "what was left behind is read soon after all heals: {summary}"
+    );
 }
 
 #[test]

@@ -30,6 +30,16 @@ fn help_teaches_by_example() {
             c.arg("simulate");
             c
         }),
+        ("refresh", {
+            let mut c = synclake();
+            c.arg("refresh");
+            c
+        }),
+        ("ddl", {
+            let mut c = synclake();
+            c.arg("ddl");
+            c
+        }),
         ("query", query()),
     ] {
         let help = ok(command.arg("--help").env("COLUMNS", "110"));

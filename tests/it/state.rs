@@ -293,3 +293,51 @@ fn a_killed_refresh_loses_nothing_and_leaves_nothing() {
     assert_eq!(report["faults"], json!([]));
     assert_eq!(report["tables"]["state"]["rows"], count(lake.to_str().unwrap(), "select count(*) from key_state"));
 }
+
+/// While files come in and an ingest refreshes beside its work, every answer is that of the model at some commit.
+#[test]
+fn answers_are_right_while_the_lake_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().join("lake");
+    let cases = Cases::read();
+    let input = folder.path().join("in");
+    std::fs::create_dir(&input).unwrap();
+    // One line a commit: many versions, and a refresh in between whenever it can.
+    let lines: Vec<String> =
+        (0..cases.steps()).flat_map(|step| cases.step(step).lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    std::fs::write(input.join("first.ndjson"), lines[0].clone() + "\n").unwrap();
+    ingest_file(&input.join("first.ndjson"), &lake);
+    let written = std::sync::atomic::AtomicBool::new(false);
+    let is_written = || written.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for (number, chunk) in lines[1..].chunks(6).enumerate() {
+                let file = input.join(format!("{number:03}.ndjson"));
+                std::fs::write(&file, chunk.join("\n") + "\n").unwrap();
+                ingest_file(&file, &lake);
+            }
+            written.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        let refresher = scope.spawn(|| {
+            let mut refreshes = 0;
+            while !is_written() && refreshes < 1_000 {
+                refresh(&lake);
+                refreshes += 1;
+            }
+            refreshes
+        });
+        let mut asked = 0;
+        while !is_written() && !writer.is_finished() {
+            // One statement, one snapshot: the two paths must agree on it.
+            let live = |from: &str| format!("select identity_id, dataset_name, key, value, sync_count from {from}");
+            let (kept, rows_alone) = (live("current_state"), live(FROM_ROWS));
+            let sql =
+                format!("select count(*) from (({kept} except {rows_alone}) union all ({rows_alone} except {kept}))");
+            assert_eq!(count(lake.to_str().unwrap(), &sql), 0);
+            asked += 1;
+        }
+        writer.join().unwrap();
+        assert!(refresher.join().unwrap() > 2 && asked > 2);
+    });
+    assert_live(&live(&lake, "current_state"), &cases.live(None), "in the end");
+}

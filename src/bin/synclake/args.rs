@@ -100,6 +100,9 @@ pub struct IngestArgs {
     /// Commit after this long [default: 60s].
     #[arg(long, env = "SYNCLAKE_FLUSH_AGE", value_name = "DURATION")]
     pub flush_age: Option<String>,
+    /// Also refresh the state this often, beside the work; see `synclake refresh`.
+    #[arg(long, env = "SYNCLAKE_REFRESH_EVERY", value_name = "DURATION")]
+    pub refresh_every: Option<String>,
     /// Share the stream's shards with other workers: dynamodb:<table>, made if it is not there.
     #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE", help_heading = "Fleet")]
     pub lease_table: Option<String>,
@@ -150,6 +153,9 @@ pub struct ExtractArgs {
     /// Last day of the range.
     #[arg(long, value_name = "DATE", value_parser = extract::parse_date, requires = "from")]
     pub to: Option<chrono::NaiveDate>,
+    /// Leave the state as it is; otherwise it is refreshed afterwards, as by `synclake refresh`.
+    #[arg(long)]
+    pub no_refresh: bool,
     /// Extract days again that late rows have changed since.
     #[arg(long, conflicts_with = "consumer")]
     pub correct: bool,

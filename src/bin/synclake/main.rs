@@ -121,6 +121,9 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
         address.map_err(|_| Unusable(format!("--metrics {text:?} is no address; write 127.0.0.1:9464")))
     });
     let metrics = metrics.transpose()?;
+    let refresh_every = args.refresh_every.or_else(|| file.refresh_every.clone());
+    let refresh_every = refresh_every.map(|text| config::parse_duration(&text)).transpose();
+    let refresh_every = refresh_every.map_err(|e| Unusable(format!("--refresh-every {e}")))?;
     let mut retries = Retries::default();
     let source = if let Some(stream) = source.strip_prefix("kinesis:") {
         let kinesis = Kinesis::new(&aws, stream).await?;
@@ -168,12 +171,15 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
             None => std::future::pending().await,
         }
     };
+    let refreshing = refresh_every.map(|every| tokio::spawn(refresh_often(lake.clone(), every)));
     let done = tokio::select! {
         done = ingest::run(source, lake, options, counters, stop) => done.map_err(anyhow::Error::from),
         // An address that cannot be listened on is found out at once, before anything was read.
         failed = served => failed.and_then(|()| anyhow::bail!("the metrics server ended")),
     };
     watch.abort();
+    // A refresh that ends midway has changed nothing.
+    refreshing.inspect(tokio::task::JoinHandle::abort);
     bar.finish_and_clear();
     let summary = done?;
     let quarantined: u64 = summary.quarantined.values().sum();
@@ -202,6 +208,21 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
     }
     let line = serde_json::to_string(&summary).context("encode the summary")?;
     print_line(&line)
+}
+
+/// Refreshes the state at an interval, within a memory of its own and on one thread: ingest comes first.
+async fn refresh_often(lake: Store, every: Duration) {
+    let limits = query::Limits { memory_bytes: 128 << 20, threads: 1 };
+    loop {
+        tokio::time::sleep(every).await;
+        match refresh::run(&lake, &limits).await {
+            Ok(report) => tracing::info!(covers = report.covers, rows = report.rows_written, "refreshed the state"),
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::warn!(error, "cannot refresh the state; queries stay exact and get slower");
+            }
+        }
+    }
 }
 
 fn mib(bytes: u64) -> String {
@@ -276,7 +297,12 @@ async fn run_extract(args: ExtractArgs, file: &File) -> Result<()> {
     let reports = extract::run(&lake, days, out, args.correct, &limits, done).await;
     bar.finish_and_clear();
     reports?;
-    told
+    told?;
+    if !args.no_refresh {
+        let report = refresh::run(&lake, &limits).await.context("refresh the state (the extract itself is done)")?;
+        terminal::say(&format!("the state covers version {}", report.covers));
+    }
+    Ok(())
 }
 
 async fn run_verify(args: VerifyArgs, file: &File) -> Result<()> {
