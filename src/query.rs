@@ -77,8 +77,20 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { memory_bytes: 1 << 30, threads }
+        Self { memory_bytes: memory_default(), threads }
     }
+}
+
+/// A quarter of what this machine or container has, at least 1 GiB.
+fn memory_default() -> usize {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let machine = read("/proc/meminfo")
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<usize>().ok())
+        .map(|kib| kib * 1024);
+    let container = read("/sys/fs/cgroup/memory.max").trim().parse::<usize>().ok();
+    let all = machine.into_iter().chain(container).min();
+    all.map_or(0, |all| all / 4).max(1 << 30)
 }
 
 /// Which rows a session sees.
@@ -174,6 +186,8 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
     let options = config.options_mut();
     options.execution.parquet.pushdown_filters = true;
     options.execution.parquet.reorder_filters = true;
+    // Where a first stage would keep more than four rows in ten, it only holds what the second has to hold again.
+    options.execution.skip_partial_aggregation_probe_ratio_threshold = 0.4;
     let context = SessionContext::new_with_config_rt(config, runtime);
     functions::register(&context);
     Ok(context)

@@ -14,7 +14,7 @@ use synclake::query::{Engine, Limits, QueryError, Scope, guard};
 use synclake::terminal;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Read-only SQL over a lake.
 #[derive(Debug, Parser)]
@@ -58,7 +58,8 @@ struct Cli {
     /// Tell nothing on stderr but errors.
     #[arg(long, short)]
     quiet: bool,
-    /// Bytes that sorts and joins may take before they spill to disk [default: 1GiB].
+    /// Bytes that sorts and joins may take before they spill to disk [default: a quarter of this
+    /// machine's memory].
     #[arg(long, env = "SYNCLAKE_QUERY_MEMORY", value_name = "SIZE", value_parser = config::parse_bytes)]
     memory: Option<u64>,
     /// Settings file.

@@ -156,20 +156,25 @@ fn project(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuild
 fn resolve(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuilder> {
     let payload: Vec<&str> =
         needed(wanted).into_iter().skip(DATASET.len() + 1).filter(|name| *name != "is_after_removal").collect();
-    let latest_of = |names: &[&str]| latest::latest().call(names.iter().map(|name| col(*name)).collect()).alias("r");
-    let field = |n: usize, name: &str| col("r").field(format!("c{n}")).alias(name);
+    let decides = wanted.contains(&"is_after_removal");
+    let is_kept = |name: &str| wanted.contains(&name) || (decides && latest::ORDER[..2].contains(&name));
     let group: Vec<Expr> = DATASET.iter().chain(&["key"]).map(|name| col(*name)).collect();
-    let unfold = |group: &[Expr], names: &[&str]| -> Vec<Expr> {
-        group.iter().cloned().chain(names.iter().enumerate().map(|(n, name)| field(n, name))).collect()
+    let latest_by = |rows: LogicalPlanBuilder, group: &[Expr], names: &[&str], is_kept: &dyn Fn(&str) -> bool| {
+        let kept: Vec<usize> = (0..names.len()).filter(|&n| is_kept(names[n])).collect();
+        let field = |n: &usize| col("r").field(format!("c{n}")).alias(names[*n]);
+        let unfolded: Vec<Expr> = group.iter().cloned().chain(kept.iter().map(field)).collect();
+        let row = latest::latest(kept).call(names.iter().map(|name| col(*name)).collect()).alias("r");
+        rows.aggregate(group.to_vec(), [row])?.project(unfolded)
     };
-    let keys = rows.clone().aggregate(group.clone(), [latest_of(&payload)])?.project(unfold(&group, &payload))?;
-    if !wanted.contains(&"is_after_removal") {
+    let keys = latest_by(rows.clone(), &group, &payload, &is_kept)?;
+    if !decides {
         return project(keys, wanted);
     }
     // Few, so the side of the join that is held.
     let of_dataset = &group[..DATASET.len()];
-    let removals = rows.filter(col("key").is_null())?.aggregate(of_dataset.to_vec(), [latest_of(&latest::ORDER)])?;
-    let removals = removals.project(unfold(of_dataset, &latest::ORDER[..2]))?.alias("removals")?;
+    let removals = rows.filter(col("key").is_null())?;
+    let is_order = |name: &str| latest::ORDER[..2].contains(&name);
+    let removals = latest_by(removals, of_dataset, &latest::ORDER, &is_order)?.alias("removals")?;
     let on = (columns("removals", &DATASET), columns("keys", &DATASET));
     let joined = removals.join(keys.alias("keys")?.build()?, JoinType::Right, on, None)?;
     let (mine, removal) =

@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use std::mem::size_of;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, StringViewArray, StructArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, StructArray, UInt32Array};
 use arrow::compute::{cast, interleave, take};
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Int32Type, Int64Type};
 use datafusion::error::{DataFusionError, Result};
@@ -24,18 +24,20 @@ use datafusion::logical_expr::{
 pub const ORDER: [&str; 7] =
     ["sync_count", "last_modified_date", "arrived_at", "sequence_number", "sub_sequence", "record_index", "shard_id"];
 
-/// `latest(<the columns of ORDER>, <any others>)`: a struct of all its arguments, of the latest row.
-pub fn latest() -> AggregateUDF {
-    AggregateUDF::new_from_impl(Latest { signature: Signature::variadic_any(Volatility::Immutable) })
+/// `latest(<the columns of ORDER>, <any others>)`: of the latest row, a struct of those of its arguments whose numbers are
+/// `kept`, as fields `c<number>`.
+pub fn latest(kept: Vec<usize>) -> AggregateUDF {
+    AggregateUDF::new_from_impl(Latest { signature: Signature::variadic_any(Volatility::Immutable), kept })
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Latest {
     signature: Signature,
+    kept: Vec<usize>,
 }
 
-fn fields(types: &[DataType]) -> Fields {
-    types.iter().enumerate().map(|(n, t)| Field::new(format!("c{n}"), t.clone(), true)).collect()
+fn fields(types: &[DataType], kept: &[usize]) -> Fields {
+    kept.iter().filter_map(|&n| Some(Field::new(format!("c{n}"), types.get(n)?.clone(), true))).collect()
 }
 
 impl AggregateUDFImpl for Latest {
@@ -48,13 +50,13 @@ impl AggregateUDFImpl for Latest {
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        Ok(DataType::Struct(fields(types)))
+        Ok(DataType::Struct(fields(types, &self.kept)))
     }
 
     fn state_fields(&self, args: StateFieldsArgs) -> Result<Vec<FieldRef>> {
         let types = args.input_fields.iter().enumerate();
         Ok(types
-            .map(|(n, field)| Arc::new(Field::new(format!("{}[c{n}]", args.name), field.data_type().clone(), true)))
+            .map(|(n, field)| Arc::new(Field::new(format!("{}[c{n}]", args.name), held_type(field.data_type()), true)))
             .collect())
     }
 
@@ -68,7 +70,7 @@ impl AggregateUDFImpl for Latest {
 
     fn create_groups_accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
         let types: Vec<DataType> = args.expr_fields.iter().map(|field| field.data_type().clone()).collect();
-        Ok(Box::new(Groups { types, slots: Vec::new(), chunks: Vec::new(), rows: 0, bytes: 0 }))
+        Ok(Box::new(Groups::new(types, self.kept.clone())))
     }
 }
 
@@ -93,47 +95,44 @@ const EMPTY: Slot =
 /// Rows of a chunk when chunks are made anew.
 const CHUNK_ROWS: usize = 8_192;
 
-/// Rows that were the latest of their group when they came: all arguments, and those of the order in a known form.
-#[derive(Debug)]
-struct Chunk {
-    columns: Vec<ArrayRef>,
-    tail: Tail,
-}
+/// The columns of the order behind its head, which are looked at only when the head is equal: of a chunk, or of a batch.
+#[derive(Clone, Copy)]
+struct Tail<'a>(&'a [ArrayRef]);
 
-/// The part of the order that is looked at only when the head is equal.
-#[derive(Debug)]
-struct Tail {
-    sequence_number: StringViewArray,
-    sub_sequence: ArrayRef,
-    record_index: ArrayRef,
-    shard_id: StringViewArray,
-}
-
-impl Tail {
-    fn of(columns: &[ArrayRef]) -> Result<Self> {
-        let text = |n: usize| Ok::<_, DataFusionError>(cast(column(columns, n)?, &DataType::Utf8View)?);
-        Ok(Self {
-            sequence_number: text(3)?.as_string_view().clone(),
-            sub_sequence: cast(column(columns, 4)?, &DataType::Int64)?,
-            record_index: cast(column(columns, 5)?, &DataType::Int32)?,
-            shard_id: text(6)?.as_string_view().clone(),
-        })
+impl Tail<'_> {
+    fn digits(&self, row: usize) -> &str {
+        self.0[0].as_string::<i64>().value(row)
     }
 
     fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
-        let digits = |tail: &Self, row: usize| tail.sequence_number.value(row).len();
         let sub = |tail: &Self, row: usize| {
-            let values = tail.sub_sequence.as_primitive::<Int64Type>();
+            let values = tail.0[1].as_primitive::<Int64Type>();
             if values.is_null(row) { -1 } else { values.value(row) }
         };
-        let index = |tail: &Self, row: usize| tail.record_index.as_primitive::<Int32Type>().value(row);
-        digits(self, row)
-            .cmp(&digits(other, at))
-            .then_with(|| self.sequence_number.value(row).cmp(other.sequence_number.value(at)))
+        let index = |tail: &Self, row: usize| tail.0[2].as_primitive::<Int32Type>().value(row);
+        let (digits, others) = (self.digits(row), other.digits(at));
+        (digits.len(), digits)
+            .cmp(&(others.len(), others))
             .then_with(|| sub(self, row).cmp(&sub(other, at)))
             .then_with(|| index(self, row).cmp(&index(other, at)))
-            .then_with(|| self.shard_id.value(row).cmp(other.shard_id.value(at)))
+            .then_with(|| self.0[3].as_string::<i64>().value(row).cmp(other.0[3].as_string::<i64>().value(at)))
     }
+}
+
+/// Where the tail is among the arguments.
+const TAIL: std::ops::Range<usize> = 3..ORDER.len();
+
+/// The type in which a column is held, and passed on between the stages. Views would keep what they point into alive, and
+/// count it once for every batch that they are cut into.
+fn held_type(of: &DataType) -> DataType {
+    match of {
+        DataType::Utf8 | DataType::Utf8View => DataType::LargeUtf8,
+        other => other.clone(),
+    }
+}
+
+fn held(column: &ArrayRef) -> Result<ArrayRef> {
+    Ok(cast(column, &held_type(column.data_type()))?)
 }
 
 fn column(columns: &[ArrayRef], n: usize) -> Result<&ArrayRef> {
@@ -143,14 +142,20 @@ fn column(columns: &[ArrayRef], n: usize) -> Result<&ArrayRef> {
 
 struct Groups {
     types: Vec<DataType>,
+    kept: Vec<usize>,
     slots: Vec<Slot>,
-    chunks: Vec<Chunk>,
+    /// Rows that were the latest of their group when they came: all arguments.
+    chunks: Vec<Vec<ArrayRef>>,
     /// In the chunks, those that were overtaken since included.
     rows: usize,
     bytes: usize,
 }
 
 impl Groups {
+    fn new(types: Vec<DataType>, kept: Vec<usize>) -> Self {
+        Self { types, kept, slots: Vec::new(), chunks: Vec::new(), rows: 0, bytes: 0 }
+    }
+
     fn accept(&mut self, values: &[ArrayRef], groups: &[usize], filter: Option<&BooleanArray>) -> Result<()> {
         let head = |n: usize| Ok::<_, DataFusionError>(cast(column(values, n)?, &DataType::Int64)?);
         let heads = (head(0)?, head(1)?, head(2)?);
@@ -159,7 +164,7 @@ impl Groups {
             heads.1.as_primitive::<Int64Type>().values(),
             heads.2.as_primitive::<Int64Type>().values(),
         );
-        let mut tail: Option<Tail> = None;
+        let mut tail: Option<Vec<ArrayRef>> = None;
         // The chunk that is being made: which rows of this batch go into it.
         let chunk = u32::try_from(self.chunks.len()).unwrap_or(NONE);
         let mut chosen: Vec<u32> = Vec::with_capacity(groups.len());
@@ -173,11 +178,12 @@ impl Groups {
                 Ordering::Equal if slot.chunk != NONE => {
                     let tail = match &tail {
                         Some(tail) => tail,
-                        None => tail.insert(Tail::of(values)?),
+                        None => tail.insert(values[TAIL].iter().map(held).collect::<Result<_>>()?),
                     };
+                    let (mine, at) = (Tail(tail), slot.row as usize);
                     match self.chunks.get(slot.chunk as usize) {
-                        Some(chunk) => tail.compare(row, &chunk.tail, slot.row as usize),
-                        None => tail.compare(row, tail, chosen[slot.row as usize] as usize),
+                        Some(chunk) => mine.compare(row, &Tail(&chunk[TAIL]), at),
+                        None => mine.compare(row, &mine, chosen[at] as usize),
                     }
                 }
                 Ordering::Equal => Ordering::Greater,
@@ -198,8 +204,8 @@ impl Groups {
         }
         if !chosen.is_empty() {
             let rows = UInt32Array::from(chosen);
-            let columns = values.iter().map(|v| Ok(dense(take(v, &rows, None)?))).collect::<Result<Vec<_>>>()?;
-            self.push(columns)?;
+            let columns = values.iter().map(|v| held(&take(v, &rows, None)?)).collect::<Result<Vec<_>>>()?;
+            self.push(columns);
         }
         if self.rows > 2 * self.slots.len() + 8 * CHUNK_ROWS {
             self.compact()?;
@@ -207,22 +213,21 @@ impl Groups {
         Ok(())
     }
 
-    fn push(&mut self, columns: Vec<ArrayRef>) -> Result<()> {
+    fn push(&mut self, columns: Vec<ArrayRef>) {
         self.rows += columns.first().map_or(0, |c| c.len());
         self.bytes += columns.iter().map(|c| c.get_array_memory_size()).sum::<usize>();
-        self.chunks.push(Chunk { tail: Tail::of(&columns)?, columns });
-        Ok(())
+        self.chunks.push(columns);
     }
 
-    /// The latest rows of groups, in the order of the groups.
-    fn gather(&self, slots: &[Slot]) -> Result<Vec<ArrayRef>> {
+    /// Columns of the latest rows of groups, in the order of the groups.
+    fn gather(&self, slots: &[Slot], columns: impl Iterator<Item = usize>) -> Result<Vec<ArrayRef>> {
         if slots.iter().any(|slot| slot.chunk == NONE) {
             return Err(DataFusionError::NotImplemented("latest with a FILTER".to_owned()));
         }
         let places: Vec<(usize, usize)> = slots.iter().map(|s| (s.chunk as usize, s.row as usize)).collect();
-        (0..self.types.len())
+        columns
             .map(|n| {
-                let arrays: Vec<&dyn Array> = self.chunks.iter().map(|chunk| chunk.columns[n].as_ref()).collect();
+                let arrays: Vec<&dyn Array> = self.chunks.iter().map(|chunk| chunk[n].as_ref()).collect();
                 Ok(interleave(&arrays, &places)?)
             })
             .collect()
@@ -230,12 +235,12 @@ impl Groups {
 
     /// Forgets the rows that were overtaken.
     fn compact(&mut self) -> Result<()> {
-        let mut made = Self { types: self.types.clone(), slots: Vec::new(), chunks: Vec::new(), rows: 0, bytes: 0 };
+        let mut made = Self::new(self.types.clone(), self.kept.clone());
         let mut slots = std::mem::take(&mut self.slots);
         for slots in slots.chunks_mut(CHUNK_ROWS) {
-            let columns = self.gather(slots)?;
+            let columns = self.gather(slots, 0..self.types.len())?;
             let chunk = u32::try_from(made.chunks.len()).unwrap_or(NONE);
-            made.push(columns.into_iter().map(dense).collect())?;
+            made.push(columns);
             for (row, slot) in (0..).zip(slots) {
                 (slot.chunk, slot.row) = (chunk, row);
             }
@@ -244,27 +249,19 @@ impl Groups {
         Ok(())
     }
 
-    fn emit(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
+    fn emit(&mut self, emit_to: EmitTo, columns: &[usize]) -> Result<Vec<ArrayRef>> {
         let slots = emit_to.take_needed(&mut self.slots);
         let columns = if slots.is_empty() {
-            self.types.iter().map(arrow::array::new_empty_array).collect()
+            let empty = |n: &usize| arrow::array::new_empty_array(&held_type(&self.types[*n]));
+            columns.iter().map(empty).collect()
         } else {
-            self.gather(&slots)?
+            self.gather(&slots, columns.iter().copied())?
         };
         if self.slots.is_empty() {
             self.chunks.clear();
             (self.rows, self.bytes) = (0, 0);
         }
         Ok(columns)
-    }
-}
-
-/// Without what a view or slice still holds of other rows.
-fn dense(array: ArrayRef) -> ArrayRef {
-    match array.data_type() {
-        DataType::Utf8View => Arc::new(array.as_string_view().gc()),
-        DataType::BinaryView => Arc::new(array.as_binary_view().gc()),
-        _ => array,
     }
 }
 
@@ -285,17 +282,21 @@ impl GroupsAccumulator for Groups {
     }
 
     fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
-        let columns = self.emit(emit_to)?;
-        Ok(Arc::new(StructArray::try_new(fields(&self.types), columns, None)?))
+        let kept = self.kept.clone();
+        let columns = self.emit(emit_to, &kept)?;
+        let typed = |(column, n): (&ArrayRef, &usize)| Ok(cast(column, &self.types[*n])?);
+        let columns = columns.iter().zip(&kept).map(typed).collect::<Result<_>>()?;
+        Ok(Arc::new(StructArray::try_new(fields(&self.types, &kept), columns, None)?))
     }
 
     fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
-        self.emit(emit_to)
+        let all: Vec<usize> = (0..self.types.len()).collect();
+        self.emit(emit_to, &all)
     }
 
     fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
         match filter {
-            None => Ok(values.to_vec()),
+            None => values.iter().map(held).collect(),
             Some(_) => Err(DataFusionError::NotImplemented("latest with a FILTER".to_owned())),
         }
     }
