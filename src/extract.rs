@@ -29,7 +29,7 @@ mod plan;
 pub use files::Listed;
 use files::Writer;
 pub use plan::ShardMark;
-use plan::{Plan, covers_id};
+use plan::{Plan, covers_id, stale_id};
 
 /// Why an extract failed. The table and an earlier manifest are as they were.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +70,7 @@ pub struct Report {
     pub change_bytes: u64,
     /// Rows of days up to the base's that came after its extract, by day.
     pub late_rows: BTreeMap<NaiveDate, u64>,
-    /// Extracted days that those change, and that were not extracted again.
+    /// Extracted days that hold less than `sync_records` does now: `correct` extracts the earlier ones again.
     pub stale: Vec<NaiveDate>,
     /// Extracted days that those changed, extracted again before this one.
     pub corrected: Vec<NaiveDate>,
@@ -118,7 +118,8 @@ pub async fn run(
         let mut plan = Plan::new(lake, date).await?;
         let mut corrected = Vec::new();
         if correct && !plan.stale.is_empty() {
-            for stale in std::mem::take(&mut plan.stale) {
+            // Later ones are left for the run that asks for them, after this day.
+            for stale in plan.stale.iter().copied().filter(|stale| *stale < date) {
                 day(lake, Plan::new(lake, stale).await?, out, limits).await?;
                 corrected.push(stale);
             }
@@ -175,7 +176,9 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
         "covers": report.covers, "is_complete": is_complete, "shards": report.shards, "late_rows": report.late_rows,
     });
     report.manifest = writer.publish(about).await?;
-    let covers = vec![(covers_id(plan.date), i64::try_from(plan.version).unwrap_or(i64::MAX))];
+    let version = i64::try_from(plan.version).unwrap_or(i64::MAX);
+    let mut covers = vec![(covers_id(plan.date), version)];
+    covers.extend(report.stale.iter().map(|day| (stale_id(*day), version)));
     let date = plan.date.to_string();
     report.version = replace::replace(lake, Table::DailyState, "extract_date", &date, writer.files, covers).await?;
     Ok(report)

@@ -98,8 +98,6 @@ fn memory_default() -> usize {
 pub struct Scope {
     /// Only what the server had seen by the end of this day (UTC).
     pub as_of: Option<NaiveDate>,
-    /// Leave the maintained state aside and resolve everything from the rows.
-    pub from_rows: bool,
 }
 
 /// A session over one snapshot.
@@ -115,11 +113,14 @@ impl Engine {
     pub async fn open(lake: &Store, limits: &Limits, scope: Scope) -> Result<Self, QueryError> {
         let context = session(limits)?;
         let mut reading = Reading::load(lake).await?;
-        if scope.from_rows || scope.as_of.is_some() {
+        if scope.as_of.is_some() {
             (reading.state, reading.tail) = (None, None);
         }
         let state = context.state();
-        let mut records = reading::provider(&reading.sync_records, &state).await?;
+        // What is sorted must be counted right to spill in time: views keep whole pages alive, and count them per batch.
+        let mut plain = state.clone();
+        plain.config_mut().options_mut().execution.parquet.schema_force_view_types = false;
+        let mut records = reading::provider(&reading.sync_records, &plain).await?;
         let mut tail = reading.tail(&state).await?;
         if let Some(day) = scope.as_of {
             let known = context.read_table(records)?.filter(col("event_date").lt_eq(lit(day_literal(day))))?;
@@ -134,7 +135,7 @@ impl Engine {
         context.register_table("key_state", Arc::new(Resolved::new(tail, maintained)))?;
         for table in Table::ALL.into_iter().filter(|table| *table != Table::SyncRecords) {
             let provider: Arc<dyn TableProvider> = match table.load(lake, None).await? {
-                Some(loaded) => reading::provider(&loaded, &state).await?,
+                Some(loaded) => reading::provider(&loaded, &plain).await?,
                 // A table that nobody has written yet is empty, not missing.
                 None => Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()])?),
             };

@@ -27,6 +27,7 @@ Examples:
   synclake-query --lake lake                                     a shell; \\? for help
   synclake-query --lake lake -c '\\d'                             tables and views
   synclake-query --lake lake -c \"select * from current_state where identity_id = 'us-east-1:…'\"
+  synclake-query --lake lake --as-of 2026-11-20 -c \"select count(*) from current_state\"
   synclake-query --lake s3://bucket/lake -f report.sql --format csv -o report.csv
   echo 'select count(*) from changes' | synclake-query --lake lake --format json
 
@@ -43,6 +44,9 @@ struct Cli {
     /// Run this file and leave; may be given more than once.
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
+    /// See only what the server had seen by the end of this day (UTC): YYYY-MM-DD, yesterday or today.
+    #[arg(long, value_name = "DATE", value_parser = synclake::extract::parse_date)]
+    as_of: Option<chrono::NaiveDate>,
     /// Format of results [default: table].
     #[arg(long, value_enum, env = "SYNCLAKE_FORMAT")]
     format: Option<Format>,
@@ -146,10 +150,11 @@ async fn run(cli: Cli) -> Result<()> {
     }
     let aws = config::aws(cli.region, cli.endpoint_url, cli.profile, &file);
     let lake = Store::open(&lake, &aws).await?;
+    let scope = Scope { as_of: cli.as_of };
     if interactive {
-        return Ok(shell::repl(&lake, &limits, settings).await?);
+        return Ok(shell::repl(&lake, &limits, scope, settings).await?);
     }
-    let engine = Engine::open(&lake, &limits, Scope::default()).await?;
+    let engine = Engine::open(&lake, &limits, scope).await?;
     for text in &texts {
         shell::run_text(&engine, text, &mut settings).await?;
     }

@@ -4,7 +4,8 @@
 //! which it has everything, and `consumer/<name>/to`, the one that it is about to reach.
 //!
 //! # Exactly once
-//! 1. `…/to` is committed: **what a delivery holds is fixed before anything is written.**
+//! 1. `…/to` is committed, with the format and a digest of the place: **what a delivery holds, and how and where it is
+//!    written, is fixed before anything is.**
 //! 2. The files are written below `consumer=<name>/versions=<from>-<to>/`, the manifest `_SUCCESS` last. Rows have one total
 //!    order, so doing it again, or twice at once, writes the same bytes under the same names.
 //! 3. `consumer/<name>` is committed.
@@ -69,8 +70,7 @@ pub fn parse_name(name: &str) -> Result<String, String> {
 /// # Errors
 /// See [`ExtractError`]; running again makes the same delivery.
 pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limits) -> Result<Delivery, ExtractError> {
-    Table::DailyState.ensure(lake).await?;
-    let (from, to) = intend(lake, name).await?;
+    let Intent { from, to } = intend(lake, name, out).await?;
     let mut delivery = Delivery { consumer: name.to_owned(), from, to, rows: 0, files: 0, manifest: None };
     if from == Some(to) {
         return Ok(delivery);
@@ -86,7 +86,7 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
             );
             LakeError::Invalid(what)
         })?;
-        files.retain(|file| added.contains(file));
+        files.retain(|file| added.contains_key(file));
     }
     let context = session(limits)?;
     deliver(&context, &records, &files, out, &mut delivery).await?;
@@ -99,28 +99,57 @@ fn id(name: &str) -> String {
     format!("consumer/{name}")
 }
 
+struct Intent {
+    from: Option<u64>,
+    to: u64,
+}
+
 /// Step 1: where the consumer is, and where this delivery takes it.
-async fn intend(lake: &Store, name: &str) -> Result<(Option<u64>, u64), LakeError> {
+async fn intend(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Result<Intent, LakeError> {
+    let records = Table::SyncRecords.store(lake);
+    let none = || LakeError::NoLake(lake.to_string());
+    let newest = log::read_transactions(&records).await?.ok_or_else(none)?.version;
+    Table::DailyState.ensure(lake).await?;
     let store = Table::DailyState.store(lake);
-    let intent = format!("{}/to", id(name));
+    let [intent, form, place] = ["to", "format", "place"].map(|part| format!("{}/{part}", id(name)));
+    let (our_form, our_place) =
+        (i64::from(format == Format::Parquet) + 2 * i64::from(format == Format::Csv), digest(out));
     loop {
         let known = log::read_transactions(&store).await?.unwrap_or_default();
         let version = |id: &str| known.ids.get(id).and_then(|version| u64::try_from(*version).ok());
         let from = version(&id(name));
+        if let Some(from) = from.filter(|from| *from > newest) {
+            let what =
+                format!("consumer {name} is at version {from}, but {records} is at {newest}: is it an older copy?");
+            return Err(LakeError::Invalid(what));
+        }
         if let Some(to) = version(&intent).filter(|to| from.is_none_or(|from| from < *to)) {
-            return Ok((from, to));
+            if known.ids.get(&form) != Some(&our_form) || known.ids.get(&place) != Some(&our_place) {
+                let what = format!(
+                    "a delivery to consumer {name} is not finished, and was begun with another --format or --out; run it \
+                     once more with those, then with these"
+                );
+                return Err(LakeError::Invalid(what));
+            }
+            return Ok(Intent { from, to });
         }
-        let records = log::read_transactions(&Table::SyncRecords.store(lake)).await?;
-        let to = records.ok_or_else(|| LakeError::NoLake(lake.to_string()))?.version;
-        if from == Some(to) {
-            return Ok((from, to));
+        if from == Some(newest) {
+            return Ok(Intent { from, to: newest });
         }
-        let ids = vec![(intent.clone(), i64::try_from(to).unwrap_or(i64::MAX))];
+        let to = i64::try_from(newest).unwrap_or(i64::MAX);
+        let ids = vec![(intent.clone(), to), (form.clone(), our_form), (place.clone(), our_place)];
         let next = known.version + 1;
         if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
-            return Ok((from, to));
+            snapshot::checkpoint_at_times(&store, next).await;
+            return Ok(Intent { from, to: newest });
         }
     }
+}
+
+/// Of a place, as a transaction id can hold it.
+fn digest(out: &Store) -> i64 {
+    let digest = Sha256::digest(out.url().to_string().as_bytes());
+    digest.iter().take(7).fold(0, |value, byte| value << 8 | i64::from(*byte))
 }
 
 /// Step 3. Whoever made the same delivery at the same time may have been faster.
@@ -135,6 +164,7 @@ async fn reach(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
         let ids = vec![(id(name), to)];
         let next = known.version + 1;
         if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
+            snapshot::checkpoint_at_times(&store, next).await;
             return Ok(());
         }
     }

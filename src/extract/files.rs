@@ -1,5 +1,7 @@
 //! The files of one extract: of the table, and elsewhere if asked for.
 
+use std::collections::HashSet;
+
 use arrow::array::{Array, AsArray, RecordBatch, new_null_array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, SchemaRef};
@@ -149,20 +151,30 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Publishes the files elsewhere by a manifest, which is `about` and the list of them, and then deletes those of earlier
-    /// runs.
+    /// Publishes the files elsewhere by a manifest, which is `about` and the list of them, and then deletes those of the run
+    /// before.
+    ///
+    /// **Only what the manifest that this one replaces has listed is deleted, and what no manifest has listed for a day**: the
+    /// files of another run at this moment are not ours to judge.
     pub(super) async fn publish(&self, mut about: serde_json::Value) -> Result<Option<String>, ExtractError> {
         let Some((out, format)) = self.out else { return Ok(None) };
         let folder = format!("extract_date={}", self.date);
         about["format"] = extension(format).into();
         about["files"] = serde_json::to_value(&self.listed).map_err(encode_error)?;
         let path = format!("{folder}/_SUCCESS");
+        let before = out.get(&path).await?.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+        let before: HashSet<String> = before
+            .iter()
+            .flat_map(|manifest| manifest["files"].as_array().into_iter().flatten())
+            .filter_map(|file| Some(file["path"].as_str()?.to_owned()))
+            .collect();
         let text = serde_json::to_vec_pretty(&about).map_err(encode_error)?;
         out.put(&path, text.into()).await?;
-        for (old, _) in out.list(&folder).await? {
-            let ours = old == path || self.listed.iter().any(|f| f.path == old);
-            let written_by_us = old.rsplit('/').next().is_some_and(|name| name.starts_with("part-"));
-            if !ours && written_by_us {
+        let long_ago = Utc::now() - chrono::Duration::days(1);
+        for (old, object) in out.list(&folder).await? {
+            let listed = self.listed.iter().any(|f| f.path == old);
+            let is_part = old.rsplit('/').next().is_some_and(|name| name.starts_with("part-"));
+            if is_part && !listed && (before.contains(&old) || object.last_modified < long_ago) {
                 out.delete(&old).await?;
             }
         }

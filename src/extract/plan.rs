@@ -27,6 +27,11 @@ pub fn covers_id(date: NaiveDate) -> String {
     format!("extract/{date}")
 }
 
+/// Transaction id of a day whose extract was found to hold less than this version of `sync_records` does.
+pub fn stale_id(date: NaiveDate) -> String {
+    format!("stale/{date}")
+}
+
 /// How far a shard was read when a day was extracted.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 pub struct ShardMark {
@@ -56,7 +61,7 @@ pub struct Plan {
     pub tail: Vec<Living>,
     /// Rows of days that were extracted before, which came after that, by day.
     pub late: BTreeMap<NaiveDate, u64>,
-    /// Extracted days that these change, oldest first.
+    /// Extracted days that hold less than `sync_records` does now, oldest first.
     pub stale: Vec<NaiveDate>,
     /// How far each shard was read.
     pub shards: Vec<ShardMark>,
@@ -68,6 +73,9 @@ impl Plan {
     /// # Errors
     /// There is no lake, or it cannot be read.
     pub async fn new(lake: &Store, date: NaiveDate) -> Result<Self, LakeError> {
+        if Table::SyncRecords.load(lake, None).await?.is_none() {
+            return Err(LakeError::NoLake(lake.to_string()));
+        }
         Table::DailyState.ensure(lake).await?;
         // The extracts first: what they cover is then never more than what is read.
         let daily_store = Table::DailyState.store(lake);
@@ -77,7 +85,10 @@ impl Plan {
         let records = Table::SyncRecords.load(lake, None).await?.ok_or_else(none)?;
         let version = records.version().ok_or_else(none)?;
         let store = Table::SyncRecords.store(lake);
-        let extracted = extracted(&known);
+        let mut extracted = days(&known, "extract/");
+        // Of an older copy of sync_records they would tell nothing.
+        extracted.retain(|_, covers| *covers <= version);
+        let told = days(&known, "stale/");
         let files = snapshot::files(&store, &records).await?;
         let mut plan = Self {
             date,
@@ -103,17 +114,17 @@ impl Plan {
                 |file: &Living| day_of(file, "extract_date") == Some(day) && !file.path.contains("/part-changes-");
             let living = snapshot::files(&daily_store, &plan.daily).await?.into_iter();
             plan.base_files = living.filter(is_state).map(|file| file.path).collect();
-            for file in files.iter().filter(|file| added.contains(&file.path)) {
+            for file in files.iter().filter(|file| added.contains_key(&file.path)) {
                 if let Some(late) = day_of(file, "event_date").filter(|late| *late <= day) {
                     *plan.late.entry(late).or_default() += file.statistics["numRecords"].as_u64().unwrap_or(0);
                 }
             }
-            if let Some((earliest, _)) = plan.late.first_key_value() {
-                plan.stale = extracted.range(*earliest..date).map(|(day, _)| *day).collect();
-            }
         }
+        plan.stale = stale(&store, &plan, &extracted, &told, &files).await?;
         let is_new = |file: &Living| match (day_of(file, "event_date"), plan.base) {
-            (Some(day), Some(base)) if day <= base => added.as_ref().is_some_and(|added| added.contains(&file.path)),
+            (Some(day), Some(base)) if day <= base => {
+                added.as_ref().is_some_and(|added| added.contains_key(&file.path))
+            }
             (Some(day), _) => day <= date,
             (None, _) => true,
         };
@@ -132,10 +143,50 @@ fn day_of(file: &Living, column: &str) -> Option<NaiveDate> {
     file.partition.get(column)?.as_ref()?.parse().ok()
 }
 
-/// The days that were extracted, and the version that each knew.
-fn extracted(known: &Transactions) -> BTreeMap<NaiveDate, u64> {
-    let day = |id: &str| id.strip_prefix("extract/")?.parse::<NaiveDate>().ok();
+/// Transaction ids of days, `<prefix><day>`, and the versions that they hold.
+fn days(known: &Transactions, prefix: &str) -> BTreeMap<NaiveDate, u64> {
+    let day = |id: &str| id.strip_prefix(prefix)?.parse::<NaiveDate>().ok();
     known.ids.iter().filter_map(|(id, version)| Some((day(id)?, u64::try_from(*version).ok()?))).collect()
+}
+
+/// Extracted days that hold less than `sync_records` does now: those that were told before and not extracted since; earlier
+/// ones that late rows change; and later ones that rows up to their day were added after.
+///
+/// Only what was added since the base is looked at for the earlier ones: what came before that was told then. Telling is a
+/// transaction id in the commit of the day that found out.
+async fn stale(
+    store: &Store,
+    plan: &Plan,
+    extracted: &BTreeMap<NaiveDate, u64>,
+    told: &BTreeMap<NaiveDate, u64>,
+    files: &[Living],
+) -> Result<Vec<NaiveDate>, LakeError> {
+    let mut stale: BTreeSet<NaiveDate> = extracted
+        .iter()
+        .filter(|(day, covers)| told.get(day).is_some_and(|told| told > covers))
+        .map(|(day, _)| *day)
+        .collect();
+    if let Some((earliest, _)) = plan.late.first_key_value() {
+        stale.extend(
+            extracted.range(*earliest..plan.date).filter(|(_, covers)| **covers < plan.version).map(|(day, _)| *day),
+        );
+    }
+    let later: Vec<(NaiveDate, u64)> = extracted
+        .range(plan.date..)
+        .skip_while(|(day, _)| **day == plan.date)
+        .map(|(day, covers)| (*day, *covers))
+        .collect();
+    if let Some(oldest) = later.iter().map(|(_, covers)| *covers).min()
+        && let Some(added) = since::added(store, oldest, plan.version).await?
+    {
+        let changes = |(day, covers): &(NaiveDate, u64)| {
+            let came_after = |file: &Living| added.get(&file.path).is_some_and(|version| version > covers);
+            files.iter().any(|file| day_of(file, "event_date").is_some_and(|date| date <= *day) && came_after(file))
+        };
+        stale.extend(later.iter().filter(|later| changes(later)).map(|(day, _)| *day));
+    }
+    stale.remove(&plan.date);
+    Ok(stale.into_iter().collect())
 }
 
 /// How far each shard of a stream was read. Files have no clock of their own.

@@ -131,7 +131,10 @@ async fn rewrite(
         let bytes = encode(table, &store, actions, SaveMode::Overwrite, predicate.clone())?;
         let path = paths::commit(version);
         let error = match store.put_new(&path, bytes.clone()).await {
-            Ok(()) => return Ok(Some(version)),
+            Ok(()) => {
+                snapshot::checkpoint_at_times(&store, version).await;
+                return Ok(Some(version));
+            }
             Err(error) => error,
         };
         // Its removals or its file names are ours alone: equal bytes are our own commit, its answer lost.

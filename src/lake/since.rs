@@ -1,6 +1,6 @@
 //! What was added to a table after a version of it: the log tells, and no data file is read for it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use deltalake::kernel::Action;
 use futures::{StreamExt, TryStreamExt};
@@ -10,32 +10,32 @@ use super::{LakeError, Store, log};
 /// Commits that are read at a time.
 const READS: usize = 16;
 
-/// Paths of the files at version `to` that hold rows which version `from` may not hold; `None` when the log does not reach
-/// back that far any more.
+/// The files at version `to` that hold rows which version `from` may not hold, each with the version that added it; `None`
+/// when the log does not reach back that far any more.
 ///
 /// A file that a rewrite made (`dataChange = false`) holds nothing new, unless it replaces one that does. A row may then be
 /// told twice; whoever uses this must not mind.
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn added(table: &Store, from: u64, to: u64) -> Result<Option<BTreeSet<String>>, LakeError> {
+pub async fn added(table: &Store, from: u64, to: u64) -> Result<Option<BTreeMap<String, u64>>, LakeError> {
     let mut commits = futures::stream::iter(from + 1..=to)
-        .map(|version| async move { log::read_commit(table, version).await })
+        .map(|version| async move { log::read_commit(table, version).await.map(|actions| (version, actions)) })
         .buffered(READS);
-    let mut found = BTreeSet::new();
-    while let Some(actions) = commits.try_next().await? {
+    let mut found = BTreeMap::new();
+    while let Some((version, actions)) = commits.try_next().await? {
         let Some(actions) = actions else { return Ok(None) };
         let mut replaces = false;
         for action in &actions {
             if let Action::Remove(remove) = action {
-                replaces |= found.remove(&remove.path);
+                replaces |= found.remove(&remove.path).is_some();
             }
         }
         for action in actions {
             if let Action::Add(add) = action
                 && (add.data_change || replaces)
             {
-                found.insert(add.path);
+                found.insert(add.path, version);
             }
         }
     }
@@ -73,7 +73,7 @@ mod tests {
             table.put_new(&paths::commit(version), text.into()).await.unwrap();
         }
         let since =
-            async |from| added(&table, from, 5).await.unwrap().map(|found| found.into_iter().collect::<Vec<_>>());
+            async |from| added(&table, from, 5).await.unwrap().map(|found| found.into_keys().collect::<Vec<_>>());
         assert_eq!(since(5).await.unwrap(), [""; 0]);
         assert_eq!(since(2).await.unwrap(), ["d"], "what was compacted is covered");
         assert_eq!(since(1).await.unwrap(), ["bc-compacted", "d"], "c was not");

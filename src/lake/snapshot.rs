@@ -112,3 +112,16 @@ pub async fn checkpoint(table: &Store) -> Result<(), LakeError> {
     let Some(loaded) = load(table, None).await? else { return Ok(()) };
     deltalake::checkpoints::create_checkpoint(&loaded, None).await.map_err(|e| LakeError::delta("checkpoint", table, e))
 }
+
+/// Versions between two checkpoints of a table that is committed to now and then.
+const CHECKPOINT_EVERY: u64 = 10;
+
+/// Writes a checkpoint when the version that was just committed is due for one. The table is as whole without it.
+pub async fn checkpoint_at_times(table: &Store, version: u64) {
+    if version > 0
+        && version.is_multiple_of(CHECKPOINT_EVERY)
+        && let Err(error) = checkpoint(table).await
+    {
+        tracing::warn!(table = %table, error = %error, "cannot write a checkpoint of the log; opening it gets slower");
+    }
+}

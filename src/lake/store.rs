@@ -236,6 +236,12 @@ impl Store {
         }
     }
 
+    /// Whether this root is another one, or lies in it.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let place = |store: &Self| store.url().to_string().trim_end_matches('/').to_owned() + "/";
+        place(self).starts_with(&place(other))
+    }
+
     /// All objects below `relative`, by their paths relative to this root.
     ///
     /// # Errors

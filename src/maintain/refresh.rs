@@ -75,15 +75,20 @@ pub struct Report {
     pub version: u64,
 }
 
-/// Refreshes once.
+/// Refreshes once; with `rebuild` from all rows, whatever there is of the state.
 ///
 /// # Errors
 /// See [`RefreshError`]; running again is always right.
-pub async fn run(lake: &Store, limits: &Limits) -> Result<Report, RefreshError> {
-    Table::State.ensure(lake).await?;
+pub async fn run(lake: &Store, limits: &Limits, rebuild: bool) -> Result<Report, RefreshError> {
     loop {
-        let reading = Reading::load(lake).await?;
+        let mut reading = Reading::load(lake).await?;
+        Table::State.ensure(lake).await?;
+        if rebuild {
+            (reading.state, reading.tail) = (None, None);
+        }
         if let Some(report) = (Run { lake, limits, reading }).once().await? {
+            let store = Table::State.store(lake);
+            snapshot::checkpoint_at_times(&store, report.version).await;
             sweep(lake, report.version).await?;
             return Ok(report);
         }

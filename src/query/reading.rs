@@ -48,11 +48,20 @@ impl Reading {
         let store = Table::SyncRecords.store(lake);
         let version = sync_records.version().ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
         let mut reading = Self { sync_records, version, state: None, tail: None };
-        if let Some(state) = state
+        if let Some(state) = &state
+            && state.covers > version
+        {
+            tracing::warn!(
+                covers = state.covers,
+                version,
+                "the state covers more than sync_records holds (an older copy of it?); it is left aside until a refresh"
+            );
+        }
+        if let Some(state) = state.filter(|state| state.covers <= version)
             && let Some(added) = since::added(&store, state.covers, version).await?
         {
             reading.state = Some(state);
-            reading.tail = Some(added);
+            reading.tail = Some(added.into_keys().collect());
         }
         Ok(reading)
     }

@@ -220,7 +220,7 @@ fn type_name(data_type: &arrow::datatypes::DataType) -> String {
 ///
 /// # Errors
 /// The terminal fails; a failed statement is told and the shell goes on.
-pub async fn repl(lake: &Store, limits: &Limits, mut settings: Settings) -> Result<(), QueryError> {
+pub async fn repl(lake: &Store, limits: &Limits, scope: Scope, mut settings: Settings) -> Result<(), QueryError> {
     let broken = |error: ReadlineError| QueryError::Refused(format!("read the terminal: {error}"));
     let mut editor = rustyline::DefaultEditor::new().map_err(broken)?;
     let history = history_file();
@@ -228,7 +228,7 @@ pub async fn repl(lake: &Store, limits: &Limits, mut settings: Settings) -> Resu
         // No history is no reason not to start.
         let _ = editor.load_history(path);
     }
-    let mut engine = Engine::open(lake, limits, Scope::default()).await?;
+    let mut engine = Engine::open(lake, limits, scope).await?;
     eprintln!("synclake-query on {lake}. \\? for help, \\d for tables, \\q to leave.");
     let mut pending = String::new();
     loop {
@@ -262,7 +262,7 @@ pub async fn repl(lake: &Store, limits: &Limits, mut settings: Settings) -> Resu
         }
         let text = std::mem::take(&mut pending);
         let _ = editor.add_history_entry(text.trim());
-        engine = Engine::open(lake, limits, Scope::default()).await?;
+        engine = Engine::open(lake, limits, scope).await?;
         // Ctrl-C ends the query and not the shell.
         let done = tokio::select! {
             done = run_text(&engine, &text, &mut settings) => done,

@@ -20,13 +20,14 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, JoinType};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
 use datafusion::functions::core::expr_ext::FieldAccessor;
 use datafusion::logical_expr::{
-    Expr, LogicalPlan, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, cast, col, lit,
+    Expr, LogicalPlan, LogicalPlanBuilder, Operator, TableProviderFilterPushDown, TableType, cast, col, lit,
 };
 use datafusion::physical_plan::ExecutionPlan;
 
@@ -126,10 +127,11 @@ fn read(
     rows.project(needed(wanted).into_iter().map(same).collect::<Vec<_>>())
 }
 
-/// A column in the one form in which state and tail meet: a partition's value comes as a dictionary.
+/// A column in the one form in which state and tail meet: text as views, also where it comes as a partition's value.
 fn same(name: &str) -> Expr {
-    match name {
-        "pool" => cast(col(name), DataType::Utf8View).alias(name),
+    let schema = Table::State.schema();
+    match schema.field_with_name(name).map(Field::data_type) {
+        Ok(DataType::Utf8) => cast(col(name), DataType::Utf8View).alias(name),
         _ => col(name),
     }
 }
@@ -241,10 +243,32 @@ impl TableProvider for Resolved {
     }
 }
 
-/// A filter as it is written for another relation.
+/// A filter as it is written for the parts.
+///
+/// A pool is a partition's value there, and comes as a dictionary. Comparisons take it as it is, and choose files by it;
+/// everything else (LIKE, functions) was planned for text and gets text.
 fn unqualified(filter: &Expr) -> Result<Expr> {
-    use datafusion::common::tree_node::{Transformed, TreeNode};
+    let compares = |expr: &Expr| match expr {
+        Expr::BinaryExpr(binary) => matches!(
+            binary.op,
+            Operator::And
+                | Operator::Or
+                | Operator::Eq
+                | Operator::NotEq
+                | Operator::Lt
+                | Operator::LtEq
+                | Operator::Gt
+                | Operator::GtEq
+        ),
+        Expr::Column(_) | Expr::Literal(..) | Expr::InList(_) | Expr::Between(_) => true,
+        Expr::IsNull(_) | Expr::IsNotNull(_) | Expr::Not(_) => true,
+        _ => false,
+    };
+    let as_it_is = !filter.exists(|expr| Ok(!compares(expr)))?;
     let bare = filter.clone().transform(|expr| match expr {
+        Expr::Column(column) if column.name == "pool" && !as_it_is => {
+            Ok(Transformed::new(cast(col("pool"), DataType::Utf8View), true, TreeNodeRecursion::Jump))
+        }
         Expr::Column(column) => Ok(Transformed::yes(Expr::Column(Column::new_unqualified(column.name)))),
         other => Ok(Transformed::no(other)),
     })?;

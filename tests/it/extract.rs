@@ -107,6 +107,21 @@ fn files_count_by_their_manifest() {
         let on_disk: usize = ["state", "changes"].iter().map(|k| std::fs::read_dir(day.join(k)).unwrap().count()).sum();
         assert_eq!(on_disk, files.len(), "files of earlier runs are gone");
     }
+    // Several at once: whichever manifest is last, all that it lists is there.
+    for _ in 0..3 {
+        let start = || {
+            let mut command = synclake();
+            command.args(["extract", "--date", "2026-01-05", "--no-refresh", "--lake"]).arg(&lake);
+            command.arg("--out").arg(&out).stdout(std::process::Stdio::null()).spawn().unwrap()
+        };
+        let all = [start(), start(), start()];
+        all.into_iter().for_each(|mut child| assert!(child.wait().unwrap().success()));
+        let manifest = std::fs::read(out.join("extract_date=2026-01-05/_SUCCESS")).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        for file in manifest["files"].as_array().unwrap() {
+            assert!(out.join(file["path"].as_str().unwrap()).exists(), "{file}");
+        }
+    }
 }
 
 /// The stored state of a day, as text.
@@ -162,11 +177,24 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
     let text = std::fs::read_to_string(&files[0]).unwrap();
     std::fs::write(&more, text.lines().next().unwrap().to_owned() + "\n\n").unwrap();
     ingest_file(&more, &lake);
-    let report = extract(&lake, "2026-01-05", &["--correct"]);
+    // Told once, and remembered by the runs that do not correct.
+    assert_eq!(extract(&lake, "2026-01-05", &[])["stale"], serde_json::json!(DAYS));
+    let report = extract(&lake, "2026-01-06", &[]);
+    assert_eq!((&report["late_rows"], &report["stale"]), (&serde_json::json!({}), &serde_json::json!(DAYS)));
+    let report = extract(&lake, "2026-01-06", &["--correct"]);
     assert_eq!(report["corrected"], serde_json::json!(DAYS), "{report}");
+    assert_eq!(extract(&lake, "2026-01-06", &["--correct"])["corrected"], serde_json::json!([]));
     for day in DAYS {
         assert_eq!(stored(&lake, day), stored(&whole, day), "{day}");
     }
+    // An earlier day that is extracted again tells that later ones hold less by now.
+    let late = folder.path().join("late.ndjson");
+    std::fs::write(&late, format!(" {}\n", text.lines().nth(1).unwrap())).unwrap();
+    ingest_file(&late, &lake);
+    assert_eq!(
+        extract(&lake, DAYS[2], &[])["stale"],
+        serde_json::json!([DAYS[0], DAYS[1], DAYS[3], "2026-01-05", "2026-01-06"])
+    );
     // A range is its days, each from the one before.
     let range = folder.path().join("range");
     files.iter().for_each(|file| drop(ingest_file(file, &range)));
@@ -230,4 +258,15 @@ fn a_consumer_gets_every_row_once() {
     refused(&["--consumer", "a"], &["--out"]);
     refused(&[], &["--date", "--consumer"]);
     refused(&["--from", "2026-01-02", "--to", "2026-01-01"], &["2026-01-02", "exchange"]);
+    let inside = lake.join("daily_state");
+    refused(&["--date", "2026-01-01", "--out", inside.to_str().unwrap()], &["daily_state", "lies in the lake"]);
+    // A delivery that was begun is finished as it was begun.
+    ingest_file(&folder.path().join("events.ndjson"), &lake);
+    let killed = consume().env("FAILPOINTS", "consumer/written=1*return(kill)").output().unwrap();
+    assert_eq!(killed.status.code(), None);
+    let mut other = synclake();
+    other.args(["extract", "--consumer", "warehouse", "--format", "csv", "--out"]).arg(&out).arg("--lake").arg(&lake);
+    crate::harness::refused(&other.output().unwrap(), 1, &["warehouse", "--format", "once more"]);
+    ok(&mut consume());
+    ok(&mut other);
 }

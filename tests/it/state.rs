@@ -154,6 +154,13 @@ fn golden_cases_by_every_path() {
                 let mut found = live(&lake, &stored);
                 found.retain(|at, _| named.contains(&at.0));
                 assert_live(&found, &cases.live(Some(day)), day);
+                let asked = crate::harness::query()
+                    .args(["--as-of", day, "--format", "csv", "-c", "select count(*) from current_state", "--lake"])
+                    .arg(&lake)
+                    .output()
+                    .unwrap();
+                let all = count(name, &format!("select count(*) from {stored}"));
+                assert_eq!(crate::harness::text(&asked.stdout).lines().nth(1).unwrap(), all.to_string(), "{day}");
             }
         }
     }

@@ -23,10 +23,12 @@ def split(events, folder, cuts):
     bounds = [datetime.datetime.combine(FIRST_DAY + datetime.timedelta(d), datetime.time(), datetime.UTC) for d in cuts]
     bounds = [int(bound.timestamp() * 1000) for bound in bounds]
     files = [open(folder / f"split-{n}.ndjson", "w") for n in range(len(cuts) + 1)]
-    date = re.compile(r'"lastModifiedDate":(\d+),"payloadType"')
+    # The event's own date comes after those of its records.
+    field = '"lastModifiedDate":'
     with open(events) as lines:
         for line in lines:
-            at = int(date.search(line).group(1))
+            start = line.rindex(field) + len(field)
+            at = int(line[start : start + 13])
             files[sum(at >= bound for bound in bounds)].write(line)
     for file in files:
         file.close()

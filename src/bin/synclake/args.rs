@@ -230,6 +230,9 @@ pub struct RefreshArgs {
     /// The lake.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
+    /// Make the state anew from all rows, whatever there is of it: for a state whose files are damaged or gone.
+    #[arg(long)]
+    pub rebuild: bool,
     #[command(flatten)]
     pub aws: AwsArgs,
 }
@@ -240,8 +243,9 @@ Examples:
   synclake ddl --engine athena --lake s3://bucket/lake --database cognito
   synclake ddl --engine duckdb --lake lake > lake.sql && duckdb -init lake.sql
 
-The views are those of synclake-query. refreshed_state is the current state as of the last `synclake refresh`, and cheap;
-current_state is computed from all rows. Engines that read plain Parquet are not exact; the first lines say why.")]
+The views have the names and columns of synclake-query's. current_state is computed from all rows; refreshed_state, where the
+engine reads the log, is that of the last `synclake refresh`, and cheap. Engines that read plain Parquet are not exact; the
+first lines say why.")]
 pub struct DdlArgs {
     /// The engine.
     #[arg(long, value_enum)]

@@ -215,7 +215,7 @@ async fn refresh_often(lake: Store, every: Duration) {
     let limits = query::Limits { memory_bytes: 128 << 20, threads: 1 };
     loop {
         tokio::time::sleep(every).await;
-        match refresh::run(&lake, &limits).await {
+        match refresh::run(&lake, &limits, false).await {
             Ok(report) => tracing::info!(covers = report.covers, rows = report.rows_written, "refreshed the state"),
             Err(error) => {
                 let error = format!("{:#}", anyhow::Error::from(error));
@@ -246,6 +246,10 @@ async fn run_extract(args: ExtractArgs, file: &File) -> Result<()> {
         Some(out) => Some(Store::create(&out, &aws).await?),
         None => None,
     };
+    if let Some(out) = out.as_ref().filter(|out| out.is_within(&lake)) {
+        let message = format!("--out {out} lies in the lake {lake}, whose files it would mix with; name another place");
+        return Err(Unusable(message).into());
+    }
     let format = match args.format {
         FileFormat::Parquet => Format::Parquet,
         FileFormat::Csv => Format::Csv,
@@ -299,7 +303,8 @@ async fn run_extract(args: ExtractArgs, file: &File) -> Result<()> {
     reports?;
     told?;
     if !args.no_refresh {
-        let report = refresh::run(&lake, &limits).await.context("refresh the state (the extract itself is done)")?;
+        let report =
+            refresh::run(&lake, &limits, false).await.context("refresh the state (the extract itself is done)")?;
         terminal::say(&format!("the state covers version {}", report.covers));
     }
     Ok(())
@@ -361,7 +366,7 @@ async fn run_refresh(args: RefreshArgs, file: &File) -> Result<()> {
     let lake = location("lake", &required("lake", args.lake, &file.lake)?)?;
     let lake = Store::open(&lake, &aws_settings(args.aws, file)).await?;
     let bar = terminal::progress(None, "{spinner} refreshing the state {elapsed}");
-    let report = refresh::run(&lake, &query::Limits::default()).await;
+    let report = refresh::run(&lake, &query::Limits::default(), args.rebuild).await;
     bar.finish_and_clear();
     let report = report?;
     terminal::say(&format!(
