@@ -210,11 +210,12 @@ impl Change {
 
 /// The model: what is live after these changes, in the order of their arrival.
 fn model(changes: &[Change]) -> Live {
-    let mut latest: BTreeMap<(u8, u8, Option<u8>), (i64, i64, usize)> = BTreeMap::new();
+    // By identity, dataset and key: the count, the second and the place in the order of arrival.
+    let mut latest = BTreeMap::new();
     for (index, change) in changes.iter().enumerate() {
         let order = (change.count, change.second, index);
         let best = latest.entry((change.identity, change.dataset, change.key)).or_insert(order);
-        *best = (*best).max(order);
+        *best = order.max(*best);
     }
     let mut live = Live::new();
     for (&(identity, dataset, key), &(count, second, index)) in &latest {
