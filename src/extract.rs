@@ -197,7 +197,8 @@ async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractE
     };
     let name = |e| ExtractError::Query(QueryError::Sql(e));
     context.register_table("key_state", Arc::new(Resolved::new(tail, base))).map_err(name)?;
-    let of_day = reading::files_of(&plan.records, &state, &plan.of_the_day()).await.map_err(name)?;
+    let sorting = reading::for_sorting(&state);
+    let of_day = reading::files_of(&plan.records, &sorting, &plan.of_the_day()).await.map_err(name)?;
     let of_day = match of_day {
         Some(files) => files,
         None => nothing(Table::SyncRecords.schema())?,

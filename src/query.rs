@@ -117,9 +117,7 @@ impl Engine {
             (reading.state, reading.tail) = (None, None);
         }
         let state = context.state();
-        // What is sorted must be counted right to spill in time: views keep whole pages alive, and count them per batch.
-        let mut plain = state.clone();
-        plain.config_mut().options_mut().execution.parquet.schema_force_view_types = false;
+        let plain = reading::for_sorting(&state);
         let mut records = reading::provider(&reading.sync_records, &plain).await?;
         let mut tail = reading.tail(&state).await?;
         if let Some(day) = scope.as_of {
@@ -134,7 +132,12 @@ impl Engine {
         };
         context.register_table("key_state", Arc::new(Resolved::new(tail, maintained)))?;
         for table in Table::ALL.into_iter().filter(|table| *table != Table::SyncRecords) {
-            let provider: Arc<dyn TableProvider> = match table.load(lake, None).await? {
+            let loaded = match &reading.state {
+                // The version that key_state reads, and not a second look.
+                Some(maintained) if table == Table::State => Some(maintained.table.clone()),
+                _ => table.load(lake, None).await?,
+            };
+            let provider: Arc<dyn TableProvider> = match loaded {
                 Some(loaded) => reading::provider(&loaded, &plain).await?,
                 // A table that nobody has written yet is empty, not missing.
                 None => Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()])?),

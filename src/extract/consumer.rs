@@ -23,10 +23,10 @@ use futures::StreamExt;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::files::{extension, print};
+use super::files::{Listed, encode, extension};
 use super::{ExtractError, encode_error};
 use crate::failpoint;
-use crate::lake::parquet::encode_batches;
+use crate::lake::parquet::conform;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, log, replace, since, snapshot};
 use crate::query::print::Format;
@@ -140,7 +140,6 @@ async fn intend(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Re
         let ids = vec![(intent.clone(), to), (form.clone(), our_form), (place.clone(), our_place)];
         let next = known.version + 1;
         if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
-            snapshot::checkpoint_at_times(&store, next).await;
             return Ok(Intent { from, to: newest });
         }
     }
@@ -164,7 +163,6 @@ async fn reach(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
         let ids = vec![(id(name), to)];
         let next = known.version + 1;
         if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
-            snapshot::checkpoint_at_times(&store, next).await;
             return Ok(());
         }
     }
@@ -184,13 +182,13 @@ async fn deliver(
     let mut listed = Vec::new();
     let mut held: Vec<RecordBatch> = Vec::new();
     let mut held_rows = 0;
-    let state = context.state();
-    if let Some(rows) = reading::files_of(records, &state, files).await.map_err(QueryError::Sql)? {
+    let sorting = reading::for_sorting(&context.state());
+    if let Some(rows) = reading::files_of(records, &sorting, files).await.map_err(QueryError::Sql)? {
         let order = ORDER.map(|name| col(name).sort(true, true)).to_vec();
         let frame = context.read_table(rows).and_then(|rows| rows.sort(order)).map_err(QueryError::Sql)?;
         let mut batches = frame.execute_stream().await.map_err(QueryError::Sql)?;
         while let Some(batch) = batches.next().await {
-            let batch = plain(&schema, &batch.map_err(QueryError::Sql)?)?;
+            let batch = conform(&schema, &batch.map_err(QueryError::Sql)?).map_err(encode_error)?;
             let mut start = 0;
             while start < batch.num_rows() {
                 let take = (FILE_ROWS - held_rows).min(batch.num_rows() - start);
@@ -207,7 +205,7 @@ async fn deliver(
         listed.push(write(out, format, &folder, listed.len(), &schema, &mut held).await?);
     }
     delivery.files = listed.len();
-    delivery.rows = listed.iter().filter_map(|file| file["rows"].as_u64()).sum();
+    delivery.rows = listed.iter().map(|file| file.rows as u64).sum();
     let manifest = serde_json::json!({
         "version": 1, "consumer": delivery.consumer, "from": delivery.from, "to": delivery.to,
         "format": extension(format), "rows": delivery.rows, "files": listed,
@@ -225,26 +223,10 @@ async fn write(
     number: usize,
     schema: &SchemaRef,
     held: &mut Vec<RecordBatch>,
-) -> Result<serde_json::Value, ExtractError> {
+) -> Result<Listed, ExtractError> {
     // One batch, so that the bytes do not depend on how the rows came.
     let rows = concat_batches(schema, &std::mem::take(held)).map_err(encode_error)?;
-    let bytes = match format {
-        Format::Parquet => encode_batches(schema.clone(), std::slice::from_ref(&rows)).map_err(encode_error)?,
-        format => print(format, schema, std::slice::from_ref(&rows))?,
-    };
+    let bytes = encode(format, schema, std::slice::from_ref(&rows))?;
     let path = format!("{folder}/part-{number:05}.{}", extension(format));
-    let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-    let size = bytes.len();
-    out.put(&path, bytes).await?;
-    Ok(serde_json::json!({ "path": path, "rows": rows.num_rows(), "bytes": size, "sha256": digest }))
-}
-
-/// The table's own columns, as plain text and numbers.
-fn plain(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, ExtractError> {
-    let columns = schema.fields().iter().map(|field| {
-        let index = batch.schema().index_of(field.name())?;
-        arrow::compute::cast(batch.column(index), field.data_type())
-    });
-    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(encode_error)?;
-    RecordBatch::try_new(schema.clone(), columns).map_err(encode_error)
+    Listed::put(out, path, None, rows.num_rows(), bytes).await
 }

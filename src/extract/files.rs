@@ -30,14 +30,31 @@ const FILE_BYTES_MAX: usize = 256 << 20;
 pub struct Listed {
     /// Below the place of the extracts.
     pub path: String,
-    /// `state` or `changes`.
-    pub kind: &'static str,
+    /// `state` or `changes` of a day; of a delivery none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
     /// Rows.
     pub rows: usize,
     /// Bytes.
     pub bytes: usize,
     /// SHA-256 of them, in hexadecimal.
     pub sha256: String,
+}
+
+impl Listed {
+    /// Writes a file elsewhere, and what the manifest says of it.
+    pub(super) async fn put(
+        out: &Store,
+        path: String,
+        kind: Option<&'static str>,
+        rows: usize,
+        bytes: Bytes,
+    ) -> Result<Self, ExtractError> {
+        let sha256 = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let size = bytes.len();
+        out.put(&path, bytes).await?;
+        Ok(Self { path, kind, rows, bytes: size, sha256 })
+    }
 }
 
 /// Writes the rows of one day.
@@ -140,13 +157,10 @@ impl<'a> Writer<'a> {
         if let Some((out, format)) = self.out.filter(|_| kind != "removed") {
             let bytes = match format {
                 Format::Parquet => bytes,
-                format => print(format, &self.schema, &batches)?,
+                format => encode(format, &self.schema, &batches)?,
             };
             let path = format!("extract_date={date}/{kind}/{name}.{}", extension(format));
-            let digest = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-            let size = bytes.len();
-            out.put(&path, bytes).await?;
-            self.listed.push(Listed { path, kind, rows, bytes: size, sha256: digest });
+            self.listed.push(Listed::put(out, path, Some(kind), rows, bytes).await?);
         }
         Ok(())
     }
@@ -190,8 +204,11 @@ pub(super) fn extension(format: Format) -> &'static str {
     }
 }
 
-/// Batches as text.
-pub(super) fn print(format: Format, schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Bytes, ExtractError> {
+/// Batches as a file of that format.
+pub(super) fn encode(format: Format, schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Bytes, ExtractError> {
+    if format == Format::Parquet {
+        return encode_batches(schema.clone(), batches).map_err(encode_error);
+    }
     let mut text = Vec::new();
     let mut printer = Printer::new(format, true, schema.clone(), &mut text).map_err(encode_error)?;
     for batch in batches {

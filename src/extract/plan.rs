@@ -73,7 +73,7 @@ impl Plan {
     /// # Errors
     /// There is no lake, or it cannot be read.
     pub async fn new(lake: &Store, date: NaiveDate) -> Result<Self, LakeError> {
-        if Table::SyncRecords.load(lake, None).await?.is_none() {
+        if !Table::SyncRecords.exists(lake).await? {
             return Err(LakeError::NoLake(lake.to_string()));
         }
         Table::DailyState.ensure(lake).await?;

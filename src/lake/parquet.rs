@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat};
 use deltalake::kernel::Add;
@@ -139,6 +140,18 @@ impl StateWriter {
         });
         Ok((self.writer.into_inner()?.into(), statistics))
     }
+}
+
+/// The columns of a batch that `schema` names, in its order and types.
+///
+/// # Errors
+/// One is missing, or of a type that cannot be turned into that of the schema.
+pub fn conform(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let columns = schema.fields().iter().map(|field| {
+        let index = batch.schema().index_of(field.name())?;
+        arrow::compute::cast(batch.column(index), field.data_type())
+    });
+    RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)
 }
 
 /// The action that lists a file.

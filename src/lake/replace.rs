@@ -81,7 +81,10 @@ pub async fn commit_version(
         failpoint::hit("commit/before");
         let put = store.put_new(&path, bytes.clone()).await;
         failpoint::hit("commit/after");
-        let Err(error) = put else { return Ok(true) };
+        let Err(error) = put else {
+            snapshot::checkpoint_at_times(&store, version).await;
+            return Ok(true);
+        };
         match store.get(&path).await {
             Ok(Some(found)) => return Ok(found == bytes),
             Ok(None) | Err(_) if began.elapsed() > PATIENCE => {

@@ -176,15 +176,25 @@ impl Table {
         lake.child(self.name())
     }
 
+    /// Whether the table was ever made; nothing of it is loaded.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn exists(self, lake: &Store) -> Result<bool, LakeError> {
+        let store = self.store(lake);
+        let first = paths::commit(0);
+        Ok(store.get(&first).await?.is_some() || store.get("_delta_log/_last_checkpoint").await?.is_some())
+    }
+
     /// Makes the table if it is not there. Safe to race: the first writer's version 0 stands.
     ///
     /// # Errors
     /// The store failed, or the place holds something that is no Delta table.
     pub async fn ensure(self, lake: &Store) -> Result<(), LakeError> {
-        let store = self.store(lake);
-        if store.get(&paths::commit(0)).await?.is_some() || store.get("_delta_log/_last_checkpoint").await?.is_some() {
+        if self.exists(lake).await? {
             return Ok(());
         }
+        let store = self.store(lake);
         let fail = |source| LakeError::delta("create", &store, source);
         let columns: StructType =
             self.schema().as_ref().try_into_kernel().map_err(|e| fail(DeltaTableError::Arrow { source: e }))?;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::DataType;
 use datafusion::prelude::{SessionContext, col};
 use deltalake::kernel::Add;
 use futures::StreamExt;
@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::failpoint;
 use crate::lake::ledger::new_token;
-use crate::lake::parquet::StateWriter;
+use crate::lake::parquet::{StateWriter, conform};
 use crate::lake::snapshot::{self, Living};
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, part, replace};
@@ -87,8 +87,6 @@ pub async fn run(lake: &Store, limits: &Limits, rebuild: bool) -> Result<Report,
             (reading.state, reading.tail) = (None, None);
         }
         if let Some(report) = (Run { lake, limits, reading }).once().await? {
-            let store = Table::State.store(lake);
-            snapshot::checkpoint_at_times(&store, report.version).await;
             sweep(lake, report.version).await?;
             return Ok(report);
         }
@@ -123,7 +121,10 @@ impl Run<'_> {
         let covered = self.reading.state.as_ref().map(|state| state.covers);
         let store = Table::State.store(self.lake);
         // Without a covered version the table may hold files all the same: they are replaced.
-        let table = Table::State.load(self.lake, self.reading.state.as_ref().map(|state| state.version)).await?;
+        let table = match &self.reading.state {
+            Some(state) => Some(state.table.clone()),
+            None => Table::State.load(self.lake, None).await?,
+        };
         let table = table.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
         let version = table.version().unwrap_or(0);
         let mut report = Report { covers: self.reading.version, covered, version, ..Report::default() };
@@ -194,9 +195,12 @@ impl Run<'_> {
         let order = ["identity_id", "dataset_name", "key"].map(|name| col(name).sort(true, true));
         let rows = context.read_table(Arc::new(Resolved::new(Some(tail), maintained)))?.sort(order.to_vec())?;
         let mut batches = rows.execute_stream().await?;
+        let schema = Table::State.file_schema();
         let mut files = Files { store: Table::State.store(self.lake), pool: name, version, open: None, adds };
         while let Some(batch) = batches.next().await {
-            files.write(&stays, stored(&batch?)?).await?;
+            // Without the partition's column, and text as plain text.
+            let batch = conform(&schema, &batch?).map_err(datafusion::error::DataFusionError::from)?;
+            files.write(&stays, batch).await?;
         }
         files.finish().await
     }
@@ -249,17 +253,6 @@ async fn mark_touched(
         "files of the state that the changes touch"
     );
     Ok(())
-}
-
-/// A batch in the form of the files: without the partition's column, text as plain text.
-fn stored(batch: &RecordBatch) -> Result<RecordBatch, RefreshError> {
-    let schema: SchemaRef = Table::State.file_schema();
-    let columns = schema.fields().iter().map(|field| {
-        let index = batch.schema().index_of(field.name())?;
-        cast(batch.column(index), field.data_type())
-    });
-    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(datafusion::error::DataFusionError::from)?;
-    Ok(RecordBatch::try_new(schema, columns).map_err(datafusion::error::DataFusionError::from)?)
 }
 
 /// The files of a pool that are being written, one at a time.

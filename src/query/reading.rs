@@ -92,6 +92,14 @@ impl State {
     }
 }
 
+/// A session for tables whose rows are sorted: it reads text as it is, not as views. What is sorted must be counted right to
+/// spill in time, and views keep whole pages alive and count them once a batch.
+pub fn for_sorting(session: &SessionState) -> SessionState {
+    let mut plain = session.clone();
+    plain.config_mut().options_mut().execution.parquet.schema_force_view_types = false;
+    plain
+}
+
 /// A table as it was loaded.
 ///
 /// # Errors

@@ -74,18 +74,15 @@ impl Resolved {
                 let part = |kind| -> Result<LogicalPlanBuilder> {
                     let on = (columns("touched", &DATASET), columns("state", &DATASET));
                     let state = state.clone().alias("state")?.build()?;
-                    LogicalPlanBuilder::from(touched.clone()).join(state, kind, on, None)?.project(self.needed(wanted))
+                    LogicalPlanBuilder::from(touched.clone())
+                        .join(state, kind, on, None)?
+                        .project(cols(&needed(wanted)))
                 };
                 let rows = part(JoinType::RightSemi)?.union(tail.build()?)?;
                 project(part(JoinType::RightAnti)?, wanted)?.union(resolve(rows, wanted)?.build()?)?
             }
         };
         plan.build()
-    }
-
-    /// All columns that a resolution to `wanted` needs, in the table's order.
-    fn needed(&self, wanted: &[&str]) -> Vec<Expr> {
-        needed(wanted).into_iter().map(col).collect()
     }
 
     fn nulls(&self, wanted: &[&str]) -> Vec<Expr> {
@@ -136,6 +133,7 @@ fn same(name: &str) -> Expr {
     }
 }
 
+/// All columns that a resolution to `wanted` needs.
 fn needed<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
     let mut names: Vec<&str> = DATASET.to_vec();
     names.push("key");
@@ -151,7 +149,11 @@ fn columns(relation: &str, names: &[&str]) -> Vec<Column> {
 }
 
 fn project(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuilder> {
-    rows.project(wanted.iter().map(|name| col(*name)).collect::<Vec<_>>())
+    rows.project(cols(wanted))
+}
+
+fn cols(names: &[&str]) -> Vec<Expr> {
+    names.iter().map(|name| col(*name)).collect()
 }
 
 /// The latest row of each key, and its fate.
@@ -165,7 +167,7 @@ fn resolve(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuild
         let kept: Vec<usize> = (0..names.len()).filter(|&n| is_kept(names[n])).collect();
         let field = |n: &usize| col("r").field(format!("c{n}")).alias(names[*n]);
         let unfolded: Vec<Expr> = group.iter().cloned().chain(kept.iter().map(field)).collect();
-        let row = latest::latest(kept).call(names.iter().map(|name| col(*name)).collect()).alias("r");
+        let row = latest::latest(kept).call(cols(names)).alias("r");
         rows.aggregate(group.to_vec(), [row])?.project(unfolded)
     };
     let keys = latest_by(rows.clone(), &group, &payload, &is_kept)?;
