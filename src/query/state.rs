@@ -1,23 +1,24 @@
 //! The state of every key: the latest change of each, and whether a removal of its dataset came at or after it.
 //!
-//! Resolved when it is asked for, from three parts:
+//! Resolved when it is asked for, from two parts:
 //!
 //! ```text
 //! state   the maintained table: the latest change of each key, as of a version of sync_records
 //! tail    the rows of the files that were added to sync_records since
-//! D       the datasets that the tail touches
 //!
-//! rows = (state without D)  ∪  latest((state of D) ∪ tail)
+//! rows = latest(state ∪ tail)
 //! ```
 //!
-//! Without a maintained state the tail is everything and D is not asked for. **Invariant: both give the same rows**,
-//! because `latest` is idempotent and associative, and because what a row of the state lost to has lost for ever.
+//! Without a maintained state the tail is everything. **Invariant: both give the same rows**, because `latest` is idempotent
+//! and associative, and because what a row of the state lost to has lost for ever. A tail that memory holds is laid over the
+//! state in one pass ([`overlay`]); one that it does not hold is resolved together with it.
 //!
 //! Filters on pool, identity and dataset select whole datasets, so they go down to all three; a filter on keys does not,
 //! because a removal of the dataset has none.
 
 use std::sync::Arc;
 
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
@@ -25,15 +26,26 @@ use datafusion::common::{Column, JoinType};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
+use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::functions::core::expr_ext::FieldAccessor;
 use datafusion::logical_expr::{
     Expr, LogicalPlan, LogicalPlanBuilder, Operator, TableProviderFilterPushDown, TableType, cast, col, lit,
 };
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
+use futures::TryStreamExt;
 
 use crate::lake::tables::Table;
 
-pub mod latest;
+mod latest;
+mod order;
+mod overlay;
+mod tail;
+#[cfg(test)]
+mod tests;
+
+use order::{HEAD, ORDER};
+use overlay::{Overlay, Sides};
+use tail::Tail;
 
 /// What a dataset is known by.
 const DATASET: [&str; 3] = ["pool", "identity_id", "dataset_name"];
@@ -61,28 +73,41 @@ impl Resolved {
         Self { tail, state, schema: Arc::new(Schema::new(fields)) }
     }
 
-    fn plan(&self, wanted: &[&str], filters: &[Expr]) -> Result<LogicalPlan> {
-        let filter = filters.iter().cloned().reduce(Expr::and);
-        let state = self.state.as_ref().map(|state| read(state, "state", wanted, filter.clone())).transpose()?;
-        let tail = self.tail.as_ref().map(|tail| self.tail_rows(tail, wanted, filter.clone())).transpose()?;
+    fn plan(&self, wanted: &[&str], filter: Option<&Expr>) -> Result<LogicalPlan> {
+        let state = self.state.as_ref().map(|state| read(state, &needed(wanted), filter)).transpose()?;
+        let tail = self.tail.as_ref().map(|tail| tail_rows(tail, &needed(wanted), filter)).transpose()?;
         let plan = match (state, tail) {
             (Some(state), None) => project(state, wanted)?,
             (None, Some(tail)) => resolve(tail, wanted)?,
+            (Some(state), Some(tail)) => resolve(state.union(tail.build()?)?, wanted)?,
             (None, None) => LogicalPlanBuilder::empty(false).project(self.nulls(wanted))?,
-            (Some(state), Some(tail)) => {
-                let touched = tail.clone().project(DATASET.map(col))?.distinct()?.alias("touched")?.build()?;
-                let part = |kind| -> Result<LogicalPlanBuilder> {
-                    let on = (columns("touched", &DATASET), columns("state", &DATASET));
-                    let state = state.clone().alias("state")?.build()?;
-                    LogicalPlanBuilder::from(touched.clone())
-                        .join(state, kind, on, None)?
-                        .project(cols(&needed(wanted)))
-                };
-                let rows = part(JoinType::RightSemi)?.union(tail.build()?)?;
-                project(part(JoinType::RightAnti)?, wanted)?.union(resolve(rows, wanted)?.build()?)?
-            }
         };
         plan.build()
+    }
+
+    /// The tail laid over the state; `None` when memory does not hold the tail, or there is no state to lay it over.
+    async fn overlay(
+        &self,
+        wanted: &[&str],
+        filter: Option<&Expr>,
+        session: &SessionState,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let (Some(state), Some(tail)) = (&self.state, &self.tail) else { return Ok(None) };
+        let Some(tail) = hold(read(tail, &of_tail(wanted), filter)?, session).await? else {
+            return Ok(None);
+        };
+        let mut names = DATASET.to_vec();
+        names.extend(["key"].iter().chain(&ORDER[..HEAD]));
+        names.extend(
+            wanted.iter().filter(|name| !DATASET.contains(name) && **name != "key" && !ORDER[..HEAD].contains(name)),
+        );
+        let input = session.create_physical_plan(&read(state, &names, filter)?.build()?).await?;
+        if input.output_partitioning().partition_count() == 0 {
+            return Ok(None);
+        }
+        let fields: Result<Vec<_>, _> = wanted.iter().map(|name| self.schema.field_with_name(name).cloned()).collect();
+        let sides = Sides { tail, state: state.clone(), session: session.clone() };
+        Ok(Some(Arc::new(Overlay::new(input, Arc::new(sides), Arc::new(Schema::new(fields?))))))
     }
 
     fn nulls(&self, wanted: &[&str]) -> Vec<Expr> {
@@ -92,36 +117,52 @@ impl Resolved {
         };
         wanted.iter().map(typed).collect()
     }
-
-    fn tail_rows(
-        &self,
-        tail: &Arc<dyn TableProvider>,
-        wanted: &[&str],
-        filter: Option<Expr>,
-    ) -> Result<LogicalPlanBuilder> {
-        // A row without a key that is no removal marks an event without records: it changed nothing.
-        let counts = col("key").is_not_null().or(col("op").eq(lit("remove")));
-        let filter = filter.into_iter().fold(counts, Expr::and);
-        let rows = LogicalPlanBuilder::scan("tail", provider_as_source(tail.clone()), None)?.filter(filter)?;
-        let typed = needed(wanted).into_iter().map(|name| match name {
-            "is_after_removal" => lit(false).alias(name),
-            _ => same(name),
-        });
-        rows.project(typed.collect::<Vec<_>>())
-    }
 }
 
-fn read(
-    provider: &Arc<dyn TableProvider>,
-    name: &str,
-    wanted: &[&str],
-    filter: Option<Expr>,
-) -> Result<LogicalPlanBuilder> {
-    let mut rows = LogicalPlanBuilder::scan(name, provider_as_source(provider.clone()), None)?;
+fn tail_rows(tail: &Arc<dyn TableProvider>, names: &[&str], filter: Option<&Expr>) -> Result<LogicalPlanBuilder> {
+    // A row without a key that is no removal marks an event without records: it changed nothing.
+    let counts = col("key").is_not_null().or(col("op").eq(lit("remove")));
+    let filter = filter.cloned().into_iter().fold(counts, Expr::and);
+    let rows = LogicalPlanBuilder::scan("tail", provider_as_source(tail.clone()), None)?.filter(filter)?;
+    let typed = names.iter().map(|name| match *name {
+        "is_after_removal" => lit(false).alias(*name),
+        _ => same(name),
+    });
+    rows.project(typed.collect::<Vec<_>>())
+}
+
+fn read(table: &Arc<dyn TableProvider>, names: &[&str], filter: Option<&Expr>) -> Result<LogicalPlanBuilder> {
+    let mut rows = LogicalPlanBuilder::scan("rows", provider_as_source(table.clone()), None)?;
     if let Some(filter) = filter {
-        rows = rows.filter(filter)?;
+        rows = rows.filter(filter.clone())?;
     }
-    rows.project(needed(wanted).into_iter().map(same).collect::<Vec<_>>())
+    rows.project(names.iter().map(|name| same(name)).collect::<Vec<_>>())
+}
+
+/// The tail, in memory; `None` when it does not hold it.
+async fn hold(rows: LogicalPlanBuilder, session: &SessionState) -> Result<Option<Tail>> {
+    let context = session.task_ctx();
+    let memory = MemoryConsumer::new("tail").register(context.memory_pool());
+    let plan = session.create_physical_plan(&rows.build()?).await?;
+    let (schema, mut held) = (plan.schema(), Vec::new());
+    let mut batches = execute_stream(plan, context)?;
+    while let Some(batch) = batches.try_next().await? {
+        let bytes = batch.get_array_memory_size() + batch.num_rows() * tail::BYTES_OF_AN_ENTRY;
+        if memory.try_grow(bytes).is_err() {
+            return Ok(None);
+        }
+        held.push(batch);
+    }
+    Tail::new(concat_batches(&schema, &held)?, memory).map(Some)
+}
+
+/// What is held of a tail's row: its fate is found out.
+fn of_tail<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
+    let mut names: Vec<&str> = needed(wanted).into_iter().filter(|name| *name != "is_after_removal").collect();
+    if !names.contains(&"op") {
+        names.push("op");
+    }
+    names
 }
 
 /// A column in the one form in which state and tail meet: text as views, also where it comes as a partition's value.
@@ -137,10 +178,8 @@ fn same(name: &str) -> Expr {
 fn needed<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
     let mut names: Vec<&str> = DATASET.to_vec();
     names.push("key");
-    names.extend(latest::ORDER);
-    names.extend(
-        wanted.iter().filter(|name| !DATASET.contains(name) && **name != "key" && !latest::ORDER.contains(name)),
-    );
+    names.extend(ORDER);
+    names.extend(wanted.iter().filter(|name| !DATASET.contains(name) && **name != "key" && !ORDER.contains(name)));
     names
 }
 
@@ -156,29 +195,38 @@ fn cols(names: &[&str]) -> Vec<Expr> {
     names.iter().map(|name| col(*name)).collect()
 }
 
+/// The latest row of each key or dataset: what it is `of`, and the columns that are kept.
+fn latest_by(
+    rows: LogicalPlanBuilder,
+    of: &[&str],
+    names: &[&str],
+    is_kept: impl Fn(&str) -> bool,
+) -> Result<LogicalPlanBuilder> {
+    let kept: Vec<usize> = (0..names.len()).filter(|&n| is_kept(names[n])).collect();
+    let field = |n: &usize| col("r").field(format!("c{n}")).alias(names[*n]);
+    let unfolded: Vec<Expr> = of.iter().map(|name| col(*name)).chain(kept.iter().map(field)).collect();
+    let row = latest::latest(kept).call(cols(names)).alias("r");
+    rows.aggregate(cols(of), [row])?.project(unfolded)
+}
+
+const KEY: [&str; 4] = ["pool", "identity_id", "dataset_name", "key"];
+
+/// What a row has beside its key, and beside its fate, which is found out.
+fn payload<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
+    needed(wanted).into_iter().skip(KEY.len()).filter(|name| *name != "is_after_removal").collect()
+}
+
 /// The latest row of each key, and its fate.
 fn resolve(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuilder> {
-    let payload: Vec<&str> =
-        needed(wanted).into_iter().skip(DATASET.len() + 1).filter(|name| *name != "is_after_removal").collect();
     let decides = wanted.contains(&"is_after_removal");
-    let is_kept = |name: &str| wanted.contains(&name) || (decides && latest::ORDER[..2].contains(&name));
-    let group: Vec<Expr> = DATASET.iter().chain(&["key"]).map(|name| col(*name)).collect();
-    let latest_by = |rows: LogicalPlanBuilder, group: &[Expr], names: &[&str], is_kept: &dyn Fn(&str) -> bool| {
-        let kept: Vec<usize> = (0..names.len()).filter(|&n| is_kept(names[n])).collect();
-        let field = |n: &usize| col("r").field(format!("c{n}")).alias(names[*n]);
-        let unfolded: Vec<Expr> = group.iter().cloned().chain(kept.iter().map(field)).collect();
-        let row = latest::latest(kept).call(cols(names)).alias("r");
-        rows.aggregate(group.to_vec(), [row])?.project(unfolded)
-    };
-    let keys = latest_by(rows.clone(), &group, &payload, &is_kept)?;
+    let is_kept = |name: &str| wanted.contains(&name) || (decides && ORDER[..2].contains(&name));
+    let keys = latest_by(rows.clone(), &KEY, &payload(wanted), is_kept)?;
     if !decides {
         return project(keys, wanted);
     }
     // Few, so the side of the join that is held.
-    let of_dataset = &group[..DATASET.len()];
     let removals = rows.filter(col("key").is_null())?;
-    let is_order = |name: &str| latest::ORDER[..2].contains(&name);
-    let removals = latest_by(removals, of_dataset, &latest::ORDER, &is_order)?.alias("removals")?;
+    let removals = latest_by(removals, &DATASET, &ORDER, |name| ORDER[..2].contains(&name))?.alias("removals")?;
     let on = (columns("removals", &DATASET), columns("keys", &DATASET));
     let joined = removals.join(keys.alias("keys")?.build()?, JoinType::Right, on, None)?;
     let (mine, removal) =
@@ -226,21 +274,26 @@ impl TableProvider for Resolved {
         let names = projection.unwrap_or(&all).iter().map(|&n| self.schema.field(n).name().as_str());
         let wanted: Vec<&str> = names.collect();
         let filters: Vec<Expr> = filters.iter().map(unqualified).collect::<Result<_>>()?;
-        // What is asked about no column at all still needs one to be counted by.
-        let plan = match wanted.is_empty() {
-            true => {
-                LogicalPlanBuilder::from(self.plan(&["sync_count"], &filters)?).project(Vec::<Expr>::new())?.build()?
-            }
-            false => self.plan(&wanted, &filters)?,
-        };
+        let filter = filters.into_iter().reduce(Expr::and);
         let session = session.as_any().downcast_ref::<SessionState>();
         let session = session.ok_or_else(|| DataFusionError::Internal("a session of another kind".to_owned()))?;
-        // The datasets of the tail and the removals are the small sides, and are held; the large ones stay where they are.
+        if let Some(overlay) = self.overlay(&wanted, filter.as_ref(), session).await? {
+            return Ok(overlay);
+        }
+        // The removals are the small side, and are held; the large one stays where it is.
         let mut session = session.clone();
         let options = &mut session.config_mut().options_mut().optimizer;
         options.repartition_joins = false;
         // The plan becomes part of another one, which is optimized again: joins with dynamic filters refuse that.
         options.enable_join_dynamic_filter_pushdown = false;
+        // What is asked about no column at all still needs one to be counted by.
+        let plan = match wanted.is_empty() {
+            true => {
+                let counted = self.plan(&["sync_count"], filter.as_ref())?;
+                LogicalPlanBuilder::from(counted).project(Vec::<Expr>::new())?.build()?
+            }
+            false => self.plan(&wanted, filter.as_ref())?,
+        };
         session.create_physical_plan(&plan).await
     }
 }

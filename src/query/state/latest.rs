@@ -1,8 +1,4 @@
-//! The aggregate `latest`: of all rows of a group, the one that comes last in the order of changes.
-//!
-//! This is the one definition of that order in Rust; `sql/views/resolved.sql` is the same order in SQL, and a test holds
-//! the two together: `sync_count`, then server date, then arrival, then the sequence number as an integer (by length,
-//! then by digits), then the place inside the record. Never a device's clock.
+//! The aggregate `latest`: of all rows of a group, the one that comes last in the [order](super::order) of changes.
 //!
 //! **It is idempotent and associative**: the latest of the latest is the latest, however rows are split, repeated or
 //! reordered. The maintained state rests on that.
@@ -11,18 +7,16 @@ use std::cmp::Ordering;
 use std::mem::size_of;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, StructArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, BooleanArray, StructArray, UInt32Array};
 use arrow::compute::{cast, interleave, take};
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Int32Type, Int64Type};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::{
     Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility,
 };
 
-/// The columns that order changes, most significant first; the first arguments of `latest`.
-pub const ORDER: [&str; 7] =
-    ["sync_count", "last_modified_date", "arrived_at", "sequence_number", "sub_sequence", "record_index", "shard_id"];
+use super::order::{HEAD, Head, Heads, ORDER, Rest};
 
 /// `latest(<the columns of ORDER>, <any others>)`: of the latest row, a struct of those of its arguments whose numbers are
 /// `kept`, as fields `c<number>`.
@@ -82,45 +76,14 @@ struct Slot {
     row: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Head {
-    sync_count: i64,
-    modified: i64,
-    arrived: i64,
-}
-
 const NONE: u32 = u32::MAX;
 const EMPTY: Slot =
     Slot { head: Head { sync_count: i64::MIN, modified: i64::MIN, arrived: i64::MIN }, chunk: NONE, row: 0 };
 /// Rows of a chunk when chunks are made anew.
 const CHUNK_ROWS: usize = 8_192;
 
-/// The columns of the order behind its head, which are looked at only when the head is equal: of a chunk, or of a batch.
-#[derive(Clone, Copy)]
-struct Tail<'a>(&'a [ArrayRef]);
-
-impl Tail<'_> {
-    fn digits(&self, row: usize) -> &str {
-        self.0[0].as_string::<i64>().value(row)
-    }
-
-    fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
-        let sub = |tail: &Self, row: usize| {
-            let values = tail.0[1].as_primitive::<Int64Type>();
-            if values.is_null(row) { -1 } else { values.value(row) }
-        };
-        let index = |tail: &Self, row: usize| tail.0[2].as_primitive::<Int32Type>().value(row);
-        let (digits, others) = (self.digits(row), other.digits(at));
-        (digits.len(), digits)
-            .cmp(&(others.len(), others))
-            .then_with(|| sub(self, row).cmp(&sub(other, at)))
-            .then_with(|| index(self, row).cmp(&index(other, at)))
-            .then_with(|| self.0[3].as_string::<i64>().value(row).cmp(other.0[3].as_string::<i64>().value(at)))
-    }
-}
-
-/// Where the tail is among the arguments.
-const TAIL: std::ops::Range<usize> = 3..ORDER.len();
+/// Where the columns behind the head are among the arguments.
+const REST: std::ops::Range<usize> = HEAD..ORDER.len();
 
 /// The type in which a column is held, and passed on between the stages. Views would keep what they point into alive, and
 /// count it once for every batch that they are cut into.
@@ -157,14 +120,8 @@ impl Groups {
     }
 
     fn accept(&mut self, values: &[ArrayRef], groups: &[usize], filter: Option<&BooleanArray>) -> Result<()> {
-        let head = |n: usize| Ok::<_, DataFusionError>(cast(column(values, n)?, &DataType::Int64)?);
-        let heads = (head(0)?, head(1)?, head(2)?);
-        let heads = (
-            heads.0.as_primitive::<Int64Type>().values(),
-            heads.1.as_primitive::<Int64Type>().values(),
-            heads.2.as_primitive::<Int64Type>().values(),
-        );
-        let mut tail: Option<Vec<ArrayRef>> = None;
+        let heads = Heads::of([column(values, 0)?, column(values, 1)?, column(values, 2)?])?;
+        let rest = Rest(&values[REST]);
         // The chunk that is being made: which rows of this batch go into it.
         let chunk = u32::try_from(self.chunks.len()).unwrap_or(NONE);
         let mut chosen: Vec<u32> = Vec::with_capacity(groups.len());
@@ -172,18 +129,14 @@ impl Groups {
             if filter.is_some_and(|f| f.is_null(row) || !f.value(row)) {
                 continue;
             }
-            let head = Head { sync_count: heads.0[row], modified: heads.1[row], arrived: heads.2[row] };
+            let head = heads.get(row);
             let slot = self.slots[group];
             let order = match head.cmp(&slot.head) {
                 Ordering::Equal if slot.chunk != NONE => {
-                    let tail = match &tail {
-                        Some(tail) => tail,
-                        None => tail.insert(values[TAIL].iter().map(held).collect::<Result<_>>()?),
-                    };
-                    let (mine, at) = (Tail(tail), slot.row as usize);
+                    let at = slot.row as usize;
                     match self.chunks.get(slot.chunk as usize) {
-                        Some(chunk) => mine.compare(row, &Tail(&chunk[TAIL]), at),
-                        None => mine.compare(row, &mine, chosen[at] as usize),
+                        Some(chunk) => rest.compare(row, &Rest(&chunk[REST]), at),
+                        None => rest.compare(row, &rest, chosen[at] as usize),
                     }
                 }
                 Ordering::Equal => Ordering::Greater,

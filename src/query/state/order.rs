@@ -1,0 +1,74 @@
+//! The order of changes, the one definition of it in Rust: `sync_count`, then server date, then arrival, then the sequence
+//! number as an integer (by length, then by digits), then the place inside the record. Never a device's clock.
+//!
+//! `sql/views/resolved.sql` is the same order in SQL, and a test holds the two together. Nearly always the head decides:
+//! three integers. The rest is text, and looked at only when heads are equal.
+
+use std::cmp::Ordering;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Int32Type, Int64Type};
+use arrow::error::ArrowError;
+
+/// The columns that order changes, most significant first.
+pub const ORDER: [&str; 7] =
+    ["sync_count", "last_modified_date", "arrived_at", "sequence_number", "sub_sequence", "record_index", "shard_id"];
+/// How many of them are the head.
+pub const HEAD: usize = 3;
+
+/// What decides first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Head {
+    pub sync_count: i64,
+    pub modified: i64,
+    pub arrived: i64,
+}
+
+/// The heads of rows.
+#[derive(Debug)]
+pub struct Heads([Int64Array; HEAD]);
+
+impl Heads {
+    /// From the first columns of the order.
+    pub fn of([sync_count, modified, arrived]: [&ArrayRef; HEAD]) -> Result<Self, ArrowError> {
+        let number = |column| Ok::<_, ArrowError>(cast(column, &DataType::Int64)?.as_primitive::<Int64Type>().clone());
+        Ok(Self([number(sync_count)?, number(modified)?, number(arrived)?]))
+    }
+
+    /// The head of a row.
+    pub fn get(&self, row: usize) -> Head {
+        let [sync_count, modified, arrived] = &self.0;
+        Head { sync_count: sync_count.values()[row], modified: modified.values()[row], arrived: arrived.values()[row] }
+    }
+}
+
+/// The columns behind the head, text of any kind.
+#[derive(Clone, Copy)]
+pub struct Rest<'a>(pub &'a [ArrayRef]);
+
+impl Rest<'_> {
+    fn text(&self, column: usize, row: usize) -> &str {
+        let column = &self.0[column];
+        match column.data_type() {
+            DataType::Utf8View => column.as_string_view().value(row),
+            DataType::LargeUtf8 => column.as_string::<i64>().value(row),
+            _ => column.as_string::<i32>().value(row),
+        }
+    }
+
+    /// Which of two rows of equal heads is the later one.
+    pub fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
+        let sub = |rest: &Self, row: usize| {
+            let values = rest.0[1].as_primitive::<Int64Type>();
+            if values.is_null(row) { -1 } else { values.value(row) }
+        };
+        let index = |rest: &Self, row: usize| rest.0[2].as_primitive::<Int32Type>().value(row);
+        let (digits, others) = (self.text(0, row), other.text(0, at));
+        (digits.len(), digits)
+            .cmp(&(others.len(), others))
+            .then_with(|| sub(self, row).cmp(&sub(other, at)))
+            .then_with(|| index(self, row).cmp(&index(other, at)))
+            .then_with(|| self.text(3, row).cmp(other.text(3, at)))
+    }
+}

@@ -1,0 +1,121 @@
+//! All ways to the state of the keys give the same rows, however the changes were split, repeated and tied.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use datafusion::datasource::MemTable;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+const ALL_TIES: [&str; 7] = ["pool", "identity_id", "dataset_name", "key", "value", "op", "is_after_removal"];
+
+/// Of what, when, the operation and the value.
+type Name = &'static str;
+type Change = ((Name, Name, Name, Option<Name>), (i64, i64, i64, usize), Name, u8);
+
+/// Changes that differ in little, so that heads are often equal; the place in the stream is each one's own.
+fn changes() -> impl Strategy<Value = Vec<Value>> {
+    let name = |names: &'static [&'static str]| prop::sample::select(names);
+    let of = (name(&["p", "q"]), name(&["a", "b"]), name(&["x", "y"]), prop::option::weighted(0.8, name(&["k", "l"])));
+    let when = (0..3_i64, 0..2_i64, 0..2_i64, 1..5_usize);
+    let change = (of, when, prop::sample::select(&["replace", "remove"][..]), any::<u8>());
+    prop::collection::vec(change, 1..24).prop_map(|changes| {
+        let row = |(n, change): (usize, Change)| {
+            let ((pool, identity, dataset, key), (count, at, arrived, digits), op, value): Change = change;
+            // Without a key: the removal of a dataset, or the mark of an event that changed nothing.
+            json!({
+                "pool": pool, "event_date": "2026-01-01", "identity_pool_id": pool, "identity_id": identity, "dataset_name": dataset,
+                "operation": "replace", "key": key, "value": value.to_string(), "op": (key.is_some() || op == "remove").then_some(op),
+                "sync_count": count, "last_modified_date": at, "arrived_at": arrived, "shard_id": "s",
+                "sequence_number": format!("{}{n}", "1".repeat(digits)), "record_index": n,
+            })
+        };
+        changes.into_iter().enumerate().map(row).collect()
+    })
+}
+
+fn table(rows: &[&Value]) -> Arc<dyn TableProvider> {
+    let schema = Table::SyncRecords.schema();
+    let mut decoder = arrow::json::ReaderBuilder::new(schema.clone()).build_decoder().unwrap();
+    decoder.serialize(rows).unwrap();
+    let batches: Vec<RecordBatch> = decoder.flush().unwrap().into_iter().collect();
+    Arc::new(MemTable::try_new(schema, vec![batches]).unwrap())
+}
+
+fn session() -> SessionContext {
+    SessionContext::new_with_config(SessionConfig::new().with_target_partitions(2).with_batch_size(3))
+}
+
+async fn rows(resolved: Resolved, columns: &[&str]) -> Vec<String> {
+    let rows = session().read_table(Arc::new(resolved)).unwrap().select_columns(columns).unwrap();
+    texts(&rows.collect().await.unwrap())
+}
+
+fn texts(batches: &[RecordBatch]) -> Vec<String> {
+    let text = arrow::util::pretty::pretty_format_batches(batches).unwrap().to_string();
+    let mut lines: Vec<String> = text.lines().skip(3).map(str::to_owned).collect();
+    lines.pop();
+    lines.sort();
+    lines
+}
+
+/// The state of some changes as a table of three partitions, sorted as the maintained one is.
+async fn maintained(changes: &[&Value]) -> Arc<dyn TableProvider> {
+    let resolved = Resolved::new(Some(table(changes)), None);
+    let order = KEY.map(|name| col(name).sort(true, true)).to_vec();
+    let sorted = session().read_table(Arc::new(resolved)).unwrap().sort(order).unwrap();
+    let schema = Arc::new(sorted.schema().as_arrow().clone());
+    let mut partitions = vec![Vec::new(); 3];
+    for (n, batch) in sorted.collect().await.unwrap().into_iter().enumerate() {
+        partitions[n % 3].push(batch);
+    }
+    Arc::new(MemTable::try_new(schema, partitions).unwrap())
+}
+
+async fn check(changes: Vec<Value>, parts: Vec<u8>) {
+    let part = |wanted: u8| -> Vec<&Value> {
+        // 0: before the refresh, 1: after it, 2: told in both.
+        let chosen = |(_, part): &(&Value, &u8)| **part == wanted || **part == 2;
+        changes.iter().zip(&parts).filter(chosen).map(|(change, _)| change).collect()
+    };
+    let all: Vec<&Value> = changes.iter().collect();
+    let all_columns: Vec<String> = Table::State.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let all_columns: Vec<&str> = all_columns.iter().map(String::as_str).collect();
+    let (state, tail) = (maintained(&part(0)).await, table(&part(1)));
+    let laid_over = || Resolved::new(Some(tail.clone()), Some(state.clone()));
+    for columns in [&all_columns[..], &ALL_TIES[..], &["value"][..]] {
+        let expected = rows(Resolved::new(Some(table(&all)), None), columns).await;
+        assert_eq!(rows(laid_over(), columns).await, expected, "laid over, {columns:?}");
+        let context = session();
+        let together = laid_over().plan(columns, None).unwrap();
+        let together = context.execute_logical_plan(together).await.unwrap().collect().await.unwrap();
+        assert_eq!(texts(&together), expected, "resolved together, {columns:?}");
+        let counted = session().read_table(Arc::new(laid_over())).unwrap().count().await.unwrap();
+        assert_eq!(counted, expected.len());
+    }
+    let identities: BTreeSet<&str> = all.iter().filter_map(|change| change["identity_id"].as_str()).collect();
+    for identity in identities {
+        let of = |resolved: Resolved| {
+            let filter = col("identity_id").eq(lit(identity));
+            let rows = session().read_table(Arc::new(resolved)).unwrap().filter(filter).unwrap();
+            async move { texts(&rows.select_columns(&ALL_TIES).unwrap().collect().await.unwrap()) }
+        };
+        assert_eq!(of(laid_over()).await, of(Resolved::new(Some(table(&all)), None)).await, "{identity}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn every_way_gives_the_same_rows((changes, parts) in changes().prop_flat_map(|changes| {
+        let parts = prop::collection::vec(0..3_u8, changes.len());
+        (Just(changes), parts)
+    })) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(check(changes, parts));
+    }
+}
