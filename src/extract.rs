@@ -3,7 +3,7 @@
 //!
 //! A day is computed from the newest extract of an earlier day and what was added since (`plan.rs`), by the same aggregate
 //! as the current state. With the live keys the table keeps the removed ones (`kind = 'removed'`), so that the next day can
-//! be told from it. The table's partition of the day is replaced in one commit, which also says what it covers. Files
+//! be told from it; with the first extract of a day, every later one keeps what it corrects (`corrections.rs`). The table's partition of the day is replaced in one commit, which also says what it covers. Files
 //! elsewhere count only once `_SUCCESS` lists them; that manifest is written last, over the one of an earlier run.
 
 use std::collections::BTreeMap;
@@ -23,6 +23,7 @@ use crate::query::state::Resolved;
 use crate::query::{Limits, QueryError, reading, session, views};
 
 pub mod consumer;
+mod corrections;
 mod files;
 mod plan;
 
@@ -58,6 +59,8 @@ pub struct Report {
     pub state_rows: u64,
     /// Net changes of the day.
     pub change_rows: u64,
+    /// Keys whose live row is another one than in an earlier extract of the day.
+    pub corrections: u64,
     /// Files in the table's partition now.
     pub files: usize,
     /// Version of `daily_state`.
@@ -154,11 +157,16 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     writer.take("removed", ask(removed).await?).await?;
     let changes = format!("SELECT 'change' AS kind, {COLUMNS} FROM daily_changes {ORDER}");
     let change_rows = writer.take("changes", ask(changes).await?).await?;
+    let corrections = match corrections::rows(&context, &plan).await? {
+        Some(rows) => writer.take("corrections", rows).await?,
+        None => 0,
+    };
     let is_complete = (!plan.shards.is_empty()).then(|| plan.shards.iter().all(|shard| shard.is_complete));
     let mut report = Report {
         date: plan.date,
         state_rows,
         change_rows,
+        corrections,
         files: writer.files.len(),
         version: 0,
         covers: plan.version,
@@ -173,7 +181,7 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     };
     let about = serde_json::json!({
         "version": 1, "date": report.date, "state_rows": state_rows, "change_rows": change_rows,
-        "covers": report.covers, "is_complete": is_complete, "shards": report.shards, "late_rows": report.late_rows,
+        "corrections": corrections, "covers": report.covers, "is_complete": is_complete, "shards": report.shards, "late_rows": report.late_rows,
     });
     report.manifest = writer.publish(about).await?;
     let version = i64::try_from(plan.version).unwrap_or(i64::MAX);
@@ -211,7 +219,9 @@ async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractE
 /// The columns of the state out of an extract.
 fn as_state(context: &SessionContext, base: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>, ExtractError> {
     let columns: Vec<_> = Table::State.schema().fields().iter().map(|field| col(field.name())).collect();
-    let rows = context.read_table(base).and_then(|rows| rows.filter(col("kind").not_eq(lit("change"))));
+    let rows = context
+        .read_table(base)
+        .and_then(|rows| rows.filter(col("kind").in_list(vec![lit("state"), lit("removed")], false)));
     let rows = rows.and_then(|rows| rows.select(columns)).map_err(QueryError::Sql)?;
     Ok(rows.into_view())
 }

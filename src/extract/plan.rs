@@ -15,6 +15,7 @@ use chrono::NaiveDate;
 use deltalake::DeltaTable;
 use serde::Serialize;
 
+use super::corrections::Before;
 use crate::lake::ledger::decode_state;
 use crate::lake::log::{self, Transactions};
 use crate::lake::snapshot::{self, Living};
@@ -57,6 +58,8 @@ pub struct Plan {
     pub base: Option<NaiveDate>,
     /// The files of that extract that hold its state.
     pub base_files: BTreeSet<String>,
+    /// The extract of this day that this one replaces.
+    pub before: Option<Before>,
     /// The files of `sync_records` that it does not cover.
     pub tail: Vec<Living>,
     /// Rows of days that were extracted before, which came after that, by day.
@@ -97,6 +100,7 @@ impl Plan {
             daily,
             base: None,
             base_files: BTreeSet::new(),
+            before: None,
             tail: Vec::new(),
             late: BTreeMap::new(),
             stale: Vec::new(),
@@ -107,13 +111,24 @@ impl Plan {
             Some((_, covers)) => since::added(&store, covers, version).await?,
             None => None,
         };
+        let extracts = snapshot::files(&daily_store, &plan.daily).await?;
+        if let Some(covers) = extracted.get(&date) {
+            let added = since::added(&store, *covers, version).await?;
+            let is_unknown = |file: &&Living| {
+                let is_of = day_of(file, "event_date").is_none_or(|day| day <= date);
+                is_of && added.as_ref().is_some_and(|added| added.contains_key(&file.path))
+            };
+            let unknown = || files.iter().filter(is_unknown).map(|file| file.path.clone()).collect();
+            plan.before = Some(Before {
+                state: of_day(&extracts, date, &["state"]),
+                corrections: of_day(&extracts, date, &["corrections"]),
+                unknown: added.is_some().then(unknown),
+            });
+        }
         // Without a base, or when the log does not reach back to it, a day is computed from all rows.
         if let (Some((day, _)), Some(added)) = (base, &added) {
             plan.base = Some(day);
-            let is_state =
-                |file: &Living| day_of(file, "extract_date") == Some(day) && !file.path.contains("/part-changes-");
-            let living = snapshot::files(&daily_store, &plan.daily).await?.into_iter();
-            plan.base_files = living.filter(is_state).map(|file| file.path).collect();
+            plan.base_files = of_day(&extracts, day, &["state", "removed"]);
             for file in files.iter().filter(|file| added.contains_key(&file.path)) {
                 if let Some(late) = day_of(file, "event_date").filter(|late| *late <= day) {
                     *plan.late.entry(late).or_default() += file.statistics["numRecords"].as_u64().unwrap_or(0);
@@ -137,6 +152,15 @@ impl Plan {
         let of_day = self.tail.iter().filter(|file| day_of(file, "event_date") == Some(self.date));
         of_day.map(|file| file.path.clone()).collect()
     }
+}
+
+/// The files of some kinds of an extracted day.
+fn of_day(extracts: &[Living], day: NaiveDate, kinds: &[&str]) -> BTreeSet<String> {
+    let is_of = |file: &&Living| {
+        let is_kind = |kind: &&str| file.path.contains(&format!("/part-{kind}-"));
+        day_of(file, "extract_date") == Some(day) && kinds.iter().any(is_kind)
+    };
+    extracts.iter().filter(is_of).map(|file| file.path.clone()).collect()
 }
 
 fn day_of(file: &Living, column: &str) -> Option<NaiveDate> {

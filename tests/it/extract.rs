@@ -1,11 +1,16 @@
 //! Daily extracts: what they hold, that they can be run again, that their files count only by their manifest.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::harness::{count, ingest_file, ok, rows, simulate, synclake};
+
+fn millis(day: &str) -> i64 {
+    chrono::DateTime::parse_from_rfc3339(&format!("{day}T12:00:00Z")).unwrap().timestamp_millis()
+}
 
 fn extract(lake: &Path, date: &str, more: &[&str]) -> Value {
     let report = ok(synclake().args(["extract", "--date", date, "--lake"]).arg(lake).args(more));
@@ -128,9 +133,32 @@ fn files_count_by_their_manifest() {
 fn stored(lake: &Path, day: &str) -> Vec<Value> {
     let sql = format!(
         "select kind, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count, last_modified_date \
-         from daily_extract where extract_date = '{day}' order by 1, 2, 3, 4, 5"
+         from daily_extract where extract_date = '{day}' and kind <> 'correction' order by 1, 2, 3, 4, 5"
     );
     rows(lake.to_str().unwrap(), &sql)
+}
+
+/// Live rows by key.
+type State = BTreeMap<[String; 3], Value>;
+
+fn by_key(lake: &Path, day: &str, kind: &str) -> State {
+    let sql = format!(
+        "select identity_pool_id, identity_id, dataset_name, key, value, op, sync_count, last_modified_date \
+         from daily_extract where extract_date = '{day}' and kind = '{kind}'"
+    );
+    let key = |row: &Value| ["identity_id", "dataset_name", "key"].map(|name| row[name].as_str().unwrap().to_owned());
+    rows(lake.to_str().unwrap(), &sql).into_iter().map(|row| (key(&row), row)).collect()
+}
+
+/// What who loaded an earlier version of a day makes of it.
+fn corrected(mut state: State, corrections: &State) -> State {
+    for (key, row) in corrections {
+        match row["op"].as_str() {
+            Some("remove") => drop(state.remove(key)),
+            _ => drop(state.insert(key.clone(), row.clone())),
+        }
+    }
+    state
 }
 
 const DAYS: [&str; 4] = ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"];
@@ -181,6 +209,7 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
     assert_eq!(extract(&lake, "2026-01-05", &[])["stale"], serde_json::json!(DAYS));
     let report = extract(&lake, "2026-01-06", &[]);
     assert_eq!((&report["late_rows"], &report["stale"]), (&serde_json::json!({}), &serde_json::json!(DAYS)));
+    let first: Vec<State> = DAYS.iter().map(|day| by_key(&lake, day, "state")).collect();
     let report = extract(&lake, "2026-01-06", &["--correct"]);
     assert_eq!(report["corrected"], serde_json::json!(DAYS), "{report}");
     assert_eq!(extract(&lake, "2026-01-06", &["--correct"])["corrected"], serde_json::json!([]));
@@ -195,6 +224,45 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
         extract(&lake, DAYS[2], &[])["stale"],
         serde_json::json!([DAYS[0], DAYS[1], DAYS[3], "2026-01-05", "2026-01-06"])
     );
+    // Nothing more is new to this day; what was corrected before still is.
+    for (day, first) in DAYS.iter().zip(first) {
+        let second = by_key(&lake, day, "state");
+        let corrections = by_key(&lake, day, "correction");
+        assert_eq!(corrections.is_empty(), first == second, "{day}");
+        assert!(corrections.len() < second.len() / 2, "{} of {}", corrections.len(), second.len());
+        assert_eq!(corrected(first.clone(), &corrections), second, "{day}");
+        // A change of another value, and the removal of a dataset that has one.
+        let key = second.keys().next().unwrap();
+        let removed = second.keys().find(|other| other[..2] != key[..2]).unwrap();
+        let file = folder.path().join(format!("{day}.ndjson"));
+        let event = |of: &[String; 3], dataset_op: &str, records: Value| {
+            serde_json::json!({
+                "identityPoolId": second[of]["identity_pool_id"], "identityId": of[0], "dataSetName": of[1], "operation": dataset_op,
+                "kinesisSyncRecords": records, "lastModifiedDate": millis(day), "payloadType": "Inline", "syncCount": 999,
+            })
+        };
+        let record = serde_json::json!([{
+            "key": key[2], "value": "corrected", "op": "replace", "syncCount": 999, "lastModifiedDate": millis(day),
+            "deviceLastModifiedDate": millis(day),
+        }]);
+        let lines = format!("{}\n{}\n", event(key, "replace", record), event(removed, "remove", Value::Null));
+        std::fs::write(&file, lines).unwrap();
+        ingest_file(&file, &lake);
+        let out = folder.path().join("out");
+        let report = extract(&lake, day, &["--out", out.to_str().unwrap(), "--format", "ndjson"]);
+        let third = by_key(&lake, day, "state");
+        let corrections = by_key(&lake, day, "correction");
+        assert_eq!(report["corrections"], corrections.len());
+        assert_eq!(corrections[removed]["op"], "remove");
+        assert_eq!(corrections[key]["value"], "corrected");
+        for earlier in [first, second.clone()] {
+            assert_eq!(corrected(earlier, &corrections), third, "{day}");
+        }
+        let manifest = std::fs::read(out.join(format!("extract_date={day}/_SUCCESS"))).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let listed = manifest["files"].as_array().unwrap().iter().filter(|file| file["kind"] == "corrections");
+        assert_eq!(listed.map(|file| file["rows"].as_u64().unwrap()).sum::<u64>(), corrections.len() as u64);
+    }
     // A range is its days, each from the one before.
     let range = folder.path().join("range");
     files.iter().for_each(|file| drop(ingest_file(file, &range)));

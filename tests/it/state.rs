@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use serde_json::{Value, json};
 
 use crate::harness::{count, ingest_file, ok, rows, synclake};
@@ -302,40 +306,72 @@ fn a_killed_refresh_loses_nothing_and_leaves_nothing() {
     assert_eq!(report["tables"]["state"]["rows"], count(lake.to_str().unwrap(), "select count(*) from key_state"));
 }
 
-/// While files come in and an ingest refreshes beside its work, every answer is that of the model at some commit.
+/// A long history from a fixed seed.
+fn history(changes: usize) -> Vec<Change> {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let history = prop::collection::vec(change(), changes);
+    history.new_tree(&mut runner).unwrap().current()
+}
+
+fn newest_version(table: &Path) -> u64 {
+    let names = std::fs::read_dir(table.join("_delta_log")).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter_map(|name| name.to_str()?.strip_suffix(".json")?.parse().ok()).max().unwrap()
+}
+
+/// Tells that its thread has ended, however it did.
+struct Told<'a>(&'a AtomicBool);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// While files come in, refreshes, extracts and queries go on beside: every answer is that of the model at the version that
+/// was read.
 #[test]
 fn answers_are_right_while_the_lake_changes() {
     let folder = tempfile::tempdir().unwrap();
     let lake = folder.path().join("lake");
-    let cases = Cases::read();
-    let input = folder.path().join("in");
-    std::fs::create_dir(&input).unwrap();
-    // One line a commit: many versions, and a refresh in between whenever it can.
-    let lines: Vec<String> =
-        (0..cases.steps()).flat_map(|step| cases.step(step).lines().map(str::to_owned).collect::<Vec<_>>()).collect();
-    std::fs::write(input.join("first.ndjson"), lines[0].clone() + "\n").unwrap();
-    ingest_file(&input.join("first.ndjson"), &lake);
-    let written = std::sync::atomic::AtomicBool::new(false);
-    let is_written = || written.load(std::sync::atomic::Ordering::Relaxed);
-    std::thread::scope(|scope| {
+    let changes = history(240);
+    // How many changes the lake holds at a version.
+    let known = Mutex::new(BTreeMap::new());
+    let ingest = |from: usize, to: usize| {
+        let file = folder.path().join(format!("{from:03}.ndjson"));
+        std::fs::write(&file, changes[from..to].iter().map(Change::wire).collect::<String>()).unwrap();
+        ingest_file(&file, &lake);
+        known.lock().unwrap().insert(newest_version(&lake.join("sync_records")), to);
+    };
+    ingest(0, 6);
+    let written = AtomicBool::new(false);
+    let is_written = || written.load(Relaxed);
+    let (refreshes, extracts, asked) = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            for (number, chunk) in lines[1..].chunks(6).enumerate() {
-                let file = input.join(format!("{number:03}.ndjson"));
-                std::fs::write(&file, chunk.join("\n") + "\n").unwrap();
-                ingest_file(&file, &lake);
-            }
-            written.store(true, std::sync::atomic::Ordering::Relaxed);
+            let _told = Told(&written);
+            (6..changes.len()).step_by(6).for_each(|from| ingest(from, from + 6));
         });
         let refresher = scope.spawn(|| {
             let mut refreshes = 0;
-            while !is_written() && refreshes < 1_000 {
+            while !is_written() {
                 refresh(&lake);
                 refreshes += 1;
             }
             refreshes
         });
+        let extractor = scope.spawn(|| {
+            let mut extracts = Vec::new();
+            for until in (0..3).cycle().take_while(|_| !is_written()) {
+                let day = format!("2026-01-{:02}", until + 1);
+                let mut extract = synclake();
+                let report = ok(extract.args(["extract", "--no-refresh", "--date", &day, "--lake"]).arg(&lake));
+                let report: Value = serde_json::from_str(&report).unwrap();
+                let stored = format!("daily_extract where kind = 'state' and extract_date = '{day}'");
+                extracts.push((until, report["covers"].as_u64().unwrap(), live(&lake, &stored)));
+            }
+            extracts
+        });
         let mut asked = 0;
-        while !is_written() && !writer.is_finished() {
+        while !is_written() {
             // One statement, one snapshot: the two paths must agree on it.
             let live = |from: &str| format!("select identity_id, dataset_name, key, value, sync_count from {from}");
             let (kept, rows_alone) = (live("current_state"), live(FROM_ROWS));
@@ -345,7 +381,22 @@ fn answers_are_right_while_the_lake_changes() {
             asked += 1;
         }
         writer.join().unwrap();
-        assert!(refresher.join().unwrap() > 2 && asked > 2);
+        (refresher.join().unwrap(), extractor.join().unwrap(), asked)
     });
-    assert_live(&live(&lake, "current_state"), &cases.live(None), "in the end");
+    assert!(refreshes > 2 && extracts.len() > 2 && asked > 2, "{refreshes} {} {asked}", extracts.len());
+    let known = known.into_inner().unwrap();
+    for (until, covers, found) in extracts {
+        let at = |changes: &[Change]| {
+            let of_days: Vec<Change> = changes.iter().filter(|change| change.second <= until).cloned().collect();
+            model(&of_days)
+        };
+        // Between two ingests the later one may be there or not: its rows come in one of its commits.
+        let (version, after) = known.range(covers..).next().unwrap();
+        let before = known.range(..*version).next_back().map_or(0, |(_, before)| *before);
+        let is_between = *version > covers && found == at(&changes[..before]);
+        if !is_between {
+            assert_live(&found, &at(&changes[..*after]), &format!("day {until} at version {covers}"));
+        }
+    }
+    assert_live(&live(&lake, "current_state"), &model(&changes), "in the end");
 }

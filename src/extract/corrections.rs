@@ -1,0 +1,84 @@
+//! What late rows changed in the state of a day that was extracted before.
+//!
+//! ```text
+//! corrections = the keys whose live row is another one than in the extract before, and those of earlier corrections:
+//!               the row that is live now, or a `remove`
+//! ```
+//!
+//! **Invariant: any earlier extract of the day, with the corrections applied by key, is the newest.** So earlier corrections
+//! are carried on, and whoever loaded any version of the day needs only these rows.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use datafusion::catalog::TableProvider;
+use datafusion::prelude::{DataFrame, SessionContext};
+
+use super::plan::Plan;
+use super::{ExtractError, nothing};
+use crate::lake::tables::Table;
+use crate::query::{QueryError, reading};
+
+/// The extract of a day that is about to be replaced.
+pub struct Before {
+    /// Files that hold its live keys.
+    pub state: BTreeSet<String>,
+    /// Files that hold its corrections.
+    pub corrections: BTreeSet<String>,
+    /// Files of `sync_records`, of days up to this one, that it did not know; `None` when the log does not tell.
+    pub unknown: Option<BTreeSet<String>>,
+}
+
+const ROW: &str = "pool, identity_id, dataset_name, key, value, op, sync_count, last_modified_date, \
+                   device_last_modified_date";
+
+/// The corrections of a day whose state `context` has as `key_state`; `None` when there can be none.
+pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option<DataFrame>, ExtractError> {
+    let Some(before) = &plan.before else { return Ok(None) };
+    if before.corrections.is_empty() && before.unknown.as_ref().is_some_and(BTreeSet::is_empty) {
+        return Ok(None);
+    }
+    let session = context.state();
+    let register = async |name: &str, of: Table, files: &BTreeSet<String>| -> Result<(), ExtractError> {
+        let table = if of == Table::DailyState { &plan.daily } else { &plan.records };
+        let rows = reading::files_of(table, &session, files).await.map_err(QueryError::Sql)?;
+        let rows: Arc<dyn TableProvider> = match rows {
+            Some(rows) => rows,
+            None => nothing(of.schema())?,
+        };
+        context.register_table(name, rows).map_err(QueryError::Sql)?;
+        Ok(())
+    };
+    register("before_state", Table::DailyState, &before.state).await?;
+    register("before_corrections", Table::DailyState, &before.corrections).await?;
+    // Only datasets that unknown rows are of can have changed.
+    let touched = match &before.unknown {
+        Some(files) => {
+            register("unknown", Table::SyncRecords, files).await?;
+            "LEFT SEMI JOIN (SELECT DISTINCT pool, identity_id, dataset_name FROM unknown) AS t \
+             ON s.pool = t.pool AND s.identity_id = t.identity_id AND s.dataset_name = t.dataset_name"
+        }
+        None => "",
+    };
+    let live = "is_after_removal AND op <> 'remove'";
+    // A row that both have comes twice.
+    let sql = format!(
+        "WITH both_sides AS (
+            SELECT {ROW} FROM (SELECT * FROM before_state WHERE kind = 'state') AS s {touched}
+            UNION ALL
+            SELECT {ROW} FROM (SELECT * FROM key_state WHERE {live}) AS s {touched}
+        ), changed AS (
+            SELECT pool, identity_id, dataset_name, key FROM both_sides GROUP BY {ROW} HAVING count(*) = 1
+            UNION
+            SELECT pool, identity_id, dataset_name, key FROM before_corrections
+        )
+        SELECT
+            'correction' AS kind, pool, identity_pool_id, identity_id, dataset_name, key,
+            CASE WHEN {live} THEN value END AS value, CASE WHEN {live} THEN op ELSE 'remove' END AS op,
+            sync_count, last_modified_date, device_last_modified_date
+        FROM key_state AS s LEFT SEMI JOIN changed AS c
+        ON s.pool = c.pool AND s.identity_id = c.identity_id AND s.dataset_name = c.dataset_name AND s.key = c.key
+        ORDER BY pool, identity_id, dataset_name, key"
+    );
+    Ok(Some(context.sql(&sql).await.map_err(QueryError::Sql)?))
+}
