@@ -13,6 +13,7 @@ use arrow::datatypes::SchemaRef;
 use chrono::{Days, NaiveDate, Utc};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
+use datafusion::error::DataFusionError;
 use datafusion::prelude::{DataFrame, SessionContext, col, lit};
 use serde::Serialize;
 
@@ -145,7 +146,7 @@ const ORDER: &str = "ORDER BY pool, identity_id, dataset_name, key NULLS FIRST";
 async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &Limits) -> Result<Report, ExtractError> {
     let context = tables(&plan, limits).await?;
     let ask = async |sql: String| -> Result<DataFrame, ExtractError> {
-        Ok(context.sql(&sql).await.map_err(QueryError::Sql)?)
+        Ok(context.sql(&sql).await.map_err(QueryError::from)?)
     };
     let is_live = "is_after_removal AND op <> 'remove'";
     let mut writer = Writer::new(lake, plan.date, out);
@@ -197,13 +198,13 @@ async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractE
     let context = session(limits)?;
     let state = context.state();
     let tail = plan.tail.iter().map(|file| file.path.clone()).collect();
-    let tail = reading::files_of(&plan.records, &state, &tail).await.map_err(QueryError::Sql)?;
-    let base = reading::files_of(&plan.daily, &state, &plan.base_files).await.map_err(QueryError::Sql)?;
+    let tail = reading::files_of(&plan.records, &state, &tail).await.map_err(QueryError::from)?;
+    let base = reading::files_of(&plan.daily, &state, &plan.base_files).await.map_err(QueryError::from)?;
     let base = match base {
         Some(base) => Some(as_state(&context, base)?),
         None => None,
     };
-    let name = |e| ExtractError::Query(QueryError::Sql(e));
+    let name = |e: DataFusionError| ExtractError::Query(e.into());
     context.register_table("key_state", Arc::new(Resolved::new(tail, base))).map_err(name)?;
     let sorting = reading::for_sorting(&state);
     let of_day = reading::files_of(&plan.records, &sorting, &plan.of_the_day()).await.map_err(name)?;
@@ -222,10 +223,10 @@ fn as_state(context: &SessionContext, base: Arc<dyn TableProvider>) -> Result<Ar
     let rows = context
         .read_table(base)
         .and_then(|rows| rows.filter(col("kind").in_list(vec![lit("state"), lit("removed")], false)));
-    let rows = rows.and_then(|rows| rows.select(columns)).map_err(QueryError::Sql)?;
+    let rows = rows.and_then(|rows| rows.select(columns)).map_err(QueryError::from)?;
     Ok(rows.into_view())
 }
 
 fn nothing(schema: SchemaRef) -> Result<Arc<dyn TableProvider>, ExtractError> {
-    Ok(Arc::new(MemTable::try_new(schema, vec![Vec::new()]).map_err(QueryError::Sql)?))
+    Ok(Arc::new(MemTable::try_new(schema, vec![Vec::new()]).map_err(QueryError::from)?))
 }

@@ -36,9 +36,12 @@ pub enum QueryError {
     /// The text is refused before it is planned.
     #[error("{0}")]
     Refused(String),
+    /// What it must hold is more than it may.
+    #[error("memory does not suffice ({0}): raise --memory, or ask for less, such as one pool or day")]
+    Memory(String),
     /// DataFusion refuses it, or failed while it ran.
     #[error("{}", one_line(.0))]
-    Sql(#[from] DataFusionError),
+    Sql(#[source] DataFusionError),
     /// The result cannot be written.
     #[error("write {path}")]
     Output {
@@ -48,6 +51,18 @@ pub enum QueryError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<DataFusionError> for QueryError {
+    fn from(error: DataFusionError) -> Self {
+        match error.find_root() {
+            // Its own remedy names settings that nobody has here.
+            DataFusionError::ResourcesExhausted(what) => {
+                Self::Memory(what.split(" with ").next().unwrap_or(what).to_owned())
+            }
+            _ => Self::Sql(error),
+        }
+    }
 }
 
 impl QueryError {

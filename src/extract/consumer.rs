@@ -183,12 +183,12 @@ async fn deliver(
     let mut held: Vec<RecordBatch> = Vec::new();
     let mut held_rows = 0;
     let sorting = reading::for_sorting(&context.state());
-    if let Some(rows) = reading::files_of(records, &sorting, files).await.map_err(QueryError::Sql)? {
+    if let Some(rows) = reading::files_of(records, &sorting, files).await.map_err(QueryError::from)? {
         let order = ORDER.map(|name| col(name).sort(true, true)).to_vec();
-        let frame = context.read_table(rows).and_then(|rows| rows.sort(order)).map_err(QueryError::Sql)?;
-        let mut batches = frame.execute_stream().await.map_err(QueryError::Sql)?;
+        let frame = context.read_table(rows).and_then(|rows| rows.sort(order)).map_err(QueryError::from)?;
+        let mut batches = frame.execute_stream().await.map_err(QueryError::from)?;
         while let Some(batch) = batches.next().await {
-            let batch = conform(&schema, &batch.map_err(QueryError::Sql)?).map_err(encode_error)?;
+            let batch = conform(&schema, &batch.map_err(QueryError::from)?).map_err(encode_error)?;
             let mut start = 0;
             while start < batch.num_rows() {
                 let take = (FILE_ROWS - held_rows).min(batch.num_rows() - start);

@@ -41,12 +41,12 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
     let session = context.state();
     let register = async |name: &str, of: Table, files: &BTreeSet<String>| -> Result<(), ExtractError> {
         let table = if of == Table::DailyState { &plan.daily } else { &plan.records };
-        let rows = reading::files_of(table, &session, files).await.map_err(QueryError::Sql)?;
+        let rows = reading::files_of(table, &session, files).await.map_err(QueryError::from)?;
         let rows: Arc<dyn TableProvider> = match rows {
             Some(rows) => rows,
             None => nothing(of.schema())?,
         };
-        context.register_table(name, rows).map_err(QueryError::Sql)?;
+        context.register_table(name, rows).map_err(QueryError::from)?;
         Ok(())
     };
     register("before_state", Table::DailyState, &before.state).await?;
@@ -80,5 +80,5 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
         ON s.pool = c.pool AND s.identity_id = c.identity_id AND s.dataset_name = c.dataset_name AND s.key = c.key
         ORDER BY pool, identity_id, dataset_name, key"
     );
-    Ok(Some(context.sql(&sql).await.map_err(QueryError::Sql)?))
+    Ok(Some(context.sql(&sql).await.map_err(QueryError::from)?))
 }

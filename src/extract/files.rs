@@ -96,9 +96,9 @@ impl<'a> Writer<'a> {
     /// into the table only.
     pub(super) async fn take(&mut self, kind: &'static str, frame: DataFrame) -> Result<u64, ExtractError> {
         let mut rows = 0;
-        let mut batches = frame.execute_stream().await.map_err(QueryError::Sql)?;
+        let mut batches = frame.execute_stream().await.map_err(QueryError::from)?;
         while let Some(batch) = batches.next().await {
-            let batch = batch.map_err(QueryError::Sql)?;
+            let batch = batch.map_err(QueryError::from)?;
             rows += batch.num_rows() as u64;
             let pools = batch.column_by_name("pool").map(|c| cast(c, &DataType::Utf8)).transpose();
             let pools = pools.map_err(encode_error)?;

@@ -56,10 +56,17 @@ fn command_lines() {
 
 #[test]
 fn sql() {
+    // The side of a join that is held does not spill.
+    const STARVED: &str = "with s as (select value, repeat(value::varchar, 200) as text from generate_series(10000, 99999)) \
+                           select max(a.text), max(b.text) from s a join s b using (value)";
     let folder = tempfile::tempdir().unwrap();
     let (events, _) = simulate(folder.path(), &["--events", "50"]);
     let lake = folder.path().join("lake");
     ingest_file(&events, &lake);
+    let starved = query().arg("--lake").arg(&lake).args(["--memory", "64MiB", "-c", STARVED]).output().unwrap();
+    let told = text(&starved.stderr);
+    assert!(told.contains("memory does not suffice") && told.contains("raise --memory"), "{told}");
+    assert!(starved.status.code() == Some(1) && !told.contains("datafusion."), "{told}");
     let run = |sql: &str| query().arg("--lake").arg(&lake).args(["-c", sql]).output().unwrap();
     let file = folder.path().join("stolen.csv");
     let to_file = format!("copy (select 1) to '{}'", file.display());

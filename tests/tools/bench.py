@@ -112,6 +112,12 @@ def main():
     tail_lake, refreshed, tail_rows, by_tail, duck_tail = bench_state.tail(
         BIN, DATA, events, DAYS, measure, duckdb, arg_max.replace(str(lake), "{lake}")
     )
+    longer = [BIN / "synclake", *SIMULATE, "--out", "-"]
+    longer[longer.index(str(EVENTS))] = str(MORE * EVENTS)
+    longer[longer.index("--days") + 1] = str(MORE * DAYS)
+    history_lake, history_rows, by_history, duck_history = bench_state.history(
+        BIN, DATA, longer, MORE * DAYS, measure, duckdb, arg_max.replace(str(lake), "{lake}")
+    )
     small = bench_state.lookup(BIN, tail_lake, measure)
     many = DATA / "many-lake"
     if not many.exists():
@@ -122,6 +128,7 @@ def main():
             subprocess.run([BIN / "synclake", "ingest", "--source", "file:-", "--lake", many], stdin=source.stdout, check=True, stdout=subprocess.DEVNULL)
     large = bench_state.lookup(BIN, many, measure)
     rows_of = lambda place: int(bench_state.run(BIN / "synclake-query", "--lake", place, "--format", "csv", "-c", "select count(*) from sync_records").split()[1])
+    all_history = rows_of(history_lake)
     growth = bench_state.growth(BIN, DATA, 4000)
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
     text = f"""# Benchmarks
@@ -141,6 +148,8 @@ Input: `synclake {" ".join(SIMULATE)}`: {size / 1e9:.2f} GB,
 | the first `synclake refresh` (all rows but the last day's) | {refreshed[0]:.2f} s, {refreshed[1]:.0f} MiB | |
 | current state with that and the last day's {tail_rows:,} rows since, wall (DuckDB from all rows) | {by_tail[0]:.2f} s | {duck_tail[0]:.2f} s |
 | the same, peak memory | {by_tail[1]:.0f} MiB | {duck_tail[1]:.0f} MiB |
+| the same of the same users after {MORE * DAYS} days, {all_history:,} rows in all and {history_rows:,} since, wall | {by_history[0]:.2f} s | {duck_history[0]:.2f} s |
+| the same, peak memory | {by_history[1]:.0f} MiB | {duck_history[1]:.0f} MiB |
 
 One dataset of one identity out of `current_state`, after a refresh, the whole process:
 

@@ -52,13 +52,39 @@ def tail(binary, data, events, days, measure, duckdb, arg_max):
     before, last = split(events, data, [days - 1])
     run(binary / "synclake", "ingest", "--source", f"file:{before}", "--lake", lake)
     whole = measure([str(binary / "synclake"), "refresh", "--lake", str(lake)], lambda: shutil.rmtree(lake / "state", ignore_errors=True))
+    tail_rows, ours, theirs = beside(binary, lake, last, measure, duckdb, arg_max)
+    return lake, whole, tail_rows, ours, theirs
+
+
+def history(binary, data, simulate, days, measure, duckdb, arg_max):
+    """The same of the same users after a longer history: `days` days, of which all but the last are in the state."""
+    lake, last = data / "history-lake", data / "history-last.ndjson"
+    shutil.rmtree(lake, ignore_errors=True)
+    end = datetime.datetime.combine(FIRST_DAY + datetime.timedelta(days - 1), datetime.time(), datetime.UTC)
+    end, field = str(int(end.timestamp() * 1000)).encode(), b'"lastModifiedDate":'
+    ingest = [binary / "synclake", "ingest", "--source", "file:-", "--lake", lake]
+    with (
+        subprocess.Popen(simulate, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as source,
+        subprocess.Popen(ingest, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sink,
+        open(last, "wb") as late,
+    ):
+        for line in source.stdout:
+            start = line.rindex(field) + len(field)
+            (late if line[start : start + 13] >= end else sink.stdin).write(line)
+    if source.returncode or sink.returncode:
+        sys.exit("the long history failed")
+    run(binary / "synclake", "refresh", "--lake", lake)
+    return lake, *beside(binary, lake, last, measure, duckdb, arg_max)
+
+
+def beside(binary, lake, last, measure, duckdb, arg_max):
     tail_rows = json.loads(run(binary / "synclake", "ingest", "--source", f"file:{last}", "--lake", lake))["rows"]
     ours = measure([str(binary / "synclake-query"), "--lake", str(lake), "--format", "csv", "-c", ASK])
     theirs = measure(duckdb(arg_max.replace("{lake}", str(lake))))
     answers = ours[2].split("\n")[1], ",".join(str(int(v)) for v in eval(theirs[2].strip().splitlines()[-1])[0])
     if answers[0] != answers[1]:
         sys.exit(f"the two disagree on the current state: {answers}")
-    return lake, whole, tail_rows, ours, theirs
+    return tail_rows, ours, theirs
 
 
 def lookup(binary, lake, measure):

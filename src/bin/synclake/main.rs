@@ -26,7 +26,8 @@ use args::{
     SimulateArgs, VerifyArgs,
 };
 
-// The system's allocator: mimalloc kept 150 MiB more resident here and was no faster (docs/benchmarks.md).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let _failpoints = synclake::failpoint::setup();
