@@ -27,7 +27,7 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
-use datafusion::logical_expr::{LogicalPlanBuilder, col, lit};
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, col, lit};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
@@ -44,6 +44,8 @@ use super::{DATASET, same};
 
 /// Identities that are looked up at a time.
 const LOOKUPS: usize = 256;
+/// More than these are looked for in one pass over all. (In tests every way is taken.)
+const LOOKUPS_MAX: usize = if cfg!(test) { 1 } else { 16 * LOOKUPS };
 
 /// What the two sides are, and how to ask the state again.
 #[derive(Debug)]
@@ -177,12 +179,15 @@ async fn settle(sides: &Sides, ties: &[(Vec<usize>, RecordBatch)], beaten: &mut 
         (&sides.tail, ties.iter().flat_map(|(entries, _)| entries.clone()).collect());
     let identities: BTreeSet<Option<&str>> = open.iter().map(|&entry| tail.identity(entry)).collect();
     let identities: Vec<Option<&str>> = identities.into_iter().collect();
-    for identities in identities.chunks(LOOKUPS) {
+    let is_one_of = |identities: &[Option<&str>]| {
         let named = col("identity_id").in_list(identities.iter().flatten().map(|name| lit(*name)).collect(), false);
-        let filter = match identities.contains(&None) {
-            true => named.or(col("identity_id").is_null()),
-            false => named,
-        };
+        if identities.contains(&None) { named.or(col("identity_id").is_null()) } else { named }
+    };
+    let filters: Vec<Expr> = match identities.len() {
+        many if many > LOOKUPS_MAX => vec![lit(true)],
+        _ => identities.chunks(LOOKUPS).map(is_one_of).collect(),
+    };
+    for filter in filters {
         let columns: Vec<_> = DATASET.iter().chain(&["key"]).chain(&ORDER).map(|name| same(name)).collect();
         let state = provider_as_source(sides.state.clone());
         let plan = LogicalPlanBuilder::scan("state", state, None)?.filter(filter)?.project(columns)?.build()?;
