@@ -18,7 +18,7 @@ use datafusion::prelude::{DataFrame, SessionContext, col, lit};
 use serde::Serialize;
 
 use crate::lake::tables::Table;
-use crate::lake::{LakeError, Store, replace};
+use crate::lake::{LakeError, Store, replace, sweep};
 use crate::query::print::Format;
 use crate::query::state::Resolved;
 use crate::query::{Limits, QueryError, reading, session, views};
@@ -190,6 +190,12 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     covers.extend(report.stale.iter().map(|day| (stale_id(*day), version)));
     let date = plan.date.to_string();
     report.version = replace::replace(lake, Table::DailyState, "extract_date", &date, writer.files, covers).await?;
+    match sweep::sweep_forgotten(&Table::DailyState.store(lake)).await {
+        Ok(0) => {}
+        Ok(files) => tracing::info!(files, "deleted files of daily_state that no commit lists"),
+        // They are invisible. The day is done.
+        Err(error) => tracing::warn!("left files of daily_state that no commit lists: {error}"),
+    }
     Ok(report)
 }
 

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use object_store::ObjectMeta;
+
 use super::paths::PartName;
 use super::{LakeError, Store, snapshot};
 use crate::source::ShardKey;
@@ -20,7 +22,7 @@ pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<us
         let name = PartName::parse(published_name(name));
         name.is_some_and(|name| fences.get(&name.shard).is_some_and(|fence| name.number <= *fence))
     };
-    delete_unlisted(table, is_behind).await
+    delete_unlisted(table, |name, _| is_behind(name)).await
 }
 
 /// Deletes the files of attempts at a commit that was made: those named `<stem>-…` that no commit lists.
@@ -30,18 +32,34 @@ pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<us
 /// # Errors
 /// As [`sweep`].
 pub async fn sweep_attempts(table: &Store, stem: &str) -> Result<usize, LakeError> {
-    delete_unlisted(table, |name| published_name(name).strip_prefix(stem).is_some_and(|rest| rest.starts_with('-')))
-        .await
+    let is_attempt = |name: &str| published_name(name).strip_prefix(stem).is_some_and(|rest| rest.starts_with('-'));
+    delete_unlisted(table, |name, _| is_attempt(name)).await
 }
 
-/// Deletes the files whose name `is_candidate` and which no commit lists or listed. That none can list them any more is
+/// Deletes the data files that were written long ago and that no commit lists: no run takes a week from its first file to
+/// its commit.
+///
+/// # Errors
+/// As [`sweep`].
+pub async fn sweep_forgotten(table: &Store) -> Result<usize, LakeError> {
+    let long_ago = chrono::Utc::now() - chrono::Duration::days(7);
+    let is_ours = |name: &str| published_name(name).starts_with("part-") && published_name(name).ends_with(".parquet");
+    delete_unlisted(table, |name, object| is_ours(name) && object.last_modified < long_ago).await
+}
+
+/// Deletes the files that are candidates, by their name and what the store says of them, and which no commit lists or listed. That none can list them any more is
 /// for the caller to know.
 ///
 /// # Errors
 /// As [`sweep`].
-pub async fn delete_unlisted(table: &Store, is_candidate: impl Fn(&str) -> bool) -> Result<usize, LakeError> {
-    let listed = table.list("").await?.into_iter().map(|(path, _)| path);
-    let candidates: Vec<String> = listed.filter(|path| path.rsplit('/').next().is_some_and(&is_candidate)).collect();
+pub async fn delete_unlisted(
+    table: &Store,
+    is_candidate: impl Fn(&str, &ObjectMeta) -> bool,
+) -> Result<usize, LakeError> {
+    let is_candidate =
+        |(path, object): &(String, ObjectMeta)| path.rsplit('/').next().is_some_and(|name| is_candidate(name, object));
+    let candidates = table.list("").await?.into_iter().filter(is_candidate);
+    let candidates: Vec<String> = candidates.map(|(path, _)| path).collect();
     if candidates.is_empty() {
         return Ok(0);
     }

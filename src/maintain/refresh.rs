@@ -319,7 +319,7 @@ async fn sweep(lake: &Store, version: u64) -> Result<(), LakeError> {
     let store = Table::State.store(lake);
     let version_of = |name: &str| name.strip_prefix("state-")?.split('-').next()?.parse::<u64>().ok();
     let swept =
-        crate::lake::sweep::delete_unlisted(&store, |name| version_of(name).is_some_and(|v| v <= version)).await?;
+        crate::lake::sweep::delete_unlisted(&store, |name, _| version_of(name).is_some_and(|v| v <= version)).await?;
     if swept > 0 {
         tracing::info!(table = Table::State.name(), files = swept, "deleted files that no commit lists");
     }

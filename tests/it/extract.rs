@@ -1,6 +1,6 @@
 //! Daily extracts: what they hold, that they can be run again, that their files count only by their manifest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -337,4 +337,37 @@ fn a_consumer_gets_every_row_once() {
     crate::harness::refused(&other.output().unwrap(), 1, &["warehouse", "--format", "once more"]);
     ok(&mut consume());
     ok(&mut other);
+}
+
+/// What a killed extract wrote goes a week later; what a version lists or listed stays.
+#[test]
+fn a_killed_extract_leaves_nothing_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "200", "--days", "2"]);
+    let lake = folder.path().join("lake");
+    ingest_file(&events, &lake);
+    let of_day = lake.join("daily_state").join(format!("extract_date={}", DAYS[0]));
+    let files = || -> BTreeSet<std::path::PathBuf> {
+        let pools = std::fs::read_dir(&of_day).unwrap().map(|pool| pool.unwrap().path());
+        let files = pools.flat_map(|pool| std::fs::read_dir(pool).unwrap()).map(|file| file.unwrap().path());
+        files.collect()
+    };
+    extract(&lake, DAYS[0], &[]);
+    let first = files();
+    extract(&lake, DAYS[0], &[]);
+    let listed = files();
+    assert!(listed.is_superset(&first));
+    let mut killed = synclake();
+    killed.args(["extract", "--date", DAYS[0], "--lake"]).arg(&lake).env("FAILPOINTS", "file/after=1*return(kill)");
+    assert_eq!(killed.output().unwrap().status.code(), None);
+    let left = files();
+    assert!(left.len() > listed.len());
+    extract(&lake, DAYS[1], &[]);
+    assert_eq!(files(), left, "too young to be judged");
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(8 * 86_400);
+    for file in &left {
+        std::fs::File::options().append(true).open(file).unwrap().set_modified(long_ago).unwrap();
+    }
+    extract(&lake, DAYS[1], &[]);
+    assert_eq!(files(), listed);
 }
