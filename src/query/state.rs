@@ -32,10 +32,12 @@ use datafusion::logical_expr::{
     Expr, LogicalPlan, LogicalPlanBuilder, Operator, TableProviderFilterPushDown, TableType, cast, col, lit,
 };
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
+use datafusion::scalar::ScalarValue;
 use futures::TryStreamExt;
 
 use crate::lake::tables::Table;
 
+mod boundary;
 mod latest;
 mod order;
 mod overlay;
@@ -43,6 +45,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 
+use boundary::Boundary;
 use order::{HEAD, ORDER};
 use overlay::{Overlay, Sides};
 use tail::Tail;
@@ -113,7 +116,7 @@ impl Resolved {
     fn nulls(&self, wanted: &[&str]) -> Vec<Expr> {
         let typed = |name: &&str| {
             let of = self.schema.field_with_name(name).map_or(DataType::Null, |field| field.data_type().clone());
-            cast(lit(datafusion::scalar::ScalarValue::Null), of).alias(*name)
+            cast(lit(ScalarValue::Null), of).alias(*name)
         };
         wanted.iter().map(typed).collect()
     }
@@ -294,7 +297,7 @@ impl TableProvider for Resolved {
             }
             false => self.plan(&wanted, filter.as_ref())?,
         };
-        session.create_physical_plan(&plan).await
+        Ok(Arc::new(Boundary::new(session.create_physical_plan(&plan).await?)))
     }
 }
 
@@ -325,6 +328,8 @@ fn unqualified(filter: &Expr) -> Result<Expr> {
             Ok(Transformed::new(cast(col("pool"), DataType::Utf8View), true, TreeNodeRecursion::Jump))
         }
         Expr::Column(column) => Ok(Transformed::yes(Expr::Column(Column::new_unqualified(column.name)))),
+        // A partition's value is no view: compared with one, it would be cast, and choose no files.
+        Expr::Literal(ScalarValue::Utf8View(text), _) if as_it_is => Ok(Transformed::yes(lit(ScalarValue::Utf8(text)))),
         other => Ok(Transformed::no(other)),
     })?;
     Ok(bare.data)

@@ -129,6 +129,23 @@ pub fn assert_live(found: &Live, expected: &Live, what: &str) {
 
 const FROM_ROWS: &str = "resolved where is_latest and is_after_removal and op <> 'remove'";
 
+/// What analysts ask of one pool: sorted and grouped by what is one value there.
+fn assert_sorts(lake: &Path, what: &str) {
+    for ask in [
+        "select pool, identity_id, key from FROM pool = 'us-east-1_0a' order by pool, identity_id, dataset_name, key limit 9",
+        "select pool, identity_id, key from FROM pool in ('us-east-1_0a') order by pool desc, identity_id desc, dataset_name, key",
+        "select pool, identity_id, count(*) as n from FROM pool like 'us-east-1_0a' group by 1, 2 order by 1, 2",
+        "select identity_id, key, row_number() over (partition by pool, identity_id order by dataset_name, key) as n \
+         from FROM pool = 'us-east-1_0a' order by pool, identity_id, dataset_name, key",
+        "select identity_id from FROM pool = 'us-east-1_0a' union select identity_id from FROM pool = 'x' order by 1",
+    ] {
+        let of = |from: &str| rows(lake.to_str().unwrap(), &ask.replace("FROM", from));
+        let found = of("current_state where");
+        assert!(!found.is_empty());
+        assert_eq!(found, of(&format!("{FROM_ROWS} and")), "{what}: {ask}");
+    }
+}
+
 #[test]
 fn golden_cases_by_every_path() {
     let cases = Cases::read();
@@ -145,6 +162,7 @@ fn golden_cases_by_every_path() {
         let what = format!("refreshed after {refreshed:?}");
         assert_live(&live(&lake, "current_state"), &expected, &what);
         assert_live(&live(&lake, FROM_ROWS), &expected, "from the rows");
+        assert_sorts(&lake, &what);
         let removed = "(select count(*) from dataset_state where removed)";
         let truth = "select count(*) from (select identity_id, dataset_name from resolved group by 1, 2 \
                      having bool_or(is_dataset_removal) and not bool_or(is_after_removal))";
