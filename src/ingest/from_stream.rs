@@ -69,7 +69,8 @@ impl Run {
             }
             match self.turn([idle_at, known.list_at].into_iter().flatten().min()).await? {
                 Turn::Listed(listing) => {
-                    known.list_at = Some(Instant::now() + RELIST);
+                    // A shard may have ended while it was under way: then the next one is due at once.
+                    known.list_at.get_or_insert_with(|| Instant::now() + RELIST);
                     self.listed(stream, &listing, &mut known).await?;
                     if known.ready.is_empty() && self.reading.is_empty() && !listing.shards.is_empty() {
                         tracing::info!("every shard of the stream has ended");
@@ -92,14 +93,17 @@ impl Run {
     }
 
     /// Since when this worker has had nothing to do: every shard that it reads is caught up, and there is none to take.
+    ///
+    /// **Invariant: nobody is idle before the children of a shard that ended have a reader.** Its end makes a listing
+    /// due, the listing an offer, and only a look at the table after that offer tells who reads them.
     fn idle_since(&self, known: &Known) -> Option<Instant> {
         let all = self.reading.keys().all(|shard| self.caught_up.contains_key(shard));
         let settled = self.keeper.as_ref().is_none_or(|keeper| {
-            let view = keeper.view();
-            view.seen && view.unread == 0 && view.standing.keys().all(|shard| self.reading.contains_key(shard))
+            keeper.is_settled() && keeper.view().standing.keys().all(|shard| self.reading.contains_key(shard))
         });
         let waits = self.keeper.is_none() && self.reading.is_empty();
-        (known.listed && all && settled && !waits && self.decoding.is_empty())
+        let listed = known.listed && self.listing.is_none();
+        (listed && all && settled && !waits && self.decoding.is_empty())
             .then(|| self.caught_up.values().copied().fold(self.changed_at, Instant::max))
     }
 

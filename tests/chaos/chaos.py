@@ -5,7 +5,7 @@
 Scenarios: `fleet` (kills, pauses and faults, N cycles), `sigterm` and `sigkill` (at every failpoint), `recovery` (how long
 a fleet needs after a death), `credentials` (that expire), `everything` (whatever Cognito can send, N kills, a redrive), `simulated` (the
 same out of `synclake simulate`), `ambiguous`
-(N commits, half of whose answers are lost), `memory` (many partitions, and an S3 that hangs). Servers come
+(N commits, half of whose answers are lost), `lineage` (shards split while the services are slow), `memory` (many partitions, and an S3 that hangs). Servers come
 from SYNCLAKE_TEST_S3 and SYNCLAKE_TEST_KINESIS, as `with_servers.py` sets them. The last line on stdout is a JSON object of what was seen.
 """
 
@@ -302,6 +302,39 @@ def ambiguous(options):
     return {**json.loads(done.stdout), "ambiguous": proxy.fired["ambiguous commit"], "faults": len(faults), "told": faults[:5]}
 
 
+def lineage(options):
+    """Shards split and merge while the services are slower than the idle time; then another worker is dead for less than
+    the failover time: whoever stops when idle has read everything all the same."""
+    arena = Arena(options, shards=2)
+    arena.proxies[1].rules = [{"name": "slow listing", "match": "ListShards", "do": "delay", "seconds": 2}]
+    arena.proxies[2].rules = [{"name": "slow leases", "match": "Scan", "do": "delay", "seconds": 0.6}]
+    left = {}
+
+    def run(name, worker):
+        code = worker.start(more=["--until-idle", "400ms"]).process.wait(120)
+        known = positions(arena)
+        left[name] = code or sum((known.get(shard) or 0) < last for shard, last in arena.stream.last.items())
+
+    for name in ("alone", "in a fleet"):
+        arena.stream.put(30)
+        for _ in range(2):
+            arena.stream.reshard()
+            arena.stream.put(30)
+        worker = arena.worker(name.replace(" ", "-"))
+        if name == "alone":
+            at = worker.args.index("--lease-table")
+            del worker.args[at : at + 2]
+        run(name, worker)
+    arena.heal()
+    dies = arena.worker("dies", "4s").start()
+    while {s["ShardId"] for s in arena.stream.open_shards()} - {k for k, (owner, _) in arena.leases().items() if owner}:
+        time.sleep(0.05)
+    dies.kill()
+    arena.stream.put(60)
+    run("after a death", arena.worker("after", "4s"))
+    return {"shards_left": left, "faults_injected": arena.fired(), **arena.judge()}
+
+
 def memory(options):
     """A thousand partitions are open at once; and S3 hangs while the stream goes on."""
     budget_kib = 64 * 1024
@@ -363,7 +396,7 @@ def peak_of(process):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    scenarios = {"fleet": fleet, "sigterm": sigterm, "sigkill": sigkill, "recovery": recovery, "credentials": credentials, "everything": everything, "simulated": simulated, "ambiguous": ambiguous, "memory": memory}
+    scenarios = {"fleet": fleet, "sigterm": sigterm, "sigkill": sigkill, "recovery": recovery, "credentials": credentials, "everything": everything, "simulated": simulated, "ambiguous": ambiguous, "lineage": lineage, "memory": memory}
     parser.add_argument("scenario", choices=scenarios)
     parser.add_argument("binary")
     parser.add_argument("work")

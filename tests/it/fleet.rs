@@ -63,6 +63,18 @@ fn sigterm_at_every_failpoint_gives_the_leases_back() {
     assert!(summary["slowest_seconds"].as_f64().unwrap() < 60.0, "{summary}");
 }
 
+/// `--until-idle` waits for the children of a shard that ended, however slowly they become known, and for the leases of
+/// a worker that died a moment ago: alone, in a fleet, and after a death.
+#[test]
+fn until_idle_leaves_no_shard_behind() {
+    let summary = chaos("lineage", &[]);
+    let none = serde_json::json!({ "alone": 0, "in a fleet": 0, "after a death": 0 });
+    assert_eq!(summary["shards_left"], none, "{summary}");
+    for slow in ["slow listing", "slow leases"] {
+        assert!(summary["faults_injected"][slow].as_u64().unwrap() > 0, "{summary}");
+    }
+}
+
 /// Five lives of the credentials long, every service refuses those that have expired.
 #[test]
 fn credentials_that_expire_are_replaced_in_time() {

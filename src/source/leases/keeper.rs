@@ -43,6 +43,8 @@ pub struct Offer {
 #[derive(Debug, Clone, Default)]
 struct Wishes {
     offered: BTreeMap<ShardKey, Offer>,
+    /// How often that has changed.
+    offers: u64,
     reached: BTreeMap<ShardKey, SequenceNumber>,
     give_back: BTreeSet<ShardKey>,
     /// Shards that the stream lists; empty before the first listing.
@@ -68,6 +70,10 @@ pub struct View {
     pub seen: bool,
     /// Open leases of the table that nobody holds or renews.
     pub unread: usize,
+    /// Open leases of other workers that are not known to live: not seen to renew since we began to look.
+    pub doubtful: usize,
+    /// The change of the offer that the table was last read after.
+    pub offers: u64,
 }
 
 /// The loop's end of the keeper.
@@ -135,12 +141,20 @@ impl Keeper {
         let mut news = false;
         self.wishes.send_modify(|wishes| {
             news = wishes.offered != offered;
+            wishes.offers += u64::from(news);
             wishes.offered = offered;
             wishes.listed = listed;
         });
         if news {
             self.nudge.notify_one();
         }
+    }
+
+    /// Whether every shard that may be read has a reader: every one that was offered is in the table, and held by this
+    /// worker or by one that was seen to renew.
+    pub fn is_settled(&self) -> bool {
+        let view = self.view.borrow();
+        view.seen && view.unread == 0 && view.doubtful == 0 && view.offers == self.wishes.borrow().offers
     }
 
     /// Tells what the lake's log holds of a shard; never more than that, or a checkpoint would run ahead.
@@ -210,10 +224,11 @@ impl Round {
             self.give_back(&wishes).await;
             self.renew(&wishes).await;
             match self.take(&wishes).await {
-                Ok(unread) => self.show(true, unread),
+                Ok(table) => self.show(table),
                 Err(error) => {
                     tracing::warn!(error = %error, "cannot read the lease table; what is held stays held");
-                    self.show(self.view.borrow().seen, self.view.borrow().unread);
+                    let before = self.view.borrow().clone();
+                    self.show(before);
                 }
             }
             tokio::select! {
@@ -223,10 +238,11 @@ impl Round {
         }
     }
 
-    fn show(&self, seen: bool, unread: usize) {
+    /// Shows what is held now, beside what is known of the table.
+    fn show(&self, table: View) {
         let standing = |lease: &Lease| if lease.asked_by.is_some() { Standing::Asked } else { Standing::Held };
         let standing = self.held.iter().map(|(shard, lease)| (shard.clone(), standing(lease))).collect();
-        let view = View { standing, seen, unread };
+        let view = View { standing, ..table };
         self.view.send_if_modified(|shown| {
             let news = *shown != view;
             *shown = view;
@@ -277,8 +293,8 @@ impl Round {
         }
     }
 
-    /// Looks at the whole table, adds what is missing, takes what is due. Returns how many leases nobody reads.
-    async fn take(&mut self, wishes: &Wishes) -> Result<usize, SourceError> {
+    /// Looks at the whole table, adds what is missing, takes what is due. Returns what it saw of the others' leases.
+    async fn take(&mut self, wishes: &Wishes) -> Result<View, SourceError> {
         let mut leases = self.table.scan().await?;
         let missing: Vec<_> =
             wishes.offered.iter().filter(|(shard, _)| !leases.iter().any(|l| l.key == shard.shard())).collect();
@@ -321,8 +337,12 @@ impl Round {
         {
             tracing::info!(shard = lease.key, owner = lease.owner, "asked for the lease");
         }
-        let free = leases.iter().filter(|l| !l.is_ended() && self.observed.is_free(l, now));
-        Ok(free.filter(|l| !self.held.values().any(|h| h.key == l.key)).count())
+        let held: BTreeSet<&str> = self.held.values().map(|lease| lease.key.as_str()).collect();
+        let others = leases.iter().filter(|l| !l.is_ended() && !held.contains(l.key.as_str()));
+        let (free, owned): (Vec<_>, Vec<_>) = others.partition(|l| self.observed.is_free(l, now));
+        let doubtful = owned.iter().filter(|l| !self.observed.is_kept(l, now)).count();
+        let (unread, offers) = (free.len(), wishes.offers);
+        Ok(View { standing: BTreeMap::new(), seen: true, unread, doubtful, offers })
     }
 
     async fn give_back(&mut self, wishes: &Wishes) {

@@ -43,32 +43,46 @@ impl Lease {
 #[derive(Debug)]
 pub struct Observed {
     failover: Duration,
-    moved: HashMap<String, (Option<String>, i64, Instant)>,
+    leases: HashMap<String, Seen>,
+}
+
+#[derive(Debug, Clone)]
+struct Seen {
+    owner: Option<String>,
+    counter: i64,
+    at: Instant,
+    /// Whether it has moved since it was first looked at: only then its owner is known to live.
+    moved: bool,
 }
 
 impl Observed {
     /// Nothing seen yet.
     pub fn new(failover: Duration) -> Self {
-        Self { failover, moved: HashMap::new() }
+        Self { failover, leases: HashMap::new() }
     }
 
     /// Takes in what the table shows at `now`.
     pub fn note(&mut self, leases: &[Lease], now: Instant) {
-        let mut moved = HashMap::with_capacity(leases.len());
-        for lease in leases {
-            let same = |(owner, counter, _): &(Option<String>, i64, Instant)| {
-                *owner == lease.owner && *counter == lease.counter
+        let seen = leases.iter().map(|lease| {
+            let before = self.leases.get(&lease.key);
+            let seen = match before.filter(|seen| seen.owner == lease.owner && seen.counter == lease.counter) {
+                Some(same) => same.clone(),
+                None => Seen { owner: lease.owner.clone(), counter: lease.counter, at: now, moved: before.is_some() },
             };
-            let at = self.moved.get(&lease.key).filter(|m| same(m)).map_or(now, |m| m.2);
-            moved.insert(lease.key.clone(), (lease.owner.clone(), lease.counter, at));
-        }
-        self.moved = moved;
+            (lease.key.clone(), seen)
+        });
+        self.leases = seen.collect();
     }
 
     /// Whether a lease may be taken at `now`: it has no owner, or its owner was not seen to renew it for too long.
     pub fn is_free(&self, lease: &Lease, now: Instant) -> bool {
-        let expired = |m: &(_, _, Instant)| now.saturating_duration_since(m.2) >= self.failover;
-        lease.owner.is_none() || self.moved.get(&lease.key).is_some_and(expired)
+        let expired = |seen: &Seen| now.saturating_duration_since(seen.at) >= self.failover;
+        lease.owner.is_none() || self.leases.get(&lease.key).is_some_and(expired)
+    }
+
+    /// Whether somebody is known to read the shard: its lease moved while we looked, and has not expired at `now`.
+    pub fn is_kept(&self, lease: &Lease, now: Instant) -> bool {
+        !self.is_free(lease, now) && self.leases.get(&lease.key).is_some_and(|seen| seen.moved)
     }
 }
 
@@ -157,6 +171,18 @@ mod tests {
         // Nobody has seen this one yet, however old it may be.
         assert!(!observed.is_free(&lease("b", "other", 1), at(1_000)));
         assert!(observed.is_free(&lease("b", "", 1), at(1_000)));
+    }
+
+    #[test]
+    fn an_owner_lives_when_it_was_seen_to_renew() {
+        let start = Instant::now();
+        let mut observed = Observed::new(FAILOVER);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        observed.note(&[lease("a", "dead", 1), lease("b", "other", 1)], at(0));
+        observed.note(&[lease("a", "dead", 1), lease("b", "other", 2)], at(3));
+        assert!(!observed.is_kept(&lease("a", "dead", 1), at(3)));
+        assert!(observed.is_kept(&lease("b", "other", 2), at(3)));
+        assert!(!observed.is_kept(&lease("b", "other", 2), at(13)), "it has expired since");
     }
 
     #[test]
