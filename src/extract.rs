@@ -3,18 +3,20 @@
 //!
 //! A day is computed from the newest extract of an earlier day and what was added since (`plan.rs`), by the same aggregate
 //! as the current state. With the live keys the table keeps the removed ones (`kind = 'removed'`), so that the next day can
-//! be told from it; with the first extract of a day, every later one keeps what it corrects (`corrections.rs`). The table's partition of the day is replaced in one commit, which also says what it covers. Files
-//! elsewhere count only once `_SUCCESS` lists them; that manifest is written last, over the one of an earlier run.
+//! be told from it; and with a day that is extracted again, what differs from its earlier extracts (`corrections.rs`). The
+//! table's partition of the day is replaced in one commit, which also says what it covers. Files elsewhere count only once
+//! `_SUCCESS` lists them; that manifest is written last, over the one of an earlier run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
 use chrono::{Days, NaiveDate, Utc};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
 use datafusion::prelude::{DataFrame, SessionContext, col, lit};
+use deltalake::DeltaTable;
 use serde::Serialize;
 
 use crate::lake::tables::Table;
@@ -134,6 +136,12 @@ pub async fn run(
         done(&report);
         reports.push(report);
     }
+    match sweep::sweep_forgotten(&Table::DailyState.store(lake)).await {
+        Ok(0) => {}
+        Ok(files) => tracing::info!(files, "deleted files of daily_state that no commit lists"),
+        // They are invisible. The days are done.
+        Err(error) => tracing::warn!("left files of daily_state that no commit lists: {error}"),
+    }
     Ok(reports)
 }
 
@@ -141,6 +149,8 @@ const COLUMNS: &str = "pool, identity_pool_id, identity_id, dataset_name, key, v
                        device_last_modified_date";
 /// What the next day needs to go on from here.
 const ORDERED: &str = "is_after_removal, shard_id, sequence_number, sub_sequence, record_index, arrived_at";
+/// Which rows of the state are live keys.
+const LIVE: &str = "is_after_removal AND op <> 'remove'";
 const ORDER: &str = "ORDER BY pool, identity_id, dataset_name, key NULLS FIRST";
 
 async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &Limits) -> Result<Report, ExtractError> {
@@ -148,13 +158,11 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     let ask = async |sql: String| -> Result<DataFrame, ExtractError> {
         Ok(context.sql(&sql).await.map_err(QueryError::from)?)
     };
-    let is_live = "is_after_removal AND op <> 'remove'";
     let mut writer = Writer::new(lake, plan.date, out);
-    let live =
-        ask(format!("SELECT 'state' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE {is_live} {ORDER}")).await?;
+    let live = ask(format!("SELECT 'state' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE {LIVE} {ORDER}")).await?;
     let state_rows = writer.take("state", live).await?;
     let removed =
-        format!("SELECT 'removed' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE ({is_live}) IS NOT TRUE {ORDER}");
+        format!("SELECT 'removed' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE ({LIVE}) IS NOT TRUE {ORDER}");
     writer.take("removed", ask(removed).await?).await?;
     let changes = format!("SELECT 'change' AS kind, {COLUMNS} FROM daily_changes {ORDER}");
     let change_rows = writer.take("changes", ask(changes).await?).await?;
@@ -182,7 +190,8 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     };
     let about = serde_json::json!({
         "version": 1, "date": report.date, "state_rows": state_rows, "change_rows": change_rows,
-        "corrections": corrections, "covers": report.covers, "is_complete": is_complete, "shards": report.shards, "late_rows": report.late_rows,
+        "corrections": corrections, "covers": report.covers, "is_complete": is_complete, "shards": report.shards,
+        "late_rows": report.late_rows,
     });
     report.manifest = writer.publish(about).await?;
     let version = i64::try_from(plan.version).unwrap_or(i64::MAX);
@@ -190,12 +199,6 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     covers.extend(report.stale.iter().map(|day| (stale_id(*day), version)));
     let date = plan.date.to_string();
     report.version = replace::replace(lake, Table::DailyState, "extract_date", &date, writer.files, covers).await?;
-    match sweep::sweep_forgotten(&Table::DailyState.store(lake)).await {
-        Ok(0) => {}
-        Ok(files) => tracing::info!(files, "deleted files of daily_state that no commit lists"),
-        // They are invisible. The day is done.
-        Err(error) => tracing::warn!("left files of daily_state that no commit lists: {error}"),
-    }
     Ok(report)
 }
 
@@ -213,11 +216,7 @@ async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractE
     let name = |e: DataFusionError| ExtractError::Query(e.into());
     context.register_table("key_state", Arc::new(Resolved::new(tail, base))).map_err(name)?;
     let sorting = reading::for_sorting(&state);
-    let of_day = reading::files_of(&plan.records, &sorting, &plan.of_the_day()).await.map_err(name)?;
-    let of_day = match of_day {
-        Some(files) => files,
-        None => nothing(Table::SyncRecords.schema())?,
-    };
+    let of_day = rows_of(Table::SyncRecords, &plan.records, &sorting, &plan.of_the_day()).await?;
     context.register_table(Table::SyncRecords.name(), of_day).map_err(name)?;
     views::register(&context, &["changes", "daily_changes"]).await.map_err(name)?;
     Ok(context)
@@ -233,6 +232,16 @@ fn as_state(context: &SessionContext, base: Arc<dyn TableProvider>) -> Result<Ar
     Ok(rows.into_view())
 }
 
-fn nothing(schema: SchemaRef) -> Result<Arc<dyn TableProvider>, ExtractError> {
-    Ok(Arc::new(MemTable::try_new(schema, vec![Vec::new()]).map_err(QueryError::from)?))
+/// Some files of a table as a relation, also when they are none.
+async fn rows_of(
+    table: Table,
+    loaded: &DeltaTable,
+    session: &SessionState,
+    files: &BTreeSet<String>,
+) -> Result<Arc<dyn TableProvider>, ExtractError> {
+    let rows = reading::files_of(loaded, session, files).await.map_err(QueryError::from)?;
+    Ok(match rows {
+        Some(rows) => rows,
+        None => Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()]).map_err(QueryError::from)?),
+    })
 }

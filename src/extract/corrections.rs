@@ -9,15 +9,13 @@
 //! are carried on, and whoever loaded any version of the day needs only these rows.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use datafusion::catalog::TableProvider;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::plan::Plan;
-use super::{ExtractError, nothing};
+use super::{ExtractError, LIVE, ORDER, rows_of};
 use crate::lake::tables::Table;
-use crate::query::{QueryError, reading};
+use crate::query::QueryError;
 
 /// The extract of a day that is about to be replaced.
 pub struct Before {
@@ -40,12 +38,8 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
     }
     let session = context.state();
     let register = async |name: &str, of: Table, files: &BTreeSet<String>| -> Result<(), ExtractError> {
-        let table = if of == Table::DailyState { &plan.daily } else { &plan.records };
-        let rows = reading::files_of(table, &session, files).await.map_err(QueryError::from)?;
-        let rows: Arc<dyn TableProvider> = match rows {
-            Some(rows) => rows,
-            None => nothing(of.schema())?,
-        };
+        let loaded = if of == Table::DailyState { &plan.daily } else { &plan.records };
+        let rows = rows_of(of, loaded, &session, files).await?;
         context.register_table(name, rows).map_err(QueryError::from)?;
         Ok(())
     };
@@ -60,13 +54,12 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
         }
         None => "",
     };
-    let live = "is_after_removal AND op <> 'remove'";
     // A row that both have comes twice.
     let sql = format!(
         "WITH both_sides AS (
             SELECT {ROW} FROM (SELECT * FROM before_state WHERE kind = 'state') AS s {touched}
             UNION ALL
-            SELECT {ROW} FROM (SELECT * FROM key_state WHERE {live}) AS s {touched}
+            SELECT {ROW} FROM (SELECT * FROM key_state WHERE {LIVE}) AS s {touched}
         ), changed AS (
             SELECT pool, identity_id, dataset_name, key FROM both_sides GROUP BY {ROW} HAVING count(*) = 1
             UNION
@@ -74,11 +67,11 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
         )
         SELECT
             'correction' AS kind, pool, identity_pool_id, identity_id, dataset_name, key,
-            CASE WHEN {live} THEN value END AS value, CASE WHEN {live} THEN op ELSE 'remove' END AS op,
+            CASE WHEN {LIVE} THEN value END AS value, CASE WHEN {LIVE} THEN op ELSE 'remove' END AS op,
             sync_count, last_modified_date, device_last_modified_date
         FROM key_state AS s LEFT SEMI JOIN changed AS c
         ON s.pool = c.pool AND s.identity_id = c.identity_id AND s.dataset_name = c.dataset_name AND s.key = c.key
-        ORDER BY pool, identity_id, dataset_name, key"
+        {ORDER}"
     );
     Ok(Some(context.sql(&sql).await.map_err(QueryError::from)?))
 }

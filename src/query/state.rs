@@ -52,6 +52,8 @@ use tail::Tail;
 
 /// What a dataset is known by.
 const DATASET: [&str; 3] = ["pool", "identity_id", "dataset_name"];
+/// What a key is known by.
+const KEY: [&str; 4] = ["pool", "identity_id", "dataset_name", "key"];
 /// What a filter may speak of to be asked of every part.
 const OF_A_DATASET: [&str; 4] = ["pool", "identity_pool_id", "identity_id", "dataset_name"];
 
@@ -99,12 +101,8 @@ impl Resolved {
         let Some(tail) = hold(read(tail, &of_tail(wanted), filter)?, session).await? else {
             return Ok(None);
         };
-        let mut names = DATASET.to_vec();
-        names.extend(["key"].iter().chain(&ORDER[..HEAD]));
-        names.extend(
-            wanted.iter().filter(|name| !DATASET.contains(name) && **name != "key" && !ORDER[..HEAD].contains(name)),
-        );
-        let input = session.create_physical_plan(&read(state, &names, filter)?.build()?).await?;
+        let input = read(state, &with_order(&ORDER[..HEAD], wanted), filter)?.build()?;
+        let input = session.create_physical_plan(&input).await?;
         if input.output_partitioning().partition_count() == 0 {
             return Ok(None);
         }
@@ -179,10 +177,14 @@ fn same(name: &str) -> Expr {
 
 /// All columns that a resolution to `wanted` needs.
 fn needed<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
-    let mut names: Vec<&str> = DATASET.to_vec();
-    names.push("key");
-    names.extend(ORDER);
-    names.extend(wanted.iter().filter(|name| !DATASET.contains(name) && **name != "key" && !ORDER.contains(name)));
+    with_order(&ORDER, wanted)
+}
+
+/// What a key is known by, some columns of the order, and `wanted`; each once.
+fn with_order<'a>(order: &[&'a str], wanted: &[&'a str]) -> Vec<&'a str> {
+    let mut names = KEY.to_vec();
+    names.extend(order);
+    names.extend(wanted.iter().filter(|name| !KEY.contains(name) && !order.contains(name)));
     names
 }
 
@@ -211,8 +213,6 @@ fn latest_by(
     let row = latest::latest(kept).call(cols(names)).alias("r");
     rows.aggregate(cols(of), [row])?.project(unfolded)
 }
-
-const KEY: [&str; 4] = ["pool", "identity_id", "dataset_name", "key"];
 
 /// What a row has beside its key, and beside its fate, which is found out.
 fn payload<'a>(wanted: &[&'a str]) -> Vec<&'a str> {

@@ -18,18 +18,26 @@ def run(*command):
     return done.stdout
 
 
+def day_start(days):
+    """Where a day begins, so many after the first, as an event writes it."""
+    start = datetime.datetime.combine(FIRST_DAY + datetime.timedelta(days), datetime.time(), datetime.UTC)
+    return str(int(start.timestamp() * 1000)).encode()
+
+
+def date_of(line):
+    """An event's own date; it comes after those of its records."""
+    field = b'"lastModifiedDate":'
+    start = line.rindex(field) + len(field)
+    return line[start : start + 13]
+
+
 def split(events, folder, cuts):
     """The events of the days before each cut, and those after the last, by the server's date of the event."""
-    bounds = [datetime.datetime.combine(FIRST_DAY + datetime.timedelta(d), datetime.time(), datetime.UTC) for d in cuts]
-    bounds = [int(bound.timestamp() * 1000) for bound in bounds]
-    files = [open(folder / f"split-{n}.ndjson", "w") for n in range(len(cuts) + 1)]
-    # The event's own date comes after those of its records.
-    field = '"lastModifiedDate":'
-    with open(events) as lines:
+    bounds = [day_start(cut) for cut in cuts]
+    files = [open(folder / f"split-{n}.ndjson", "wb") for n in range(len(cuts) + 1)]
+    with open(events, "rb") as lines:
         for line in lines:
-            start = line.rindex(field) + len(field)
-            at = int(line[start : start + 13])
-            files[sum(at >= bound for bound in bounds)].write(line)
+            files[sum(date_of(line) >= bound for bound in bounds)].write(line)
     for file in files:
         file.close()
     return [folder / f"split-{n}.ndjson" for n in range(len(cuts) + 1)]
@@ -60,8 +68,7 @@ def history(binary, data, simulate, days, measure, duckdb, arg_max):
     """The same of the same users after a longer history: `days` days, of which all but the last are in the state."""
     lake, last = data / "history-lake", data / "history-last.ndjson"
     shutil.rmtree(lake, ignore_errors=True)
-    end = datetime.datetime.combine(FIRST_DAY + datetime.timedelta(days - 1), datetime.time(), datetime.UTC)
-    end, field = str(int(end.timestamp() * 1000)).encode(), b'"lastModifiedDate":'
+    end = day_start(days - 1)
     ingest = [binary / "synclake", "ingest", "--source", "file:-", "--lake", lake]
     with (
         subprocess.Popen(simulate, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as source,
@@ -69,8 +76,7 @@ def history(binary, data, simulate, days, measure, duckdb, arg_max):
         open(last, "wb") as late,
     ):
         for line in source.stdout:
-            start = line.rindex(field) + len(field)
-            (late if line[start : start + 13] >= end else sink.stdin).write(line)
+            (late if date_of(line) >= end else sink.stdin).write(line)
     if source.returncode or sink.returncode:
         sys.exit("the long history failed")
     run(binary / "synclake", "refresh", "--lake", lake)

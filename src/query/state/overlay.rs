@@ -40,7 +40,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::order::{ORDER, Rest};
 use super::tail::{IS_AFTER_REMOVAL, Names, Removal, Tail, column, heads_of, rest_of, with_columns};
-use super::{DATASET, same};
+use super::{KEY, same};
 
 /// Identities that are looked up at a time.
 const LOOKUPS: usize = 256;
@@ -187,10 +187,10 @@ async fn settle(sides: &Sides, ties: &[(Vec<usize>, RecordBatch)], beaten: &mut 
         many if many > LOOKUPS_MAX => vec![lit(true)],
         _ => identities.chunks(LOOKUPS).map(is_one_of).collect(),
     };
+    let columns: Vec<_> = KEY.iter().chain(&ORDER).map(|name| same(name)).collect();
     for filter in filters {
-        let columns: Vec<_> = DATASET.iter().chain(&["key"]).chain(&ORDER).map(|name| same(name)).collect();
         let state = provider_as_source(sides.state.clone());
-        let plan = LogicalPlanBuilder::scan("state", state, None)?.filter(filter)?.project(columns)?.build()?;
+        let plan = LogicalPlanBuilder::scan("state", state, None)?.filter(filter)?.project(columns.clone())?.build()?;
         let plan = sides.session.create_physical_plan(&plan).await?;
         let mut batches = execute_stream(plan, sides.session.task_ctx())?;
         while let Some(batch) = batches.try_next().await? {
