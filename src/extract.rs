@@ -214,7 +214,10 @@ async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractE
         None => None,
     };
     let name = |e: DataFusionError| ExtractError::Query(e.into());
-    context.register_table("key_state", Arc::new(Resolved::new(tail, base))).map_err(name)?;
+    let remedy =
+        plan.base.map(|day| format!("cannot read the extract of {day}; `synclake extract --date {day}` makes it anew"));
+    let resolved = Resolved::new(tail, base, remedy.unwrap_or_default());
+    context.register_table("key_state", Arc::new(resolved)).map_err(name)?;
     let sorting = reading::for_sorting(&state);
     let of_day = rows_of(Table::SyncRecords, &plan.records, &sorting, &plan.of_the_day()).await?;
     context.register_table(Table::SyncRecords.name(), of_day).map_err(name)?;

@@ -67,6 +67,15 @@ pub enum LakeError {
         #[source]
         source: Box<deltalake::DeltaTableError>,
     },
+    /// The log of a table that is made of others cannot be read.
+    #[error("the log of {table} cannot be read; delete that folder, and `synclake refresh` makes it anew")]
+    Derived {
+        /// URL of the table.
+        table: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Self>,
+    },
     /// A Parquet file cannot be encoded or decoded.
     #[error("{action} Parquet file {path}")]
     Parquet {

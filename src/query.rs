@@ -41,7 +41,7 @@ pub enum QueryError {
     Memory(String),
     /// DataFusion refuses it, or failed while it ran.
     #[error("{}", one_line(.0))]
-    Sql(#[source] DataFusionError),
+    Sql(DataFusionError),
     /// The result cannot be written.
     #[error("write {path}")]
     Output {
@@ -74,7 +74,7 @@ impl QueryError {
 
 /// The message without its hints and line breaks, and without a secret.
 fn one_line(error: &DataFusionError) -> String {
-    let text = error.strip_backtrace();
+    let text = error.strip_backtrace().replace("\ncaused by\n", ": ");
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let limited: String = text.chars().take(2_000).collect();
     crate::decode::redact(&limited)
@@ -127,7 +127,10 @@ impl Engine {
     /// There is no lake, or it cannot be read.
     pub async fn open(lake: &Store, limits: &Limits, scope: Scope) -> Result<Self, QueryError> {
         let context = session(limits)?;
-        let mut reading = Reading::load(lake).await?;
+        let others = Table::ALL.into_iter().filter(|table| !matches!(table, Table::SyncRecords | Table::State));
+        let others = others.map(|table| async move { (table, table.load(lake, None).await) });
+        let (reading, others) = futures::join!(Reading::load(lake), futures::future::join_all(others));
+        let mut reading = reading?;
         if scope.as_of.is_some() {
             (reading.state, reading.tail) = (None, None);
         }
@@ -145,14 +148,14 @@ impl Engine {
             Some(maintained) => Some(reading::provider(&maintained.table, &state).await?),
             None => None,
         };
-        context.register_table("key_state", Arc::new(Resolved::new(tail, maintained)))?;
-        for table in Table::ALL.into_iter().filter(|table| *table != Table::SyncRecords) {
-            let loaded = match &reading.state {
-                // The version that key_state reads, and not a second look.
-                Some(maintained) if table == Table::State => Some(maintained.table.clone()),
-                _ => table.load(lake, None).await?,
-            };
-            let provider: Arc<dyn TableProvider> = match loaded {
+        context.register_table("key_state", Arc::new(Resolved::new(tail, maintained, state::REBUILD)))?;
+        let state_table = match &reading.state {
+            // The version that key_state reads, and not a second look.
+            Some(maintained) => Ok(Some(maintained.table.clone())),
+            None => Table::State.load(lake, None).await,
+        };
+        for (table, loaded) in others.into_iter().chain([(Table::State, state_table)]) {
+            let provider: Arc<dyn TableProvider> = match loaded? {
                 Some(loaded) => reading::provider(&loaded, &plain).await?,
                 // A table that nobody has written yet is empty, not missing.
                 None => Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()])?),

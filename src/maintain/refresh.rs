@@ -27,7 +27,7 @@ use crate::lake::snapshot::{self, Living};
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, part, replace};
 use crate::query::reading::{self, COVERS, Reading};
-use crate::query::state::Resolved;
+use crate::query::state::{REBUILD, Resolved};
 use crate::query::{Limits, QueryError, session};
 
 /// Encoded bytes of one file of the state.
@@ -193,7 +193,8 @@ impl Run<'_> {
         // Where files that stay begin: no new one reaches over them, so that ranges stay apart.
         let stays: Vec<&str> = pool.files.iter().filter(|f| !f.is_touched).map(|f| f.low.as_str()).collect();
         let order = ["identity_id", "dataset_name", "key"].map(|name| col(name).sort(true, true));
-        let rows = context.read_table(Arc::new(Resolved::new(Some(tail), maintained)))?.sort(order.to_vec())?;
+        let resolved = Resolved::new(Some(tail), maintained, REBUILD);
+        let rows = context.read_table(Arc::new(resolved))?.sort(order.to_vec())?;
         let mut batches = rows.execute_stream().await?;
         let schema = Table::State.file_schema();
         let mut files = Files { store: Table::State.store(self.lake), pool: name, version, open: None, adds };

@@ -37,16 +37,23 @@ pub struct State {
 }
 
 impl Reading {
-    /// Loads the newest versions; the state first, so that it never covers more than is read.
+    /// Loads the newest versions, both at once; the state never covers more than is read.
     ///
     /// # Errors
     /// There is no lake, or it cannot be read.
     pub async fn load(lake: &Store) -> Result<Self, LakeError> {
-        let state = State::load(lake).await?;
-        let sync_records = Table::SyncRecords.load(lake, None).await?;
+        let newest = async || Table::SyncRecords.load(lake, None).await;
+        // Not one without the other: deltalake's threads take it ill when nobody waits for them.
+        let (state, sync_records) = futures::join!(State::load(lake), newest());
+        let (state, mut sync_records) = (state?, sync_records?);
+        let version_of = |table: &Option<DeltaTable>| table.as_ref().and_then(DeltaTable::version);
+        if state.as_ref().is_some_and(|state| version_of(&sync_records).is_none_or(|version| version < state.covers)) {
+            // There were commits and a refresh between the one look and the other.
+            sync_records = newest().await?;
+        }
+        let version = version_of(&sync_records).ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
         let sync_records = sync_records.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
         let store = Table::SyncRecords.store(lake);
-        let version = sync_records.version().ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
         let mut reading = Self { sync_records, version, state: None, tail: None };
         if let Some(state) = &state
             && state.covers > version
@@ -85,10 +92,18 @@ impl State {
     /// The table cannot be read.
     pub async fn load(lake: &Store) -> Result<Option<Self>, LakeError> {
         let store = Table::State.store(lake);
-        let Some(known) = log::read_transactions(&store).await? else { return Ok(None) };
-        let Some(covers) = known.ids.get(COVERS).and_then(|v| u64::try_from(*v).ok()) else { return Ok(None) };
-        let table = snapshot::load(&store, Some(known.version)).await?;
-        Ok(table.map(|table| Self { table, version: known.version, covers }))
+        let load = async {
+            let Some(known) = log::read_transactions(&store).await? else { return Ok(None) };
+            let Some(covers) = known.ids.get(COVERS).and_then(|v| u64::try_from(*v).ok()) else { return Ok(None) };
+            let table = snapshot::load(&store, Some(known.version)).await?;
+            Ok(table.map(|table| Self { table, version: known.version, covers }))
+        };
+        load.await.map_err(|source| match source {
+            damage @ (LakeError::Log { .. } | LakeError::Delta { .. }) => {
+                LakeError::Derived { table: store.to_string(), source: Box::new(damage) }
+            }
+            other => other,
+        })
     }
 }
 

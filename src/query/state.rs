@@ -18,7 +18,6 @@
 
 use std::sync::Arc;
 
-use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
@@ -50,10 +49,14 @@ use order::{HEAD, ORDER};
 use overlay::{Overlay, Sides};
 use tail::Tail;
 
-/// What a dataset is known by.
-const DATASET: [&str; 3] = ["pool", "identity_id", "dataset_name"];
+/// What to do when the table `state` cannot be read.
+pub const REBUILD: &str = "cannot read the table state; `synclake refresh --rebuild` makes it anew";
+
+/// What a dataset is known by. A pool's id and its partition's value are two spellings of one thing; the id lies in the
+/// files, and the value would be made up for every row.
+const DATASET: [&str; 3] = ["identity_pool_id", "identity_id", "dataset_name"];
 /// What a key is known by.
-const KEY: [&str; 4] = ["pool", "identity_id", "dataset_name", "key"];
+const KEY: [&str; 4] = ["identity_pool_id", "identity_id", "dataset_name", "key"];
 /// What a filter may speak of to be asked of every part.
 const OF_A_DATASET: [&str; 4] = ["pool", "identity_pool_id", "identity_id", "dataset_name"];
 
@@ -64,18 +67,24 @@ pub struct Resolved {
     tail: Option<Arc<dyn TableProvider>>,
     /// The maintained state, if there is one.
     state: Option<Arc<dyn TableProvider>>,
+    /// What to do when that cannot be read.
+    remedy: String,
     schema: SchemaRef,
 }
 
 impl Resolved {
-    /// From the maintained state and what it does not cover.
-    pub fn new(tail: Option<Arc<dyn TableProvider>>, state: Option<Arc<dyn TableProvider>>) -> Self {
+    /// From the maintained state and what it does not cover. An error of reading the state begins with `remedy`.
+    pub fn new(
+        tail: Option<Arc<dyn TableProvider>>,
+        state: Option<Arc<dyn TableProvider>>,
+        remedy: impl Into<String>,
+    ) -> Self {
         let view = |field: &Field| match field.data_type() {
             DataType::Utf8 => field.clone().with_data_type(DataType::Utf8View),
             _ => field.clone(),
         };
         let fields: Vec<Field> = Table::State.schema().fields().iter().map(|field| view(field)).collect();
-        Self { tail, state, schema: Arc::new(Schema::new(fields)) }
+        Self { tail, state, remedy: remedy.into(), schema: Arc::new(Schema::new(fields)) }
     }
 
     fn plan(&self, wanted: &[&str], filter: Option<&Expr>) -> Result<LogicalPlan> {
@@ -102,12 +111,12 @@ impl Resolved {
             return Ok(None);
         };
         let input = read(state, &with_order(&ORDER[..HEAD], wanted), filter)?.build()?;
-        let input = session.create_physical_plan(&input).await?;
+        let input = in_small_parts(session).create_physical_plan(&input).await?;
         if input.output_partitioning().partition_count() == 0 {
             return Ok(None);
         }
         let fields: Result<Vec<_>, _> = wanted.iter().map(|name| self.schema.field_with_name(name).cloned()).collect();
-        let sides = Sides { tail, state: state.clone(), session: session.clone() };
+        let sides = Sides { tail, state: state.clone(), remedy: self.remedy.clone(), session: session.clone() };
         Ok(Some(Arc::new(Overlay::new(input, Arc::new(sides), Arc::new(Schema::new(fields?))))))
     }
 
@@ -143,18 +152,15 @@ fn read(table: &Arc<dyn TableProvider>, names: &[&str], filter: Option<&Expr>) -
 /// The tail, in memory; `None` when it does not hold it.
 async fn hold(rows: LogicalPlanBuilder, session: &SessionState) -> Result<Option<Tail>> {
     let context = session.task_ctx();
-    let memory = MemoryConsumer::new("tail").register(context.memory_pool());
+    let mut tail = Tail::new(MemoryConsumer::new("tail").register(context.memory_pool()));
     let plan = session.create_physical_plan(&rows.build()?).await?;
-    let (schema, mut held) = (plan.schema(), Vec::new());
     let mut batches = execute_stream(plan, context)?;
     while let Some(batch) = batches.try_next().await? {
-        let bytes = batch.get_array_memory_size() + batch.num_rows() * tail::BYTES_OF_AN_ENTRY;
-        if memory.try_grow(bytes).is_err() {
+        if !tail.push(batch)? {
             return Ok(None);
         }
-        held.push(batch);
     }
-    Tail::new(concat_batches(&schema, &held)?, memory).map(Some)
+    Ok(Some(tail))
 }
 
 /// What is held of a tail's row: its fate is found out.
@@ -164,6 +170,18 @@ fn of_tail<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
         names.push("op");
     }
     names
+}
+
+/// Into how many parts for each thread the state is cut.
+const PARTS_OF_A_THREAD: usize = 8;
+
+/// A session that cuts files into more parts than there are threads: whoever is done with its own reads those of others.
+fn in_small_parts(session: &SessionState) -> SessionState {
+    let mut session = session.clone();
+    let options = session.config_mut().options_mut();
+    options.execution.target_partitions *= PARTS_OF_A_THREAD;
+    options.optimizer.enable_round_robin_repartition = false;
+    session
 }
 
 /// A column in the one form in which state and tail meet: text as views, also where it comes as a partition's value.
@@ -297,7 +315,17 @@ impl TableProvider for Resolved {
             }
             false => self.plan(&wanted, filter.as_ref())?,
         };
-        Ok(Arc::new(Boundary::new(session.create_physical_plan(&plan).await?)))
+        // Of the two together it cannot be told which one is at fault.
+        let remedy = self.tail.is_none().then(|| self.remedy.as_str().into());
+        Ok(Arc::new(Boundary::new(session.create_physical_plan(&plan).await?, remedy)))
+    }
+}
+
+/// An error of reading the state, with its remedy; that memory does not suffice is no fault of the state.
+fn told(error: DataFusionError, remedy: &str) -> DataFusionError {
+    match error.find_root() {
+        DataFusionError::ResourcesExhausted(_) => error,
+        _ => error.context(remedy),
     }
 }
 

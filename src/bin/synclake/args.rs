@@ -141,8 +141,9 @@ Examples:
   synclake extract --lake lake --consumer warehouse --out feed --format ndjson
 
 A day is computed from the extract of an earlier day and what was added since. Running it again for a date replaces that
-date, all of it or nothing. The report, a line of JSON a day, tells late rows, which extracted days they change, and whether
-every shard was read to the end of the day. A consumer gets each row once: a folder a delivery, complete with _SUCCESS.")]
+date, all of it or nothing, and what differs from its earlier extract is kept as rows of the kind correction. The report, a
+line of JSON a day, tells late rows, which extracted days they change, and whether every shard was read to the end of the
+day. A consumer gets each row once: a folder a delivery, complete with _SUCCESS.")]
 pub struct ExtractArgs {
     /// The day (UTC): YYYY-MM-DD, yesterday or today.
     #[arg(long, value_name = "DATE", value_parser = extract::parse_date, conflicts_with_all = ["from", "to"])]

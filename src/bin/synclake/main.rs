@@ -304,8 +304,8 @@ async fn run_extract(args: ExtractArgs, file: &File) -> Result<()> {
     reports?;
     told?;
     if !args.no_refresh {
-        let report =
-            refresh::run(&lake, &limits, false).await.context("refresh the state (the extract itself is done)")?;
+        let report = refresh::run(&lake, &limits, false).await;
+        let report = report.context("refresh the state (the extract itself is done, as with --no-refresh)")?;
         terminal::say(&format!("the state covers version {}", report.covers));
     }
     Ok(())

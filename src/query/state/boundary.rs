@@ -13,28 +13,33 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::filter_pushdown::{FilterDescription, FilterPushdownPhase};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning,
     PlanProperties, ReplaceChildrenOptions, Statistics,
 };
+use futures::TryStreamExt;
+
+use super::told;
 
 /// The inner plan.
 #[derive(Debug)]
 pub struct Boundary {
     input: Arc<dyn ExecutionPlan>,
+    remedy: Option<Arc<str>>,
     properties: Arc<PlanProperties>,
 }
 
 impl Boundary {
-    /// Around a plan.
-    pub fn new(input: Arc<dyn ExecutionPlan>) -> Self {
+    /// Around a plan; its errors are told with a remedy, if there is one.
+    pub fn new(input: Arc<dyn ExecutionPlan>, remedy: Option<Arc<str>>) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(input.schema()),
             Partitioning::UnknownPartitioning(input.output_partitioning().partition_count()),
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Self { input, properties: Arc::new(properties) }
+        Self { input, remedy, properties: Arc::new(properties) }
     }
 }
 
@@ -74,7 +79,7 @@ impl ExecutionPlan for Boundary {
         _: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         match (children.pop(), children.is_empty()) {
-            (Some(input), true) => Ok(Arc::new(Self::new(input))),
+            (Some(input), true) => Ok(Arc::new(Self::new(input, self.remedy.clone()))),
             _ => Err(DataFusionError::Internal("a boundary has one input".to_owned())),
         }
     }
@@ -84,7 +89,10 @@ impl ExecutionPlan for Boundary {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        self.input.execute(partition, context)
+        let rows = self.input.execute(partition, context)?;
+        let Some(remedy) = self.remedy.clone() else { return Ok(rows) };
+        let told = rows.map_err(move |error| told(error, &remedy));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), told)))
     }
 
     /// What is asked of the columns may be asked below.

@@ -7,14 +7,14 @@
 //! at the end           the rows of the tail that were not beaten, by the removals of both
 //! ```
 //!
-//! **Every partition of the state is read once, and the one that ends last gives the rows of the tail**: then, and not
-//! before, it is known which of them are beaten. Nobody waits, so any order of partitions will do, and who stops early loses
-//! nothing that they asked for.
+//! **Every partition of the state is read once, and who ends last gives the rows of the tail**: then, and not before, it is
+//! known which of them are beaten. Nobody waits, so any order of partitions will do, and who stops early loses nothing that
+//! they asked for.
 //!
 //! Of the order of changes the state is asked only for the head. Should heads be equal, the rest is looked up in the end.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering as Memory};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,7 +40,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::order::{ORDER, Rest};
 use super::tail::{IS_AFTER_REMOVAL, Names, Removal, Tail, column, heads_of, rest_of, with_columns};
-use super::{KEY, same};
+use super::{KEY, same, told};
 
 /// Identities that are looked up at a time.
 const LOOKUPS: usize = 256;
@@ -54,6 +54,8 @@ pub struct Sides {
     pub tail: Tail,
     /// The state.
     pub state: Arc<dyn TableProvider>,
+    /// What to do when it cannot be read.
+    pub remedy: String,
     /// The session that reads it.
     pub session: SessionState,
 }
@@ -80,8 +82,8 @@ struct Pass {
 struct Found {
     /// Rows of the tail that are earlier than the state's.
     beaten: Vec<bool>,
-    /// Removals of the tail's datasets that the state has.
-    removals: HashMap<u32, Removal>,
+    /// Of each of the tail's datasets, the removal that the state has.
+    removals: Vec<Option<Removal>>,
     /// Rows of the state that have the head of a row of the tail, with the numbers of those.
     ties: Vec<(Vec<usize>, RecordBatch)>,
 }
@@ -96,8 +98,9 @@ impl Overlay {
     /// Of `input`, which reads from the state what names a row, the head of the order, and the columns of `schema`.
     pub fn new(input: Arc<dyn ExecutionPlan>, sides: Arc<Sides>, schema: SchemaRef) -> Self {
         let partitions = input.output_partitioning().partition_count();
-        let found = Found { beaten: vec![false; sides.tail.len()], ..Found::default() };
-        let pass = Arc::new(Pass { open: AtomicUsize::new(partitions), found: Mutex::new(found) });
+        let (beaten, removals) = (vec![false; sides.tail.len()], vec![None; sides.tail.datasets()]);
+        let found = Mutex::new(Found { beaten, removals, ties: Vec::new() });
+        let pass = Arc::new(Pass { open: AtomicUsize::new(partitions), found });
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
             Partitioning::UnknownPartitioning(partitions),
@@ -146,7 +149,7 @@ impl Pass {
         let rows = project(schema, batch, &removed)?;
         let mut found = self.found();
         beaten.into_iter().for_each(|entry| found.beaten[entry] = true);
-        found.removals.extend(removals);
+        removals.into_iter().for_each(|(dataset, at)| found.removals[dataset as usize] = Some(at));
         if !ties.is_empty() {
             let (entries, numbers): (Vec<usize>, Vec<u32>) = ties.into_iter().unzip();
             let columns = take_arrays(rows.columns(), &UInt32Array::from(numbers), None)?;
@@ -193,7 +196,7 @@ async fn settle(sides: &Sides, ties: &[(Vec<usize>, RecordBatch)], beaten: &mut 
         let plan = LogicalPlanBuilder::scan("state", state, None)?.filter(filter)?.project(columns.clone())?.build()?;
         let plan = sides.session.create_physical_plan(&plan).await?;
         let mut batches = execute_stream(plan, sides.session.task_ctx())?;
-        while let Some(batch) = batches.try_next().await? {
+        while let Some(batch) = batches.try_next().await.map_err(|error| told(error, &sides.remedy))? {
             let (names, heads, rest) = (Names::of(&batch)?, heads_of(&batch)?, rest_of(&batch));
             for row in 0..batch.num_rows() {
                 let entry = tail.dataset(&names, row).and_then(|dataset| tail.find(dataset, names.key(row)));
@@ -287,7 +290,7 @@ impl ExecutionPlan for Overlay {
             let metrics = metrics.intermediate();
             self.input.execute(partition, context)?.map(move |batch| {
                 let _timer = metrics.elapsed_compute().timer();
-                pass.apply(&sides.tail, &schema, &batch?)
+                pass.apply(&sides.tail, &schema, &batch.map_err(|error| told(error, &sides.remedy))?)
             })
         };
         let of_tail = {

@@ -1,15 +1,14 @@
 //! The latest change of each key of the tail, held, to be found by the rows of the state.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringViewArray, UInt64Array,
+    Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringViewArray, new_empty_array,
 };
-use arrow::compute::{cast, take};
+use arrow::compute::{cast, interleave};
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::MemoryReservation;
@@ -20,7 +19,7 @@ use super::order::{HEAD, Head, Heads, ORDER, Rest};
 /// The column that is found out, and not read, of a tail's row.
 pub const IS_AFTER_REMOVAL: &str = "is_after_removal";
 /// What an entry takes beside its columns, at most.
-pub const BYTES_OF_AN_ENTRY: usize = 64;
+const BYTES_OF_AN_ENTRY: usize = 128;
 
 /// What the rows of a batch are of.
 pub struct Names {
@@ -28,6 +27,8 @@ pub struct Names {
     identities: StringViewArray,
     datasets: StringViewArray,
     keys: StringViewArray,
+    /// Whether every row has a pool, an identity and a dataset.
+    complete: bool,
 }
 
 impl Names {
@@ -37,18 +38,16 @@ impl Names {
             let text = cast(column(batch, name)?, &DataType::Utf8View)?;
             Ok::<_, DataFusionError>(text.as_string_view().clone())
         };
-        let (pools, identities) = (view("pool")?, view("identity_id")?);
-        Ok(Self { pools, identities, datasets: view("dataset_name")?, keys: view("key")? })
+        let (pools, identities, datasets) = (view("identity_pool_id")?, view("identity_id")?, view("dataset_name")?);
+        let complete = [&pools, &identities, &datasets].iter().all(|names| names.null_count() == 0);
+        Ok(Self { pools, identities, datasets, keys: view("key")?, complete })
     }
 
     /// Whether a row is of the dataset of the row before it. Equal views into the same buffers are equal texts; that other
     /// views may be so too costs a look and nothing else.
     pub fn goes_on(&self, row: usize) -> bool {
-        let same = |names: &StringViewArray| {
-            let views = names.views();
-            row > 0 && views[row] == views[row - 1] && names.is_valid(row) && names.is_valid(row - 1)
-        };
-        same(&self.datasets) && same(&self.identities) && same(&self.pools)
+        let same = |names: &StringViewArray| names.views()[row] == names.views()[row - 1];
+        row > 0 && self.complete && same(&self.datasets) && same(&self.identities) && same(&self.pools)
     }
 
     pub fn identity(&self, row: usize) -> Option<&str> {
@@ -96,10 +95,7 @@ pub type Removal = (i64, i64);
 
 /// The latest row of each key, and where it is.
 pub struct Tail {
-    rows: RecordBatch,
-    names: Names,
-    heads: Heads,
-    rest: Vec<ArrayRef>,
+    parts: Vec<Part>,
     hasher: DefaultHashBuilder,
     datasets: Vec<Dataset>,
     /// Datasets, by name.
@@ -107,19 +103,37 @@ pub struct Tail {
     entries: Vec<Entry>,
     /// Entries, by dataset and key.
     by_key: HashTable<u32>,
-    _memory: MemoryReservation,
+    memory: MemoryReservation,
+}
+
+/// Rows as they came.
+struct Part {
+    rows: RecordBatch,
+    names: Names,
+    rest: Vec<ArrayRef>,
+}
+
+/// Where a row is.
+#[derive(Clone, Copy)]
+struct Place {
+    part: u32,
+    row: u32,
 }
 
 struct Dataset {
+    hash: u64,
     /// A row that names it.
-    row: usize,
+    at: Place,
     removal: Option<Removal>,
 }
 
 /// A key, and its latest row.
 struct Entry {
+    hash: u64,
     dataset: u32,
-    row: usize,
+    at: Place,
+    /// Of that row; here, because nearly every look at an entry ends with it.
+    head: Head,
 }
 
 impl fmt::Debug for Tail {
@@ -129,74 +143,88 @@ impl fmt::Debug for Tail {
 }
 
 impl Tail {
-    /// Of rows with all columns of the order, and `op`. `memory` covers what they take.
-    pub fn new(rows: RecordBatch, memory: MemoryReservation) -> Result<Self> {
-        let rest = rest_of(&rows).ok_or_else(|| DataFusionError::Internal("rows without an order".to_owned()))?;
-        let ops = cast(column(&rows, "op")?, &DataType::Utf8View)?;
-        let mut tail = Self {
-            names: Names::of(&rows)?,
-            heads: heads_of(&rows)?,
-            rest,
+    /// Of no rows yet. `memory` will cover what they take.
+    pub fn new(memory: MemoryReservation) -> Self {
+        Self {
+            parts: Vec::new(),
             hasher: DefaultHashBuilder::default(),
             datasets: Vec::new(),
             by_name: HashTable::new(),
             entries: Vec::new(),
-            by_key: HashTable::with_capacity(rows.num_rows()),
-            rows,
-            _memory: memory,
-        };
+            by_key: HashTable::new(),
+            memory,
+        }
+    }
+
+    /// Takes in rows with all columns of the order, and `op`. Gives false when memory does not hold them: then the tail is
+    /// good for nothing.
+    pub fn push(&mut self, rows: RecordBatch) -> Result<bool> {
+        let bytes = rows.get_array_memory_size() + rows.num_rows() * BYTES_OF_AN_ENTRY;
+        if self.memory.try_grow(bytes).is_err() {
+            return Ok(false);
+        }
+        let rest = rest_of(&rows).ok_or_else(|| DataFusionError::Internal("rows without an order".to_owned()))?;
+        let ops = cast(column(&rows, "op")?, &DataType::Utf8View)?;
+        let (heads, count) = (heads_of(&rows)?, rows.num_rows());
+        // More parts or rows than these do not fit into memory.
+        let part = u32::try_from(self.parts.len()).unwrap_or(u32::MAX);
+        self.parts.push(Part { names: Names::of(&rows)?, rest, rows });
         let mut dataset = None;
-        for row in 0..tail.rows.num_rows() {
-            if !tail.names.goes_on(row) {
-                dataset = tail.dataset(&tail.names, row);
+        for (row, number) in (0..count).zip(0_u32..) {
+            let names = &self.parts[part as usize].names;
+            if !names.goes_on(row) {
+                dataset = self.dataset(names, row);
             }
             // A row without a key that is no removal marks an event without records: it changed nothing.
-            if tail.names.key(row).is_some() || text(ops.as_string_view(), row) == Some("remove") {
-                dataset = Some(tail.add(dataset, row));
+            if names.key(row).is_some() || text(ops.as_string_view(), row) == Some("remove") {
+                dataset = Some(self.add(dataset, Place { part, row: number }, heads.get(row)));
             }
         }
-        Ok(tail)
+        Ok(true)
     }
 
     /// Takes a row in; gives the number of its dataset.
-    fn add(&mut self, dataset: Option<u32>, row: usize) -> u32 {
-        let dataset = dataset.unwrap_or_else(|| self.add_dataset(row));
-        let head = self.heads.get(row);
-        if self.names.key(row).is_none() {
+    fn add(&mut self, dataset: Option<u32>, at: Place, head: Head) -> u32 {
+        let dataset = dataset.unwrap_or_else(|| self.add_dataset(at));
+        if self.key(at).is_none() {
             let removal = &mut self.datasets[dataset as usize].removal;
             *removal = (*removal).max(Some((head.sync_count, head.modified)));
         }
-        match self.find(dataset, self.names.key(row)) {
+        match self.find(dataset, self.key(at)) {
             Some(entry) => {
-                if self.compare(head, Some(Rest(&self.rest)), row, entry).is_some_and(Ordering::is_gt) {
-                    self.entries[entry].row = row;
+                let rest = Some(Rest(&self.part(at).rest));
+                if self.compare(head, rest, at.row as usize, entry).is_some_and(Ordering::is_gt) {
+                    (self.entries[entry].at, self.entries[entry].head) = (at, head);
                 }
             }
-            None => self.add_entry(dataset, row),
+            None => self.add_entry(dataset, at, head),
         }
         dataset
     }
 
-    fn add_dataset(&mut self, row: usize) -> u32 {
+    fn add_dataset(&mut self, at: Place) -> u32 {
         let number = u32::try_from(self.datasets.len()).unwrap_or(u32::MAX);
-        self.datasets.push(Dataset { row, removal: None });
-        let hash = self.hasher.hash_one(self.names.dataset(row));
-        let (names, datasets, hasher) = (&self.names, &self.datasets, &self.hasher);
-        let again = |&known: &u32| hasher.hash_one(names.dataset(datasets[known as usize].row));
-        self.by_name.insert_unique(hash, number, again);
+        let hash = self.hasher.hash_one(self.part(at).names.dataset(at.row as usize));
+        self.datasets.push(Dataset { hash, at, removal: None });
+        let datasets = &self.datasets;
+        self.by_name.insert_unique(hash, number, |&known| datasets[known as usize].hash);
         number
     }
 
-    fn add_entry(&mut self, dataset: u32, row: usize) {
+    fn add_entry(&mut self, dataset: u32, at: Place, head: Head) {
         let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        self.entries.push(Entry { dataset, row });
-        let hash = self.hasher.hash_one((dataset, self.names.key(row)));
-        let (names, entries, hasher) = (&self.names, &self.entries, &self.hasher);
-        let again = |&known: &u32| {
-            let entry = &entries[known as usize];
-            hasher.hash_one((entry.dataset, names.key(entry.row)))
-        };
-        self.by_key.insert_unique(hash, number, again);
+        let hash = self.hasher.hash_one((dataset, self.key(at)));
+        self.entries.push(Entry { hash, dataset, at, head });
+        let entries = &self.entries;
+        self.by_key.insert_unique(hash, number, |&known| entries[known as usize].hash);
+    }
+
+    fn part(&self, at: Place) -> &Part {
+        &self.parts[at.part as usize]
+    }
+
+    fn key(&self, at: Place) -> Option<&str> {
+        self.part(at).names.key(at.row as usize)
     }
 
     /// How many keys there are.
@@ -204,20 +232,29 @@ impl Tail {
         self.entries.len()
     }
 
+    /// How many datasets there are.
+    pub fn datasets(&self) -> usize {
+        self.datasets.len()
+    }
+
     /// Columns of the latest row of each key but of those that are `beaten`. `removals` are more of them, by dataset.
-    pub fn left(&self, schema: &SchemaRef, beaten: &[bool], removals: &HashMap<u32, Removal>) -> Result<RecordBatch> {
+    pub fn left(&self, schema: &SchemaRef, beaten: &[bool], removals: &[Option<Removal>]) -> Result<RecordBatch> {
         let left = self.entries.iter().zip(beaten).filter(|(_, is_beaten)| !**is_beaten).map(|(entry, _)| entry);
         let left: Vec<&Entry> = left.collect();
-        let rows: UInt64Array = left.iter().map(|entry| Some(entry.row as u64)).collect();
+        let places: Vec<(usize, usize)> =
+            left.iter().map(|entry| (entry.at.part as usize, entry.at.row as usize)).collect();
         let is_after = |entry: &&Entry| {
-            let head = self.heads.get(entry.row);
-            let removal = self.removal(entry.dataset).max(removals.get(&entry.dataset).copied());
-            let is_after = removal.is_none_or(|removal| (head.sync_count, head.modified) > removal);
-            Some(is_after && self.names.key(entry.row).is_some())
+            let removal = self.removal(entry.dataset).max(removals[entry.dataset as usize]);
+            let is_after = removal.is_none_or(|removal| (entry.head.sync_count, entry.head.modified) > removal);
+            Some(is_after && self.key(entry.at).is_some())
         };
         let columns = schema.fields().iter().map(|field| match field.name().as_str() {
             IS_AFTER_REMOVAL => Ok(Arc::new(left.iter().map(is_after).collect::<BooleanArray>()) as ArrayRef),
-            name => Ok(cast(&take(column(&self.rows, name)?, &rows, None)?, field.data_type())?),
+            _ if left.is_empty() => Ok(new_empty_array(field.data_type())),
+            name => {
+                let parts = self.parts.iter().map(|part| column(&part.rows, name).map(AsRef::as_ref));
+                Ok(cast(&interleave(&parts.collect::<Result<Vec<_>>>()?, &places)?, field.data_type())?)
+            }
         });
         with_columns(schema, columns.collect::<Result<_>>()?, left.len())
     }
@@ -225,24 +262,29 @@ impl Tail {
     /// The number of the dataset that a row is of, if the tail has it.
     pub fn dataset(&self, names: &Names, row: usize) -> Option<u32> {
         let name = names.dataset(row);
-        let is_it = |&known: &u32| self.names.dataset(self.datasets[known as usize].row) == name;
-        self.by_name.find(self.hasher.hash_one(name), is_it).copied()
+        let hash = self.hasher.hash_one(name);
+        let is_it = |&known: &u32| {
+            let Dataset { hash: known, at, .. } = &self.datasets[known as usize];
+            *known == hash && self.part(*at).names.dataset(at.row as usize) == name
+        };
+        self.by_name.find(hash, is_it).copied()
     }
 
     /// The number of a key of a dataset.
     pub fn find(&self, dataset: u32, key: Option<&str>) -> Option<usize> {
+        let hash = self.hasher.hash_one((dataset, key));
         let is_it = |&known: &u32| {
             let entry = &self.entries[known as usize];
-            entry.dataset == dataset && self.names.key(entry.row) == key
+            entry.hash == hash && entry.dataset == dataset && self.key(entry.at) == key
         };
-        self.by_key.find(self.hasher.hash_one((dataset, key)), is_it).map(|&entry| entry as usize)
+        self.by_key.find(hash, is_it).map(|&entry| entry as usize)
     }
 
     /// Whether a row comes after the latest of a key; `None` when their heads are equal, and that is all that is known of it.
     pub fn compare(&self, head: Head, rest: Option<Rest<'_>>, row: usize, entry: usize) -> Option<Ordering> {
-        let at = self.entries[entry].row;
-        match head.cmp(&self.heads.get(at)) {
-            Ordering::Equal => rest.map(|rest| rest.compare(row, &Rest(&self.rest), at)),
+        let Entry { at, head: latest, .. } = self.entries[entry];
+        match head.cmp(&latest) {
+            Ordering::Equal => rest.map(|rest| rest.compare(row, &Rest(&self.part(at).rest), at.row as usize)),
             order => Some(order),
         }
     }
@@ -254,6 +296,7 @@ impl Tail {
 
     /// The identity of a key.
     pub fn identity(&self, entry: usize) -> Option<&str> {
-        self.names.identity(self.entries[entry].row)
+        let at = self.entries[entry].at;
+        self.part(at).names.identity(at.row as usize)
     }
 }

@@ -40,9 +40,12 @@ fn changes() -> impl Strategy<Value = Vec<Value>> {
 
 fn table(rows: &[&Value]) -> Arc<dyn TableProvider> {
     let schema = Table::SyncRecords.schema();
-    let mut decoder = arrow::json::ReaderBuilder::new(schema.clone()).build_decoder().unwrap();
-    decoder.serialize(rows).unwrap();
-    let batches: Vec<RecordBatch> = decoder.flush().unwrap().into_iter().collect();
+    let batch = |rows: &[&Value]| {
+        let mut decoder = arrow::json::ReaderBuilder::new(schema.clone()).build_decoder().unwrap();
+        decoder.serialize(rows).unwrap();
+        decoder.flush().unwrap()
+    };
+    let batches: Vec<RecordBatch> = rows.chunks(5).filter_map(batch).collect();
     Arc::new(MemTable::try_new(schema, vec![batches]).unwrap())
 }
 
@@ -65,7 +68,7 @@ fn texts(batches: &[RecordBatch]) -> Vec<String> {
 
 /// The state of some changes as a table of three partitions, sorted as the maintained one is.
 async fn maintained(changes: &[&Value]) -> Arc<dyn TableProvider> {
-    let resolved = Resolved::new(Some(table(changes)), None);
+    let resolved = Resolved::new(Some(table(changes)), None, "");
     let order = KEY.map(|name| col(name).sort(true, true)).to_vec();
     let sorted = session().read_table(Arc::new(resolved)).unwrap().sort(order).unwrap();
     let schema = Arc::new(sorted.schema().as_arrow().clone());
@@ -86,9 +89,9 @@ async fn check(changes: Vec<Value>, parts: Vec<u8>) {
     let all_columns: Vec<String> = Table::State.schema().fields().iter().map(|field| field.name().clone()).collect();
     let all_columns: Vec<&str> = all_columns.iter().map(String::as_str).collect();
     let (state, tail) = (maintained(&part(0)).await, table(&part(1)));
-    let laid_over = || Resolved::new(Some(tail.clone()), Some(state.clone()));
+    let laid_over = || Resolved::new(Some(tail.clone()), Some(state.clone()), "");
     for columns in [&all_columns[..], &ALL_TIES[..], &["value"][..]] {
-        let expected = rows(Resolved::new(Some(table(&all)), None), columns).await;
+        let expected = rows(Resolved::new(Some(table(&all)), None, ""), columns).await;
         assert_eq!(rows(laid_over(), columns).await, expected, "laid over, {columns:?}");
         let context = session();
         let together = laid_over().plan(columns, None).unwrap();
@@ -104,7 +107,7 @@ async fn check(changes: Vec<Value>, parts: Vec<u8>) {
             let rows = session().read_table(Arc::new(resolved)).unwrap().filter(filter).unwrap();
             async move { texts(&rows.select_columns(&ALL_TIES).unwrap().collect().await.unwrap()) }
         };
-        assert_eq!(of(laid_over()).await, of(Resolved::new(Some(table(&all)), None)).await, "{identity}");
+        assert_eq!(of(laid_over()).await, of(Resolved::new(Some(table(&all)), None, "")).await, "{identity}");
     }
 }
 

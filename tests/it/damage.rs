@@ -1,0 +1,94 @@
+//! What is made of other tables, damaged: the error says what makes it anew, and that does.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use crate::harness::{assert_state_is_oracle, count, ok, query, refused, simulate, synclake};
+
+const LIVE: &str = "select count(value) from current_state";
+
+fn ask(lake: &Path) -> Output {
+    query().arg("--lake").arg(lake).args(["-c", LIVE]).output().unwrap()
+}
+
+fn ingest(events: &str, lake: &Path, name: &str) {
+    let file = lake.with_file_name(name);
+    std::fs::write(&file, events).unwrap();
+    ok(synclake().arg("ingest").args(["--source", &format!("file:{}", file.display()), "--lake"]).arg(lake));
+}
+
+/// The files below a folder whose paths hold `part`, and end so.
+fn files(folder: &Path, part: &str, end: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = path.to_string_lossy().into_owned();
+        if path.is_dir() {
+            found.extend(files(&path, part, end));
+        } else if text.contains(part) && text.ends_with(end) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_damaged_state_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, oracle) = simulate(folder.path(), &["--events", "400", "--seed", "3", "--pools", "2"]);
+    let lake = folder.path().join("lake");
+    let events = std::fs::read_to_string(events).unwrap();
+    let cut = events.match_indices('\n').nth(250).unwrap().0 + 1;
+    ingest(&events[..cut], &lake, "first.ndjson");
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    let expected = count(lake.to_str().unwrap(), LIVE);
+
+    // First everything is in the state, then some of it is newer: two ways to read it.
+    std::fs::remove_file(&files(&lake.join("state"), "state-", ".parquet")[0]).unwrap();
+    refused(&ask(&lake), 1, &["cannot read the table state", "`synclake refresh --rebuild` makes it anew", ".parquet"]);
+    ok(synclake().args(["refresh", "--rebuild", "--lake"]).arg(&lake));
+    assert_eq!(count(lake.to_str().unwrap(), LIVE), expected);
+
+    ingest(&events[cut..], &lake, "second.ndjson");
+    let log = files(&lake.join("state"), "_delta_log", ".json").pop().unwrap();
+    let newest = files(&lake.join("state"), "state-0000000002", ".parquet");
+    newest.iter().for_each(|file| std::fs::write(file, "no Parquet").unwrap());
+    refused(&ask(&lake), 1, &["cannot read the table state", "`synclake refresh --rebuild` makes it anew"]);
+    ok(synclake().args(["refresh", "--rebuild", "--lake"]).arg(&lake));
+    assert_state_is_oracle(lake.to_str().unwrap(), &[&oracle]);
+
+    std::fs::write(&log, "{\"add\":").unwrap();
+    let state = lake.join("state");
+    let said = [state.to_str().unwrap(), "delete that folder", log.file_name().unwrap().to_str().unwrap()];
+    refused(&ask(&lake), 1, &said);
+    refused(&synclake().args(["refresh", "--lake"]).arg(&lake).output().unwrap(), 1, &said);
+    std::fs::remove_dir_all(&state).unwrap();
+    assert_state_is_oracle(lake.to_str().unwrap(), &[&oracle]);
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    assert_state_is_oracle(lake.to_str().unwrap(), &[&oracle]);
+}
+
+#[test]
+fn a_damaged_extract_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "300", "--seed", "3", "--days", "3"]);
+    let lake = folder.path().join("lake");
+    ingest(&std::fs::read_to_string(events).unwrap(), &lake, "all.ndjson");
+    let extract = |date: &str| {
+        synclake().args(["extract", "--no-refresh", "--date", date, "--lake"]).arg(&lake).output().unwrap()
+    };
+    for day in ["2026-01-01", "2026-01-02"] {
+        assert!(extract(day).status.success());
+    }
+    let day = files(&lake.join("daily_state"), "extract_date=2026-01-02", ".parquet");
+    std::fs::remove_file(day.iter().find(|file| file.to_string_lossy().contains("part-state")).unwrap()).unwrap();
+    let said = ["cannot read the extract of 2026-01-02", "`synclake extract --date 2026-01-02` makes it anew"];
+    refused(&extract("2026-01-03"), 1, &said);
+    assert!(extract("2026-01-02").status.success());
+    let third = extract("2026-01-03");
+    let report: serde_json::Value = serde_json::from_slice(&third.stdout).unwrap();
+    let as_of = "select count(*) from current_state";
+    let as_of = ok(query().args(["--as-of", "2026-01-03", "--format", "csv", "-c", as_of, "--lake"]).arg(&lake));
+    assert_eq!(as_of.lines().nth(1).unwrap(), report["state_rows"].to_string());
+}
