@@ -28,6 +28,9 @@ struct Known {
     ready: BTreeMap<ShardKey, StartAt>,
     listed: bool,
     list_at: Option<Instant>,
+    /// Shards that the ledger had when the listing began that is under way: what it does not list of these is gone. (Of
+    /// those that came later it may be too old to know.)
+    before: BTreeSet<ShardKey>,
 }
 
 impl Run {
@@ -60,6 +63,7 @@ impl Run {
             }
             if !self.stopping && self.listing.is_none() && known.list_at.is_some_and(|at| Instant::now() >= at) {
                 let kinesis = stream.kinesis.clone();
+                known.before = self.progress(stream).into_keys().collect();
                 self.listing = Some(tokio::spawn(async move { kinesis.list().await }));
                 known.list_at = None;
             }
@@ -70,9 +74,10 @@ impl Run {
             match self.turn([idle_at, known.list_at].into_iter().flatten().min()).await? {
                 Turn::Listed(listing) => {
                     // A shard may have ended while it was under way: then the next one is due at once.
+                    let is_old = known.list_at.is_some();
                     known.list_at.get_or_insert_with(|| Instant::now() + RELIST);
                     self.listed(stream, &listing, &mut known).await?;
-                    if known.ready.is_empty() && self.reading.is_empty() && !listing.shards.is_empty() {
+                    if known.ready.is_empty() && self.reading.is_empty() && !listing.shards.is_empty() && !is_old {
                         tracing::info!("every shard of the stream has ended");
                         break;
                     }
@@ -95,11 +100,14 @@ impl Run {
     /// Since when this worker has had nothing to do: every shard that it reads is caught up, and there is none to take.
     ///
     /// **Invariant: nobody is idle before the children of a shard that ended have a reader.** Its end makes a listing
-    /// due, the listing an offer, and only a look at the table after that offer tells who reads them.
+    /// due, the listing an offer, and only a look at the table after that offer tells who reads them. The end may be another
+    /// worker's, who may not live to offer them.
     fn idle_since(&self, known: &Known) -> Option<Instant> {
         let all = self.reading.keys().all(|shard| self.caught_up.contains_key(shard));
         let settled = self.keeper.as_ref().is_none_or(|keeper| {
-            keeper.is_settled() && keeper.view().standing.keys().all(|shard| self.reading.contains_key(shard))
+            let view = keeper.view();
+            let follows = view.ended.iter().all(|shard| !known.ready.contains_key(shard));
+            keeper.is_settled() && follows && view.standing.keys().all(|shard| self.reading.contains_key(shard))
         });
         let waits = self.keeper.is_none() && self.reading.is_empty();
         let listed = known.listed && self.listing.is_none();
@@ -116,8 +124,11 @@ impl Run {
             let beginnings = beginnings(stream, &listing.shards, now_ms).await?;
             self.writer.begin(&beginnings).await?;
             ledger = self.progress(stream);
+            // Which of them are gone, only a listing tells that begins now.
+            known.list_at = Some(Instant::now());
         }
-        for shard in kinesis::trimmed(&listing.shards, &ledger) {
+        for shard in kinesis::trimmed(&listing.shards, &ledger).into_iter().filter(|shard| known.before.contains(shard))
+        {
             let from = ledger.get(&shard).map_or(StartAt::TrimHorizon, |progress| progress.from);
             for (shard, state) in self.writer.acquire(&[(shard, from)]).await? {
                 self.leave(&shard);
@@ -170,6 +181,11 @@ impl Run {
         }
         if self.stopping {
             return Ok(());
+        }
+        // Others have ended these since the last listing: their children may be read.
+        let ended = view.ended.iter().filter(|shard| known.ready.remove(*shard).is_some()).count();
+        if ended > 0 {
+            known.list_at = Some(Instant::now());
         }
         let asked = |shard: &ShardKey| view.standing.get(shard) == Some(&Standing::Asked);
         let hand_over: Vec<_> = self.reading.keys().filter(|shard| asked(shard)).cloned().collect();

@@ -304,7 +304,7 @@ def ambiguous(options):
 
 def lineage(options):
     """Shards split and merge while the services are slower than the idle time; then another worker is dead for less than
-    the failover time: whoever stops when idle has read everything all the same."""
+    the failover time, or dies right after an end: whoever stops when idle has read everything all the same."""
     arena = Arena(options, shards=2)
     arena.proxies[1].rules = [{"name": "slow listing", "match": "ListShards", "do": "delay", "seconds": 2}]
     arena.proxies[2].rules = [{"name": "slow leases", "match": "Scan", "do": "delay", "seconds": 0.6}]
@@ -326,12 +326,36 @@ def lineage(options):
             del worker.args[at : at + 2]
         run(name, worker)
     arena.heal()
+
+    def until(what, holds, worker):
+        deadline = time.monotonic() + 60
+        while not holds():
+            if time.monotonic() > deadline or not worker.alive():
+                sys.exit(f"{what} did not come about: {worker.log.read_text()[-2000:]}")
+            arena.stream.put(1)
+            time.sleep(0.05)
+
+    is_held = lambda: {s["ShardId"] for s in arena.stream.open_shards()} <= {k for k, (o, _) in arena.leases().items() if o}
     dies = arena.worker("dies", "4s").start()
-    while {s["ShardId"] for s in arena.stream.open_shards()} - {k for k, (owner, _) in arena.leases().items() if owner}:
-        time.sleep(0.05)
+    until("a reader for every shard", is_held, dies)
     dies.kill()
     arena.stream.put(60)
     run("after a death", arena.worker("after", "4s"))
+
+    # One worker ends a shard, and dies before anybody can know of the children.
+    ends = arena.worker("ends").start("lease/create=1*return(kill)", ["--worker-id", "ends"])
+    until("a reader for every shard", is_held, ends)
+    stays = arena.worker("stays").start(more=["--worker-id", "stays", "--until-idle", "3s"])
+    owners = lambda: {o for o, checkpoint in arena.leases().values() if o and checkpoint != "SHARD_END"}
+    until("two readers", lambda: owners() == {"ends", "stays"}, stays)
+    while ends.alive():
+        arena.stream.reshard()
+        arena.stream.put(20)
+        time.sleep(1)
+    arena.stream.put(60)
+    code = stays.process.wait(120)
+    known = positions(arena)
+    left["after an end"] = code or sum((known.get(shard) or 0) < last for shard, last in arena.stream.last.items())
     return {"shards_left": left, "faults_injected": arena.fired(), **arena.judge()}
 
 

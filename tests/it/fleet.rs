@@ -64,11 +64,11 @@ fn sigterm_at_every_failpoint_gives_the_leases_back() {
 }
 
 /// `--until-idle` waits for the children of a shard that ended, however slowly they become known, and for the leases of
-/// a worker that died a moment ago: alone, in a fleet, and after a death.
+/// a worker that died a moment ago: alone, in a fleet, after a death, and after an end that only a dead one knew of.
 #[test]
 fn until_idle_leaves_no_shard_behind() {
     let summary = chaos("lineage", &[]);
-    let none = serde_json::json!({ "alone": 0, "in a fleet": 0, "after a death": 0 });
+    let none = serde_json::json!({ "alone": 0, "in a fleet": 0, "after a death": 0, "after an end": 0 });
     assert_eq!(summary["shards_left"], none, "{summary}");
     for slow in ["slow listing", "slow leases"] {
         assert!(summary["faults_injected"][slow].as_u64().unwrap() > 0, "{summary}");

@@ -74,6 +74,8 @@ pub struct View {
     pub doubtful: usize,
     /// The change of the offer that the table was last read after.
     pub offers: u64,
+    /// Shards of the table that were read to their end.
+    pub ended: BTreeSet<ShardKey>,
 }
 
 /// The loop's end of the keeper.
@@ -341,8 +343,10 @@ impl Round {
         let others = leases.iter().filter(|l| !l.is_ended() && !held.contains(l.key.as_str()));
         let (free, owned): (Vec<_>, Vec<_>) = others.partition(|l| self.observed.is_free(l, now));
         let doubtful = owned.iter().filter(|l| !self.observed.is_kept(l, now)).count();
+        let ended =
+            leases.iter().filter(|l| l.is_ended()).filter_map(|l| ShardKey::new(&self.stream, &l.key)).collect();
         let (unread, offers) = (free.len(), wishes.offers);
-        Ok(View { standing: BTreeMap::new(), seen: true, unread, doubtful, offers })
+        Ok(View { standing: BTreeMap::new(), seen: true, unread, doubtful, offers, ended })
     }
 
     async fn give_back(&mut self, wishes: &Wishes) {

@@ -67,7 +67,11 @@ impl Observed {
             let before = self.leases.get(&lease.key);
             let seen = match before.filter(|seen| seen.owner == lease.owner && seen.counter == lease.counter) {
                 Some(same) => same.clone(),
-                None => Seen { owner: lease.owner.clone(), counter: lease.counter, at: now, moved: before.is_some() },
+                None => {
+                    // Given to an owner by another one, it says nothing of whether that one lives.
+                    let moved = before.is_some_and(|seen| seen.owner == lease.owner);
+                    Seen { owner: lease.owner.clone(), counter: lease.counter, at: now, moved }
+                }
             };
             (lease.key.clone(), seen)
         });
@@ -183,6 +187,8 @@ mod tests {
         assert!(!observed.is_kept(&lease("a", "dead", 1), at(3)));
         assert!(observed.is_kept(&lease("b", "other", 2), at(3)));
         assert!(!observed.is_kept(&lease("b", "other", 2), at(13)), "it has expired since");
+        observed.note(&[lease("b", "heir", 3)], at(4));
+        assert!(!observed.is_kept(&lease("b", "heir", 3), at(4)), "it was given to somebody");
     }
 
     #[test]
