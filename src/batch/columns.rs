@@ -254,6 +254,11 @@ impl Sorted {
         self.order.is_empty()
     }
 
+    /// About how many bytes the rows have.
+    pub fn bytes(&self) -> usize {
+        self.partition.text.len() + self.len() * size_of::<RowEntry>()
+    }
+
     /// Distinct identities, for the size of the Bloom filter.
     pub fn identities(&self) -> usize {
         self.identities.len()

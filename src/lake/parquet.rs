@@ -1,7 +1,7 @@
 //! The data files: how they are encoded, and what the log says of them.
 //!
-//! zstd, dictionary and plain encodings, data pages of version 1, int64 microseconds in UTC: what every reader in the
-//! field understands, the old Sparks included.
+//! zstd (small files of rows are not compressed), dictionary and plain encodings, data pages of version 1, int64
+//! microseconds in UTC: what every reader in the field understands, the old Sparks included.
 
 use std::collections::HashMap;
 
@@ -24,6 +24,8 @@ use crate::batch::columns::{Sorted, Statistics};
 
 /// Rows that are turned into Arrow at a time.
 const BATCH_ROWS: usize = 8_192;
+/// A file of fewer bytes is not compressed: to set up zstd for each of its columns costs every reader more than the bytes.
+const COMPRESSED_BYTES_MIN: usize = 64 << 10;
 /// Small enough that a point lookup reads little, large enough that a scan does not notice.
 const ROW_GROUP_ROWS: usize = 131_072;
 
@@ -51,6 +53,9 @@ pub fn encode_sorted(sorted: &Sorted) -> Result<Bytes, ParquetError> {
         .set_column_bloom_filter_enabled(identity.clone(), true)
         // The default sizes the filter for a million values, a megabyte in every file.
         .set_column_bloom_filter_max_ndv(identity, sorted.identities().max(1) as u64);
+    if sorted.bytes() < COMPRESSED_BYTES_MIN {
+        properties = properties.set_compression(Compression::UNCOMPRESSED);
+    }
     for wide in ["value", "extra"] {
         properties = properties.set_column_statistics_enabled(ColumnPath::from(wide), EnabledStatistics::None);
     }
