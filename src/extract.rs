@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, replace, sweep};
 use crate::query::print::Format;
-use crate::query::state::Resolved;
+use crate::query::state::{Resolved, is_damage};
 use crate::query::{Limits, QueryError, reading, session, views};
 
 pub mod consumer;
@@ -167,7 +167,15 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     let changes = format!("SELECT 'change' AS kind, {COLUMNS} FROM daily_changes {ORDER}");
     let change_rows = writer.take("changes", ask(changes).await?).await?;
     let corrections = match corrections::rows(&context, &plan).await? {
-        Some(rows) => writer.take("corrections", rows).await?,
+        Some(rows) => match writer.take("corrections", rows).await {
+            // It groups before it gives: so nothing was written.
+            Err(ExtractError::Query(QueryError::Sql(error))) if is_damage(&error) => {
+                let date = plan.date;
+                tracing::warn!(%date, %error, "the extract before cannot be read; all keys are told as corrections");
+                writer.take("corrections", corrections::all(&context).await?).await?
+            }
+            taken => taken?,
+        },
         None => 0,
     };
     let is_complete = (!plan.shards.is_empty()).then(|| plan.shards.iter().all(|shard| shard.is_complete));

@@ -112,6 +112,21 @@ impl LakeError {
         Self::Storage { action, path, source }
     }
 
+    /// Whether a log is not what it should be; not whether the store refuses it.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Log { .. } | Self::Parquet { .. } => true,
+            Self::Delta { source, .. } => {
+                let mut causes =
+                    std::iter::successors(Some(&**source as &(dyn std::error::Error + 'static)), |cause| {
+                        cause.source()
+                    });
+                !causes.any(|cause| cause.is::<object_store::Error>())
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn delta(action: &'static str, store: &Store, source: deltalake::DeltaTableError) -> Self {
         Self::Delta { action, table: store.url().to_string(), source: Box::new(source) }
     }

@@ -27,6 +27,21 @@ pub struct Before {
     pub unknown: Option<BTreeSet<String>>,
 }
 
+/// All keys: what the corrections are when the extract before cannot be read. More of them than needed do no harm.
+pub(super) async fn all(context: &SessionContext) -> Result<DataFrame, ExtractError> {
+    let sql = format!("SELECT {} FROM key_state WHERE key IS NOT NULL {ORDER}", correction());
+    Ok(context.sql(&sql).await.map_err(QueryError::from)?)
+}
+
+/// A key's row as a correction: the live one, or a `remove`.
+fn correction() -> String {
+    format!(
+        "'correction' AS kind, pool, identity_pool_id, identity_id, dataset_name, key,
+        CASE WHEN {LIVE} THEN value END AS value, CASE WHEN {LIVE} THEN op ELSE 'remove' END AS op,
+        sync_count, last_modified_date, device_last_modified_date"
+    )
+}
+
 const ROW: &str = "pool, identity_id, dataset_name, key, value, op, sync_count, last_modified_date, \
                    device_last_modified_date";
 
@@ -65,13 +80,11 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
             UNION
             SELECT pool, identity_id, dataset_name, key FROM before_corrections
         )
-        SELECT
-            'correction' AS kind, pool, identity_pool_id, identity_id, dataset_name, key,
-            CASE WHEN {LIVE} THEN value END AS value, CASE WHEN {LIVE} THEN op ELSE 'remove' END AS op,
-            sync_count, last_modified_date, device_last_modified_date
+        SELECT {}
         FROM key_state AS s LEFT SEMI JOIN changed AS c
         ON s.pool = c.pool AND s.identity_id = c.identity_id AND s.dataset_name = c.dataset_name AND s.key = c.key
-        {ORDER}"
+        {ORDER}",
+        correction()
     );
     Ok(Some(context.sql(&sql).await.map_err(QueryError::from)?))
 }

@@ -98,11 +98,9 @@ impl State {
             let table = snapshot::load(&store, Some(known.version)).await?;
             Ok(table.map(|table| Self { table, version: known.version, covers }))
         };
-        load.await.map_err(|source| match source {
-            damage @ (LakeError::Log { .. } | LakeError::Delta { .. }) => {
-                LakeError::Derived { table: store.to_string(), source: Box::new(damage) }
-            }
-            other => other,
+        load.await.map_err(|source: LakeError| match source.is_damage() {
+            true => LakeError::Derived { table: store.to_string(), source: Box::new(source) },
+            false => source,
         })
     }
 }

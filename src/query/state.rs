@@ -321,11 +321,21 @@ impl TableProvider for Resolved {
     }
 }
 
-/// An error of reading the state, with its remedy; that memory does not suffice is no fault of the state.
+/// An error of reading the state, with its remedy if there is damage.
 fn told(error: DataFusionError, remedy: &str) -> DataFusionError {
-    match error.find_root() {
-        DataFusionError::ResourcesExhausted(_) => error,
-        _ => error.context(remedy),
+    if is_damage(&error) { error.context(remedy) } else { error }
+}
+
+/// Whether a file is gone or is not what it should be; not whether the store refuses it, or memory does not suffice.
+pub(crate) fn is_damage(error: &DataFusionError) -> bool {
+    let root = error.find_root();
+    let text = root.strip_backtrace().to_lowercase();
+    match root {
+        // What the store said is text by now.
+        _ if text.contains("object store error") => ["not found", "range was invalid"].iter().any(|t| text.contains(t)),
+        DataFusionError::ParquetError(_) => true,
+        DataFusionError::ArrowError(error, _) => matches!(**error, arrow::error::ArrowError::ParquetError(_)),
+        _ => false,
     }
 }
 

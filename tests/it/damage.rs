@@ -85,7 +85,13 @@ fn a_damaged_extract_is_made_anew() {
     std::fs::remove_file(day.iter().find(|file| file.to_string_lossy().contains("part-state")).unwrap()).unwrap();
     let said = ["cannot read the extract of 2026-01-02", "`synclake extract --date 2026-01-02` makes it anew"];
     refused(&extract("2026-01-03"), 1, &said);
-    assert!(extract("2026-01-02").status.success());
+    // What is there now, and whatever it was before.
+    let late = r#"{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:0b","dataSetName":"d","operation":"replace","kinesisSyncRecords":[{"key":"k","value":"v","op":"replace","syncCount":1,"lastModifiedDate":1767355200000}],"lastModifiedDate":1767355200000,"syncCount":1}"#;
+    ingest(&format!("{late}\n"), &lake, "late.ndjson");
+    let second = extract("2026-01-02");
+    let report: serde_json::Value = serde_json::from_slice(&second.stdout).unwrap();
+    let corrected = "select count(*) from daily_extract where kind = 'correction' and op <> 'remove' and extract_date = '2026-01-02'";
+    assert_eq!(count(lake.to_str().unwrap(), corrected), report["state_rows"].as_i64().unwrap());
     let third = extract("2026-01-03");
     let report: serde_json::Value = serde_json::from_slice(&third.stdout).unwrap();
     let as_of = "select count(*) from current_state";

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! **Every partition of the state is read once, and who ends last gives the rows of the tail**: then, and not before, it is
-//! known which of them are beaten. Nobody waits, so any order of partitions will do, and who stops early loses nothing that
-//! they asked for.
+//! known which of them are beaten. The state comes in more partitions than there are readers, and whoever is done with one
+//! goes on with the next that nobody has begun. Nobody waits, so any order of partitions will do, and who stops early loses
+//! nothing that they asked for.
 //!
 //! Of the order of changes the state is asked only for the head. Should heads be equal, the rest is looked up in the end.
 
@@ -73,7 +74,9 @@ pub struct Overlay {
 /// One pass over the state.
 #[derive(Debug)]
 struct Pass {
-    /// Partitions that have not ended.
+    /// The first partition of the state that nobody has begun.
+    next: AtomicUsize,
+    /// Readers that have not ended.
     open: AtomicUsize,
     found: Mutex<Found>,
 }
@@ -97,13 +100,13 @@ impl fmt::Debug for Found {
 impl Overlay {
     /// Of `input`, which reads from the state what names a row, the head of the order, and the columns of `schema`.
     pub fn new(input: Arc<dyn ExecutionPlan>, sides: Arc<Sides>, schema: SchemaRef) -> Self {
-        let partitions = input.output_partitioning().partition_count();
+        let readers = input.output_partitioning().partition_count().min(sides.session.config().target_partitions());
         let (beaten, removals) = (vec![false; sides.tail.len()], vec![None; sides.tail.datasets()]);
         let found = Mutex::new(Found { beaten, removals, ties: Vec::new() });
-        let pass = Arc::new(Pass { open: AtomicUsize::new(partitions), found });
+        let pass = Arc::new(Pass { next: AtomicUsize::new(0), open: AtomicUsize::new(readers), found });
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
-            Partitioning::UnknownPartitioning(partitions),
+            Partitioning::UnknownPartitioning(readers),
             EmissionType::Both,
             Boundedness::Bounded,
         );
@@ -169,9 +172,7 @@ impl Pass {
             let lost: Vec<usize> = (0..entries.len()).filter(|&n| !beaten[entries[n]]).collect();
             batches.push(without(rows, &lost)?);
         }
-        let rows = tail.left(schema, &beaten, &removals)?;
-        let size = sides.session.config().batch_size();
-        batches.extend((0..rows.num_rows()).step_by(size).map(|at| rows.slice(at, size.min(rows.num_rows() - at))));
+        batches.extend(tail.left(schema, &beaten, &removals, sides.session.config().batch_size())?);
         Ok(batches)
     }
 }
@@ -287,8 +288,11 @@ impl ExecutionPlan for Overlay {
         let metrics = BaselineMetrics::new(&self.metrics, partition);
         let rows = {
             let (schema, sides, pass) = (schema.clone(), sides.clone(), pass.clone());
-            let metrics = metrics.intermediate();
-            self.input.execute(partition, context)?.map(move |batch| {
+            let (metrics, input, turns) = (metrics.intermediate(), self.input.clone(), pass.clone());
+            let count = input.output_partitioning().partition_count();
+            let next = move || Some(turns.next.fetch_add(1, Memory::Relaxed)).filter(|&next| next < count);
+            let parts = futures::stream::iter(std::iter::from_fn(next));
+            parts.map(move |part| input.execute(part, context.clone())).try_flatten().map(move |batch| {
                 let _timer = metrics.elapsed_compute().timer();
                 pass.apply(&sides.tail, &schema, &batch.map_err(|error| told(error, &sides.remedy))?)
             })

@@ -5,9 +5,7 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringViewArray, new_empty_array,
-};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringViewArray};
 use arrow::compute::{cast, interleave};
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::error::{DataFusionError, Result};
@@ -19,7 +17,7 @@ use super::order::{HEAD, Head, Heads, ORDER, Rest};
 /// The column that is found out, and not read, of a tail's row.
 pub const IS_AFTER_REMOVAL: &str = "is_after_removal";
 /// What an entry takes beside its columns, at most.
-const BYTES_OF_AN_ENTRY: usize = 128;
+const BYTES_OF_AN_ENTRY: usize = 256;
 
 /// What the rows of a batch are of.
 pub struct Names {
@@ -237,26 +235,38 @@ impl Tail {
         self.datasets.len()
     }
 
-    /// Columns of the latest row of each key but of those that are `beaten`. `removals` are more of them, by dataset.
-    pub fn left(&self, schema: &SchemaRef, beaten: &[bool], removals: &[Option<Removal>]) -> Result<RecordBatch> {
+    /// Columns of the latest row of each key but of those that are `beaten`, in batches of at most `size` rows. `removals`
+    /// are more of them, by dataset.
+    pub fn left(
+        &self,
+        schema: &SchemaRef,
+        beaten: &[bool],
+        removals: &[Option<Removal>],
+        size: usize,
+    ) -> Result<Vec<RecordBatch>> {
         let left = self.entries.iter().zip(beaten).filter(|(_, is_beaten)| !**is_beaten).map(|(entry, _)| entry);
         let left: Vec<&Entry> = left.collect();
+        left.chunks(size).map(|entries| self.rows_of(schema, entries, removals)).collect()
+    }
+
+    fn rows_of(&self, schema: &SchemaRef, entries: &[&Entry], removals: &[Option<Removal>]) -> Result<RecordBatch> {
         let places: Vec<(usize, usize)> =
-            left.iter().map(|entry| (entry.at.part as usize, entry.at.row as usize)).collect();
+            entries.iter().map(|entry| (entry.at.part as usize, entry.at.row as usize)).collect();
         let is_after = |entry: &&Entry| {
             let removal = self.removal(entry.dataset).max(removals[entry.dataset as usize]);
             let is_after = removal.is_none_or(|removal| (entry.head.sync_count, entry.head.modified) > removal);
             Some(is_after && self.key(entry.at).is_some())
         };
         let columns = schema.fields().iter().map(|field| match field.name().as_str() {
-            IS_AFTER_REMOVAL => Ok(Arc::new(left.iter().map(is_after).collect::<BooleanArray>()) as ArrayRef),
-            _ if left.is_empty() => Ok(new_empty_array(field.data_type())),
+            IS_AFTER_REMOVAL => Ok(Arc::new(entries.iter().map(is_after).collect::<BooleanArray>()) as ArrayRef),
             name => {
                 let parts = self.parts.iter().map(|part| column(&part.rows, name).map(AsRef::as_ref));
-                Ok(cast(&interleave(&parts.collect::<Result<Vec<_>>>()?, &places)?, field.data_type())?)
+                let values = cast(&interleave(&parts.collect::<Result<Vec<_>>>()?, &places)?, field.data_type())?;
+                // Views would keep all text of the tail alive, and be counted for it, batch by batch.
+                Ok(values.as_string_view_opt().map_or(values.clone(), |views| Arc::new(views.gc()) as ArrayRef))
             }
         });
-        with_columns(schema, columns.collect::<Result<_>>()?, left.len())
+        with_columns(schema, columns.collect::<Result<_>>()?, entries.len())
     }
 
     /// The number of the dataset that a row is of, if the tail has it.
