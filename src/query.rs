@@ -41,7 +41,7 @@ pub enum QueryError {
     Memory(String),
     /// DataFusion refuses it, or failed while it ran.
     #[error("{}", one_line(.0))]
-    Sql(DataFusionError),
+    Sql(#[source] DataFusionError),
     /// The result cannot be written.
     #[error("write {path}")]
     Output {
@@ -74,8 +74,7 @@ impl QueryError {
 
 /// The message without its hints and line breaks, and without a secret.
 fn one_line(error: &DataFusionError) -> String {
-    let text = error.strip_backtrace().replace("\ncaused by\n", ": ");
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = crate::terminal::joined(&error.strip_backtrace());
     let limited: String = text.chars().take(2_000).collect();
     crate::decode::redact(&limited)
 }

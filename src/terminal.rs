@@ -49,9 +49,14 @@ impl std::io::Write for Redacted {
     }
 }
 
+/// A message on one line. (DataFusion tells the context of an error on lines of its own.)
+pub(crate) fn joined(text: &str) -> String {
+    text.replace("\ncaused by\n", ": ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Tells an error on one line, as a chain, and gives its exit code: 2 for usage, 1 for the rest.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
-    let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let chain: Vec<String> = error.chain().map(|part| joined(&part.to_string())).collect();
     let mut text = String::new();
     for part in chain {
         // Some libraries repeat their source in their own message.
@@ -59,7 +64,6 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
             text = if text.is_empty() { part } else { format!("{text}: {part}") };
         }
     }
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     eprintln!("error: {}", crate::decode::redact(&text));
     let usage = error.chain().any(|e| e.is::<crate::config::Unusable>());
     ExitCode::from(if usage { 2 } else { 1 })

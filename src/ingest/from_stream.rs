@@ -127,8 +127,7 @@ impl Run {
             // Which of them are gone, only a listing tells that begins now.
             known.list_at = Some(Instant::now());
         }
-        for shard in kinesis::trimmed(&listing.shards, &ledger).into_iter().filter(|shard| known.before.contains(shard))
-        {
+        for shard in kinesis::trimmed(&listing.shards, &ledger, &known.before) {
             let from = ledger.get(&shard).map_or(StartAt::TrimHorizon, |progress| progress.from);
             for (shard, state) in self.writer.acquire(&[(shard, from)]).await? {
                 self.leave(&shard);

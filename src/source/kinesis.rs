@@ -209,10 +209,13 @@ pub fn ready(
 }
 
 /// The shards that were not read to their end and that the stream no longer lists: its retention has trimmed what was
-/// left of them.
-pub fn trimmed(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> Vec<ShardKey> {
+/// left of them. Only of those that the ledger had `before` the listing began: of a shard that another worker has begun
+/// since, the listing may be too old to know.
+pub fn trimmed(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>, before: &BTreeSet<ShardKey>) -> Vec<ShardKey> {
     let names: BTreeSet<&ShardKey> = listed.iter().map(|s| &s.shard).collect();
-    ledger.iter().filter(|(shard, p)| !p.is_ended() && !names.contains(shard)).map(|(shard, _)| shard.clone()).collect()
+    let is_gone =
+        |(shard, p): &(&ShardKey, &Progress)| !p.is_ended() && !names.contains(shard) && before.contains(*shard);
+    ledger.iter().filter(is_gone).map(|(shard, _)| shard.clone()).collect()
 }
 
 /// Every shard that the ledger does not know, but of which it knows a descendant.
@@ -378,8 +381,12 @@ mod tests {
         check(&[("c", &["b"], true), ("d", &["c"], false)], &[("a", "5")], From::TrimHorizon, &["c"]);
         check(&[("b", &["a"], false)], &[("a", "5")], From::TrimHorizon, &["b"]);
         // Nothing that could not be read is silent.
-        let gone = |shards: &[(&str, &[&str], bool)], known: &[(&str, &str)]| trimmed(&listed(shards), &ledger(known));
-        assert_eq!(gone(&[("b", &["a"], false)], &[("a", "5"), ("b", "")]), [key("a")]);
-        assert_eq!(gone(&[("b", &["a"], false)], &[("a", "end"), ("b", "9")]), []);
+        let gone = |shards: &[(&str, &[&str], bool)], known: &[(&str, &str)], before: &[&str]| {
+            trimmed(&listed(shards), &ledger(known), &before.iter().map(|name| key(name)).collect())
+        };
+        assert_eq!(gone(&[("b", &["a"], false)], &[("a", "5"), ("b", "")], &["a"]), [key("a")]);
+        assert_eq!(gone(&[("b", &["a"], false)], &[("a", "end"), ("b", "9")], &["a", "b"]), []);
+        // Another worker ended a and began its child b while the listing was on its way here.
+        assert_eq!(gone(&[("a", &[], true)], &[("a", "end"), ("b", "9")], &["a"]), []);
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use crate::harness::{assert_state_is_oracle, count, ok, query, refused, simulate, synclake};
+use crate::harness::{assert_state_is_oracle, count, ok, query, refused, simulate, synclake, text};
 
 const LIVE: &str = "select count(value) from current_state";
 
@@ -46,7 +46,9 @@ fn a_damaged_state_is_made_anew() {
 
     // First everything is in the state, then some of it is newer: two ways to read it.
     std::fs::remove_file(&files(&lake.join("state"), "state-", ".parquet")[0]).unwrap();
-    refused(&ask(&lake), 1, &["cannot read the table state", "`synclake refresh --rebuild` makes it anew", ".parquet"]);
+    let asked = ask(&lake);
+    refused(&asked, 1, &["cannot read the table state", "`synclake refresh --rebuild` makes it anew", ".parquet"]);
+    assert_eq!(text(&asked.stderr).matches("not found").count(), 1, "an error is told once");
     ok(synclake().args(["refresh", "--rebuild", "--lake"]).arg(&lake));
     assert_eq!(count(lake.to_str().unwrap(), LIVE), expected);
 
