@@ -58,6 +58,12 @@ pub enum IngestError {
     /// Another worker reads the same source into the same lake.
     #[error("shard {0} was taken over by another ingest; only one may read a source without a lease table")]
     TakenOver(ShardKey),
+    /// The lease table is further than the lake.
+    #[error(
+        "the lease table has shard {0} as read to its end, the lake has not; give each lake a lease table of its own, or \
+         delete this one if the lake was made anew: it is made again"
+    )]
+    OtherLake(ShardKey),
     /// Payloads cannot be fetched on this machine.
     #[error("{0}; install the system's certificates (the package ca-certificates)")]
     Payloads(String),

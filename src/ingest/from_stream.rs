@@ -28,6 +28,8 @@ struct Known {
     ready: BTreeMap<ShardKey, StartAt>,
     listed: bool,
     list_at: Option<Instant>,
+    /// Shards that the lease table has as ended, although the last look at the ledger had not.
+    ended: BTreeSet<ShardKey>,
     /// Shards that the ledger had when the listing began that is under way: what it does not list of these is gone. (Of
     /// those that came later it may be too old to know.)
     before: BTreeSet<ShardKey>,
@@ -104,14 +106,12 @@ impl Run {
     /// worker's, who may not live to offer them.
     fn idle_since(&self, known: &Known) -> Option<Instant> {
         let all = self.reading.keys().all(|shard| self.caught_up.contains_key(shard));
-        let settled = self.keeper.as_ref().is_none_or(|keeper| {
-            let view = keeper.view();
-            let follows = view.ended.iter().all(|shard| !known.ready.contains_key(shard));
-            keeper.is_settled() && follows && view.standing.keys().all(|shard| self.reading.contains_key(shard))
-        });
-        let waits = self.keeper.is_none() && self.reading.is_empty();
+        let is_settled = || match &self.keeper {
+            Some(keeper) => keeper.is_settled(|shard| self.reading.contains_key(shard)),
+            None => !self.reading.is_empty(),
+        };
         let listed = known.listed && self.listing.is_none();
-        (listed && all && settled && !waits && self.decoding.is_empty())
+        (listed && all && self.decoding.is_empty() && is_settled())
             .then(|| self.caught_up.values().copied().fold(self.changed_at, Instant::max))
     }
 
@@ -139,6 +139,10 @@ impl Run {
         let ready = kinesis::ready(&listing.shards, &ledger, stream.from, now_ms);
         known.ready = ready.into_iter().filter(|(shard, _)| !self.foreign.contains(shard)).collect();
         known.listed = true;
+        // A lease ends after the commit that it tells of, so by now the ledger would know.
+        if let Some(shard) = known.ready.keys().find(|shard| known.ended.contains(shard)) {
+            return Err(IngestError::OtherLake(shard.clone()));
+        }
         let Some(keeper) = &self.keeper else {
             let fresh = known.ready.iter().filter(|(shard, _)| !self.reading.contains_key(shard));
             let fresh: Vec<_> = fresh.map(|(shard, from)| (shard.clone(), *from)).collect();
@@ -181,9 +185,11 @@ impl Run {
         if self.stopping {
             return Ok(());
         }
-        // Others have ended these since the last listing: their children may be read.
-        let ended = view.ended.iter().filter(|shard| known.ready.remove(*shard).is_some()).count();
-        if ended > 0 {
+        // Others have ended these since the last listing: their children may be read. Each is a reason for one more.
+        let ended = view.ended.iter().filter(|shard| known.ready.contains_key(shard) && !known.ended.contains(shard));
+        let ended: Vec<_> = ended.cloned().collect();
+        if !ended.is_empty() {
+            known.ended.extend(ended);
             known.list_at = Some(Instant::now());
         }
         let asked = |shard: &ShardKey| view.standing.get(shard) == Some(&Standing::Asked);

@@ -12,7 +12,7 @@ use aws_sdk_kinesis::primitives::Blob;
 use serde_json::Value;
 
 use crate::harness::{count, refused, setting, synclake};
-use crate::kinesis::{client, create_stream};
+use crate::kinesis::{active, client, create_stream};
 
 /// A run of tests/chaos/chaos.py; its last line.
 fn chaos(scenario: &str, args: &[&str]) -> Value {
@@ -378,4 +378,23 @@ fn what_cannot_be_a_fleet_is_refused() {
     check(&["--source", "file:a", "--lease-table", "dynamodb:t"], &["--lease-table", "kinesis:<stream>"]);
     check(&["--source", "kinesis:a", "--lease-failover", "0s"], &["--lease-failover"]);
     check(&["--source", "kinesis:a", "--metrics", "9464"], &["--metrics", "127.0.0.1:9464"]);
+}
+
+/// A shard that the leases have as ended is read by nobody: if the lake does not have its rows, that must not be silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_of_another_lake_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (stream, table) = ("two-lakes", "dynamodb:two-lakes");
+    let client = client().await;
+    create_stream(&client, stream, 1).await;
+    put(stream, "a", 1).await;
+    let split = client.split_shard().stream_name(stream).shard_to_split("shardId-000000000000");
+    split.new_starting_hash_key("1000").send().await.unwrap();
+    active(&client, stream).await;
+    let lake = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let args = ["--until-idle", "1s", "--lease-table", table];
+    let first = ingest(stream, &lake("first"), &args).output().unwrap();
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    let second = ingest(stream, &lake("second"), &args).output().unwrap();
+    refused(&second, 1, &["shardId-000000000000", "lease table of its own"]);
 }

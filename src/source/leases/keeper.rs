@@ -152,11 +152,14 @@ impl Keeper {
         }
     }
 
-    /// Whether every shard that may be read has a reader: every one that was offered is in the table, and held by this
-    /// worker or by one that was seen to renew.
-    pub fn is_settled(&self) -> bool {
-        let view = self.view.borrow();
-        view.seen && view.unread == 0 && view.doubtful == 0 && view.offers == self.wishes.borrow().offers
+    /// Whether every shard that may be read has a reader: every one that was offered is in the table, has not ended since,
+    /// and is held by a worker that was seen to renew, or by this one, which reads it as `is_read` says.
+    pub fn is_settled(&self, is_read: impl Fn(&ShardKey) -> bool) -> bool {
+        let (view, wishes) = (self.view.borrow(), self.wishes.borrow());
+        let is_known = view.seen && view.offers == wishes.offers && view.unread == 0 && view.doubtful == 0;
+        is_known
+            && view.standing.keys().all(is_read)
+            && view.ended.iter().all(|shard| !wishes.offered.contains_key(shard))
     }
 
     /// Tells what the lake's log holds of a shard; never more than that, or a checkpoint would run ahead.
