@@ -47,8 +47,8 @@ pub async fn sweep_forgotten(table: &Store) -> Result<usize, LakeError> {
     delete_unlisted(table, |name, object| is_ours(name) && object.last_modified < long_ago).await
 }
 
-/// Deletes the files that are candidates, by their name and what the store says of them, and which no commit lists or listed. That none can list them any more is
-/// for the caller to know.
+/// Deletes the files that are candidates, by their name and what the store says of them, and which no commit lists or
+/// listed. That none can list them any more is for the caller to know.
 ///
 /// # Errors
 /// As [`sweep`].

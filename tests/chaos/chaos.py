@@ -310,8 +310,8 @@ def lineage(options):
     arena.proxies[2].rules = [{"name": "slow leases", "match": "Scan", "do": "delay", "seconds": 0.6}]
     left = {}
 
-    def run(name, worker):
-        code = worker.start(more=["--until-idle", "400ms"]).process.wait(120)
+    def done(name, worker):
+        code = worker.process.wait(120)
         known = positions(arena)
         left[name] = code or sum((known.get(shard) or 0) < last for shard, last in arena.stream.last.items())
 
@@ -324,7 +324,7 @@ def lineage(options):
         if name == "alone":
             at = worker.args.index("--lease-table")
             del worker.args[at : at + 2]
-        run(name, worker)
+        done(name, worker.start(more=["--until-idle", "400ms"]))
     arena.heal()
 
     def until(what, holds, worker):
@@ -340,7 +340,7 @@ def lineage(options):
     until("a reader for every shard", is_held, dies)
     dies.kill()
     arena.stream.put(60)
-    run("after a death", arena.worker("after", "4s"))
+    done("after a death", arena.worker("after", "4s").start(more=["--until-idle", "400ms"]))
 
     # One worker ends a shard, and dies before anybody can know of the children.
     ends = arena.worker("ends").start("lease/create=1*return(kill)", ["--worker-id", "ends"])
@@ -353,9 +353,7 @@ def lineage(options):
         arena.stream.put(20)
         time.sleep(1)
     arena.stream.put(60)
-    code = stays.process.wait(120)
-    known = positions(arena)
-    left["after an end"] = code or sum((known.get(shard) or 0) < last for shard, last in arena.stream.last.items())
+    done("after an end", stays)
     return {"shards_left": left, "faults_injected": arena.fired(), **arena.judge()}
 
 

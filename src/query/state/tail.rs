@@ -250,8 +250,12 @@ impl Tail {
     }
 
     fn rows_of(&self, schema: &SchemaRef, entries: &[&Entry], removals: &[Option<Removal>]) -> Result<RecordBatch> {
-        let places: Vec<(usize, usize)> =
-            entries.iter().map(|entry| (entry.at.part as usize, entry.at.row as usize)).collect();
+        // Of many parts, a batch is of few.
+        let mut used: Vec<u32> = entries.iter().map(|entry| entry.at.part).collect();
+        used.sort_unstable();
+        used.dedup();
+        let place = |at: Place| (used.partition_point(|&part| part < at.part), at.row as usize);
+        let places: Vec<(usize, usize)> = entries.iter().map(|entry| place(entry.at)).collect();
         let is_after = |entry: &&Entry| {
             let removal = self.removal(entry.dataset).max(removals[entry.dataset as usize]);
             let is_after = removal.is_none_or(|removal| (entry.head.sync_count, entry.head.modified) > removal);
@@ -260,7 +264,7 @@ impl Tail {
         let columns = schema.fields().iter().map(|field| match field.name().as_str() {
             IS_AFTER_REMOVAL => Ok(Arc::new(entries.iter().map(is_after).collect::<BooleanArray>()) as ArrayRef),
             name => {
-                let parts = self.parts.iter().map(|part| column(&part.rows, name).map(AsRef::as_ref));
+                let parts = used.iter().map(|&part| column(&self.parts[part as usize].rows, name).map(AsRef::as_ref));
                 let values = cast(&interleave(&parts.collect::<Result<Vec<_>>>()?, &places)?, field.data_type())?;
                 // Views would keep all text of the tail alive, and be counted for it, batch by batch.
                 Ok(values.as_string_view_opt().map_or(values.clone(), |views| Arc::new(views.gc()) as ArrayRef))
