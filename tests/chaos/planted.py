@@ -41,9 +41,18 @@ class Lake:
     def version_with_files(self):
         return self.versions(lambda actions: sum("add" in a for a in actions) >= 2)[0]
 
-    def a_file(self):
-        version = self.version_with_files()
-        return version, self.random.choice([a["add"] for a in self.commit(version) if "add" in a])
+    def files(self, table="sync_records"):
+        """Every (version, add) of a table, in random order."""
+        found = [(v, a["add"]) for v in range(self.newest(table) + 1) for a in self.commit(v, table) if "add" in a]
+        self.random.shuffle(found)
+        return found
+
+    def a_file(self, wanted=lambda rows: True):
+        """A (version, add) whose rows `wanted` likes: what a run leaves differs, a bug needs a place where it is one."""
+        return next((version, add) for version, add in self.files() if wanted(self.rows(add)))
+
+    def rows(self, add, table="sync_records"):
+        return pq.read_table(io.BytesIO(self.objects[f"{table}/{add['path']}"])).to_pylist()
 
     def drop_checkpoints(self):
         for path in [p for p in self.objects if ".checkpoint." in p or p.endswith("_last_checkpoint")]:
@@ -53,16 +62,21 @@ class Lake:
         """Replaces a file by `change` of its rows, and the log's claims with it: a bug, not a damaged disk."""
         table = pq.read_table(io.BytesIO(self.objects[f"sync_records/{add['path']}"]))
         rows = change(table.to_pylist())
-        out = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out)
-        self.objects[f"sync_records/{add['path']}"] = out.getvalue()
+        body = written(rows, table.schema)
+        self.objects[f"sync_records/{add['path']}"] = body
         for version in range(self.newest() + 1):
             actions = self.commit(version)
             for action in actions:
                 if action.get("add", {}).get("path") == add["path"]:
-                    action["add"]["size"] = len(out.getvalue())
+                    action["add"]["size"] = len(body)
                     action["add"]["stats"] = json.dumps({"numRecords": len(rows)})
             self.store(version, actions)
+
+
+def written(rows, schema):
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), out)
+    return out.getvalue()
 
 
 def position_without_files(lake):
@@ -81,14 +95,12 @@ def files_deleted_after_a_lost_answer(lake):
 
 def resume_inclusive(lake):
     """The last record of a commit is read again by the next one."""
-    _, add = lake.a_file()
-    rows = pq.read_table(io.BytesIO(lake.objects[f"sync_records/{add['path']}"])).to_pylist()
-    shard = rows[0]["shard_id"]
-    other = next(
-        a["add"] for v in lake.versions(lambda actions: True) for a in lake.commit(v)
-        if "add" in a and shard in a["add"]["path"] and a["add"]["path"] != add["path"]
-    )
-    lake.rewrite(other, lambda theirs: theirs + rows[:1])
+    of_shard = {}
+    for _, add in lake.files():
+        row = lake.rows(add)[0]
+        if (other := of_shard.setdefault(row["shard_id"], add)) is not add:
+            return lake.rewrite(other, lambda theirs: [*theirs, row])
+    raise AssertionError("no shard has two files")
 
 
 def committed_twice(lake):
@@ -157,23 +169,12 @@ def value_truncated(lake):
         row = next(r for r in rows if r["key"])
         row["value"] = (row["value"] or "?") + "x"
         return rows
-    for version in lake.versions(lambda actions: any("add" in a for a in actions)):
-        for action in lake.commit(version):
-            if "add" in action:
-                rows = pq.read_table(io.BytesIO(lake.objects[f"sync_records/{action['add']['path']}"])).to_pylist()
-                if any(r["key"] for r in rows):
-                    return lake.rewrite(action["add"], cut)
+    lake.rewrite(lake.a_file(lambda rows: any(r["key"] for r in rows))[1], cut)
 
 
 def empty_becomes_null(lake):
-    for version in lake.versions(lambda actions: any("add" in a for a in actions)):
-        for action in lake.commit(version):
-            if "add" in action:
-                rows = pq.read_table(io.BytesIO(lake.objects[f"sync_records/{action['add']['path']}"])).to_pylist()
-                if any(r["value"] == "" for r in rows):
-                    return lake.rewrite(
-                        action["add"], lambda rs: [{**r, "value": None if r["value"] == "" else r["value"]} for r in rs],
-                    )
+    _, add = lake.a_file(lambda rows: any(r["value"] == "" for r in rows))
+    lake.rewrite(add, lambda rows: [{**r, "value": r["value"] or None} for r in rows])
 
 
 def half_a_file(lake):
@@ -196,39 +197,34 @@ def version_missing(lake):
 
 
 def checkpoint_forgets_a_file(lake):
-    path = next(p for p in lake.objects if p.startswith("sync_records/") and p.endswith(".checkpoint.parquet"))
-    table = pq.read_table(io.BytesIO(lake.objects[path]))
-    rows = table.to_pylist()
-    rows.remove(next(r for r in rows if r["add"]))
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out)
-    lake.objects[path] = out.getvalue()
+    for path in [p for p in lake.objects if p.startswith("sync_records/") and p.endswith(".checkpoint.parquet")]:
+        table = pq.read_table(io.BytesIO(lake.objects[path]))
+        rows = table.to_pylist()
+        listed = next((r for r in rows if r["add"]), None)
+        # The first checkpoint may hold fences alone.
+        if listed:
+            rows.remove(listed)
+            lake.objects[path] = written(rows, table.schema)
+            return
+    raise AssertionError("no checkpoint lists a file")
 
 
 def poison_dropped(lake):
     """A record that cannot be decoded is logged and skipped, as the predecessor did."""
-    version = next(v for v in range(1, lake.newest("quarantine") + 1) if any("add" in a for a in lake.commit(v, "quarantine")))
+    version, _ = lake.files("quarantine")[0]
     lake.store(version, [a for a in lake.commit(version, "quarantine") if "add" not in a], "quarantine")
 
 
 def quarantined_and_stored(lake):
     """A replay decodes what the quarantine holds already: the record is in both."""
-    _, add = lake.a_file()
-    row = pq.read_table(io.BytesIO(lake.objects[f"sync_records/{add['path']}"])).to_pylist()[0]
-    for version in range(1, lake.newest("quarantine") + 1):
-        for action in lake.commit(version, "quarantine"):
-            if "add" not in action:
-                continue
-            path = f"quarantine/{action['add']['path']}"
-            table = pq.read_table(io.BytesIO(lake.objects[path]))
-            rows = table.to_pylist()
-            if rows[0]["shard_id"] == row["shard_id"]:
-                rows.append({**rows[0], "sequence_number": row["sequence_number"]})
-                out = io.BytesIO()
-                pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out)
-                lake.objects[path] = out.getvalue()
-                return
-    raise AssertionError("nothing of that shard is quarantined")
+    held = {lake.rows(add, "quarantine")[0]["shard_id"]: add for _, add in lake.files("quarantine")}
+    # Not every shard has both: one that was split soon after it began may have seen no poison.
+    _, add = lake.a_file(lambda rows: rows[0]["shard_id"] in held)
+    row = lake.rows(add)[0]
+    add = held[row["shard_id"]]
+    rows, path = lake.rows(add, "quarantine"), f"quarantine/{add['path']}"
+    rows.append({**rows[0], "sequence_number": row["sequence_number"]})
+    lake.objects[path] = written(rows, pq.read_schema(io.BytesIO(lake.objects[path])))
 
 
 def wrong_partition(lake):
