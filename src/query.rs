@@ -9,6 +9,7 @@ use chrono::NaiveDate;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
+use datafusion::execution::disk_manager::DiskManagerBuilder;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext, col, lit};
@@ -24,6 +25,7 @@ pub mod guard;
 pub mod print;
 pub mod reading;
 pub mod shell;
+mod spill;
 pub mod state;
 pub mod views;
 
@@ -39,6 +41,9 @@ pub enum QueryError {
     /// What it must hold is more than it may.
     #[error("memory does not suffice ({0}): raise --memory, or ask for less, such as one pool or day")]
     Memory(String),
+    /// What it must hold is more than the disk takes.
+    #[error("{0}")]
+    Disk(String),
     /// DataFusion refuses it, or failed while it ran.
     #[error("{}", one_line(.0))]
     Sql(#[source] DataFusionError),
@@ -60,7 +65,10 @@ impl From<DataFusionError> for QueryError {
             DataFusionError::ResourcesExhausted(what) => {
                 Self::Memory(what.split(" with ").next().unwrap_or(what).to_owned())
             }
-            _ => Self::Sql(error),
+            root => match spill::told(root) {
+                Some(what) => Self::Disk(what),
+                None => Self::Sql(error),
+            },
         }
     }
 }
@@ -198,12 +206,16 @@ fn day_literal(day: NaiveDate) -> datafusion::scalar::ScalarValue {
 /// # Errors
 /// DataFusion refuses the settings (never in practice).
 pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
-    let runtime =
-        RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(limits.memory_bytes))).build_arc()?;
+    let disk = DiskManagerBuilder::default().with_temp_file_factory(Arc::new(spill::Spills::default()));
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(FairSpillPool::new(limits.memory_bytes)))
+        .with_disk_manager_builder(disk)
+        .build_arc()?;
     let mut config = SessionConfig::new()
         .with_information_schema(true)
         .with_target_partitions(limits.threads)
-        .set_usize("datafusion.sql_parser.recursion_limit", guard::DEPTH_MAX);
+        .set_usize("datafusion.sql_parser.recursion_limit", guard::DEPTH_MAX)
+        .set_usize(spill::FILE_BYTES_MAX.0, spill::FILE_BYTES_MAX.1);
     let options = config.options_mut();
     options.execution.parquet.pushdown_filters = true;
     options.execution.parquet.reorder_filters = true;

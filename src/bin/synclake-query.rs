@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -62,7 +63,7 @@ struct Cli {
     /// Tell nothing on stderr but errors.
     #[arg(long, short)]
     quiet: bool,
-    /// Bytes that sorts and joins may take before they spill to disk [default: a quarter of this
+    /// Bytes that sorts and joins may take before they spill to disk, below TMPDIR [default: a quarter of this
     /// machine's memory].
     #[arg(long, env = "SYNCLAKE_QUERY_MEMORY", value_name = "SIZE", value_parser = config::parse_bytes)]
     memory: Option<u64>,
@@ -97,7 +98,8 @@ fn main() -> ExitCode {
             .build()
             .context("start the runtime")?;
         let result = runtime.block_on(run(cli));
-        runtime.shutdown_background();
+        // Tasks of a query that failed hold its files on disk until they have gone.
+        runtime.shutdown_timeout(Duration::from_secs(1));
         result
     });
     let done = done.map(std::thread::JoinHandle::join);

@@ -63,10 +63,44 @@ fn sql() {
     let (events, _) = simulate(folder.path(), &["--events", "50"]);
     let lake = folder.path().join("lake");
     ingest_file(&events, &lake);
-    let starved = query().arg("--lake").arg(&lake).args(["--memory", "64MiB", "-c", STARVED]).output().unwrap();
+    let spilled = tempfile::tempdir().unwrap();
+    let mut starved = query();
+    starved.arg("--lake").arg(&lake).args(["--memory", "64MiB", "-c", STARVED]).env("TMPDIR", spilled.path());
+    let starved = starved.output().unwrap();
     let told = text(&starved.stderr);
     assert!(told.contains("memory does not suffice") && told.contains("raise --memory"), "{told}");
     assert!(starved.status.code() == Some(1) && !told.contains("datafusion."), "{told}");
+    // No file may be longer than a few blocks: what a full disk says, at the first write or at a later one.
+    const SPILLS: &str =
+        "select repeat(value::varchar, 50) as text from generate_series(100000, 999999) order by text desc";
+    for blocks in ["0", "4000"] {
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+        let full = std::process::Command::new("sh")
+            .args([
+                "-c",
+                &script,
+                "sh",
+                env!("CARGO_BIN_EXE_synclake-query"),
+                "--memory",
+                "64MiB",
+                "-c",
+                SPILLS,
+                "--lake",
+            ])
+            .arg(&lake)
+            .env("TMPDIR", spilled.path())
+            .output()
+            .unwrap();
+        let told = text(&full.stderr);
+        assert!(full.status.code() == Some(1) && told.lines().count() == 1, "{blocks}: {told}");
+        assert!(told.contains("File too large") && told.contains("TMPDIR") && told.contains("--memory"), "{told}");
+        assert!(told.starts_with("error: what does not fit"), "{told}");
+    }
+    assert_eq!(
+        std::fs::read_dir(spilled.path()).unwrap().count(),
+        0,
+        "what was spilled is removed, also after an error"
+    );
     let run = |sql: &str| query().arg("--lake").arg(&lake).args(["-c", sql]).output().unwrap();
     let file = folder.path().join("stolen.csv");
     let to_file = format!("copy (select 1) to '{}'", file.display());

@@ -1,0 +1,209 @@
+//! Where a query puts what does not fit into its memory.
+//!
+//! **Nobody waits for a batch that is there, nor for one that never comes.** DataFusion 55 repartitions through spilled files
+//! that are read one after the other, each until it is closed; and of two that write at once, each has a file. So a reader may
+//! wait for a file whose writer waits for the reader, for ever (apache/datafusion#24883, mended after 55.2); and so may it for
+//! a file of which a write failed. Therefore a file is closed with its first batch ([`FILE_BYTES_MAX`]), and no write fails:
+//! whoever reads tells what happened, and no further file is begun. That makes many files, so none keeps a descriptor open.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::{SpillFile, SpillWriter, TempFileFactory};
+use futures::{Stream, StreamExt, TryStreamExt};
+use tempfile::{NamedTempFile, TempDir, TempPath};
+use tokio_util::io::ReaderStream;
+
+/// The setting of DataFusion by which a file is closed with its first batch.
+pub const FILE_BYTES_MAX: (&str, usize) = ("datafusion.execution.max_spill_file_size_bytes", 1);
+/// Read at a time.
+const CHUNK_BYTES: usize = 128 << 10;
+
+/// Why the disk did not help.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "what does not fit into memory cannot be put into {folder} ({cause}): make room there, name another folder by TMPDIR, \
+     or raise --memory"
+)]
+struct SpillError {
+    folder: String,
+    cause: String,
+}
+
+impl SpillError {
+    fn new(folder: &Path, cause: &io::Error) -> Self {
+        Self { folder: folder.display().to_string(), cause: cause.to_string() }
+    }
+}
+
+impl From<SpillError> for DataFusionError {
+    fn from(error: SpillError) -> Self {
+        Self::External(Box::new(error))
+    }
+}
+
+/// What the disk said, if the error is of it.
+pub fn told(error: &DataFusionError) -> Option<String> {
+    let DataFusionError::External(error) = error else { return None };
+    error.downcast_ref::<SpillError>().map(ToString::to_string)
+}
+
+/// Files in a folder of their own, which is made with the first of them and removed with the last.
+#[derive(Debug, Default)]
+pub struct Spills(Mutex<Option<Arc<Folder>>>);
+
+#[derive(Debug)]
+struct Folder {
+    dir: TempDir,
+    /// The first write that failed.
+    failure: OnceLock<SpillError>,
+}
+
+#[derive(Debug)]
+struct Spilled {
+    path: TempPath,
+    bytes: Arc<AtomicU64>,
+    folder: Arc<Folder>,
+}
+
+struct Writer {
+    file: File,
+    bytes: Arc<AtomicU64>,
+    folder: Arc<Folder>,
+}
+
+impl Spills {
+    fn folder(&self) -> Result<Arc<Folder>> {
+        let mut folder = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(folder) = &*folder {
+            return Ok(folder.clone());
+        }
+        let dir = tempfile::tempdir().map_err(|error| SpillError::new(&std::env::temp_dir(), &error))?;
+        Ok(folder.insert(Arc::new(Folder { dir, failure: OnceLock::new() })).clone())
+    }
+}
+
+impl Folder {
+    fn error(&self, cause: &io::Error) -> SpillError {
+        SpillError::new(self.dir.path(), cause)
+    }
+
+    fn is_well(&self) -> Result<()> {
+        self.failure.get().map_or(Ok(()), |failure| Err(failure.clone().into()))
+    }
+}
+
+impl TempFileFactory for Spills {
+    fn create_temp_file(&self, _: &str) -> Result<Arc<dyn SpillFile>> {
+        let folder = self.folder()?;
+        folder.is_well()?;
+        let file = NamedTempFile::new_in(folder.dir.path()).map_err(|error| folder.error(&error))?;
+        Ok(Arc::new(Spilled { path: file.into_temp_path(), bytes: Arc::default(), folder }))
+    }
+}
+
+impl SpillFile for Spilled {
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+
+    fn size(&self) -> Option<u64> {
+        Some(self.bytes.load(Ordering::Relaxed))
+    }
+
+    fn read_stream(&self) -> Result<Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>> {
+        let (path, folder) = (self.path.to_path_buf(), self.folder.clone());
+        let bytes = async move {
+            folder.is_well()?;
+            let file = tokio::fs::File::open(path).await.map_err(|error| folder.error(&error))?;
+            let chunks = ReaderStream::with_capacity(file, CHUNK_BYTES);
+            Ok::<_, DataFusionError>(chunks.map(move |chunk| chunk.map_err(|error| folder.error(&error).into())))
+        };
+        Ok(Box::pin(futures::stream::once(bytes).try_flatten()))
+    }
+
+    fn open_writer(&self) -> Result<Box<dyn SpillWriter>> {
+        let file = File::options().append(true).open(&self.path).map_err(|error| self.folder.error(&error))?;
+        Ok(Box::new(Writer { file, bytes: self.bytes.clone(), folder: self.folder.clone() }))
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.folder.failure.get().is_none() {
+            match self.file.write_all(bytes) {
+                Ok(()) => _ = self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed),
+                Err(error) => _ = self.folder.failure.set(self.folder.error(&error)),
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl SpillWriter for Writer {
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use arrow::array::{AsArray, Int64Array, RecordBatch};
+    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use datafusion::datasource::MemTable;
+    use datafusion::physical_expr::expressions::col;
+    use datafusion::physical_plan::repartition::RepartitionExec;
+    use datafusion::physical_plan::{ExecutionPlan, Partitioning};
+    use datafusion::prelude::SessionContext;
+
+    use super::*;
+    use crate::query::{Limits, session};
+
+    /// How many partitions, of how many batches, of how many rows.
+    const SIZES: [usize; 3] = [8, 40, 16];
+
+    /// Repartitions with no memory at all; gives how many rows came through, and their sum.
+    async fn repartitioned() -> Result<(usize, i64)> {
+        let [partitions, batches, rows] = SIZES;
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+        let batch = |n: usize| {
+            let numbers = (n * rows..(n + 1) * rows).map(|n| n as i64).collect::<Int64Array>();
+            RecordBatch::try_new(schema.clone(), vec![Arc::new(numbers)])
+        };
+        let partition = |p: usize| (p * batches..(p + 1) * batches).map(batch).collect::<Result<Vec<_>, _>>();
+        let table = MemTable::try_new(schema.clone(), (0..partitions).map(partition).collect::<Result<_, _>>()?)?;
+        let context = session(&Limits { memory_bytes: 1, threads: partitions }).unwrap();
+        // Batches are put together to this many rows before they are sent.
+        let config = context.copied_config().with_batch_size(rows);
+        let context = SessionContext::new_with_config_rt(config, context.runtime_env());
+        let source = context.read_table(Arc::new(table))?.create_physical_plan().await?;
+        let by = Partitioning::Hash(vec![col("n", &schema)?], partitions);
+        let plan: Arc<dyn ExecutionPlan> = Arc::new(RepartitionExec::try_new(source, by)?);
+        // One after the other, as a join does that holds one side first: nobody empties the other channels meanwhile.
+        let streams = (0..partitions).map(|p| plan.execute(p, context.task_ctx())).collect::<Result<Vec<_>>>()?;
+        let found: Vec<RecordBatch> = futures::stream::iter(streams).flatten().try_collect().await?;
+        let sum = |batch: &RecordBatch| batch.column(0).as_primitive::<Int64Type>().values().iter().sum::<i64>();
+        Ok((found.iter().map(RecordBatch::num_rows).sum(), found.iter().map(sum).sum()))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn writers_at_once_leave_nobody_waiting() {
+        let rows: usize = SIZES.iter().product();
+        for _ in 0..20 {
+            let found = tokio::time::timeout(Duration::from_secs(60), repartitioned()).await;
+            assert_eq!(found.expect("it hangs").unwrap(), (rows, (0..rows as i64).sum()));
+        }
+    }
+}
