@@ -37,7 +37,9 @@ use futures::TryStreamExt;
 use crate::lake::tables::Table;
 
 mod boundary;
+mod intake;
 mod latest;
+mod names;
 mod order;
 mod overlay;
 mod tail;
@@ -45,6 +47,7 @@ mod tail;
 mod tests;
 
 use boundary::Boundary;
+use intake::Intake;
 use order::{HEAD, ORDER};
 use overlay::{Overlay, Sides};
 use tail::Tail;
@@ -107,11 +110,12 @@ impl Resolved {
         session: &SessionState,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let (Some(state), Some(tail)) = (&self.state, &self.tail) else { return Ok(None) };
-        let Some(tail) = hold(read(tail, &of_tail(wanted), filter)?, session).await? else {
-            return Ok(None);
-        };
         let input = read(state, &with_order(&ORDER[..HEAD], wanted), filter)?.build()?;
-        let input = in_small_parts(session).create_physical_plan(&input).await?;
+        let tail = hold(read(tail, &of_tail(wanted), filter)?, session);
+        let in_small_parts = in_small_parts(session);
+        let state_plan = in_small_parts.create_physical_plan(&input);
+        let (tail, input) = futures::try_join!(tail, state_plan)?;
+        let Some(tail) = tail else { return Ok(None) };
         if input.output_partitioning().partition_count() == 0 {
             return Ok(None);
         }
@@ -151,16 +155,15 @@ fn read(table: &Arc<dyn TableProvider>, names: &[&str], filter: Option<&Expr>) -
 
 /// The tail, in memory; `None` when it does not hold it.
 async fn hold(rows: LogicalPlanBuilder, session: &SessionState) -> Result<Option<Tail>> {
-    let context = session.task_ctx();
-    let mut tail = Tail::new(MemoryConsumer::new("tail").register(context.memory_pool()));
+    let mut intake = Intake::new(MemoryConsumer::new("tail").register(session.task_ctx().memory_pool()));
     let plan = session.create_physical_plan(&rows.build()?).await?;
-    let mut batches = execute_stream(plan, context)?;
+    let mut batches = execute_stream(plan, session.task_ctx())?;
     while let Some(batch) = batches.try_next().await? {
-        if !tail.push(batch)? {
+        if !intake.push(batch)? {
             return Ok(None);
         }
     }
-    Ok(Some(tail))
+    Ok(Some(intake.done()))
 }
 
 /// What is held of a tail's row: its fate is found out.

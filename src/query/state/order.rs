@@ -18,11 +18,18 @@ pub const ORDER: [&str; 7] =
 pub const HEAD: usize = 3;
 
 /// What decides first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Head {
     pub sync_count: i64,
     pub modified: i64,
     pub arrived: i64,
+}
+
+impl Head {
+    /// What is held against the removal of a dataset.
+    pub fn moment(self) -> (i64, i64) {
+        (self.sync_count, self.modified)
+    }
 }
 
 /// The heads of rows.

@@ -39,8 +39,9 @@ use datafusion::physical_plan::{
 };
 use futures::{StreamExt, TryStreamExt};
 
+use super::names::Names;
 use super::order::{ORDER, Rest};
-use super::tail::{IS_AFTER_REMOVAL, Names, Removal, Tail, column, heads_of, rest_of, with_columns};
+use super::tail::{IS_AFTER_REMOVAL, Removal, Tail, Walk, column, heads_of, rest_of, with_columns};
 use super::{KEY, same, told};
 
 /// Identities that are looked up at a time.
@@ -125,21 +126,20 @@ impl Pass {
         let (mut gone, mut removed, mut ties): (Vec<usize>, Vec<usize>, Vec<(usize, u32)>) = Default::default();
         let (mut beaten, mut removals): (Vec<usize>, Vec<(u32, Removal)>) = Default::default();
         let rest = rest_of(batch);
-        let mut dataset = None;
+        let (mut walk, mut removal) = (Walk::default(), None);
         for (row, number) in (0..batch.num_rows()).zip(0_u32..) {
-            if !names.goes_on(row) {
-                dataset = tail.dataset(&names, row);
+            if tail.follow(&mut walk, &names, row) {
+                removal = walk.dataset().and_then(|dataset| tail.removal(dataset));
             }
-            let Some(dataset) = dataset else { continue };
-            let (key, head) = (names.key(row), heads.get(row));
-            let at = (head.sync_count, head.modified);
-            if key.is_none() {
-                removals.push((dataset, at));
-            } else if tail.removal(dataset).is_some_and(|removal| at <= removal) {
+            let Some(dataset) = walk.dataset() else { continue };
+            let at = || heads.get(row).moment();
+            if !names.has_key(row) {
+                removals.push((dataset, at()));
+            } else if removal.is_some_and(|removal| at() <= removal) {
                 removed.push(row);
             }
-            let Some(entry) = tail.find(dataset, key) else { continue };
-            match tail.compare(head, rest.as_deref().map(Rest), row, entry) {
+            let Some(entry) = tail.find(dataset, &names, row) else { continue };
+            match tail.compare(heads.get(row), rest.as_deref().map(Rest), row, entry) {
                 Some(Ordering::Less) => gone.push(row),
                 // A row may be told twice; once is enough.
                 Some(Ordering::Greater | Ordering::Equal) => beaten.push(entry),
@@ -172,7 +172,7 @@ impl Pass {
             let lost: Vec<usize> = (0..entries.len()).filter(|&n| !beaten[entries[n]]).collect();
             batches.push(without(rows, &lost)?);
         }
-        batches.extend(tail.left(schema, &beaten, &removals, sides.session.config().batch_size())?);
+        batches.extend(tail.left(schema, &beaten, &removals)?);
         Ok(batches)
     }
 }
@@ -199,8 +199,10 @@ async fn settle(sides: &Sides, ties: &[(Vec<usize>, RecordBatch)], beaten: &mut 
         let mut batches = execute_stream(plan, sides.session.task_ctx())?;
         while let Some(batch) = batches.try_next().await.map_err(|error| told(error, &sides.remedy))? {
             let (names, heads, rest) = (Names::of(&batch)?, heads_of(&batch)?, rest_of(&batch));
+            let mut walk = Walk::default();
             for row in 0..batch.num_rows() {
-                let entry = tail.dataset(&names, row).and_then(|dataset| tail.find(dataset, names.key(row)));
+                tail.follow(&mut walk, &names, row);
+                let entry = walk.dataset().and_then(|dataset| tail.find(dataset, &names, row));
                 if let Some(entry) = entry.filter(|entry| open.contains(entry)) {
                     let order = tail.compare(heads.get(row), rest.as_deref().map(Rest), row, entry);
                     beaten[entry] |= order.is_none_or(Ordering::is_ge);

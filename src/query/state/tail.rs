@@ -2,70 +2,22 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::hash::BuildHasher;
+use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringViewArray};
-use arrow::compute::{cast, interleave};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::{FilterBuilder, cast};
+use arrow::datatypes::SchemaRef;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::MemoryReservation;
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::DefaultHashBuilder;
 
+use super::intake::Numbers;
+use super::names::{Mark, Names, Step};
 use super::order::{HEAD, Head, Heads, ORDER, Rest};
 
 /// The column that is found out, and not read, of a tail's row.
 pub const IS_AFTER_REMOVAL: &str = "is_after_removal";
-/// What an entry takes beside its columns, at most.
-const BYTES_OF_AN_ENTRY: usize = 256;
-
-/// What the rows of a batch are of.
-pub struct Names {
-    pools: StringViewArray,
-    identities: StringViewArray,
-    datasets: StringViewArray,
-    keys: StringViewArray,
-    /// Whether every row has a pool, an identity and a dataset.
-    complete: bool,
-}
-
-impl Names {
-    /// From the columns of that name.
-    pub fn of(batch: &RecordBatch) -> Result<Self> {
-        let view = |name| {
-            let text = cast(column(batch, name)?, &DataType::Utf8View)?;
-            Ok::<_, DataFusionError>(text.as_string_view().clone())
-        };
-        let (pools, identities, datasets) = (view("identity_pool_id")?, view("identity_id")?, view("dataset_name")?);
-        let complete = [&pools, &identities, &datasets].iter().all(|names| names.null_count() == 0);
-        Ok(Self { pools, identities, datasets, keys: view("key")?, complete })
-    }
-
-    /// Whether a row is of the dataset of the row before it. Equal views into the same buffers are equal texts; that other
-    /// views may be so too costs a look and nothing else.
-    pub fn goes_on(&self, row: usize) -> bool {
-        let same = |names: &StringViewArray| names.views()[row] == names.views()[row - 1];
-        row > 0 && self.complete && same(&self.datasets) && same(&self.identities) && same(&self.pools)
-    }
-
-    pub fn identity(&self, row: usize) -> Option<&str> {
-        text(&self.identities, row)
-    }
-
-    /// A removal of a dataset has none.
-    pub fn key(&self, row: usize) -> Option<&str> {
-        text(&self.keys, row)
-    }
-
-    fn dataset(&self, row: usize) -> [Option<&str>; 3] {
-        [&self.pools, &self.identities, &self.datasets].map(|names| text(names, row))
-    }
-}
-
-fn text(names: &StringViewArray, row: usize) -> Option<&str> {
-    names.is_valid(row).then(|| names.value(row))
-}
-
 /// The column of a batch with that name.
 pub fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
     batch.column_by_name(name).ok_or_else(|| DataFusionError::Internal(format!("there is no column {name}")))
@@ -91,138 +43,101 @@ pub fn rest_of(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
 /// The count and the server date of a removal of a dataset. What is not beyond it is removed.
 pub type Removal = (i64, i64);
 
-/// The latest row of each key, and where it is.
+/// The latest row of each key, and where it is. Entries lie by identity, dataset and key: who looks for the keys of one
+/// dataset after the other, as the state has them, finds them side by side.
 pub struct Tail {
-    parts: Vec<Part>,
-    hasher: DefaultHashBuilder,
-    datasets: Vec<Dataset>,
-    /// Datasets, by name.
-    by_name: HashTable<u32>,
-    entries: Vec<Entry>,
-    /// Entries, by dataset and key.
-    by_key: HashTable<u32>,
-    memory: MemoryReservation,
+    pub(super) parts: Vec<Part>,
+    pub(super) identities: Numbers,
+    pub(super) names_of_datasets: Numbers,
+    /// Of the marks.
+    pub(super) hasher: DefaultHashBuilder,
+    /// Of each identity, in the order of their numbers: where its datasets begin; and where the last one's end.
+    pub(super) datasets_of: Vec<u32>,
+    pub(super) datasets: Vec<Dataset>,
+    pub(super) entries: Vec<Entry>,
+    /// What covers all of it.
+    pub(super) memory: MemoryReservation,
 }
 
 /// Rows as they came.
-struct Part {
-    rows: RecordBatch,
-    names: Names,
-    rest: Vec<ArrayRef>,
+pub struct Part {
+    pub rows: RecordBatch,
+    pub names: Names,
+    /// The columns behind the heads.
+    pub rest: Vec<ArrayRef>,
+}
+
+impl Part {
+    fn left(&self, schema: &SchemaRef, fates: &[Option<bool>]) -> Result<RecordBatch> {
+        let are_left: BooleanArray = fates.iter().map(|fate| Some(fate.is_some())).collect();
+        let left = FilterBuilder::new(&are_left).optimize().build();
+        let columns = schema.fields().iter().map(|field| match field.name().as_str() {
+            IS_AFTER_REMOVAL => {
+                Ok(Arc::new(fates.iter().flatten().copied().map(Some).collect::<BooleanArray>()) as ArrayRef)
+            }
+            name => {
+                let values = cast(&left.filter(column(&self.rows, name)?)?, field.data_type())?;
+                // Views would keep all text of the part alive.
+                Ok(values.as_string_view_opt().map_or(values.clone(), |views| Arc::new(views.gc()) as ArrayRef))
+            }
+        });
+        with_columns(schema, columns.collect::<Result<_>>()?, left.count())
+    }
 }
 
 /// Where a row is.
-#[derive(Clone, Copy)]
-struct Place {
-    part: u32,
-    row: u32,
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub part: u32,
+    pub row: u32,
 }
 
-struct Dataset {
-    hash: u64,
-    /// A row that names it.
-    at: Place,
-    removal: Option<Removal>,
+/// The datasets of an identity are in the order of the numbers of their names.
+pub struct Dataset {
+    pub name: u32,
+    /// Where its keys begin, and where they end.
+    pub entries: (u32, u32),
+    pub removal: Option<Removal>,
 }
 
-/// A key, and its latest row.
-struct Entry {
-    hash: u64,
-    dataset: u32,
-    at: Place,
-    /// Of that row; here, because nearly every look at an entry ends with it.
-    head: Head,
+/// A key, and its latest row. Those of a dataset are in the order of their marks. What a look at it ends with is here, and
+/// not in that row's columns.
+pub struct Entry {
+    pub dataset: u32,
+    pub key: Mark,
+    pub at: Place,
+    pub head: Head,
+}
+
+/// Where a walk over the rows of a batch is, as far as the tail has it.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Walk {
+    identity: Option<u32>,
+    dataset: Option<u32>,
+}
+
+impl Walk {
+    /// The number of the row's dataset.
+    pub fn dataset(self) -> Option<u32> {
+        self.dataset
+    }
 }
 
 impl fmt::Debug for Tail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tail").field("keys", &self.len()).finish_non_exhaustive()
+        let bytes = self.memory.size();
+        f.debug_struct("Tail").field("keys", &self.len()).field("bytes", &bytes).finish_non_exhaustive()
     }
 }
 
+/// The names of a row, and its number among them.
+pub fn named(parts: &[Part], at: Place) -> (&Names, usize) {
+    (&parts[at.part as usize].names, at.row as usize)
+}
+
 impl Tail {
-    /// Of no rows yet. `memory` will cover what they take.
-    pub fn new(memory: MemoryReservation) -> Self {
-        Self {
-            parts: Vec::new(),
-            hasher: DefaultHashBuilder::default(),
-            datasets: Vec::new(),
-            by_name: HashTable::new(),
-            entries: Vec::new(),
-            by_key: HashTable::new(),
-            memory,
-        }
-    }
-
-    /// Takes in rows with all columns of the order, and `op`. Gives false when memory does not hold them: then the tail is
-    /// good for nothing.
-    pub fn push(&mut self, rows: RecordBatch) -> Result<bool> {
-        let bytes = rows.get_array_memory_size() + rows.num_rows() * BYTES_OF_AN_ENTRY;
-        if self.memory.try_grow(bytes).is_err() {
-            return Ok(false);
-        }
-        let rest = rest_of(&rows).ok_or_else(|| DataFusionError::Internal("rows without an order".to_owned()))?;
-        let ops = cast(column(&rows, "op")?, &DataType::Utf8View)?;
-        let (heads, count) = (heads_of(&rows)?, rows.num_rows());
-        // More parts or rows than these do not fit into memory.
-        let part = u32::try_from(self.parts.len()).unwrap_or(u32::MAX);
-        self.parts.push(Part { names: Names::of(&rows)?, rest, rows });
-        let mut dataset = None;
-        for (row, number) in (0..count).zip(0_u32..) {
-            let names = &self.parts[part as usize].names;
-            if !names.goes_on(row) {
-                dataset = self.dataset(names, row);
-            }
-            // A row without a key that is no removal marks an event without records: it changed nothing.
-            if names.key(row).is_some() || text(ops.as_string_view(), row) == Some("remove") {
-                dataset = Some(self.add(dataset, Place { part, row: number }, heads.get(row)));
-            }
-        }
-        Ok(true)
-    }
-
-    /// Takes a row in; gives the number of its dataset.
-    fn add(&mut self, dataset: Option<u32>, at: Place, head: Head) -> u32 {
-        let dataset = dataset.unwrap_or_else(|| self.add_dataset(at));
-        if self.key(at).is_none() {
-            let removal = &mut self.datasets[dataset as usize].removal;
-            *removal = (*removal).max(Some((head.sync_count, head.modified)));
-        }
-        match self.find(dataset, self.key(at)) {
-            Some(entry) => {
-                let rest = Some(Rest(&self.part(at).rest));
-                if self.compare(head, rest, at.row as usize, entry).is_some_and(Ordering::is_gt) {
-                    (self.entries[entry].at, self.entries[entry].head) = (at, head);
-                }
-            }
-            None => self.add_entry(dataset, at, head),
-        }
-        dataset
-    }
-
-    fn add_dataset(&mut self, at: Place) -> u32 {
-        let number = u32::try_from(self.datasets.len()).unwrap_or(u32::MAX);
-        let hash = self.hasher.hash_one(self.part(at).names.dataset(at.row as usize));
-        self.datasets.push(Dataset { hash, at, removal: None });
-        let datasets = &self.datasets;
-        self.by_name.insert_unique(hash, number, |&known| datasets[known as usize].hash);
-        number
-    }
-
-    fn add_entry(&mut self, dataset: u32, at: Place, head: Head) {
-        let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        let hash = self.hasher.hash_one((dataset, self.key(at)));
-        self.entries.push(Entry { hash, dataset, at, head });
-        let entries = &self.entries;
-        self.by_key.insert_unique(hash, number, |&known| entries[known as usize].hash);
-    }
-
-    fn part(&self, at: Place) -> &Part {
-        &self.parts[at.part as usize]
-    }
-
-    fn key(&self, at: Place) -> Option<&str> {
-        self.part(at).names.key(at.row as usize)
+    fn names(&self, at: Place) -> (&Names, usize) {
+        named(&self.parts, at)
     }
 
     /// How many keys there are.
@@ -235,70 +150,56 @@ impl Tail {
         self.datasets.len()
     }
 
-    /// Columns of the latest row of each key but of those that are `beaten`, in batches of at most `size` rows. `removals`
-    /// are more of them, by dataset.
-    pub fn left(
-        &self,
-        schema: &SchemaRef,
-        beaten: &[bool],
-        removals: &[Option<Removal>],
-        size: usize,
-    ) -> Result<Vec<RecordBatch>> {
-        let left = self.entries.iter().zip(beaten).filter(|(_, is_beaten)| !**is_beaten).map(|(entry, _)| entry);
-        let left: Vec<&Entry> = left.collect();
-        left.chunks(size).map(|entries| self.rows_of(schema, entries, removals)).collect()
-    }
-
-    fn rows_of(&self, schema: &SchemaRef, entries: &[&Entry], removals: &[Option<Removal>]) -> Result<RecordBatch> {
-        // Of many parts, a batch is of few.
-        let mut used: Vec<u32> = entries.iter().map(|entry| entry.at.part).collect();
-        used.sort_unstable();
-        used.dedup();
-        let place = |at: Place| (used.partition_point(|&part| part < at.part), at.row as usize);
-        let places: Vec<(usize, usize)> = entries.iter().map(|entry| place(entry.at)).collect();
-        let is_after = |entry: &&Entry| {
+    /// Columns of the latest row of each key but of those that are `beaten`. `removals` are more of them, by dataset.
+    pub fn left(&self, schema: &SchemaRef, beaten: &[bool], removals: &[Option<Removal>]) -> Result<Vec<RecordBatch>> {
+        // Of each row, whether it is left, and then whether no removal is after it.
+        let mut fates: Vec<_> = self.parts.iter().map(|part| vec![None; part.rows.num_rows()]).collect();
+        for (entry, _) in self.entries.iter().zip(beaten).filter(|(_, is_beaten)| !**is_beaten) {
             let removal = self.removal(entry.dataset).max(removals[entry.dataset as usize]);
-            let is_after = removal.is_none_or(|removal| (entry.head.sync_count, entry.head.modified) > removal);
-            Some(is_after && self.key(entry.at).is_some())
-        };
-        let columns = schema.fields().iter().map(|field| match field.name().as_str() {
-            IS_AFTER_REMOVAL => Ok(Arc::new(entries.iter().map(is_after).collect::<BooleanArray>()) as ArrayRef),
-            name => {
-                let parts = used.iter().map(|&part| column(&self.parts[part as usize].rows, name).map(AsRef::as_ref));
-                let values = cast(&interleave(&parts.collect::<Result<Vec<_>>>()?, &places)?, field.data_type())?;
-                // Views would keep all text of the tail alive, and be counted for it, batch by batch.
-                Ok(values.as_string_view_opt().map_or(values.clone(), |views| Arc::new(views.gc()) as ArrayRef))
-            }
-        });
-        with_columns(schema, columns.collect::<Result<_>>()?, entries.len())
+            let is_after = removal.is_none_or(|removal| entry.head.moment() > removal);
+            fates[entry.at.part as usize][entry.at.row as usize] = Some(is_after && !entry.key.is_none());
+        }
+        let parts = self.parts.iter().zip(fates).filter(|(_, fates)| fates.iter().any(Option::is_some));
+        parts.map(|(part, fates)| part.left(schema, &fates)).collect()
     }
 
-    /// The number of the dataset that a row is of, if the tail has it.
-    pub fn dataset(&self, names: &Names, row: usize) -> Option<u32> {
-        let name = names.dataset(row);
-        let hash = self.hasher.hash_one(name);
-        let is_it = |&known: &u32| {
-            let Dataset { hash: known, at, .. } = &self.datasets[known as usize];
-            *known == hash && self.part(*at).names.dataset(at.row as usize) == name
-        };
-        self.by_name.find(hash, is_it).copied()
+    /// Goes on to the next row of a batch; gives whether its dataset may be another one.
+    pub fn follow(&self, walk: &mut Walk, names: &Names, row: usize) -> bool {
+        let step = names.step(row);
+        if step == Step::Identity {
+            walk.identity = self.identities.find(&names.identity(row), &self.parts, Names::identity);
+        }
+        if step != Step::Key {
+            walk.dataset = walk.identity.and_then(|identity| self.find_dataset(identity, names, row));
+        }
+        step != Step::Key
     }
 
-    /// The number of a key of a dataset.
-    pub fn find(&self, dataset: u32, key: Option<&str>) -> Option<usize> {
-        let hash = self.hasher.hash_one((dataset, key));
-        let is_it = |&known: &u32| {
-            let entry = &self.entries[known as usize];
-            entry.hash == hash && entry.dataset == dataset && self.key(entry.at) == key
+    fn find_dataset(&self, identity: u32, names: &Names, row: usize) -> Option<u32> {
+        let name = self.names_of_datasets.find(&names.dataset(row), &self.parts, Names::dataset)?;
+        let of = self.datasets_of[identity as usize]..self.datasets_of[identity as usize + 1];
+        search(&self.datasets, of, name, |dataset| dataset.name, |_| true)
+    }
+
+    /// The number of the key of a row of a dataset.
+    pub fn find(&self, dataset: u32, names: &Names, row: usize) -> Option<usize> {
+        let key = names.key_mark(row, &self.hasher);
+        let (start, end) = self.datasets[dataset as usize].entries;
+        let is_it = |known: &Entry| {
+            let (theirs, at) = self.names(known.at);
+            theirs.key(at) == names.key(row)
         };
-        self.by_key.find(hash, is_it).map(|&entry| entry as usize)
+        search(&self.entries, start..end, key, |entry| entry.key, |entry| key.is_whole() || is_it(entry))
+            .map(|entry| entry as usize)
     }
 
     /// Whether a row comes after the latest of a key; `None` when their heads are equal, and that is all that is known of it.
     pub fn compare(&self, head: Head, rest: Option<Rest<'_>>, row: usize, entry: usize) -> Option<Ordering> {
         let Entry { at, head: latest, .. } = self.entries[entry];
         match head.cmp(&latest) {
-            Ordering::Equal => rest.map(|rest| rest.compare(row, &Rest(&self.part(at).rest), at.row as usize)),
+            Ordering::Equal => {
+                rest.map(|rest| rest.compare(row, &Rest(&self.parts[at.part as usize].rest), at.row as usize))
+            }
             order => Some(order),
         }
     }
@@ -310,7 +211,21 @@ impl Tail {
 
     /// The identity of a key.
     pub fn identity(&self, entry: usize) -> Option<&str> {
-        let at = self.entries[entry].at;
-        self.part(at).names.identity(at.row as usize)
+        let (names, row) = self.names(self.entries[entry].at);
+        names.identity(row)[1]
     }
+}
+
+/// The number of what has this key in a range that is in the order of keys; of several, of the one that `is_it`.
+fn search<T, K: Ord>(
+    all: &[T],
+    of: Range<u32>,
+    key: K,
+    key_of: impl Fn(&T) -> K,
+    is_it: impl Fn(&T) -> bool,
+) -> Option<u32> {
+    let some = &all[of.start as usize..of.end as usize];
+    let first = some.partition_point(|known| key_of(known) < key);
+    let alike = (of.start..of.end).zip(some).skip(first).take_while(|(_, known)| key_of(known) == key);
+    { alike }.find(|(_, known)| is_it(known)).map(|(number, _)| number)
 }

@@ -20,7 +20,10 @@ type Change = ((Name, Name, Name, Option<Name>), (i64, i64, i64, usize), Name, u
 /// Changes that differ in little, so that heads are often equal; the place in the stream is each one's own.
 fn changes() -> impl Strategy<Value = Vec<Value>> {
     let name = |names: &'static [&'static str]| prop::sample::select(names);
-    let of = (name(&["p", "q"]), name(&["a", "b"]), name(&["x", "y"]), prop::option::weighted(0.8, name(&["k", "l"])));
+    // Long enough to be told by more than a view has of them, and as long as a view can hold.
+    let datasets = name(&["x", "", "a dataset of long name x", "a dataset of long name y"]);
+    let keys = name(&["k", "twelve bytes", "twelve byteß", "a key of long name k", "a key of long name l"]);
+    let of = (name(&["p", "q"]), name(&["a", "b"]), datasets, prop::option::weighted(0.8, keys));
     let when = (0..3_i64, 0..2_i64, 0..2_i64, 1..5_usize);
     let change = (of, when, prop::sample::select(&["replace", "remove"][..]), any::<u8>());
     prop::collection::vec(change, 1..24).prop_map(|changes| {

@@ -1,0 +1,196 @@
+//! Takes the tail in while it is read: rows as they come, and in the order of their identities once all are there.
+
+use std::cmp::Ordering;
+use std::hash::{BuildHasher, Hash};
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::MemoryReservation;
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use super::names::{Mark, Names, Step, text};
+use super::order::{Head, Rest};
+use super::tail::{Dataset, Entry, Part, Place, Tail, column, heads_of, named, rest_of};
+
+/// What a row takes beside its columns, at most: as a change, in their order, as an entry, and what names it.
+const BYTES_OF_A_ROW: usize = 256;
+
+/// Names of one kind, each with a number.
+#[derive(Default)]
+pub struct Numbers {
+    hasher: DefaultHashBuilder,
+    /// Of each, the hash, and a row that has it.
+    known: Vec<(u64, Place)>,
+    by_name: HashTable<u32>,
+}
+
+impl Numbers {
+    /// The number of a name, which `name_of` gives of a row.
+    pub fn find<'a, N: Hash + Eq>(
+        &self,
+        name: &N,
+        parts: &'a [Part],
+        name_of: impl Fn(&'a Names, usize) -> N,
+    ) -> Option<u32> {
+        self.find_by_hash(self.hasher.hash_one(name), name, parts, name_of)
+    }
+
+    fn find_by_hash<'a, N: Eq>(
+        &self,
+        hash: u64,
+        name: &N,
+        parts: &'a [Part],
+        name_of: impl Fn(&'a Names, usize) -> N,
+    ) -> Option<u32> {
+        let is_it = |&number: &u32| {
+            let (known, at) = self.known[number as usize];
+            let (names, row) = named(parts, at);
+            known == hash && name_of(names, row) == *name
+        };
+        self.by_name.find(hash, is_it).copied()
+    }
+
+    /// The number of the name of a row; it gets one if it has none.
+    fn of<'a, N: Hash + Eq>(&mut self, at: Place, parts: &'a [Part], name_of: impl Fn(&'a Names, usize) -> N) -> u32 {
+        let (names, row) = named(parts, at);
+        let name = name_of(names, row);
+        let hash = self.hasher.hash_one(&name);
+        self.find_by_hash(hash, &name, parts, name_of).unwrap_or_else(|| {
+            let number = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
+            self.known.push((hash, at));
+            let known = &self.known;
+            self.by_name.insert_unique(hash, number, |&number| known[number as usize].0);
+            number
+        })
+    }
+}
+
+/// A row that changed something.
+#[derive(Default, Clone, Copy)]
+struct Change {
+    identity: u32,
+    dataset: u32,
+    key: Mark,
+    at: Place,
+    head: Head,
+}
+
+/// Rows of the tail.
+pub struct Intake {
+    parts: Vec<Part>,
+    /// By pool and name.
+    identities: Numbers,
+    /// By name alone: identities have mostly the same ones.
+    datasets: Numbers,
+    hasher: DefaultHashBuilder,
+    /// Of each part.
+    changes: Vec<Vec<Change>>,
+    memory: MemoryReservation,
+}
+
+impl Intake {
+    /// Of no rows yet. `memory` will cover what they take.
+    pub fn new(memory: MemoryReservation) -> Self {
+        let (identities, datasets) = (Numbers::default(), Numbers::default());
+        let hasher = DefaultHashBuilder::default();
+        Self { parts: Vec::new(), identities, datasets, hasher, changes: Vec::new(), memory }
+    }
+
+    /// Takes in rows with all columns of the order, and `op`. Gives false when memory does not hold them: then this is good
+    /// for nothing.
+    pub fn push(&mut self, rows: RecordBatch) -> Result<bool> {
+        let bytes = rows.get_array_memory_size() + rows.num_rows() * BYTES_OF_A_ROW;
+        if self.memory.try_grow(bytes).is_err() {
+            return Ok(false);
+        }
+        let rest = rest_of(&rows).ok_or_else(|| DataFusionError::Internal("rows without an order".to_owned()))?;
+        let ops = cast(column(&rows, "op")?, &DataType::Utf8View)?;
+        let (heads, count) = (heads_of(&rows)?, rows.num_rows());
+        // More parts or rows than these do not fit into memory.
+        let part = u32::try_from(self.parts.len()).unwrap_or(u32::MAX);
+        self.parts.push(Part { names: Names::of(&rows)?, rest, rows });
+        let names = &self.parts[part as usize].names;
+        let mut changes = Vec::with_capacity(count);
+        let (mut identity, mut dataset) = (None, None);
+        for (row, number) in (0..count).zip(0_u32..) {
+            match names.step(row) {
+                Step::Identity => (identity, dataset) = (None, None),
+                Step::Dataset => dataset = None,
+                Step::Key => {}
+            }
+            // A row without a key that is no removal marks an event without records: it changed nothing.
+            if !names.has_key(row) && text(ops.as_string_view(), row) != Some("remove") {
+                continue;
+            }
+            let at = Place { part, row: number };
+            let identity = *identity.get_or_insert_with(|| self.identities.of(at, &self.parts, Names::identity));
+            let dataset = *dataset.get_or_insert_with(|| self.datasets.of(at, &self.parts, Names::dataset));
+            let key = names.key_mark(row, &self.hasher);
+            changes.push(Change { identity, dataset, key, at, head: heads.get(row) });
+        }
+        self.changes.push(changes);
+        Ok(true)
+    }
+
+    /// The latest row of each key.
+    pub fn done(self) -> Tail {
+        let mut datasets_of = Vec::with_capacity(self.identities.known.len() + 1);
+        let mut changes = self.by_identity();
+        let (mut datasets, mut entries) = (Vec::new(), Vec::with_capacity(changes.len()));
+        let number = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        for of_identity in changes.chunk_by_mut(|a, b| a.identity == b.identity) {
+            datasets_of.push(number(datasets.len()));
+            of_identity.sort_unstable_by(|a, b| self.by_name(a, b));
+            for of_dataset in of_identity.chunk_by(|a, b| a.dataset == b.dataset) {
+                let first = number(entries.len());
+                for of_key in of_dataset.chunk_by(|a, b| self.by_name(a, b).is_eq()) {
+                    let latest = of_key.iter().max_by(|a, b| self.by_order(a, b));
+                    let dataset = number(datasets.len());
+                    entries.extend(latest.map(|&Change { key, at, head, .. }| Entry { dataset, key, at, head }));
+                }
+                let removals = of_dataset.iter().filter(|change| change.key.is_none());
+                let removal = removals.map(|change| change.head.moment()).max();
+                let (name, entries) = (of_dataset[0].dataset, (first, number(entries.len())));
+                datasets.push(Dataset { name, entries, removal });
+            }
+        }
+        datasets_of.push(number(datasets.len()));
+        let Self { parts, identities, datasets: names_of_datasets, hasher, memory, .. } = self;
+        Tail { parts, identities, names_of_datasets, hasher, datasets_of, datasets, entries, memory }
+    }
+
+    /// All changes, in the order of the numbers of their identities; in one place, because what follows looks at each many
+    /// times.
+    fn by_identity(&self) -> Vec<Change> {
+        let mut ends = vec![0_usize; self.identities.known.len() + 1];
+        self.changes.iter().flatten().for_each(|change| ends[change.identity as usize + 1] += 1);
+        (1..ends.len()).for_each(|n| ends[n] += ends[n - 1]);
+        let mut next = ends;
+        let mut changes = vec![Change::default(); self.changes.iter().map(Vec::len).sum()];
+        for change in self.changes.iter().flatten() {
+            let next = &mut next[change.identity as usize];
+            changes[*next] = *change;
+            *next += 1;
+        }
+        changes
+    }
+
+    /// By dataset, then by key.
+    fn by_name(&self, a: &Change, b: &Change) -> Ordering {
+        let text = |change: &Change| {
+            let (names, row) = named(&self.parts, change.at);
+            names.key(row)
+        };
+        a.dataset.cmp(&b.dataset).then(a.key.cmp(&b.key)).then_with(|| match a.key.is_whole() {
+            true => Ordering::Equal,
+            false => text(a).cmp(&text(b)),
+        })
+    }
+
+    fn by_order(&self, a: &Change, b: &Change) -> Ordering {
+        let rest = |change: &Change| Rest(&self.parts[change.at.part as usize].rest);
+        a.head.cmp(&b.head).then_with(|| rest(a).compare(a.at.row as usize, &rest(b), b.at.row as usize))
+    }
+}
