@@ -99,7 +99,7 @@ fn main() -> ExitCode {
             .context("start the runtime")?;
         let result = runtime.block_on(run(cli));
         // Tasks of a query that failed hold its files on disk until they have gone.
-        runtime.shutdown_timeout(Duration::from_secs(1));
+        runtime.shutdown_timeout(Duration::from_secs(10));
         result
     });
     let done = done.map(std::thread::JoinHandle::join);

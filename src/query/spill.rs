@@ -22,14 +22,15 @@ use tokio_util::io::ReaderStream;
 
 /// The setting of DataFusion by which a file is closed with its first batch.
 pub const FILE_BYTES_MAX: (&str, usize) = ("datafusion.execution.max_spill_file_size_bytes", 1);
+/// More than these are not kept at a time, so that no query fills a disk by itself.
+const KEPT_BYTES_MAX: u64 = 100 << 30;
 /// Read at a time.
 const CHUNK_BYTES: usize = 128 << 10;
 
 /// Why the disk did not help.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
-    "what does not fit into memory cannot be put into {folder} ({cause}): make room there, name another folder by TMPDIR, \
-     or raise --memory"
+    "what does not fit into memory cannot be kept in {folder} ({cause}): make room there, or name another folder by TMPDIR"
 )]
 struct SpillError {
     folder: String,
@@ -54,13 +55,15 @@ pub fn told(error: &DataFusionError) -> Option<String> {
     error.downcast_ref::<SpillError>().map(ToString::to_string)
 }
 
-/// Files in a folder of their own, which is made with the first of them and removed with the last.
+/// Files in a folder of their own, which is made with the first of them and removed with the session.
 #[derive(Debug, Default)]
 pub struct Spills(Mutex<Option<Arc<Folder>>>);
 
 #[derive(Debug)]
 struct Folder {
     dir: TempDir,
+    /// Of all files.
+    kept_bytes: AtomicU64,
     /// The first write that failed.
     failure: OnceLock<SpillError>,
 }
@@ -73,7 +76,8 @@ struct Spilled {
 }
 
 struct Writer {
-    file: File,
+    /// None is written once one was not.
+    file: Option<File>,
     bytes: Arc<AtomicU64>,
     folder: Arc<Folder>,
 }
@@ -85,13 +89,18 @@ impl Spills {
             return Ok(folder.clone());
         }
         let dir = tempfile::tempdir().map_err(|error| SpillError::new(&std::env::temp_dir(), &error))?;
-        Ok(folder.insert(Arc::new(Folder { dir, failure: OnceLock::new() })).clone())
+        Ok(folder.insert(Arc::new(Folder { dir, kept_bytes: AtomicU64::new(0), failure: OnceLock::new() })).clone())
     }
 }
 
 impl Folder {
     fn error(&self, cause: &io::Error) -> SpillError {
         SpillError::new(self.dir.path(), cause)
+    }
+
+    /// What came out of it; an error is kept for those who read.
+    fn note<T>(&self, done: io::Result<T>) -> Option<T> {
+        done.map_err(|error| self.failure.set(self.error(&error))).ok()
     }
 
     fn is_well(&self) -> Result<()> {
@@ -129,18 +138,29 @@ impl SpillFile for Spilled {
     }
 
     fn open_writer(&self) -> Result<Box<dyn SpillWriter>> {
-        let file = File::options().append(true).open(&self.path).map_err(|error| self.folder.error(&error))?;
+        // The pool waits for this file already, and would for ever.
+        let file = self.folder.note(File::options().append(true).open(&self.path));
         Ok(Box::new(Writer { file, bytes: self.bytes.clone(), folder: self.folder.clone() }))
+    }
+}
+
+impl Drop for Spilled {
+    fn drop(&mut self) {
+        self.folder.kept_bytes.fetch_sub(self.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.folder.failure.get().is_none() {
-            match self.file.write_all(bytes) {
-                Ok(()) => _ = self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed),
-                Err(error) => _ = self.folder.failure.set(self.folder.error(&error)),
-            }
+        let more = bytes.len() as u64;
+        if let Some(file) = self.file.as_mut().filter(|_| self.folder.failure.get().is_none()) {
+            self.bytes.fetch_add(more, Ordering::Relaxed);
+            let kept = self.folder.kept_bytes.fetch_add(more, Ordering::Relaxed) + more;
+            let written = match kept > KEPT_BYTES_MAX {
+                true => Err(io::Error::new(io::ErrorKind::QuotaExceeded, "more than 100 GiB")),
+                false => file.write_all(bytes),
+            };
+            self.folder.note(written);
         }
         Ok(bytes.len())
     }
@@ -196,6 +216,28 @@ mod tests {
         let found: Vec<RecordBatch> = futures::stream::iter(streams).flatten().try_collect().await?;
         let sum = |batch: &RecordBatch| batch.column(0).as_primitive::<Int64Type>().values().iter().sum::<i64>();
         Ok((found.iter().map(RecordBatch::num_rows).sum(), found.iter().map(sum).sum()))
+    }
+
+    /// A file that is too short may still be one that can be read, only of fewer batches.
+    #[tokio::test]
+    async fn what_was_not_written_is_told_by_whoever_reads() {
+        let spills = Spills::default();
+        let write = |file: &Arc<dyn SpillFile>| file.open_writer().unwrap().write_all(b"batch").unwrap();
+        let read = |file: &Arc<dyn SpillFile>| file.read_stream().unwrap().try_collect::<Vec<Bytes>>();
+        let [early, lost, late] = [(); 3].map(|()| spills.create_temp_file("").unwrap());
+        write(&early);
+        assert_eq!((read(&early).await.unwrap().concat(), early.size()), (b"batch".to_vec(), Some(5)));
+        std::fs::remove_file(lost.path().unwrap()).unwrap();
+        write(&lost);
+        write(&late);
+        for file in [&early, &lost, &late] {
+            let told = told(&read(file).await.unwrap_err()).unwrap();
+            assert!(told.contains("No such file") && told.contains("TMPDIR"), "{told}");
+        }
+        assert!(spills.create_temp_file("").is_err(), "no more work for what is lost");
+        let folder = spills.folder().unwrap();
+        drop((early, lost, late));
+        assert_eq!(folder.kept_bytes.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

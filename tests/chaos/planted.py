@@ -49,7 +49,10 @@ class Lake:
 
     def a_file(self, wanted=lambda rows: True):
         """A (version, add) whose rows `wanted` likes: what a run leaves differs, a bug needs a place where it is one."""
-        return next((version, add) for version, add in self.files() if wanted(self.rows(add)))
+        for version, add in self.files():
+            if wanted(self.rows(add)):
+                return version, add
+        raise AssertionError("no file of this lake is a place for this bug")
 
     def rows(self, add, table="sync_records"):
         return pq.read_table(io.BytesIO(self.objects[f"{table}/{add['path']}"])).to_pylist()

@@ -46,9 +46,14 @@ fn run_on_large_stack(cli: Cli) -> Result<()> {
         .max_blocking_threads(8)
         .build()
         .context("start the runtime")?;
+    // A reader that still waits for standard input must not keep a finished run alive; tasks of a query that failed hold its
+    // files on disk until they have gone.
+    let patience = match cli.command {
+        Command::Ingest(_) => Duration::from_millis(100),
+        _ => Duration::from_secs(10),
+    };
     let result = runtime.block_on(run(cli));
-    // A reader that still waits for standard input must not keep a finished run alive.
-    runtime.shutdown_timeout(Duration::from_millis(100));
+    runtime.shutdown_timeout(patience);
     result
 }
 

@@ -8,19 +8,19 @@ use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::MemoryReservation;
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::HashTable;
 
-use super::names::{Mark, Names, Step, text};
+use super::names::{Hashing, Mark, Names, Step, text};
 use super::order::{Head, Rest};
 use super::tail::{Dataset, Entry, Part, Place, Tail, column, heads_of, named, rest_of};
 
 /// What a row takes beside its columns, at most: as a change, in their order, as an entry, and what names it.
-const BYTES_OF_A_ROW: usize = 256;
+const BYTES_OF_A_ROW: usize = 320;
 
 /// Names of one kind, each with a number.
 #[derive(Default)]
 pub struct Numbers {
-    hasher: DefaultHashBuilder,
+    hasher: Hashing,
     /// Of each, the hash, and a row that has it.
     known: Vec<(u64, Place)>,
     by_name: HashTable<u32>,
@@ -84,7 +84,7 @@ pub struct Intake {
     identities: Numbers,
     /// By name alone: identities have mostly the same ones.
     datasets: Numbers,
-    hasher: DefaultHashBuilder,
+    hasher: Hashing,
     /// Of each part.
     changes: Vec<Vec<Change>>,
     memory: MemoryReservation,
@@ -94,7 +94,7 @@ impl Intake {
     /// Of no rows yet. `memory` will cover what they take.
     pub fn new(memory: MemoryReservation) -> Self {
         let (identities, datasets) = (Numbers::default(), Numbers::default());
-        let hasher = DefaultHashBuilder::default();
+        let hasher = Hashing::default();
         Self { parts: Vec::new(), identities, datasets, hasher, changes: Vec::new(), memory }
     }
 

@@ -9,6 +9,12 @@ use datafusion::error::{DataFusionError, Result};
 
 use super::tail::column;
 
+/// What names are found by. In tests nearly all hashes are equal, as they must be allowed to be.
+#[cfg(not(test))]
+pub type Hashing = hashbrown::DefaultHashBuilder;
+#[cfg(test)]
+pub type Hashing = std::hash::BuildHasherDefault<super::tests::Weak>;
+
 /// What the rows of a batch are of.
 pub struct Names {
     pools: StringViewArray,

@@ -10,10 +10,9 @@ use arrow::compute::{FilterBuilder, cast};
 use arrow::datatypes::SchemaRef;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::MemoryReservation;
-use hashbrown::DefaultHashBuilder;
 
 use super::intake::Numbers;
-use super::names::{Mark, Names, Step};
+use super::names::{Hashing, Mark, Names, Step};
 use super::order::{HEAD, Head, Heads, ORDER, Rest};
 
 /// The column that is found out, and not read, of a tail's row.
@@ -50,7 +49,7 @@ pub struct Tail {
     pub(super) identities: Numbers,
     pub(super) names_of_datasets: Numbers,
     /// Of the marks.
-    pub(super) hasher: DefaultHashBuilder,
+    pub(super) hasher: Hashing,
     /// Of each identity, in the order of their numbers: where its datasets begin; and where the last one's end.
     pub(super) datasets_of: Vec<u32>,
     pub(super) datasets: Vec<Dataset>,
