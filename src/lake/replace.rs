@@ -123,6 +123,7 @@ async fn rewrite(
     let store = table.store(lake);
     let fail = |source| LakeError::delta("read", &store, source);
     let began = Instant::now();
+    let mut backoff = Backoff::new(200, 5_000);
     loop {
         let loaded = table.load(lake, None).await?.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
         let version = loaded.snapshot().map_err(fail)?.version() + 1;
@@ -150,7 +151,7 @@ async fn rewrite(
         }
         if !matches!(error, object_store::Error::AlreadyExists { .. }) {
             tracing::warn!(table = table.name(), version, error = %error, "commit failed, trying again");
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(backoff.pause()).await;
         }
     }
 }

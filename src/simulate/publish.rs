@@ -79,6 +79,7 @@ impl Publisher {
                 return Ok(());
             }
             if attempt > 0 {
+                // A shard takes so much in a second, and refuses the rest of a request.
                 tokio::time::sleep(Duration::from_millis(50 << attempt.min(6))).await;
             }
             let request = self.client.put_records().stream_name(&self.stream).set_records(Some(left.clone()));

@@ -160,6 +160,7 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
         let (bar, counters) = (bar.clone(), counters.clone());
         tokio::spawn(async move {
             loop {
+                // How often the bar is drawn.
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 let (records, bytes) = counters.progress();
                 bar.set_position(bytes + counters.skipped());

@@ -93,6 +93,7 @@ impl Run {
                 return;
             }
             tokio::select! {
+                // A sweep lists whole folders: so they are a fifth of the time at most.
                 () = tokio::time::sleep(began.elapsed() * 4) => {}
                 () = self.hurry.notified() => {}
             }

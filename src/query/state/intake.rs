@@ -11,8 +11,8 @@ use datafusion::execution::memory_pool::MemoryReservation;
 use hashbrown::HashTable;
 
 use super::names::{Hashing, Mark, Names, Step, text};
-use super::order::{Head, Rest};
-use super::tail::{Dataset, Entry, Part, Place, Tail, column, heads_of, named, rest_of};
+use super::order::Head;
+use super::tail::{Dataset, Entry, Part, Place, Tail, column, heads_of, named, rest_at, rest_of};
 
 /// What a row takes beside its columns, at most: as a change, in their order, as an entry, and what names it.
 const BYTES_OF_A_ROW: usize = 320;
@@ -190,7 +190,7 @@ impl Intake {
     }
 
     fn by_order(&self, a: &Change, b: &Change) -> Ordering {
-        let rest = |change: &Change| Rest(&self.parts[change.at.part as usize].rest);
+        let rest = |change: &Change| rest_at(&self.parts, change.at);
         a.head.cmp(&b.head).then_with(|| rest(a).compare(a.at.row as usize, &rest(b), b.at.row as usize))
     }
 }

@@ -134,6 +134,11 @@ pub fn named(parts: &[Part], at: Place) -> (&Names, usize) {
     (&parts[at.part as usize].names, at.row as usize)
 }
 
+/// What is behind the head of a row; its number is that among the names.
+pub fn rest_at(parts: &[Part], at: Place) -> Rest<'_> {
+    Rest(&parts[at.part as usize].rest)
+}
+
 impl Tail {
     fn names(&self, at: Place) -> (&Names, usize) {
         named(&self.parts, at)
@@ -196,9 +201,7 @@ impl Tail {
     pub fn compare(&self, head: Head, rest: Option<Rest<'_>>, row: usize, entry: usize) -> Option<Ordering> {
         let Entry { at, head: latest, .. } = self.entries[entry];
         match head.cmp(&latest) {
-            Ordering::Equal => {
-                rest.map(|rest| rest.compare(row, &Rest(&self.parts[at.part as usize].rest), at.row as usize))
-            }
+            Ordering::Equal => rest.map(|rest| rest.compare(row, &rest_at(&self.parts, at), at.row as usize)),
             order => Some(order),
         }
     }
