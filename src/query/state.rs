@@ -21,7 +21,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, JoinType};
+use datafusion::common::{Column, JoinType, NullEquality};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
@@ -252,7 +252,9 @@ fn resolve(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuild
     let removals = rows.filter(col("key").is_null())?;
     let removals = latest_by(removals, &DATASET, &ORDER, |name| ORDER[..2].contains(&name))?.alias("removals")?;
     let on = (columns("removals", &DATASET), columns("keys", &DATASET));
-    let joined = removals.join(keys.alias("keys")?.build()?, JoinType::Right, on, None)?;
+    // What has no identity is of one dataset too, as it is to the aggregate.
+    let nulls = NullEquality::NullEqualsNull;
+    let joined = removals.join_detailed(keys.alias("keys")?.build()?, JoinType::Right, on, None, nulls)?;
     let (mine, removal) =
         (|name: &str| col(Column::new(Some("keys"), name)), |name: &str| col(Column::new(Some("removals"), name)));
     let after = mine("sync_count").gt(removal("sync_count")).or(mine("sync_count")

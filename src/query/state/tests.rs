@@ -60,6 +60,16 @@ fn changes() -> impl Strategy<Value = Vec<Value>> {
     })
 }
 
+/// A change of a dataset at a count; what it is of is null where it has none.
+fn change(identity: Option<&str>, dataset: Option<&str>, key: Option<&str>, count: i64) -> Value {
+    json!({
+        "pool": "p", "event_date": "2026-01-01", "identity_pool_id": "p", "identity_id": identity, "dataset_name": dataset,
+        "operation": "replace", "key": key, "value": "v", "op": if key.is_some() { "replace" } else { "remove" },
+        "sync_count": count, "last_modified_date": 0, "arrived_at": 0, "shard_id": "s",
+        "sequence_number": count.to_string(), "record_index": 0,
+    })
+}
+
 fn table(rows: &[&Value]) -> Arc<dyn TableProvider> {
     let schema = Table::SyncRecords.schema();
     let batch = |rows: &[&Value]| {
@@ -130,6 +140,23 @@ async fn check(changes: Vec<Value>, parts: Vec<u8>) {
             async move { texts(&rows.select_columns(&ALL_TIES).unwrap().collect().await.unwrap()) }
         };
         assert_eq!(of(laid_over()).await, of(Resolved::new(Some(table(&all)), None, "")).await, "{identity}");
+    }
+}
+
+/// The decoder lets no such rows in; a lake that others write to may have them.
+#[tokio::test]
+async fn a_dataset_without_a_name_or_an_identity_is_a_dataset() {
+    for (identity, dataset) in [(None, Some("x")), (Some("a"), None), (None, None)] {
+        let of = |key, count| change(identity, dataset, key, count);
+        let changes = vec![of(Some("before"), 1), of(Some("at"), 2), of(None, 2), of(Some("after"), 3)];
+        let all: Vec<&Value> = changes.iter().collect();
+        let found = rows(Resolved::new(Some(table(&all)), None, ""), &["key", "is_after_removal"]).await;
+        let after = |line: &&String| line.contains("true");
+        let live: Vec<&String> = found.iter().filter(after).collect();
+        assert!(live.len() == 1 && live[0].contains("after"), "{identity:?} {dataset:?}: {found:?}");
+        for parts in [[0, 0, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [2, 0, 2, 1]] {
+            check(changes.clone(), parts.to_vec()).await;
+        }
     }
 }
 
