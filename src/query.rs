@@ -4,6 +4,7 @@
 //! statement can create, change, export or configure anything, and no local file is a table.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::NaiveDate;
 use datafusion::catalog::TableProvider;
@@ -28,6 +29,10 @@ pub mod shell;
 mod spill;
 pub mod state;
 pub mod views;
+
+/// How long a program waits at its end for the tasks of a query that failed: they hold its files on disk until they have
+/// gone.
+pub const FILES_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a query did not run.
 #[derive(Debug, thiserror::Error)]

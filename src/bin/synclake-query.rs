@@ -3,7 +3,6 @@
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -11,7 +10,7 @@ use synclake::config::{self, File, Unusable};
 use synclake::lake::{Location, Store};
 use synclake::query::print::Format;
 use synclake::query::shell::{self, Settings};
-use synclake::query::{Engine, Limits, QueryError, Scope, guard};
+use synclake::query::{Engine, FILES_PATIENCE, Limits, QueryError, Scope, guard};
 use synclake::terminal;
 
 #[global_allocator]
@@ -98,8 +97,7 @@ fn main() -> ExitCode {
             .build()
             .context("start the runtime")?;
         let result = runtime.block_on(run(cli));
-        // Tasks of a query that failed hold its files on disk until they have gone.
-        runtime.shutdown_timeout(Duration::from_secs(10));
+        runtime.shutdown_timeout(FILES_PATIENCE);
         result
     });
     let done = done.map(std::thread::JoinHandle::join);

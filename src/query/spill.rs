@@ -157,7 +157,9 @@ impl Write for Writer {
             self.bytes.fetch_add(more, Ordering::Relaxed);
             let kept = self.folder.kept_bytes.fetch_add(more, Ordering::Relaxed) + more;
             let written = match kept > KEPT_BYTES_MAX {
-                true => Err(io::Error::new(io::ErrorKind::QuotaExceeded, "more than 100 GiB")),
+                true => {
+                    Err(io::Error::new(io::ErrorKind::QuotaExceeded, format!("more than {} GiB", KEPT_BYTES_MAX >> 30)))
+                }
                 false => file.write_all(bytes),
             };
             self.folder.note(written);

@@ -46,11 +46,10 @@ fn run_on_large_stack(cli: Cli) -> Result<()> {
         .max_blocking_threads(8)
         .build()
         .context("start the runtime")?;
-    // A reader that still waits for standard input must not keep a finished run alive; tasks of a query that failed hold its
-    // files on disk until they have gone.
+    // A reader that still waits for standard input must not keep a finished run alive.
     let patience = match cli.command {
         Command::Ingest(_) => Duration::from_millis(100),
-        _ => Duration::from_secs(10),
+        _ => query::FILES_PATIENCE,
     };
     let result = runtime.block_on(run(cli));
     runtime.shutdown_timeout(patience);

@@ -46,27 +46,25 @@ fn changes() -> impl Strategy<Value = Vec<Value>> {
     let when = (0..3_i64, 0..2_i64, 0..2_i64, 1..5_usize);
     let change = (of, when, prop::sample::select(&["replace", "remove"][..]), any::<u8>());
     prop::collection::vec(change, 1..24).prop_map(|changes| {
-        let row = |(n, change): (usize, Change)| {
+        let numbered = |(n, change): (usize, Change)| {
             let ((pool, identity, dataset, key), (count, at, arrived, digits), op, value): Change = change;
             // Without a key: the removal of a dataset, or the mark of an event that changed nothing.
-            json!({
-                "pool": pool, "event_date": "2026-01-01", "identity_pool_id": pool, "identity_id": identity, "dataset_name": dataset,
-                "operation": "replace", "key": key, "value": value.to_string(), "op": (key.is_some() || op == "remove").then_some(op),
-                "sync_count": count, "last_modified_date": at, "arrived_at": arrived, "shard_id": "s",
-                "sequence_number": format!("{}{n}", "1".repeat(digits)), "record_index": n,
-            })
+            let op = (key.is_some() || op == "remove").then_some(op);
+            let digits = format!("{}{n}", "1".repeat(digits));
+            row([Some(pool), identity, Some(dataset), key], op, &value.to_string(), [count, at, arrived], &digits, n)
         };
-        changes.into_iter().enumerate().map(row).collect()
+        changes.into_iter().enumerate().map(numbered).collect()
     })
 }
 
-/// A change of a dataset at a count; what it is of is null where it has none.
-fn change(identity: Option<&str>, dataset: Option<&str>, key: Option<&str>, count: i64) -> Value {
+/// A row of `sync_records`: what it is of, what it says, the head of its order and its place in the stream.
+fn row(of: [Option<&str>; 4], op: Option<&str>, value: &str, head: [i64; 3], digits: &str, index: usize) -> Value {
+    let ([pool, identity, dataset, key], [count, at, arrived]) = (of, head);
     json!({
-        "pool": "p", "event_date": "2026-01-01", "identity_pool_id": "p", "identity_id": identity, "dataset_name": dataset,
-        "operation": "replace", "key": key, "value": "v", "op": if key.is_some() { "replace" } else { "remove" },
-        "sync_count": count, "last_modified_date": 0, "arrived_at": 0, "shard_id": "s",
-        "sequence_number": count.to_string(), "record_index": 0,
+        "pool": pool, "event_date": "2026-01-01", "identity_pool_id": pool, "identity_id": identity, "dataset_name": dataset,
+        "operation": "replace", "key": key, "value": value, "op": op,
+        "sync_count": count, "last_modified_date": at, "arrived_at": arrived, "shard_id": "s",
+        "sequence_number": digits, "record_index": index,
     })
 }
 
@@ -147,7 +145,10 @@ async fn check(changes: Vec<Value>, parts: Vec<u8>) {
 #[tokio::test]
 async fn a_dataset_without_a_name_or_an_identity_is_a_dataset() {
     for (identity, dataset) in [(None, Some("x")), (Some("a"), None), (None, None)] {
-        let of = |key, count| change(identity, dataset, key, count);
+        let of = |key: Option<&str>, count: i64| {
+            let op = if key.is_some() { "replace" } else { "remove" };
+            row([Some("p"), identity, dataset, key], Some(op), "v", [count, 0, 0], &count.to_string(), 0)
+        };
         let changes = vec![of(Some("before"), 1), of(Some("at"), 2), of(None, 2), of(Some("after"), 3)];
         let all: Vec<&Value> = changes.iter().collect();
         let found = rows(Resolved::new(Some(table(&all)), None, ""), &["key", "is_after_removal"]).await;
