@@ -41,6 +41,10 @@ fuzz: ## fuzz the decoder, the aggregate reader and the URL policy, SECONDS_EACH
 		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$${SECONDS_EACH:-60} -print_final_stats=1; \
 	done
 
+fuzz-sql: tools ## random queries, judged by DuckDB and by each other: SYNCLAKE_FUZZ_QUERIES (20000) from SYNCLAKE_FUZZ_SEED (1)
+	SYNCLAKE_FUZZ_QUERIES=$${SYNCLAKE_FUZZ_QUERIES:-20000} SYNCLAKE_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
+		$(CARGO) test --locked --features failpoints --test it -- --nocapture random_queries_are_answered
+
 bench-commits: tools ## commit latency with 1, 4 and 16 writers, on a folder and on the S3 server
 	$(CARGO) build --locked --features failpoints --example commit_bench
 	$(VENV)/bin/python tests/tools/with_servers.py tests/tools/commits.sh "$(CARGO_TARGET_DIR)/debug/examples/commit_bench"
@@ -57,23 +61,23 @@ interop: tools ## the golden cases through the shipped SQL, by DuckDB and Spark
 
 tools: $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/spark.stamp ## what the tests need, into ./.tools
 
-$(TOOLS)/python.stamp: tests/tools/requirements.txt
+$(TOOLS)/python.stamp: tests/tools/requirements.lock
 	python3 -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
-$(TOOLS)/spark.stamp: tests/tools/requirements-spark.txt
+$(TOOLS)/spark.stamp: tests/tools/requirements-spark.lock
 	python3 -m venv $(TOOLS)/spark
-	$(TOOLS)/spark/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(TOOLS)/spark/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
 $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 	mkdir -p $(TOOLS)/node
 	cp $^ $(TOOLS)/node/
-	cd $(TOOLS)/node && npm ci --silent --no-audit --no-fund
+	cd $(TOOLS)/node && npm ci --silent --no-audit --no-fund --ignore-scripts
 	touch $@
 
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check deny interop chaos fuzz bench-commits bench install tools clean
+.PHONY: help demo test check deny interop chaos fuzz fuzz-sql bench-commits bench install tools clean

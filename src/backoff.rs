@@ -1,6 +1,6 @@
 //! Pauses between tries: each twice as long as the one before, up to a limit, with jitter.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::RngExt;
 
@@ -39,5 +39,47 @@ impl Backoff {
         let whole = self.next_ms;
         self.next_ms = (whole * 2).min(self.max_ms);
         whole
+    }
+}
+
+/// When a failure that goes on is to be told as an error: after a minute, and once a minute from then on.
+#[derive(Debug, Clone, Default)]
+pub struct Alarm {
+    since: Option<Instant>,
+    told: Option<Instant>,
+}
+
+const LOUD_AFTER: Duration = Duration::from_secs(60);
+
+impl Alarm {
+    /// Notes a failure at `now`. Returns for how long it has gone on, and whether it is to be told as an error.
+    pub fn failed(&mut self, now: Instant) -> (Duration, bool) {
+        let lasted = now.saturating_duration_since(*self.since.get_or_insert(now));
+        let is_due = self.told.is_none_or(|at| now.saturating_duration_since(at) >= LOUD_AFTER);
+        let is_loud = lasted >= LOUD_AFTER && is_due;
+        if is_loud {
+            self.told = Some(now);
+        }
+        (lasted, is_loud)
+    }
+
+    /// Notes a success.
+    pub fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loud_after_a_minute_and_once_a_minute() {
+        let start = Instant::now();
+        let mut alarm = Alarm::default();
+        let mut loud = |seconds| alarm.failed(start + Duration::from_secs(seconds)).1;
+        assert_eq!([0, 59, 60, 61, 119, 120].map(&mut loud), [false, false, true, false, false, true]);
+        alarm.succeeded();
+        assert_eq!(alarm.failed(start + Duration::from_secs(200)), (Duration::ZERO, false));
     }
 }

@@ -48,6 +48,8 @@ pub struct File {
     pub payload_bytes: Option<String>,
     /// Time for which a payload that cannot be fetched is tried.
     pub payload_patience: Option<String>,
+    /// Whether hosts of payloads may have private addresses, as endpoints in a VPC do.
+    pub payload_private_addresses: Option<bool>,
 }
 
 /// A setting that cannot be used: exit code 2.
@@ -58,22 +60,61 @@ pub struct Unusable(pub String);
 impl File {
     /// Reads the file; without a path, `synclake.toml` of the working folder if there is one.
     ///
+    /// **Invariant: a file that nobody has named sends no credentials anywhere.** The working folder may be one that somebody
+    /// else has filled, such as an unpacked archive; so what decides where requests go counts only in a file that was named.
+    ///
     /// # Errors
-    /// It cannot be read, is no TOML, or holds an unknown key.
+    /// It cannot be read, is no TOML, or holds an unknown key; or one that it may not hold unasked.
     pub fn load(path: Option<&Path>) -> Result<Self, Unusable> {
         let default = PathBuf::from("synclake.toml");
-        let path = match path {
-            Some(path) => path,
-            None if default.exists() => &default,
+        let (path, is_named) = match path {
+            Some(path) => (path, true),
+            None if default.exists() => (default.as_path(), false),
             None => return Ok(Self::default()),
         };
         let shown = path.display();
         let text = std::fs::read_to_string(path).map_err(|e| Unusable(format!("settings file {shown}: {e}")))?;
-        toml::from_str(&text).map_err(|e| {
+        let file: Self = toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             Unusable(format!("settings file {shown}, line {line}: {}", e.message().replace('\n', " ")))
-        })
+        })?;
+        let unasked = file.where_requests_go().filter(|_| !is_named);
+        if let Some(key) = unasked {
+            return Err(Unusable(format!(
+                "settings file {shown} of the working folder sets {key}, which decides where requests and credentials are \
+                 sent; if it is yours, name it: --config {shown}"
+            )));
+        }
+        if let Some(url) = file.endpoint_url.as_deref().filter(|url| is_open_http(url)) {
+            return Err(Unusable(format!(
+                "settings file {shown}: endpoint_url {url:?} would send credentials in the open; write https, or give it \
+                 with --endpoint-url if you mean it"
+            )));
+        }
+        Ok(file)
     }
+
+    /// A key of the file that decides where requests go.
+    fn where_requests_go(&self) -> Option<&'static str> {
+        let keys = [
+            ("endpoint_url", self.endpoint_url.is_some()),
+            ("payload_hosts", self.payload_hosts.is_some()),
+            ("payload_private_addresses", self.payload_private_addresses.is_some()),
+        ];
+        keys.into_iter().find(|(_, is_set)| *is_set).map(|(key, _)| key)
+    }
+}
+
+/// Whether a URL leads over the network without encryption.
+fn is_open_http(url: &str) -> bool {
+    let Ok(url) = url::Url::parse(url) else { return false };
+    let is_here = match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.scheme() == "http" && !is_here
 }
 
 /// What AWS is told, from flags and file.
@@ -131,8 +172,12 @@ pub fn parse_from(text: &str) -> Result<crate::source::kinesis::From, String> {
     match text {
         "trim-horizon" => Ok(From::TrimHorizon),
         "latest" => Ok(From::Latest),
+        // Before the epoch there is nothing: that is the horizon.
         _ => chrono::DateTime::parse_from_rfc3339(text)
-            .map(|at| From::Timestamp(at.timestamp_millis()))
+            .map(|at| match at.timestamp_millis() {
+                ..=0 => From::TrimHorizon,
+                ms => From::Timestamp(ms),
+            })
             .map_err(|_| format!("{text:?} is none of trim-horizon, latest, 2026-11-20T00:00:00Z")),
     }
 }
@@ -145,9 +190,11 @@ pub fn payloads(
     hosts: Option<Vec<String>>,
     bytes: Option<String>,
     patience: Option<String>,
+    private: bool,
     file: &File,
 ) -> Result<crate::payload::Options, Unusable> {
     let mut options = crate::payload::Options::default();
+    options.policy.private = private || file.payload_private_addresses == Some(true);
     let hosts = hosts.filter(|h| !h.is_empty()).or_else(|| file.payload_hosts.clone()).unwrap_or_default();
     let allowed = hosts.iter().map(|host| host.parse()).collect::<Result<_, _>>();
     options.policy.allowed = allowed.map_err(|e| Unusable(format!("--payload-hosts {e}")))?;
@@ -157,7 +204,8 @@ pub fn payloads(
         options.bytes_max = bytes.ok_or_else(|| Unusable("--payload-bytes is at most 1GiB".to_owned()))?;
     }
     if let Some(text) = patience.or_else(|| file.payload_patience.clone()) {
-        options.patience = parse_duration(&text).map_err(|e| Unusable(format!("--payload-patience {e}")))?;
+        let patience = parse_duration(&text).map_err(|e| Unusable(format!("--payload-patience {e}")))?;
+        options.patience = Some(patience);
     }
     Ok(options)
 }
@@ -204,5 +252,11 @@ mod tests {
         assert!(error.contains("line 2") && error.contains("fulsh_age"), "{error}");
         std::fs::write(&path, "lake = \"x\"\n").unwrap();
         assert_eq!(File::load(Some(&path)).unwrap().lake.as_deref(), Some("x"));
+        std::fs::write(&path, "endpoint_url = \"http://10.1.2.3:9000\"\n").unwrap();
+        assert!(File::load(Some(&path)).unwrap_err().0.contains("in the open"));
+        for good in ["https://10.1.2.3:9000", "http://127.0.0.1:9000", "http://[::1]:9000", "http://localhost"] {
+            std::fs::write(&path, format!("endpoint_url = \"{good}\"\n")).unwrap();
+            assert!(File::load(Some(&path)).is_ok(), "{good}");
+        }
     }
 }

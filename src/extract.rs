@@ -5,7 +5,8 @@
 //! as the current state. With the live keys the table keeps the removed ones (`kind = 'removed'`), so that the next day can
 //! be told from it; and with a day that is extracted again, what differs from its earlier extracts (`corrections.rs`). The
 //! table's partition of the day is replaced in one commit, which also says what it covers. Files elsewhere count only once
-//! `_SUCCESS` lists them; that manifest is written last, over the one of an earlier run.
+//! `_SUCCESS` lists them; that manifest is written after the commit, over the one of an earlier run. So it is never ahead of
+//! the table; whoever is killed between the two extracts the day again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use datafusion::prelude::{DataFrame, SessionContext, col, lit};
 use deltalake::DeltaTable;
 use serde::Serialize;
 
+use crate::failpoint;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, replace, sweep};
 use crate::query::print::Format;
@@ -76,9 +78,9 @@ pub struct Report {
     pub change_bytes: u64,
     /// Rows of days up to the base's that came after its extract, by day.
     pub late_rows: BTreeMap<NaiveDate, u64>,
-    /// Extracted days that hold less than `sync_records` does now: `correct` extracts the earlier ones again.
+    /// Extracted days that hold other rows than `sync_records` does now: `correct` extracts them again.
     pub stale: Vec<NaiveDate>,
-    /// Extracted days that those changed, extracted again before this one.
+    /// Extracted days that were, and that were extracted again by this run.
     pub corrected: Vec<NaiveDate>,
     /// Whether every shard of a stream was read to the end of the day; `None` when the lake was read from files alone.
     pub is_complete: Option<bool>,
@@ -107,7 +109,7 @@ pub fn parse_date(text: &str) -> Result<NaiveDate, String> {
 
 /// Extracts the days from `from` to `to`, each from the one before.
 ///
-/// With `correct`, extracted days that late rows have changed are extracted again first.
+/// With `correct`, extracted days that late rows have changed are extracted again: earlier ones first, later ones at the end.
 ///
 /// # Errors
 /// See [`ExtractError`]; days that are done stay done, and running again is always right.
@@ -124,7 +126,7 @@ pub async fn run(
         let mut plan = Plan::new(lake, date).await?;
         let mut corrected = Vec::new();
         if correct && !plan.stale.is_empty() {
-            // Later ones are left for the run that asks for them, after this day.
+            // Later ones come after this day.
             for stale in plan.stale.iter().copied().filter(|stale| *stale < date) {
                 day(lake, Plan::new(lake, stale).await?, out, limits).await?;
                 corrected.push(stale);
@@ -132,6 +134,15 @@ pub async fn run(
             plan = Plan::new(lake, date).await?;
         }
         let mut report = day(lake, plan, out, limits).await?;
+        if correct && date == to {
+            // Later ones, oldest first: each is then extracted from one that holds all rows.
+            let later: Vec<NaiveDate> = report.stale.iter().copied().filter(|stale| *stale > date).collect();
+            for stale in &later {
+                day(lake, Plan::new(lake, *stale).await?, out, limits).await?;
+            }
+            report.stale.retain(|stale| *stale <= date);
+            corrected.extend(later);
+        }
         report.corrected = corrected;
         done(&report);
         reports.push(report);
@@ -201,12 +212,14 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
         "corrections": corrections, "covers": report.covers, "is_complete": is_complete, "shards": report.shards,
         "late_rows": report.late_rows,
     });
-    report.manifest = writer.publish(about).await?;
     let version = i64::try_from(plan.version).unwrap_or(i64::MAX);
     let mut covers = vec![(covers_id(plan.date), version)];
     covers.extend(report.stale.iter().map(|day| (stale_id(*day), version)));
     let date = plan.date.to_string();
-    report.version = replace::replace(lake, Table::DailyState, "extract_date", &date, writer.files, covers).await?;
+    let files = std::mem::take(&mut writer.files);
+    report.version = replace::replace(lake, Table::DailyState, "extract_date", &date, files, covers).await?;
+    failpoint::hit("extract/committed");
+    report.manifest = writer.publish(about).await?;
     Ok(report)
 }
 

@@ -37,6 +37,7 @@ pub const NAMES: &[&str] = &[
     "refresh/before",
     "refresh/after",
     "consumer/written",
+    "extract/committed",
 ];
 
 /// Does what a test wants done here; nothing in a release.

@@ -23,12 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::Limits;
 use crate::budget::{Budget, Reservation};
+use crate::lake::ledger::ShardState;
 use crate::lake::{LakeError, Store};
 use crate::payload::{self, Payloads};
 use crate::source::kinesis::{self, Kinesis, Listing};
 use crate::source::leases::{self, Keeper};
-use crate::source::{Delivery, Hold, Reached, ShardKey, Sink, SourceError};
-use crate::{failpoint, lake};
+use crate::source::{Delivery, Hold, Reached, ShardKey, Sink, SourceError, StartAt};
+use crate::{failpoint, lake, source};
 
 mod counters;
 mod decoding;
@@ -39,10 +40,13 @@ mod writer;
 
 pub use counters::{Counters, Summary};
 use decoding::{Decoded, decode_chunk};
+use from_files::Ends;
 use writer::{Flushed, Writer};
 
 /// After a signal, what was received is committed within this time or dropped; it is then read again by the next run.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// The loop comes around at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(30);
 /// With nothing new for this long, what waits is committed.
 const IDLE_FLUSH: Duration = Duration::from_secs(5);
 
@@ -67,6 +71,22 @@ pub enum IngestError {
     /// Payloads cannot be fetched on this machine.
     #[error("{0}; install the system's certificates (the package ca-certificates)")]
     Payloads(String),
+    /// A signal came, and what was read could not be committed in time.
+    #[error("stopped {seconds} s after the signal with {records} records read and not committed; {remedy}")]
+    Unfinished {
+        /// How long the commit was waited for.
+        seconds: u64,
+        /// Records that were read and not committed.
+        records: u64,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A signal came while a pipe was in the midst of a line.
+    #[error(
+        "stopped in the midst of a line: all lines before it are committed, {0} bytes of it were read from the pipe and are \
+         not; feed the same input once more, what is committed is skipped"
+    )]
+    CutOff(usize),
     /// A task of ours ended in a way that it never should.
     #[error("internal task failed: {0}; please report it, and run the same command again: nothing was lost")]
     Task(String),
@@ -131,6 +151,7 @@ enum Arrived {
     Decoded(Hold, Decoded, [Reservation; 2]),
     Reached(Hold, Reached),
     End(Hold),
+    Stopped(Hold),
 }
 
 /// Reads a source into a lake until it is exhausted, idle or stopped.
@@ -142,9 +163,16 @@ pub async fn run(
     lake: Store,
     options: Options,
     counters: Arc<Counters>,
-    stop: CancellationToken,
+    signal: CancellationToken,
 ) -> Result<Summary, IngestError> {
-    let writer = Writer::open(lake, options.limits(), counters.clone()).await?;
+    // The end of a stream or of an idle time cancels `stop` alone: only a signal limits how long the last commit may take.
+    let stop = signal.child_token();
+    let writer = tokio::select! {
+        biased;
+        writer = Writer::open(lake, options.limits(), counters.clone()) => writer?,
+        // Nothing was read yet; and whatever was made of the lake, the next run goes on with.
+        () = signal.cancelled() => return Ok(counters.summary(Ends::default())),
+    };
     let payloads = Payloads::new(options.payloads.clone()).map_err(IngestError::Payloads)?;
     let (sink, deliveries) = Sink::new(Budget::new(options.memory_bytes), payloads);
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
@@ -165,19 +193,23 @@ pub async fn run(
         retention_ms: i64::MAX / 2,
         stop,
         stopping: false,
-        torn: Arc::default(),
+        ends: Arc::default(),
     };
     counters.ready(options.memory_bytes);
-    let torn = run.torn.clone();
+    let ends = run.ends.clone();
     match source {
         Source::Files(files) => {
-            let stop = run.stop.clone();
-            in_time(stop, run.files(files)).await?;
+            let is_pipe = files.iter().any(|file| source::files::is_pipe(file));
+            let remedy = if is_pipe { FEED_AGAIN } else { RUN_AGAIN };
+            in_time(signal, &counters, remedy, run.files(files)).await?;
         }
-        Source::Stream(stream) => run.stream(&stream).await?,
+        Source::Stream(stream) => run.stream(&stream, signal).await?,
     }
-    let torn = torn.lock().map(|torn| torn.clone()).unwrap_or_default();
-    Ok(counters.summary(torn))
+    let ends = from_files::lock(&ends).clone();
+    if ends.cut_off > 0 {
+        return Err(IngestError::CutOff(ends.cut_off));
+    }
+    Ok(counters.summary(ends))
 }
 
 struct Run {
@@ -200,7 +232,7 @@ struct Run {
     retention_ms: i64,
     stop: CancellationToken,
     stopping: bool,
-    torn: Arc<Mutex<Vec<(String, usize)>>>,
+    ends: Arc<Mutex<Ends>>,
 }
 
 /// A shard that is being read.
@@ -212,6 +244,7 @@ struct Reading {
 /// What the loop noticed.
 enum Turn {
     Ended(Hold),
+    Stopped(Hold),
     Listed(Listing),
     Leases,
     Went,
@@ -229,7 +262,8 @@ impl Run {
             self.flush().await?;
             return Ok(Turn::Went);
         }
-        let wake = [due, deadline].into_iter().flatten().min();
+        // Nothing may come for hours, as from a quiet pipe: that is no silence of the loop.
+        let wake = [due, deadline, Some(Instant::now() + HEARTBEAT)].into_iter().flatten().min();
         tokio::select! {
             biased;
             () = self.stop.cancelled(), if !self.stopping => {
@@ -238,9 +272,7 @@ impl Run {
                 self.sink = None;
             }
             Some(arrived) = self.decoding.next(), if !self.decoding.is_empty() => {
-                if let Some(ended) = self.arrived(arrived?).await? {
-                    return Ok(Turn::Ended(ended));
-                }
+                return self.arrived(arrived?).await;
             }
             Some(ended) = self.readers.join_next(), if !self.readers.is_empty() => {
                 ended.map_err(IngestError::task)??;
@@ -249,15 +281,17 @@ impl Run {
                 self.listing = None;
                 return Ok(Turn::Listed(listed.map_err(IngestError::task)??));
             }
-            () = changed(&mut self.keeper) => return Ok(Turn::Leases),
+            alive = changed(&mut self.keeper) => {
+                alive?;
+                return Ok(Turn::Leases);
+            }
             delivery = self.deliveries.recv(), if self.decoding.len() < self.decoding_max => match delivery {
                 Some(delivery) => self.decode(delivery),
                 None if self.decoding.is_empty() => return Ok(Turn::Over),
                 // Nothing more comes; the decoders are still at work.
                 None => {
-                    if let Some(arrived) = self.decoding.next().await
-                        && let Some(ended) = self.arrived(arrived?).await? {
-                        return Ok(Turn::Ended(ended));
+                    if let Some(arrived) = self.decoding.next().await {
+                        return self.arrived(arrived?).await;
                     }
                 }
             },
@@ -284,12 +318,12 @@ impl Run {
                 std::future::ready(Ok(Arrived::Reached(hold, reached))).boxed()
             }
             Delivery::End(hold) => std::future::ready(Ok(Arrived::End(hold))).boxed(),
+            Delivery::Stopped(hold) => std::future::ready(Ok(Arrived::Stopped(hold))).boxed(),
         };
         self.decoding.push_back(next);
     }
 
-    /// Returns the shard that ended, if that is what arrived.
-    async fn arrived(&mut self, arrived: Arrived) -> Result<Option<Hold>, IngestError> {
+    async fn arrived(&mut self, arrived: Arrived) -> Result<Turn, IngestError> {
         match arrived {
             // Payloads are let go of here: they are decoded, and their rows are in the buffers.
             Arrived::Decoded(hold, decoded, [reserved, _payloads]) => {
@@ -302,16 +336,17 @@ impl Run {
             Arrived::Reached(hold, reached) => {
                 self.writer.read_to(&hold, &reached, self.retention_ms);
                 if !self.reading.get(&hold.shard).is_some_and(|reading| reading.hold == hold) {
-                    return Ok(None);
+                    return Ok(Turn::Went);
                 }
                 match reached.caught_up {
                     true => drop(self.caught_up.entry(hold.shard).or_insert_with(Instant::now)),
                     false => drop(self.caught_up.remove(&hold.shard)),
                 }
             }
-            Arrived::End(hold) => return Ok(Some(hold)),
+            Arrived::End(hold) => return Ok(Turn::Ended(hold)),
+            Arrived::Stopped(hold) => return Ok(Turn::Stopped(hold)),
         }
-        Ok(None)
+        Ok(Turn::Went)
     }
 
     /// Commits what waits. A shard that turns out to be another worker's is left; the others go on.
@@ -333,6 +368,14 @@ impl Run {
         Ok(flushed)
     }
 
+    /// Takes shards over. **What is held of them is committed first**: a new fence makes it worthless.
+    async fn acquire(&mut self, shards: &[(ShardKey, StartAt)]) -> Result<Vec<(ShardKey, ShardState)>, IngestError> {
+        if shards.iter().any(|(shard, _)| self.writer.fence_of(shard).is_some()) {
+            self.flush().await?;
+        }
+        self.writer.acquire(shards).await
+    }
+
     /// Reads a shard no further.
     fn leave(&mut self, shard: &ShardKey) {
         if let Some(reading) = self.reading.remove(shard) {
@@ -349,23 +392,33 @@ impl Run {
         while let Some(ended) = self.readers.join_next().await {
             ended.map_err(IngestError::task)??;
         }
+        self.writer.end_run();
         self.flush().await?;
         self.writer.finish().await;
         Ok(())
     }
 }
 
+/// What to do about records that were read and not committed.
+const RUN_AGAIN: &str = "nothing is lost: the next run reads them again";
+const FEED_AGAIN: &str = "a pipe cannot be read again: feed the same input once more, what is committed is skipped";
+
 /// Runs to the end; but after a signal only for so long.
-async fn in_time<E>(stop: CancellationToken, work: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+async fn in_time(
+    signal: CancellationToken,
+    counters: &Counters,
+    remedy: &'static str,
+    work: impl Future<Output = Result<(), IngestError>>,
+) -> Result<(), IngestError> {
     let patience = async {
-        stop.cancelled().await;
+        signal.cancelled().await;
         tokio::time::sleep(STOP_PATIENCE).await;
     };
     tokio::select! {
         done = work => done,
-        () = patience => {
-            tracing::warn!("stopped before everything was committed; the rest is read again by the next run");
-            Ok(())
+        () = patience => match counters.uncommitted() {
+            0 => Ok(()),
+            records => Err(IngestError::Unfinished { seconds: STOP_PATIENCE.as_secs(), records, remedy }),
         }
     }
 }
@@ -385,7 +438,7 @@ async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, tokio::task:
     }
 }
 
-async fn changed(keeper: &mut Option<Keeper>) {
+async fn changed(keeper: &mut Option<Keeper>) -> Result<(), SourceError> {
     match keeper {
         Some(keeper) => keeper.changed().await,
         None => pending().await,

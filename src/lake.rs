@@ -9,19 +9,25 @@ use std::path::PathBuf;
 
 use object_store::ObjectStore;
 
+pub mod apart;
+pub mod aws;
+pub(crate) mod fault;
 pub mod ledger;
 pub mod log;
 pub mod parquet;
 pub mod part;
 pub mod paths;
 pub mod replace;
+pub mod s3;
 pub mod since;
 pub mod snapshot;
 pub mod store;
 pub mod sweep;
 pub mod tables;
+pub mod terms;
 
-pub use store::{AwsSettings, Location, Store};
+pub use aws::AwsSettings;
+pub use store::{Location, Store};
 
 /// Why the lake could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +60,14 @@ pub enum LakeError {
         /// The object.
         path: String,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// The table asks for something that this version does not do.
+    #[error("cannot use {table}: {reason}")]
+    Unsupported {
+        /// URL of the table.
+        table: String,
+        /// What it asks for, and what to do.
         reason: String,
     },
     /// deltalake refused.

@@ -8,9 +8,10 @@
 //! URL without it.
 //!
 //! # Retries
-//! What may pass (no answer, 5xx, 429, too slow) is tried again within the URL's life, but no longer than
-//! [`Options::patience`]; what cannot pass (403, 404, a refused host, too large) is told at once. Either way the shard
-//! goes on afterwards: with the contents, or with the envelope in the quarantine.
+//! What cannot pass (403, 404, a refused host, too large) is told at once. What may pass is tried again, for how long is
+//! up to whose fault it is ([`hosts`]): an object's, an unknown host's, or nobody's, because the host is out; then the shard
+//! waits while the URL is good, because an outage is no reason to give up a record. Either way it goes on afterwards: with
+//! the contents, or with the envelope in the quarantine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::source::Record;
 use bytes::Bytes;
 
 pub mod fetch;
+pub mod hosts;
 pub mod policy;
 
 use fetch::Fetcher;
@@ -35,9 +37,12 @@ pub struct Options {
     pub bytes_max: usize,
     /// One attempt takes no longer than this.
     pub deadline: Duration,
-    /// What may pass is tried no longer than this.
-    pub patience: Duration,
+    /// What may pass is tried no longer than this, but in an outage; without it, as [`hosts`] says.
+    pub patience: Option<Duration>,
 }
+
+/// How long an object or a host of which nothing good is known is tried.
+pub const PATIENCE: Duration = Duration::from_secs(900);
 
 impl Options {
     /// The largest payload by default: 16 times what a dataset may hold.
@@ -50,7 +55,7 @@ impl Default for Options {
             policy: Policy::default(),
             bytes_max: Self::BYTES_MAX,
             deadline: Duration::from_secs(60),
-            patience: Duration::from_secs(900),
+            patience: None,
         }
     }
 }

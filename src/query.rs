@@ -6,25 +6,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::datatypes::SchemaRef;
 use chrono::NaiveDate;
-use datafusion::catalog::TableProvider;
+use datafusion::catalog::{Session, TableProvider};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
+use datafusion::execution::FunctionRegistry;
 use datafusion::execution::disk_manager::DiskManagerBuilder;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF, TableType};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext, col, lit};
 
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store};
 
 use reading::Reading;
+use rules::integers;
 use state::Resolved;
 
 mod functions;
 pub mod guard;
+mod parse;
 pub mod print;
 pub mod reading;
+pub(crate) mod recheck;
+mod rules;
 pub mod shell;
 mod spill;
 pub mod state;
@@ -70,6 +79,7 @@ impl From<DataFusionError> for QueryError {
             DataFusionError::ResourcesExhausted(what) => {
                 Self::Memory(what.split(" with ").next().unwrap_or(what).to_owned())
             }
+            DataFusionError::External(told) if told.is::<Told>() => Self::Refused(told.to_string()),
             root => match spill::told(root) {
                 Some(what) => Self::Disk(what),
                 None => Self::Sql(error),
@@ -92,6 +102,17 @@ fn one_line(error: &DataFusionError) -> String {
     crate::decode::redact(&limited)
 }
 
+/// A whole sentence for the user, on its way through DataFusion.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Told(pub String);
+
+impl From<Told> for DataFusionError {
+    fn from(told: Told) -> Self {
+        Self::External(Box::new(told))
+    }
+}
+
 /// What a session may use.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -99,12 +120,46 @@ pub struct Limits {
     pub memory_bytes: usize,
     /// Threads.
     pub threads: usize,
+    /// Whether the optimizer may take shortcuts (skip files, pages and rows; use statistics). Tests compare both.
+    pub has_shortcuts: bool,
+    /// What a session has against wrong answers.
+    pub guards: Guards,
+}
+
+/// Guards against wrong answers of the libraries below. All are on, but for tests that show that a missing one is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guards {
+    /// Filters that are found while a query runs, or moved through joins, are not passed to other operators by column name.
+    pub fixed_filters: bool,
+    /// Every filter that a table was asked is evaluated again.
+    pub rechecked_filters: bool,
+    /// Integers are signed, and their arithmetic fails on overflow.
+    pub checked_integers: bool,
+    /// What a condition, a CASE or a filter guards is evaluated only where the guard holds.
+    pub ordered_conditions: bool,
+    /// Subqueries as conditions know true, false and unknown, wherever they stand.
+    pub subqueries: bool,
+    /// What a join holds in memory lends its order to nothing.
+    pub unordered_builds: bool,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        Self {
+            fixed_filters: true,
+            rechecked_filters: true,
+            checked_integers: true,
+            ordered_conditions: true,
+            subqueries: true,
+            unordered_builds: true,
+        }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { memory_bytes: memory_default(), threads }
+        Self { memory_bytes: memory_default(), threads, has_shortcuts: true, guards: Guards::default() }
     }
 }
 
@@ -172,6 +227,10 @@ impl Engine {
                 // A table that nobody has written yet is empty, not missing.
                 None => Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()])?),
             };
+            let provider = match scope.as_of {
+                None => provider,
+                Some(day) => as_of(&context, table, provider, day)?,
+            };
             context.register_table(table.name(), provider)?;
         }
         views::register(&context, &views::VIEWS.map(|(name, ..)| name)).await?;
@@ -185,19 +244,74 @@ impl Engine {
     pub async fn sql(&self, statement: &str) -> Result<DataFrame, QueryError> {
         guard::check(statement)?;
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let planned = self.context.sql_with_options(statement, read_only).await;
-        planned.map_err(|error| match &error {
+        let state = self.context.state();
+        let parsed = parse::statement(statement, &state)?;
+        let planned = async {
+            let plan = state.statement_to_plan(parsed).await?;
+            read_only.verify_plan(&plan)?;
+            self.context.execute_logical_plan(plan).await
+        };
+        planned.await.map_err(|error| match &error {
             DataFusionError::Plan(message) if message.contains("not supported: ") => QueryError::Refused(format!(
                 "this lake is read-only here: {}",
                 message.trim_end_matches('.').replace(" not supported", "")
             )),
-            _ => QueryError::Sql(error),
+            _ => QueryError::from(error),
         })
     }
 
     /// The session, for what SQL does not say.
     pub fn context(&self) -> &SessionContext {
         &self.context
+    }
+}
+
+/// A table as of a day, by the server's dates; one that has none refuses to be read.
+fn as_of(
+    context: &SessionContext,
+    table: Table,
+    provider: Arc<dyn TableProvider>,
+    day: NaiveDate,
+) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+    let remedy = match table {
+        Table::DailyState => {
+            let known = context.read_table(provider)?.filter(col("extract_date").lt_eq(lit(day_literal(day))))?;
+            return Ok(known.into_view());
+        }
+        Table::SyncRecords => return Ok(provider),
+        Table::State => "ask key_state, which is resolved anew for that day",
+        Table::Quarantine => "its records have no server date; leave --as-of out, and filter by arrived_date",
+        Table::Gaps => "leave --as-of out, and filter by arrived_from",
+    };
+    Ok(Arc::new(NotAsOf { schema: table.schema(), table: table.name(), remedy }))
+}
+
+/// A table that `--as-of` cannot be applied to.
+#[derive(Debug)]
+struct NotAsOf {
+    schema: SchemaRef,
+    table: &'static str,
+    remedy: &'static str,
+}
+
+#[async_trait::async_trait]
+impl TableProvider for NotAsOf {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _: &dyn Session,
+        _: Option<&Vec<usize>>,
+        _: &[Expr],
+        _: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+        Err(Told(format!("--as-of does not apply to {}; {}", self.table, self.remedy)).into())
     }
 }
 
@@ -216,17 +330,51 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
         .with_memory_pool(Arc::new(FairSpillPool::new(limits.memory_bytes)))
         .with_disk_manager_builder(disk)
         .build_arc()?;
+    // Local files are read by the lake's own store, on its own threads, or not at all: no log can point a lake in S3 at them.
+    if let Ok(local) = url::Url::parse("file:///") {
+        let _ = runtime.deregister_object_store(&local);
+    }
     let mut config = SessionConfig::new()
+        .with_extension(Arc::new(limits.guards))
         .with_information_schema(true)
         .with_target_partitions(limits.threads)
         .set_usize("datafusion.sql_parser.recursion_limit", guard::DEPTH_MAX)
         .set_usize(spill::FILE_BYTES_MAX.0, spill::FILE_BYTES_MAX.1);
     let options = config.options_mut();
-    options.execution.parquet.pushdown_filters = true;
-    options.execution.parquet.reorder_filters = true;
+    options.execution.parquet.pushdown_filters = limits.has_shortcuts;
+    options.execution.time_zone = Some("UTC".to_owned());
+    // What a subquery orders, a LIMIT outside of it sees.
+    options.sql_parser.enable_subquery_sort_elimination = false;
+    rules::settings(limits.guards, options);
     // Where a first stage would keep more than four rows in ten, it only holds what the second has to hold again.
     options.execution.skip_partial_aggregation_probe_ratio_threshold = 0.4;
-    let context = SessionContext::new_with_config_rt(config, runtime);
+    if !limits.has_shortcuts {
+        options.execution.parquet.pruning = false;
+        options.execution.parquet.enable_page_index = false;
+        options.execution.parquet.bloom_filter_on_read = false;
+        options.execution.collect_statistics = false;
+        options.optimizer.enable_topk_aggregation = false;
+        options.optimizer.enable_sort_pushdown = false;
+        options.optimizer.enable_distinct_aggregation_soft_limit = false;
+        options.optimizer.enable_window_limits = false;
+    }
+    let state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(runtime)
+        .with_default_features()
+        .with_analyzer_rules(rules::analyzer(limits.guards))
+        .with_optimizer_rules(rules::logical(limits.guards))
+        .with_physical_optimizer_rules(rules::physical(limits.guards))
+        .build();
+    let mut context = SessionContext::new_with_state(state);
+    if limits.guards.checked_integers {
+        context.register_udaf(AggregateUDF::new_from_impl(integers::CheckedSum::default()));
+        FunctionRegistry::register_expr_planner(&mut context, Arc::new(integers::SignedCounts))?;
+        for name in integers::UNSIGNED {
+            let unsigned = FunctionRegistry::udf(&context, name)?;
+            context.register_udf(ScalarUDF::new_from_impl(integers::Signed::new(unsigned)));
+        }
+    }
     functions::register(&context);
     Ok(context)
 }

@@ -69,6 +69,20 @@ impl SequenceNumber {
         None
     }
 
+    /// The number after this one; `None` when it would be too long.
+    pub fn next(&self) -> Option<Self> {
+        let mut digits = self.0.as_bytes().to_vec();
+        for digit in digits.iter_mut().rev() {
+            if *digit == b'9' {
+                *digit = b'0';
+            } else {
+                *digit += 1;
+                return Self::parse(&String::from_utf8(digits).ok()?);
+            }
+        }
+        Self::parse(&format!("1{}", String::from_utf8(digits).ok()?))
+    }
+
     /// The digits.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -124,6 +138,17 @@ impl ShardKey {
 impl fmt::Display for ShardKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.stream, self.shard)
+    }
+}
+
+/// When the incarnation of `stream` was made that has `name` in the lake, in milliseconds since the epoch: 0 for the first
+/// one, which has the stream's own name; `None` when it is another stream's name.
+pub fn incarnation_of(stream: &str, name: &str) -> Option<i64> {
+    match name.strip_prefix(stream)?.strip_prefix('.') {
+        // 13 digits until the year 2286, and so after every time that a stream can have been made at.
+        Some(ms) if ms.len() == 13 && ms.bytes().all(|b| b.is_ascii_digit()) => ms.parse().ok(),
+        Some(_) => None,
+        None => (name == stream).then_some(0),
     }
 }
 
@@ -194,6 +219,8 @@ pub enum Delivery {
     Reached(Hold, Reached),
     /// Everything of a shard has been delivered; there will never be more.
     End(Hold),
+    /// The reader of a shard has stopped: everything that it read has been delivered.
+    Stopped(Hold),
 }
 
 /// The other side of a [`Sink`] is gone: the run is over.
@@ -325,6 +352,22 @@ mod tests {
         assert_eq!(before("1").as_deref(), Some("0"));
         assert_eq!(before("1000").as_deref(), Some("999"));
         assert_eq!(before("4960").as_deref(), Some("4959"));
+        let next = |s: &str| SequenceNumber::parse(s).unwrap().next().map(|n| n.to_string());
+        assert_eq!(
+            (next("0").as_deref(), next("4959").as_deref(), next("999").as_deref()),
+            (Some("1"), Some("4960"), Some("1000"))
+        );
+        assert_eq!(next(&"9".repeat(72)), None);
+    }
+
+    #[test]
+    fn incarnations_have_names() {
+        assert_eq!(incarnation_of("s", "s"), Some(0));
+        assert_eq!(incarnation_of("s", "s.1767225600123"), Some(1_767_225_600_123));
+        assert_eq!(incarnation_of("s", "s.0000000002000"), Some(2_000));
+        for other in ["t", "s.1", "s.x", "st", "s2.1767225600123", "s.1767225600123.1767225600123"] {
+            assert_eq!(incarnation_of("s", other), None, "{other}");
+        }
     }
 
     #[test]

@@ -3,20 +3,51 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
+use clap::builder::Resettable;
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Logs go to stderr: text on a terminal, JSON otherwise. `SYNCLAKE_LOG` filters, as `RUST_LOG` would.
-pub fn init_logs(default_level: &str) {
+/// The arguments of a program, or its end with help or a usage error. A variable that is empty is not set.
+pub fn parse<C: CommandFactory + FromArgMatches>() -> (C, ArgMatches) {
+    let matches = without_empty(C::command()).get_matches();
+    let parsed = C::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    (parsed, matches)
+}
+
+fn without_empty(command: Command) -> Command {
+    let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(without_empty)
+}
+
+/// Logs go to stderr: text on a terminal, JSON otherwise. `SYNCLAKE_LOG` filters, as `RUST_LOG` would; a level alone is that of
+/// synclake's own lines, because libraries dump whole requests at `info`.
+pub fn init_logs(default: &str) {
     // Libraries log as errors what they also return as errors; we tell it once, where it is handled.
-    let quiet =
-        ["deltalake_core", "delta_kernel", "buoyant_kernel", "buoyant_kernel_engine", "delta_kernel_default_engine"];
-    let default = quiet.iter().fold(default_level.to_owned(), |filter, name| format!("{filter},{name}=off"));
-    let filter = EnvFilter::try_from_env("SYNCLAKE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let quiet = [
+        "deltalake_core",
+        "delta_kernel",
+        "buoyant_kernel",
+        "buoyant_kernel_engine",
+        "delta_kernel_default_engine",
+        "aws_config",
+    ];
+    let asked = std::env::var("SYNCLAKE_LOG").ok().filter(|asked| !asked.is_empty());
+    let asked = asked.map(|asked| match asked.parse::<tracing::Level>() {
+        Ok(level) => format!("warn,synclake={level}"),
+        Err(_) => asked,
+    });
+    let filter =
+        |from: &str| EnvFilter::try_new(quiet.iter().map(|name| format!("{name}=off,")).collect::<String>() + from);
+    let filter = asked.and_then(|asked| filter(&asked).ok()).or_else(|| filter(default).ok()).unwrap_or_default();
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Redacted).with_target(false);
     if std::io::stderr().is_terminal() {
         logs.with_ansi(std::env::var_os("NO_COLOR").is_none()).init();
@@ -40,13 +71,63 @@ impl<'a> MakeWriter<'a> for Redacted {
 impl std::io::Write for Redacted {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         let clean = crate::decode::redact(&String::from_utf8_lossy(line));
-        std::io::stderr().write_all(clean.as_bytes())?;
+        std::io::stderr().write_all(escaped_log(&clean).as_bytes())?;
         Ok(line.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         std::io::stderr().flush()
     }
+}
+
+/// Whether a character could steer a terminal: controls C0 and C1, DEL, and what turns the direction of text.
+pub(crate) fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
+}
+
+/// The text with every such character escaped, but for those in `kept`.
+pub(crate) fn escaped(text: &str, kept: &str) -> String {
+    let escape = |c: char| match steers(c) && !kept.contains(c) {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
+/// A log line with every such character escaped, but for the colours that the formatter adds.
+fn escaped_log(line: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(line.len()), line);
+    while let Some(c) = rest.chars().next() {
+        let colour = rest.strip_prefix("\x1b[").and_then(|code| {
+            let end = code.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+            code[end..].starts_with('m').then_some(end + "\x1b[m".len())
+        });
+        let taken = colour.unwrap_or(c.len_utf8());
+        match colour {
+            Some(_) => out.push_str(&rest[..taken]),
+            None => out.push_str(&escaped(&rest[..taken], "\n")),
+        }
+        rest = &rest[taken..];
+    }
+    out
+}
+
+/// An error and its causes on one line; a cause that the text before it holds already is left out.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    for part in std::iter::successors(Some(error), |error| error.source()) {
+        let part = joined(&part.to_string());
+        if !text.contains(part.as_str()) {
+            text = if text.is_empty() { part } else { format!("{text}: {part}") };
+        }
+    }
+    text
+}
+
+/// Tells an error on stderr, on one line and with nothing in it that could steer a terminal.
+pub fn tell(error: &str) {
+    eprintln!("error: {}", escaped(&crate::decode::redact(error), ""));
 }
 
 /// A message on one line. (DataFusion tells the context of an error on lines of its own.)
@@ -56,31 +137,90 @@ pub(crate) fn joined(text: &str) -> String {
 
 /// Tells an error on one line, as a chain, and gives its exit code: 2 for usage, 1 for the rest.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
-    let chain: Vec<String> = error.chain().map(|part| joined(&part.to_string())).collect();
-    let mut text = String::new();
-    for part in chain {
-        // Some libraries repeat their source in their own message.
-        if !text.contains(part.as_str()) {
-            text = if text.is_empty() { part } else { format!("{text}: {part}") };
+    let whole: &(dyn std::error::Error + 'static) = error.as_ref();
+    // Where the cause is known, it comes first; then what was under way, and nothing of who passed it on.
+    match crate::lake::fault::sentence(whole) {
+        None => tell(&chain(whole)),
+        Some(cause) => {
+            let doing = joined(&whole.to_string());
+            tell(&if doing.contains(&cause) { cause } else { format!("{cause} ({doing})") });
         }
     }
-    eprintln!("error: {}", crate::decode::redact(&text));
     let usage = error.chain().any(|e| e.is::<crate::config::Unusable>());
     ExitCode::from(if usage { 2 } else { 1 })
 }
 
-/// A token that SIGTERM or SIGINT cancels. A second signal changes nothing: the run is ending as fast as it safely can.
+/// Where signals go: to whoever waits for a query, else nowhere. Never to the shell.
+#[derive(Clone, Default)]
+pub struct Interrupts(Arc<Mutex<Option<Told>>>);
+
+/// Gets the number of the signal.
+type Told = Box<dyn Fn(i32) + Send>;
+
+impl Interrupts {
+    /// Takes these signals for good; returns once that is so.
+    ///
+    /// # Errors
+    /// The system refuses the handler or the thread.
+    pub fn install(kinds: &'static [SignalKind]) -> std::io::Result<Self> {
+        let (waiting, (ready, is_ready)) = (Self::default(), std::sync::mpsc::channel());
+        let heard = waiting.clone();
+        // A thread of its own: the runtime of a query may have none that is free to listen.
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let listened: std::io::Result<()> = runtime.and_then(|runtime| {
+                runtime.block_on(async {
+                    let signals = kinds.iter().map(|kind| signal(*kind));
+                    let mut signals = signals.collect::<std::io::Result<Vec<_>>>()?;
+                    // Nobody waits for a second word.
+                    let _ = ready.send(Ok(()));
+                    loop {
+                        let came = std::future::poll_fn(|context| {
+                            let came = signals.iter_mut().position(|signal| signal.poll_recv(context).is_ready());
+                            came.map_or(Poll::Pending, Poll::Ready)
+                        });
+                        let kind = kinds[came.await];
+                        if let Some(tell) = heard.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                            tell(kind.as_raw_value());
+                        }
+                    }
+                })
+            });
+            if let Err(error) = listened {
+                let _ = ready.send(Err(error));
+            }
+        })?;
+        is_ready.recv().unwrap_or_else(|_| Err(std::io::Error::other("the thread for signals ended")))?;
+        Ok(waiting)
+    }
+
+    /// Sets who is told, or nobody.
+    pub fn set(&self, tell: Option<Told>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = tell;
+    }
+}
+
+/// A second signal this soon is the same wish, told twice: by a shell to its whole group, by a wrapper that passes it on.
+const SAME_WISH: Duration = Duration::from_secs(1);
+
+/// A token that SIGTERM or SIGINT cancels. A later second signal ends the process where it is: every step is safe against
+/// that, and what was not committed is read again.
 ///
 /// # Errors
 /// The system refuses the handlers.
 pub fn stop_on_signals() -> std::io::Result<CancellationToken> {
-    use tokio::signal::unix::{SignalKind, signal};
     let stop = CancellationToken::new();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+    let first = Arc::new(OnceLock::new());
+    for (kind, code) in [(SignalKind::terminate(), 143), (SignalKind::interrupt(), 130)] {
         let mut signals = signal(kind)?;
-        let stop = stop.clone();
+        let (stop, first) = (stop.clone(), first.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
+                let now = Instant::now();
+                if now.saturating_duration_since(*first.get_or_init(|| now)) >= SAME_WISH {
+                    tell("ended by a second signal; what was not committed is read again by the next run");
+                    std::process::exit(code);
+                }
                 stop.cancel();
             }
         });
@@ -106,6 +246,6 @@ pub static QUIET: AtomicBool = AtomicBool::new(false);
 /// Talk: to stderr, unless silence was asked for.
 pub fn say(line: &str) {
     if !QUIET.load(Ordering::Relaxed) {
-        eprintln!("{line}");
+        eprintln!("{}", escaped(line, "\n"));
     }
 }

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{ArgMatches, Parser};
 use synclake::config::{self, File, Unusable};
 use synclake::lake::{Location, Store};
 use synclake::query::print::Format;
-use synclake::query::shell::{self, Settings};
+use synclake::query::shell::{self, Opening, Settings};
 use synclake::query::{Engine, FILES_PATIENCE, Limits, QueryError, Scope, guard};
 use synclake::terminal;
+use tokio::signal::unix::SignalKind;
+use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -50,12 +52,15 @@ struct Cli {
     /// Format of results [default: table].
     #[arg(long, value_enum, env = "SYNCLAKE_FORMAT")]
     format: Option<Format>,
-    /// Write the result to this file, which appears whole or not at all.
+    /// Write the result to this file, which appears whole or not at all; - is standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Show control characters as they are.
     #[arg(long)]
     raw: bool,
+    /// In CSV, put a ' before text that a spreadsheet would take for a formula.
+    #[arg(long)]
+    guard_formulas: bool,
     /// Tell how long each statement took.
     #[arg(long)]
     timing: bool,
@@ -84,19 +89,30 @@ struct Cli {
 const STACK_BYTES: usize = 512 << 20;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    terminal::init_logs("error");
+    let (cli, matches): (Cli, ArgMatches) = terminal::parse();
+    // An outage is told, because whoever waits wants to know what for.
+    terminal::init_logs(if cli.quiet { "error" } else { "error,synclake::lake::s3=warn" });
     // A panic inside a library becomes an error of its query; its backtrace would only bury the line that tells.
     if std::env::var_os("RUST_BACKTRACE").is_none_or(|v| v == "0") {
         std::panic::set_hook(Box::new(|_| {}));
     }
     let done = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        let plan = plan(cli, &matches)?;
+        let Some(texts) = plan.texts else {
+            return Ok(shell::repl(&plan.opening, &plan.name, plan.settings)?);
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .thread_stack_size(STACK_BYTES)
             .build()
             .context("start the runtime")?;
-        let result = runtime.block_on(run(cli));
+        let interrupts = terminal::Interrupts::install(&ENDS).context("listen for signals")?;
+        interrupts.set(Some(Box::new(|signal| {
+            shell::remove_staged();
+            // As shells tell it.
+            std::process::exit(128 + signal);
+        })));
+        let result = runtime.block_on(run(&plan.opening, &texts, plan.settings));
         runtime.shutdown_timeout(FILES_PATIENCE);
         result
     });
@@ -112,32 +128,57 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> Result<()> {
+/// What ends a query that nobody may wait for any more; what it had written goes with it.
+const ENDS: [SignalKind; 3] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+
+/// What is to be done, checked.
+struct Plan {
+    opening: Opening,
+    /// The lake as it is shown.
+    name: String,
+    settings: Settings,
+    /// What to run; `None` for a shell.
+    texts: Option<Vec<String>>,
+}
+
+fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     let file = File::load(cli.config.as_deref())?;
-    let lake = cli.lake.or_else(|| file.lake.clone()).ok_or_else(|| {
+    let name = cli.lake.or_else(|| file.lake.clone()).ok_or_else(|| {
         Unusable("--lake is missing; give it as a flag, as SYNCLAKE_LAKE or in the settings file".to_owned())
     })?;
-    let lake: Location = lake.parse().map_err(|e| Unusable(format!("--lake {e}")))?;
+    let location: Location = name.parse().map_err(|e| Unusable(format!("--lake {e}")))?;
     let interactive = cli.command.is_empty() && cli.file.is_empty() && std::io::stdin().is_terminal();
-    let to_terminal = cli.output.is_none() && std::io::stdout().is_terminal();
+    let output = cli.output.filter(|path| path.as_os_str() != "-");
+    let to_terminal = output.is_none() && std::io::stdout().is_terminal();
     let format = cli.format.unwrap_or(Format::Table);
     if format == Format::Parquet && to_terminal {
         return Err(Unusable("--format parquet is no text; add -o FILE".to_owned()).into());
     }
-    if interactive && cli.output.is_some() {
+    if interactive && output.is_some() {
         return Err(Unusable("-o needs -c, -f or SQL on standard input".to_owned()).into());
     }
-    let mut settings = Settings { format, raw: cli.raw, output: cli.output, timing: cli.timing, quiet: cli.quiet };
+    let settings = Settings {
+        format,
+        raw: cli.raw,
+        guards_formulas: cli.guard_formulas,
+        output,
+        timing: cli.timing,
+        quiet: cli.quiet,
+    };
     let mut limits = Limits::default();
     if let Some(bytes) = cli.memory {
         limits.memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     }
-    let mut texts = cli.command;
-    for path in &cli.file {
+    // In the order of the command line, which only the matches know.
+    let places = |flag| matches.indices_of(flag).into_iter().flatten();
+    let mut texts: Vec<(usize, String)> = places("command").zip(cli.command).collect();
+    for (place, path) in places("file").zip(&cli.file) {
         let shown = path.display();
         let text = std::fs::read(path).with_context(|| format!("read {shown}"))?;
-        texts.push(String::from_utf8(text).map_err(|_| anyhow::anyhow!("{shown} is not UTF-8"))?);
+        texts.push((place, String::from_utf8(text).map_err(|_| anyhow::anyhow!("{shown} is not UTF-8"))?));
     }
+    texts.sort_by_key(|(place, _)| *place);
+    let mut texts: Vec<String> = texts.into_iter().map(|(_, text)| text).collect();
     if texts.is_empty() && !interactive {
         let mut text = Vec::new();
         // One byte more than is allowed is enough to know.
@@ -149,14 +190,18 @@ async fn run(cli: Cli) -> Result<()> {
         return Err(Unusable("-o takes one statement; a file holds one result".to_owned()).into());
     }
     let aws = config::aws(cli.region, cli.endpoint_url, cli.profile, &file);
-    let lake = Store::open(&lake, &aws).await?;
+    let checking = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    checking.block_on(aws.check()).map_err(Unusable)?;
     let scope = Scope { as_of: cli.as_of };
-    if interactive {
-        return Ok(shell::repl(&lake, &limits, scope, settings).await?);
-    }
-    let engine = Engine::open(&lake, &limits, scope).await?;
-    for text in &texts {
-        shell::run_text(&engine, text, &mut settings).await?;
+    let opening = Opening { location, aws, limits, scope, stack_bytes: STACK_BYTES };
+    Ok(Plan { opening, name, settings, texts: (!interactive).then_some(texts) })
+}
+
+async fn run(opening: &Opening, texts: &[String], mut settings: Settings) -> Result<()> {
+    let lake = Store::open(&opening.location, &opening.aws).await?;
+    let engine = Engine::open(&lake, &opening.limits, opening.scope).await?;
+    for text in texts {
+        shell::run_text(&engine, text, &mut settings, &CancellationToken::new()).await?;
     }
     Ok(())
 }

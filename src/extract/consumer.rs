@@ -12,14 +12,26 @@
 //!
 //! Killed between 1 and 3, the next run makes the same delivery again. A receiver takes the folders that have a manifest,
 //! each once by its name.
+//!
+//! # Other writers
+//! What is new are the rows that commits of new rows added ([`since`]), each once, wherever they lie by now:
+//!
+//! | what happened to a file of new rows before the delivery | what is delivered |
+//! |---|---|
+//! | nothing | the file |
+//! | it was compacted | the file as it was written; it is there until it is vacuumed |
+//! | rows of it were removed or changed | those of its rows that the table holds still, as they are now |
+//!
+//! Rows that were delivered stay delivered: their removal, change or restoration delivers nothing, and is told as `changed`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
-use datafusion::prelude::{SessionContext, col};
-use futures::StreamExt;
+use datafusion::prelude::{DataFrame, SessionContext, col};
+use deltalake::DeltaTable;
+use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -27,8 +39,9 @@ use super::files::{Listed, encode, extension};
 use super::{ExtractError, encode_error};
 use crate::failpoint;
 use crate::lake::parquet::conform;
+use crate::lake::since::{self, Change, Since};
 use crate::lake::tables::Table;
-use crate::lake::{LakeError, Store, log, replace, since, snapshot};
+use crate::lake::{LakeError, Store, log, replace, snapshot};
 use crate::query::print::Format;
 use crate::query::{Limits, QueryError, reading, session};
 
@@ -37,6 +50,9 @@ const FILE_ROWS: usize = 250_000;
 /// The order of a delivery. It leaves nothing open: the last four are what a row is known by.
 const ORDER: [&str; 7] =
     ["pool", "event_date", "arrived_at", "shard_id", "sequence_number", "sub_sequence", "record_index"];
+
+/// Files that are looked for at a time.
+const LOOKS: usize = 16;
 
 /// What a consumer got.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
@@ -53,6 +69,9 @@ pub struct Delivery {
     pub files: usize,
     /// Its manifest; `None` when nothing was new.
     pub manifest: Option<String>,
+    /// Commits in between that removed, changed or restored rows. Nothing of that is delivered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changed: Vec<Change>,
 }
 
 /// Whether a name can be a consumer's.
@@ -71,25 +90,39 @@ pub fn parse_name(name: &str) -> Result<String, String> {
 /// See [`ExtractError`]; running again makes the same delivery.
 pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limits) -> Result<Delivery, ExtractError> {
     let Intent { from, to } = intend(lake, name, out).await?;
-    let mut delivery = Delivery { consumer: name.to_owned(), from, to, rows: 0, files: 0, manifest: None };
+    let consumer = name.to_owned();
+    let mut delivery = Delivery { consumer, from, to, rows: 0, files: 0, manifest: None, changed: Vec::new() };
     if from == Some(to) {
         return Ok(delivery);
     }
     let store = Table::SyncRecords.store(lake);
     let records = snapshot::load(&store, Some(to)).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
-    let mut files: BTreeSet<String> = snapshot::live_files(&store, &records).await?.into_iter().collect();
-    if let Some(from) = from {
-        let added = since::added(&store, from, to).await?.ok_or_else(|| {
-            let what = format!(
-                "consumer {name} is at version {from} of {store}, which its log does not reach any more; take a whole \
-                 copy under a new name"
-            );
-            LakeError::Invalid(what)
-        })?;
-        files.retain(|file| added.contains_key(file));
-    }
     let context = session(limits)?;
-    deliver(&context, &records, &files, out, &mut delivery).await?;
+    let rows = match from {
+        None => {
+            let files = snapshot::live_files(&store, &records).await?.into_iter().collect();
+            rows_of(&context, &records, &files).await?
+        }
+        Some(from) => {
+            let since = since::since(&store, from, to).await?.ok_or_else(|| {
+                let what = format!(
+                    "consumer {name} is at version {from} of {store}, which its log does not reach any more; take a whole \
+                     copy under a new name"
+                );
+                LakeError::Invalid(what)
+            })?;
+            delivery.changed = since.changes.clone();
+            for Change { version, operation } in &since.changes {
+                tracing::warn!(
+                    version,
+                    operation,
+                    "another writer removed, changed or restored rows; nothing of that is delivered to a consumer"
+                );
+            }
+            new_rows(name, &context, &store, &records, &since).await?
+        }
+    };
+    deliver(rows, out, &mut delivery).await?;
     failpoint::hit("consumer/written");
     reach(lake, name, to).await?;
     Ok(delivery)
@@ -168,11 +201,98 @@ async fn reach(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
     }
 }
 
+/// The rows of some files of a table as it was loaded; `None` for none.
+async fn rows_of(
+    context: &SessionContext,
+    table: &DeltaTable,
+    files: &BTreeSet<String>,
+) -> Result<Option<DataFrame>, QueryError> {
+    let sorting = reading::for_sorting(&context.state());
+    let Some(rows) = reading::files_of(table, &sorting, files).await? else { return Ok(None) };
+    let schema = Table::SyncRecords.schema();
+    // Of two versions, one may have columns that the other lacks.
+    let ours: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    Ok(Some(context.read_table(rows)?.select_columns(&ours)?))
+}
+
+/// All of them together.
+fn together(parts: impl IntoIterator<Item = DataFrame>) -> Result<Option<DataFrame>, QueryError> {
+    let mut all: Option<DataFrame> = None;
+    for part in parts {
+        all = Some(match all {
+            Some(all) => all.union(part)?,
+            None => part,
+        });
+    }
+    Ok(all)
+}
+
+/// The rows that are new, by the table at the top.
+async fn new_rows(
+    name: &str,
+    context: &SessionContext,
+    store: &Store,
+    records: &DeltaTable,
+    since: &Since,
+) -> Result<Option<DataFrame>, ExtractError> {
+    let mut there = BTreeSet::new();
+    // By the last version that lists them.
+    let mut gone: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
+    for (path, file) in &since.new {
+        match file.taken_out {
+            None => there.insert(path.clone()),
+            Some(version) => gone.entry(version - 1).or_default().insert(path.clone()),
+        };
+    }
+    let mut parts: Vec<DataFrame> = rows_of(context, records, &there).await?.into_iter().collect();
+    let mut originals = Vec::new();
+    for (version, files) in gone {
+        find(name, store, version, &files).await?;
+        let listing = snapshot::load(store, Some(version)).await?;
+        let listing = listing.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
+        originals.extend(rows_of(context, &listing, &files).await?);
+    }
+    match together(originals)? {
+        Some(originals) if since.is_new_changed => {
+            let heirs = since.heirs.keys().cloned().collect();
+            if let Some(heirs) = rows_of(context, records, &heirs).await? {
+                parts.push(only(context, heirs, originals).await?);
+            }
+        }
+        originals => parts.extend(originals),
+    }
+    Ok(together(parts)?)
+}
+
+/// Of `heirs` the rows that are among `originals`, by what a row is known by.
+async fn only(context: &SessionContext, heirs: DataFrame, originals: DataFrame) -> Result<DataFrame, QueryError> {
+    context.register_table("heirs", heirs.into_view())?;
+    context.register_table("originals", originals.into_view())?;
+    let sql = "SELECT h.* FROM heirs AS h LEFT SEMI JOIN originals AS o
+        ON h.shard_id = o.shard_id AND h.sequence_number = o.sequence_number
+        AND h.sub_sequence IS NOT DISTINCT FROM o.sub_sequence AND h.record_index IS NOT DISTINCT FROM o.record_index";
+    Ok(context.sql(sql).await?)
+}
+
+/// Makes sure that files are there which no version lists any more.
+async fn find(name: &str, store: &Store, version: u64, files: &BTreeSet<String>) -> Result<(), LakeError> {
+    let mut sizes = futures::stream::iter(files)
+        .map(|path| async move { store.size(path).await.map(|size| (path, size)) })
+        .buffer_unordered(LOOKS);
+    while let Some((path, size)) = sizes.try_next().await? {
+        if size.is_none() {
+            return Err(LakeError::Invalid(format!(
+                "consumer {name} has not got the rows of {path}, which were written elsewhere after version {version} and \
+                 vacuumed, so that they cannot be told from others; take a whole copy under a new name"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Step 2.
 async fn deliver(
-    context: &SessionContext,
-    records: &deltalake::DeltaTable,
-    files: &BTreeSet<String>,
+    rows: Option<DataFrame>,
     (out, format): (&Store, Format),
     delivery: &mut Delivery,
 ) -> Result<(), ExtractError> {
@@ -182,10 +302,9 @@ async fn deliver(
     let mut listed = Vec::new();
     let mut held: Vec<RecordBatch> = Vec::new();
     let mut held_rows = 0;
-    let sorting = reading::for_sorting(&context.state());
-    if let Some(rows) = reading::files_of(records, &sorting, files).await.map_err(QueryError::from)? {
+    if let Some(rows) = rows {
         let order = ORDER.map(|name| col(name).sort(true, true)).to_vec();
-        let frame = context.read_table(rows).and_then(|rows| rows.sort(order)).map_err(QueryError::from)?;
+        let frame = rows.sort(order).map_err(QueryError::from)?;
         let mut batches = frame.execute_stream().await.map_err(QueryError::from)?;
         while let Some(batch) = batches.next().await {
             let batch = conform(&schema, &batch.map_err(QueryError::from)?).map_err(encode_error)?;
@@ -208,7 +327,7 @@ async fn deliver(
     delivery.rows = listed.iter().map(|file| file.rows as u64).sum();
     let manifest = serde_json::json!({
         "version": 1, "consumer": delivery.consumer, "from": delivery.from, "to": delivery.to,
-        "format": extension(format), "rows": delivery.rows, "files": listed,
+        "format": extension(format), "rows": delivery.rows, "files": listed, "changed": delivery.changed,
     });
     let path = format!("{folder}/_SUCCESS");
     out.put(&path, serde_json::to_vec_pretty(&manifest).map_err(encode_error)?.into()).await?;

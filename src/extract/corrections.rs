@@ -19,11 +19,12 @@ use crate::query::QueryError;
 
 /// The extract of a day that is about to be replaced.
 pub struct Before {
-    /// Files that hold its live keys.
+    /// Files that may hold its live keys.
     pub state: BTreeSet<String>,
-    /// Files that hold its corrections.
+    /// Files that may hold its corrections.
     pub corrections: BTreeSet<String>,
-    /// Files of `sync_records`, of days up to this one, that it did not know; `None` when the log does not tell.
+    /// Files of `sync_records`, of days up to this one, that may hold rows which it did not know; `None` when they do not tell
+    /// all that changed.
     pub unknown: Option<BTreeSet<String>>,
 }
 
@@ -78,7 +79,7 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
         ), changed AS (
             SELECT pool, identity_id, dataset_name, key FROM both_sides GROUP BY {ROW} HAVING count(*) = 1
             UNION
-            SELECT pool, identity_id, dataset_name, key FROM before_corrections
+            SELECT pool, identity_id, dataset_name, key FROM before_corrections WHERE kind = 'correction'
         )
         SELECT {}
         FROM key_state AS s LEFT SEMI JOIN changed AS c

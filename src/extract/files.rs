@@ -11,14 +11,13 @@ use datafusion::prelude::DataFrame;
 use deltalake::kernel::Add;
 use futures::StreamExt;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::{ExtractError, encode_error};
-use crate::lake::parquet::{add, encode_batches, row_count_statistics};
+use crate::lake::parquet::{add, encode_batches, kind_statistics, sha256_of, with_digest};
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, part};
 use crate::query::QueryError;
-use crate::query::print::{Format, Printer};
+use crate::query::print::{Format, Printer, Style};
 
 /// Rows of one file.
 const FILE_ROWS_MAX: usize = 500_000;
@@ -50,8 +49,7 @@ impl Listed {
         rows: usize,
         bytes: Bytes,
     ) -> Result<Self, ExtractError> {
-        let sha256 = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-        let size = bytes.len();
+        let (size, sha256) = (bytes.len(), sha256_of(&bytes));
         out.put(&path, bytes).await?;
         Ok(Self { path, kind, rows, bytes: size, sha256 })
     }
@@ -149,11 +147,13 @@ impl<'a> Writer<'a> {
         let path = format!("extract_date={date}/pool={}/{name}.parquet", self.pool);
         let fail = |source| LakeError::Parquet { action: "encode", path: path.clone(), source };
         let bytes = encode_batches(self.schema.clone(), &batches).map_err(fail)?;
-        let size = bytes.len();
+        let (size, sha256) = (bytes.len(), sha256_of(&bytes));
         part::put(&self.table, &path, bytes.clone()).await?;
         let values = [("extract_date", date.clone()), ("pool", self.pool.clone())];
         let now_ms = Utc::now().timestamp_millis();
-        self.files.push(add(path, &values, size, now_ms, row_count_statistics(rows)));
+        let kinds = batches[0].column_by_name("kind").and_then(|c| c.as_string_opt::<i32>());
+        let statistics = kind_statistics(rows, kinds.filter(|kinds| !kinds.is_empty()).map(|kinds| kinds.value(0)));
+        self.files.push(with_digest(add(path, &values, size, now_ms, statistics), sha256));
         if let Some((out, format)) = self.out.filter(|_| kind != "removed") {
             let bytes = match format {
                 Format::Parquet => bytes,
@@ -166,7 +166,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Publishes the files elsewhere by a manifest, which is `about` and the list of them, and then deletes those of the run
-    /// before.
+    /// before, as far as that can be done: the day is done.
     ///
     /// **Only what the manifest that this one replaces has listed is deleted, and what no manifest has listed for a day**: the
     /// files of another run at this moment are not ours to judge.
@@ -184,15 +184,22 @@ impl<'a> Writer<'a> {
             .collect();
         let text = serde_json::to_vec_pretty(&about).map_err(encode_error)?;
         out.put(&path, text.into()).await?;
+        if let Err(error) = self.clean(out, &folder, &before).await {
+            tracing::warn!(date = %self.date, %error, "left files of earlier runs beside the manifest");
+        }
+        Ok(Some(format!("{}{path}", out.url())))
+    }
+
+    async fn clean(&self, out: &Store, folder: &str, before: &HashSet<String>) -> Result<(), LakeError> {
         let long_ago = Utc::now() - chrono::Duration::days(1);
-        for (old, object) in out.list(&folder).await? {
+        for (old, object) in out.list(folder).await? {
             let listed = self.listed.iter().any(|f| f.path == old);
             let is_part = old.rsplit('/').next().is_some_and(|name| name.starts_with("part-"));
             if is_part && !listed && (before.contains(&old) || object.last_modified < long_ago) {
                 out.delete(&old).await?;
             }
         }
-        Ok(Some(format!("{}{path}", out.url())))
+        Ok(())
     }
 }
 
@@ -210,7 +217,7 @@ pub(super) fn encode(format: Format, schema: &SchemaRef, batches: &[RecordBatch]
         return encode_batches(schema.clone(), batches).map_err(encode_error);
     }
     let mut text = Vec::new();
-    let mut printer = Printer::new(format, true, schema.clone(), &mut text).map_err(encode_error)?;
+    let mut printer = Printer::new(format, Style::EXACT, schema.clone(), &mut text).map_err(encode_error)?;
     for batch in batches {
         printer.write(batch).map_err(encode_error)?;
     }

@@ -6,8 +6,12 @@
 //! tail    the files of the days after B and up to D, and those of days up to B that were added after c (late rows)
 //! day D = latest(base ∪ tail)
 //! ```
-//! **Invariant: base and tail together hold every row up to the end of day D that the newest version holds.** A file lies
-//! in one day, so whole files are chosen, by the log alone.
+//! **Invariant: base and tail together hold every row up to the end of day D that the newest version holds, and no other.**
+//! A file lies in one day, so whole files are chosen, by the log alone. A base that holds rows which another writer has
+//! removed or changed since is none.
+//!
+//! What kind of rows a file of an extract holds is told by its statistics, and in the end by the rows: whoever compacts the
+//! table gives files other names, and mixes the kinds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,9 +22,10 @@ use serde::Serialize;
 use super::corrections::Before;
 use crate::lake::ledger::decode_state;
 use crate::lake::log::{self, Transactions};
+use crate::lake::since::{Lost, Partition, Since, since};
 use crate::lake::snapshot::{self, Living};
 use crate::lake::tables::Table;
-use crate::lake::{LakeError, Store, since};
+use crate::lake::{LakeError, Store};
 use crate::source::{ShardKey, files};
 
 /// Transaction id, in the log of `daily_state`, of the version of `sync_records` that a day's extract knew.
@@ -56,7 +61,7 @@ pub struct Plan {
     pub daily: DeltaTable,
     /// The day of the extract that this one builds on.
     pub base: Option<NaiveDate>,
-    /// The files of that extract that hold its state.
+    /// The files of that extract that may hold its state.
     pub base_files: BTreeSet<String>,
     /// The extract of this day that this one replaces.
     pub before: Option<Before>,
@@ -83,11 +88,14 @@ impl Plan {
         // The extracts first: what they cover is then never more than what is read.
         let daily_store = Table::DailyState.store(lake);
         let known = log::read_transactions(&daily_store).await?.unwrap_or_default();
+        known.admit(Table::DailyState, &daily_store, true)?;
         let none = || LakeError::NoLake(lake.to_string());
         let daily = snapshot::load(&daily_store, Some(known.version)).await?.ok_or_else(none)?;
-        let records = Table::SyncRecords.load(lake, None).await?.ok_or_else(none)?;
-        let version = records.version().ok_or_else(none)?;
         let store = Table::SyncRecords.store(lake);
+        // The marks of the shards are those of the version whose rows are read.
+        let read = log::read_transactions(&store).await?.ok_or_else(none)?;
+        let version = read.version;
+        let records = snapshot::load(&store, Some(version)).await?.ok_or_else(none)?;
         let mut extracted = days(&known, "extract/");
         // Of an older copy of sync_records they would tell nothing.
         extracted.retain(|_, covers| *covers <= version);
@@ -104,42 +112,49 @@ impl Plan {
             tail: Vec::new(),
             late: BTreeMap::new(),
             stale: Vec::new(),
-            shards: marks(&log::read_transactions(&store).await?.unwrap_or_default(), date),
+            shards: marks(&read, date),
         };
         let base = extracted.range(..date).next_back().map(|(day, covers)| (*day, *covers));
-        let added = match base {
-            Some((_, covers)) => since::added(&store, covers, version).await?,
+        let after_base = match base {
+            Some((day, covers)) => since(&store, covers, version).await?.map(|since| (day, covers, since)),
             None => None,
         };
         let extracts = snapshot::files(&daily_store, &plan.daily).await?;
         if let Some(covers) = extracted.get(&date) {
-            let added = since::added(&store, *covers, version).await?;
-            let is_unknown = |file: &&Living| {
-                let is_of = day_of(file, "event_date").is_none_or(|day| day <= date);
-                is_of && added.as_ref().is_some_and(|added| added.contains_key(&file.path))
+            // What was removed or changed since cannot be told from new rows.
+            let since = since(&store, *covers, version).await?.filter(|since| !loses(since, *covers, date));
+            let unknown = |since: Since| {
+                let added = since.files();
+                let is_of = |file: &&Living| day_of(file, "event_date").is_none_or(|day| day <= date);
+                let unknown = files.iter().filter(is_of).filter(|file| added.contains_key(&file.path));
+                unknown.map(|file| file.path.clone()).collect()
             };
-            let unknown = || files.iter().filter(is_unknown).map(|file| file.path.clone()).collect();
             plan.before = Some(Before {
                 state: of_day(&extracts, date, &["state"]),
-                corrections: of_day(&extracts, date, &["corrections"]),
-                unknown: added.is_some().then(unknown),
+                corrections: of_day(&extracts, date, &["correction"]),
+                unknown: since.map(unknown),
             });
         }
         // Without a base, or when the log does not reach back to it, a day is computed from all rows.
-        if let (Some((day, _)), Some(added)) = (base, &added) {
-            plan.base = Some(day);
-            plan.base_files = of_day(&extracts, day, &["state", "removed"]);
-            for file in files.iter().filter(|file| added.contains_key(&file.path)) {
-                if let Some(late) = day_of(file, "event_date").filter(|late| *late <= day) {
-                    *plan.late.entry(late).or_default() += file.statistics["numRecords"].as_u64().unwrap_or(0);
+        let mut added = BTreeMap::new();
+        if let Some((day, covers, since)) = &after_base {
+            for file in since.new.values() {
+                if let Some(late) = day_in(&file.partition, "event_date").filter(|late| late <= day) {
+                    *plan.late.entry(late).or_default() += file.rows;
                 }
             }
-        }
-        plan.stale = stale(&store, &plan, &extracted, &told, &files).await?;
-        let is_new = |file: &Living| match (day_of(file, "event_date"), plan.base) {
-            (Some(day), Some(base)) if day <= base => {
-                added.as_ref().is_some_and(|added| added.contains_key(&file.path))
+            if loses(since, *covers, *day) {
+                tracing::warn!(%day, "another writer removed or changed rows that its extract holds; it is no base any more");
+            } else {
+                added = since.files();
+                plan.base = Some(*day);
+                plan.base_files = of_day(&extracts, *day, &["state", "removed"]);
             }
+        }
+        let after_base = after_base.as_ref().map(|(.., since)| since);
+        plan.stale = stale(&store, &plan, after_base, (&extracted, &told), &files).await?;
+        let is_new = |file: &Living| match (day_of(file, "event_date"), plan.base) {
+            (Some(day), Some(base)) if day <= base => added.contains_key(&file.path),
             (Some(day), _) => day <= date,
             (None, _) => true,
         };
@@ -154,17 +169,32 @@ impl Plan {
     }
 }
 
-/// The files of some kinds of an extracted day.
+/// The files of an extracted day that may hold rows of some kinds.
 fn of_day(extracts: &[Living], day: NaiveDate, kinds: &[&str]) -> BTreeSet<String> {
-    let is_of = |file: &&Living| {
-        let is_kind = |kind: &&str| file.path.contains(&format!("/part-{kind}-"));
-        day_of(file, "extract_date") == Some(day) && kinds.iter().any(is_kind)
-    };
+    let is_of = |file: &&Living| day_of(file, "extract_date") == Some(day) && may_hold(file, kinds);
     extracts.iter().filter(is_of).map(|file| file.path.clone()).collect()
 }
 
+fn may_hold(file: &Living, kinds: &[&str]) -> bool {
+    let bound = |side: &str| file.statistics[side]["kind"].as_str();
+    match (bound("minValues"), bound("maxValues")) {
+        (Some(low), Some(high)) => kinds.iter().any(|kind| (low..=high).contains(kind)),
+        _ => true,
+    }
+}
+
 fn day_of(file: &Living, column: &str) -> Option<NaiveDate> {
-    file.partition.get(column)?.as_ref()?.parse().ok()
+    day_in(&file.partition, column)
+}
+
+fn day_in(partition: &Partition, column: &str) -> Option<NaiveDate> {
+    partition.get(column)?.as_ref()?.parse().ok()
+}
+
+/// Whether rows of days up to one, which a version had, were removed or changed since.
+fn loses(since: &Since, version: u64, day: NaiveDate) -> bool {
+    let day_of = |lost: &Lost| day_in(lost.partition.as_ref()?, "event_date");
+    since.lost_of(version).any(|lost| day_of(lost).is_none_or(|lost| lost <= day))
 }
 
 /// Transaction ids of days, `<prefix><day>`, and the versions that they hold.
@@ -173,16 +203,17 @@ fn days(known: &Transactions, prefix: &str) -> BTreeMap<NaiveDate, u64> {
     known.ids.iter().filter_map(|(id, version)| Some((day(id)?, u64::try_from(*version).ok()?))).collect()
 }
 
-/// Extracted days that hold less than `sync_records` does now: those that were told before and not extracted since; earlier
-/// ones that late rows change; and later ones that rows up to their day were added after.
+/// Extracted days that hold other rows than `sync_records` does now: those that were told before and not extracted since;
+/// earlier ones that late rows change; later ones that rows up to their day were added after; and those of whose rows another
+/// writer has removed or changed some.
 ///
 /// Only what was added since the base is looked at for the earlier ones: what came before that was told then. Telling is a
 /// transaction id in the commit of the day that found out.
 async fn stale(
     store: &Store,
     plan: &Plan,
-    extracted: &BTreeMap<NaiveDate, u64>,
-    told: &BTreeMap<NaiveDate, u64>,
+    after_base: Option<&Since>,
+    (extracted, told): (&BTreeMap<NaiveDate, u64>, &BTreeMap<NaiveDate, u64>),
     files: &[Living],
 ) -> Result<Vec<NaiveDate>, LakeError> {
     let mut stale: BTreeSet<NaiveDate> = extracted
@@ -195,17 +226,23 @@ async fn stale(
             extracted.range(*earliest..plan.date).filter(|(_, covers)| **covers < plan.version).map(|(day, _)| *day),
         );
     }
+    if let Some(since) = after_base {
+        let earlier = extracted.range(..plan.date).filter(|(day, covers)| loses(since, **covers, **day));
+        stale.extend(earlier.map(|(day, _)| *day));
+    }
     let later: Vec<(NaiveDate, u64)> = extracted
         .range(plan.date..)
         .skip_while(|(day, _)| **day == plan.date)
         .map(|(day, covers)| (*day, *covers))
         .collect();
     if let Some(oldest) = later.iter().map(|(_, covers)| *covers).min()
-        && let Some(added) = since::added(store, oldest, plan.version).await?
+        && let Some(since) = since(store, oldest, plan.version).await?
     {
+        let added = since.files();
         let changes = |(day, covers): &(NaiveDate, u64)| {
             let came_after = |file: &Living| added.get(&file.path).is_some_and(|version| version > covers);
-            files.iter().any(|file| day_of(file, "event_date").is_some_and(|date| date <= *day) && came_after(file))
+            let is_of = |file: &Living| day_of(file, "event_date").is_some_and(|date| date <= *day);
+            loses(&since, *covers, *day) || files.iter().any(|file| is_of(file) && came_after(file))
         };
         stale.extend(later.iter().filter(|later| changes(later)).map(|(day, _)| *day));
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use serde::Serialize;
 
+use super::from_files::Ends;
 use crate::decode::Reason;
 use crate::source::ShardKey;
 
@@ -34,7 +35,24 @@ pub struct Counters {
     unread: AtomicU64,
     quarantined: Mutex<BTreeMap<Reason, u64>>,
     shards: Mutex<BTreeMap<ShardKey, ShardCounts>>,
+    /// Of all commits of this run.
+    committed: Mutex<Work>,
     pub(super) commit_seconds: Histogram,
+}
+
+/// What a commit holds.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Work {
+    /// Records.
+    pub records: u64,
+    /// Bytes of them.
+    pub record_bytes: u64,
+    /// Rows that they became.
+    pub rows: u64,
+    /// Data files.
+    pub files: u64,
+    /// Bytes of them.
+    pub file_bytes: u64,
 }
 
 /// What is told of one shard while it is read here.
@@ -79,10 +97,10 @@ pub struct Numbers {
     pub unread: u64,
 }
 
-/// The closing summary of a run.
+/// The closing summary of a run: what it committed.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 pub struct Summary {
-    /// Records received.
+    /// Records.
     pub records: u64,
     /// Bytes of them.
     pub record_bytes: u64,
@@ -100,6 +118,9 @@ pub struct Summary {
     pub skipped_bytes: u64,
     /// Files whose last line was left for the next run, and its bytes.
     pub torn: BTreeMap<String, usize>,
+    /// Files that could not be read to their end, and why; what was read of them before is committed.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub unreadable: BTreeMap<String, String>,
     /// Wall time.
     pub elapsed_ms: u64,
 }
@@ -127,6 +148,7 @@ impl Default for Counters {
             unread: AtomicU64::new(0),
             quarantined: Mutex::default(),
             shards: Mutex::default(),
+            committed: Mutex::default(),
             // From a local folder's milliseconds to the five minutes after which a commit is given up.
             commit_seconds: Histogram::new(exponential_buckets(0.001, 3.0, 12)),
         }
@@ -200,7 +222,14 @@ impl Counters {
         self.shard(shard, |counts| counts.last_commit = Instant::now());
     }
 
-    pub(super) fn shard_committed(&self, shard: &ShardKey) {
+    pub(super) fn shard_committed(&self, shard: &ShardKey, work: Work) {
+        if let Ok(mut all) = self.committed.lock() {
+            all.records += work.records;
+            all.record_bytes += work.record_bytes;
+            all.rows += work.rows;
+            all.files += work.files;
+            all.file_bytes += work.file_bytes;
+        }
         self.shard(shard, |counts| {
             counts.last_commit = Instant::now();
             counts.uncommitted_records = 0;
@@ -251,6 +280,11 @@ impl Counters {
         self.shards.lock().map(|shards| shards.clone()).unwrap_or_default()
     }
 
+    /// Records that were received and are not committed.
+    pub fn uncommitted(&self) -> u64 {
+        self.shards().values().map(|shard| shard.uncommitted_records).sum()
+    }
+
     /// Records in the quarantine, by reason.
     pub fn quarantine(&self) -> BTreeMap<Reason, u64> {
         self.quarantined.lock().map(|counts| counts.clone()).unwrap_or_default()
@@ -281,18 +315,20 @@ impl Counters {
         self.skipped_bytes.load(Relaxed)
     }
 
-    pub(super) fn summary(&self, torn: Vec<(String, usize)>) -> Summary {
+    pub(super) fn summary(&self, ends: Ends) -> Summary {
         let quarantined = self.quarantined.lock().map(|q| q.clone()).unwrap_or_default();
+        let work = self.committed.lock().map(|work| *work).unwrap_or_default();
         Summary {
-            records: self.records.load(Relaxed),
-            record_bytes: self.record_bytes.load(Relaxed),
-            rows: self.rows.load(Relaxed),
+            records: work.records,
+            record_bytes: work.record_bytes,
+            rows: work.rows,
             quarantined: quarantined.into_iter().map(|(reason, n)| (reason.as_str(), n)).collect(),
-            files: self.files.load(Relaxed),
-            file_bytes: self.file_bytes.load(Relaxed),
+            files: work.files,
+            file_bytes: work.file_bytes,
             commits: self.commits.load(Relaxed),
             skipped_bytes: self.skipped_bytes.load(Relaxed),
-            torn: torn.into_iter().collect(),
+            torn: ends.torn,
+            unreadable: ends.unreadable,
             elapsed_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
         }
     }

@@ -24,6 +24,8 @@ pub struct Decoded {
     pub rejected: Vec<Rejected>,
     /// Rows that they became.
     pub rows: u64,
+    /// The records.
+    pub records: u64,
     /// Bytes of the records.
     pub record_bytes: usize,
 }
@@ -72,6 +74,7 @@ pub fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
         partitions: partitions.found,
         rejected,
         rows,
+        records: chunk.records.len() as u64,
         record_bytes: chunk.bytes(),
     }
 }

@@ -2,16 +2,42 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{IngestError, Reading, Run, Turn};
 use crate::budget::Reservation;
 use crate::payload::Payloads;
-use crate::source::{Delivery, Hold, StartAt, files};
+use crate::source::{Delivery, Hold, SourceError, StartAt, files};
+
+/// How the files ended.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Ends {
+    /// Files whose last line was left for the next run, and its bytes.
+    pub torn: BTreeMap<String, usize>,
+    /// Files that could not be read to their end, and why.
+    pub unreadable: BTreeMap<String, String>,
+    /// Bytes of a line that a pipe had begun when a signal came.
+    pub cut_off: usize,
+}
+
+impl Ends {
+    /// Notes that a file cannot be read on. What was read before it counts.
+    fn fail(ends: &Mutex<Self>, name: &str, error: SourceError) {
+        let error = crate::terminal::chain(&error);
+        tracing::error!(file = name, error, "cannot read a file to its end; the others are read");
+        lock(ends).unreadable.insert(name.to_owned(), error);
+    }
+}
+
+pub(super) fn lock(ends: &Mutex<Ends>) -> std::sync::MutexGuard<'_, Ends> {
+    ends.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Run {
     pub(super) async fn files(mut self, paths: Vec<PathBuf>) -> Result<(), IngestError> {
+        let is_alone = paths.len() == 1;
         for path in paths {
             if self.stop.is_cancelled() {
                 break;
@@ -22,15 +48,25 @@ impl Run {
                 .into_iter()
                 .filter_map(|(shard, _)| Some((shard.clone(), self.writer.reached(&shard)?)))
                 .collect();
-            let open = move || files::FileReader::open(&path, |shard| positions.get(shard).cloned());
-            let opened = tokio::task::spawn_blocking(open).await.map_err(IngestError::task)??;
-            let Some(reader) = opened else { continue };
+            let name = path.display().to_string();
+            let stop = self.stop.clone();
+            let open = move || files::FileReader::open(&path, &stop, |shard| positions.get(shard).cloned());
+            let opened = tokio::task::spawn_blocking(open).await.map_err(IngestError::task)?;
+            let reader = match opened {
+                Ok(Some(reader)) => reader,
+                Ok(None) => continue,
+                Err(error) if is_alone => return Err(error.into()),
+                Err(error) => {
+                    Ends::fail(&self.ends, &name, error);
+                    continue;
+                }
+            };
             let shard = reader.shard().clone();
             self.counters.skipped_bytes(reader.resumed_at());
             let fence = match self.writer.fence_of(&shard) {
                 Some(fence) => fence,
                 None => {
-                    let taken = self.writer.acquire(&[(shard.clone(), StartAt::TrimHorizon)]).await?;
+                    let taken = self.acquire(&[(shard.clone(), StartAt::TrimHorizon)]).await?;
                     taken.first().map_or(0, |(_, state)| state.number)
                 }
             };
@@ -62,16 +98,24 @@ impl Run {
     fn read_file(&mut self, mut reader: files::FileReader, hold: Hold) {
         let Some(sink) = self.sink.clone() else { return };
         let stop = self.stop.clone();
-        let torn = self.torn.clone();
+        let ends = self.ends.clone();
         let runtime = tokio::runtime::Handle::current();
         self.readers.spawn_blocking(move || {
             loop {
-                if stop.is_cancelled() {
+                // What a pipe has given is gone there: it is read to its last whole line.
+                if stop.is_cancelled() && !reader.is_pipe() {
                     break;
                 }
                 let mut reserved = runtime.block_on(sink.budget.reserve(files::CHUNK_BYTES_MAX));
                 let now = chrono::Utc::now().timestamp_micros();
-                let Some(mut chunk) = reader.next_chunk(now)? else { break };
+                let mut chunk = match reader.next_chunk(now) {
+                    Ok(Some(chunk)) => chunk,
+                    Ok(None) => break,
+                    Err(error) => {
+                        Ends::fail(&ends, reader.name(), error);
+                        break;
+                    }
+                };
                 reserved.shrink_to(3 * chunk.bytes());
                 let mut room = Reservation::none();
                 if let Some(last) = chunk.records.last_mut().filter(|last| Payloads::concern(last)) {
@@ -94,8 +138,12 @@ impl Run {
                     return Ok(());
                 }
             }
-            if let (Some(bytes), Ok(mut torn)) = (reader.torn_bytes(), torn.lock()) {
-                torn.push((reader.name().to_owned(), bytes));
+            if let Some(bytes) = reader.torn_bytes() {
+                let mut ends = lock(&ends);
+                match reader.is_pipe() && stop.is_cancelled() {
+                    true => ends.cut_off = bytes,
+                    false => drop(ends.torn.insert(reader.name().to_owned(), bytes)),
+                }
             }
             // For the loop: nothing more comes of this file. It may grow, so its shard is never closed in the ledger.
             let _ = sink.blocking_send(Delivery::End(hold));

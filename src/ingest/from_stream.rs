@@ -10,16 +10,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{IngestError, Reading, Run, Stream, Turn, in_time};
+use tokio_util::sync::CancellationToken;
+
+use super::{IngestError, RUN_AGAIN, Reading, Run, Stream, Turn, in_time};
 use crate::lake::ledger::Beginning;
-use crate::source::kinesis::{self, Listed, Listing, Progress};
+use crate::source::kinesis::{self, Begin, Incarnation, Listed, Listing, Progress};
 use crate::source::leases::{self, Keeper, Offer, Standing};
-use crate::source::{Hold, SequenceNumber, ShardKey, StartAt};
+use crate::source::{Delivery, Hold, SequenceNumber, ShardKey, SourceError, StartAt, incarnation_of};
 
 /// The stream's shards are listed this often, and after every end of a shard.
 const RELIST: Duration = Duration::from_secs(30);
 /// When a lease came for a shard that the last listing did not allow, it is looked at again this soon.
 const RELIST_SOON: Duration = Duration::from_secs(1);
+
+/// Shards that are taken over in one commit.
+const ACQUIRE_MAX: usize = 10_000;
 
 /// What the last listing said.
 #[derive(Default)]
@@ -30,22 +35,43 @@ struct Known {
     list_at: Option<Instant>,
     /// Shards that the lease table has as ended, although the last look at the ledger had not.
     ended: BTreeSet<ShardKey>,
+    /// Shards that the stream does not list any more, whose readers have not stopped yet.
+    gone: BTreeSet<ShardKey>,
     /// Shards that the ledger had when the listing began that is under way: what it does not list of these is gone. (Of
     /// those that came later it may be too old to know.)
     before: BTreeSet<ShardKey>,
 }
 
 impl Run {
-    pub(super) async fn stream(mut self, stream: &Stream) -> Result<(), IngestError> {
-        if let Some(options) = &stream.leases {
-            self.keeper = Some(Keeper::start(&stream.aws, stream.kinesis.stream(), options.clone()).await?);
+    pub(super) async fn stream(mut self, stream: &Stream, signal: CancellationToken) -> Result<(), IngestError> {
+        let start = async {
+            if let Some(options) = &stream.leases {
+                Keeper::check(&stream.aws, stream.kinesis.stream(), options).await?;
+            }
+            self.recognize(stream).await?;
+            if let Some(options) = &stream.leases {
+                let lake = format!("{:016x}", self.writer.lake_id().await?);
+                let options = leases::Options { lake, ..options.clone() };
+                self.keeper = Some(Keeper::start(&stream.aws, stream.kinesis.name(), options).await?);
+            }
+            Ok::<_, IngestError>(())
+        };
+        tokio::select! {
+            biased;
+            // Nothing was read yet.
+            () = signal.cancelled() => return Ok(()),
+            started = start => started?,
         }
-        let stop = self.stop.clone();
+        let counters = self.counters.clone();
         let work = async {
             self.follow(stream).await?;
-            self.finish().await
+            self.finish().await?;
+            match self.foreign.pop_first() {
+                Some(shard) => Err(IngestError::TakenOver(shard)),
+                None => Ok(()),
+            }
         };
-        let done = in_time(stop, work).await;
+        let done = in_time(signal, &counters, RUN_AGAIN, work).await;
         if let Some(listing) = self.listing.take() {
             listing.abort();
         }
@@ -53,6 +79,83 @@ impl Run {
             keeper.close().await;
         }
         done
+    }
+
+    /// Finds out which stream of its name this is.
+    ///
+    /// | the lake knows of the stream of that name | this one | is read as |
+    /// |---|---|---|
+    /// | nothing; or positions alone (from before its time was kept), which may be this one's | | `name` |
+    /// | positions alone, which cannot be this one's | | `name.created` |
+    /// | the same time of creation | | `name` |
+    /// | an earlier one | was made again | `name.created` |
+    /// | a later one | is another one | refused |
+    async fn recognize(&mut self, stream: &Stream) -> Result<(), IngestError> {
+        let (kinesis, name) = (&stream.kinesis, stream.kinesis.stream());
+        let (created_ms, _) = kinesis.describe().await?;
+        let held = self.progress(stream);
+        let is_another = !self.writer.knows(name) && !held.is_empty() && kinesis.is_another_than(&held).await?;
+        // An age before all streams stands for the unknown one.
+        let known_ms = self.writer.created_ms(name, if is_another { 1 } else { created_ms }).await?;
+        let made = self.writer.incarnations(name).into_iter().filter_map(|is| incarnation_of(name, &is));
+        let latest_ms = made.fold(known_ms, i64::max);
+        if latest_ms > created_ms {
+            let shown = |ms| chrono::DateTime::from_timestamp_millis(ms).unwrap_or_default().to_rfc3339();
+            let (this, known) = (shown(created_ms), shown(latest_ms));
+            return Err(SourceError::Invalid(format!(
+                "stream {name} was created at {this}, and this lake has read one of that name which was created at {known}: \
+                 this is another stream; check --endpoint-url, the region and the account, or give each a lake of its own"
+            ))
+            .into());
+        }
+        if known_ms == created_ms {
+            kinesis.reads(Incarnation { name: name.to_owned(), created_ms });
+            return Ok(());
+        }
+        let again = format!("{name}.{created_ms:013}");
+        let fits = ShardKey::new(&again, "shard").is_some();
+        if !fits {
+            let what =
+                format!("stream {name} was deleted and made again, and its name is too long to tell the two apart");
+            return Err(SourceError::Invalid(format!("{what}; read it into a new lake")).into());
+        }
+        if self.writer.shards(&again).is_empty() {
+            tracing::warn!(
+                stream = name,
+                name = again,
+                "the stream was deleted and made again since the lake first read it; the new one is read under this name, and \
+                 what the old one still held is gone with it"
+            );
+        }
+        kinesis.reads(Incarnation { name: again, created_ms });
+        self.close_deleted(name, created_ms).await
+    }
+
+    /// Ends the shards of the incarnations of a stream that were made before: nothing more will come of them, and until then
+    /// no day of the lake would be complete.
+    async fn close_deleted(&mut self, stream: &str, created_ms: i64) -> Result<(), IngestError> {
+        let earlier = self.writer.incarnations(stream).into_iter();
+        // A stream that merely has such a name has a time of creation of its own.
+        let earlier = earlier.filter(|name| name == stream || !self.writer.knows(name));
+        let earlier = earlier.filter(|name| incarnation_of(stream, name).is_some_and(|made_ms| made_ms < created_ms));
+        let shards: Vec<_> = earlier.flat_map(|name| self.writer.shards(&name)).collect();
+        let open = shards.into_iter().filter(|(_, state)| !state.is_ended());
+        let open: Vec<_> = open.map(|(shard, state)| (shard, state.from)).collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        for (shard, state) in self.acquire(&open).await? {
+            match state.is_ended() {
+                true => self.writer.drop_shard(&shard),
+                false => self.writer.deleted(&Hold { shard, fence: state.number }, created_ms, Instant::now()),
+            }
+        }
+        self.flush().await?;
+        // Another worker that starts now ends them as well.
+        for (shard, _) in &open {
+            self.foreign.remove(shard);
+        }
+        Ok(())
     }
 
     async fn follow(&mut self, stream: &Stream) -> Result<(), IngestError> {
@@ -91,6 +194,14 @@ impl Run {
                     self.flush().await?;
                     known.list_at = Some(Instant::now());
                 }
+                Turn::Stopped(hold) if known.gone.remove(&hold.shard) => self.trimmed(hold.shard, &known).await?,
+                Turn::Stopped(hold) => {
+                    // By itself, and not by an end: the stream does not list the shard, and the next listing says so.
+                    if self.reading.get(&hold.shard).is_some_and(|reading| reading.hold == hold) {
+                        self.leave(&hold.shard);
+                        known.list_at = Some(Instant::now() + RELIST_SOON);
+                    }
+                }
                 Turn::Went => {}
                 Turn::Over => break,
             }
@@ -105,14 +216,16 @@ impl Run {
     /// due, the listing an offer, and only a look at the table after that offer tells who reads them. The end may be another
     /// worker's, who may not live to offer them.
     fn idle_since(&self, known: &Known) -> Option<Instant> {
-        let all = self.reading.keys().all(|shard| self.caught_up.contains_key(shard));
-        let is_settled = || match &self.keeper {
+        // Those that are caught up are among those that are read, so their number tells, at every turn, whether all are.
+        let all = self.caught_up.len() == self.reading.len();
+        if !known.listed || self.listing.is_some() || !all || !self.decoding.is_empty() {
+            return None;
+        }
+        let is_settled = match &self.keeper {
             Some(keeper) => keeper.is_settled(|shard| self.reading.contains_key(shard)),
             None => !self.reading.is_empty(),
         };
-        let listed = known.listed && self.listing.is_none();
-        (listed && all && self.decoding.is_empty() && is_settled())
-            .then(|| self.caught_up.values().copied().fold(self.changed_at, Instant::max))
+        is_settled.then(|| self.caught_up.values().copied().fold(self.changed_at, Instant::max))
     }
 
     async fn listed(&mut self, stream: &Stream, listing: &Listing, known: &mut Known) -> Result<(), IngestError> {
@@ -122,21 +235,25 @@ impl Run {
         let mut ledger = self.progress(stream);
         if ledger.is_empty() {
             let beginnings = beginnings(stream, &listing.shards, now_ms).await?;
-            self.writer.begin(&beginnings).await?;
+            let kinesis = &stream.kinesis;
+            self.writer.begin(&beginnings, kinesis.stream(), kinesis.created_ms()).await?;
             ledger = self.progress(stream);
             // Which of them are gone, only a listing tells that begins now.
             known.list_at = Some(Instant::now());
         }
         for shard in kinesis::trimmed(&listing.shards, &ledger, &known.before) {
-            let from = ledger.get(&shard).map_or(StartAt::TrimHorizon, |progress| progress.from);
-            for (shard, state) in self.writer.acquire(&[(shard, from)]).await? {
-                self.leave(&shard);
-                self.writer.trimmed(&Hold { shard, fence: state.number }, Instant::now());
+            match self.reading.contains_key(&shard) {
+                // What its reader has read counts: it is on its way.
+                true => {
+                    self.leave(&shard);
+                    known.gone.insert(shard);
+                }
+                false if known.gone.contains(&shard) => {}
+                false => self.trimmed(shard, known).await?,
             }
-            self.flush().await?;
             ledger = self.progress(stream);
         }
-        let ready = kinesis::ready(&listing.shards, &ledger, stream.from, now_ms);
+        let ready = kinesis::ready(&listing.shards, &ledger, from_of(stream), now_ms);
         known.ready = ready.into_iter().filter(|(shard, _)| !self.foreign.contains(shard)).collect();
         known.listed = true;
         // A lease ends after the commit that it tells of, so by now the ledger would know.
@@ -166,10 +283,27 @@ impl Run {
         self.leases_changed(stream, known).await
     }
 
+    /// Commits the end of a shard that the stream does not list any more, and the gap before it.
+    async fn trimmed(&mut self, shard: ShardKey, known: &Known) -> Result<(), IngestError> {
+        let from = known.ready.get(&shard).copied().unwrap_or(StartAt::TrimHorizon);
+        for (shard, state) in self.acquire(&[(shard, from)]).await? {
+            self.leave(&shard);
+            match state.is_ended() {
+                // Its end was on its way: nothing is missing.
+                true => self.writer.drop_shard(&shard),
+                false => self.writer.trimmed(&Hold { shard, fence: state.number }, Instant::now()),
+            }
+        }
+        self.flush().await.map(drop)
+    }
+
     /// Brings what is read in line with what is held.
     async fn leases_changed(&mut self, stream: &Stream, known: &mut Known) -> Result<(), IngestError> {
         let Some(keeper) = &self.keeper else { return Ok(()) };
         let view = keeper.view();
+        if let Some(what) = view.refused {
+            return Err(SourceError::Invalid(what).into());
+        }
         self.counters.leases(view.standing.len());
         self.counters.unread(view.unread);
         let giving_back = keeper.giving_back();
@@ -239,46 +373,73 @@ impl Run {
         if shards.is_empty() || self.stopping {
             return Ok(());
         }
-        for (shard, state) in self.writer.acquire(&shards).await? {
-            let Some(sink) = self.sink.clone() else { break };
-            if SequenceNumber::is_end_of(&state.position) {
-                self.writer.drop_shard(&shard);
-                continue;
+        // In parts: between two of them a signal is heard.
+        for part in shards.chunks(ACQUIRE_MAX) {
+            if self.stop.is_cancelled() {
+                return Ok(());
             }
-            let hold = Hold { shard: shard.clone(), fence: state.number };
-            let stop = self.stop.child_token();
-            let reading = Reading { hold: hold.clone(), stop: stop.clone() };
-            self.reading.insert(shard.clone(), reading);
-            self.changed_at = Instant::now();
-            self.counters.shard_begun(&shard);
-            let kinesis = stream.kinesis.clone();
-            self.readers.spawn(kinesis::read(kinesis, hold, state.position, state.from, sink, stop));
+            for (shard, state) in self.acquire(part).await? {
+                let Some(sink) = self.sink.clone() else { break };
+                if SequenceNumber::is_end_of(&state.position) {
+                    self.writer.drop_shard(&shard);
+                    continue;
+                }
+                let hold = Hold { shard: shard.clone(), fence: state.number };
+                let stop = self.stop.child_token();
+                let reading = Reading { hold: hold.clone(), stop: stop.clone() };
+                self.reading.insert(shard.clone(), reading);
+                self.changed_at = Instant::now();
+                self.counters.shard_begun(&shard);
+                let kinesis = stream.kinesis.clone();
+                self.readers.spawn(async move {
+                    let begin = Begin { is_imported: state.parts_done > 0, after: state.position, from: state.from };
+                    let read = kinesis::read(kinesis, hold.clone(), begin, sink.clone(), stop).await;
+                    // Nobody listens at the end of a run.
+                    let _ = sink.send(Delivery::Stopped(hold)).await;
+                    read
+                });
+            }
         }
         Ok(())
     }
 
     fn progress(&self, stream: &Stream) -> BTreeMap<ShardKey, Progress> {
-        let shards = self.writer.shards(stream.kinesis.stream()).into_iter();
+        let shards = self.writer.shards(stream.kinesis.name()).into_iter();
         shards.map(|(shard, state)| (shard, Progress { position: state.position, from: state.from })).collect()
+    }
+}
+
+/// Where shards begin that the lake does not know. Of a stream that was made again nothing is left out, wherever a new one
+/// would begin: the lake has read it all along.
+fn from_of(stream: &Stream) -> kinesis::From {
+    match stream.kinesis.name() == stream.kinesis.stream() {
+        true => stream.from,
+        false => kinesis::From::TrimHorizon,
     }
 }
 
 /// Where a stream begins that the lake does not know.
 async fn beginnings(stream: &Stream, listed: &[Listed], now_ms: i64) -> Result<Vec<Beginning>, IngestError> {
-    if let Some(table) = &stream.import {
-        let imported = leases::import(&stream.aws, table, stream.kinesis.stream()).await?;
+    let is_first = stream.kinesis.name() == stream.kinesis.stream();
+    if let Some(table) = stream.import.as_ref().filter(|_| is_first) {
+        let imported = leases::import(&stream.aws, table, stream.kinesis.name()).await?;
         let names: BTreeSet<&ShardKey> = listed.iter().map(|l| &l.shard).collect();
         let mut found = Vec::new();
         for (shard, place) in imported {
             // An end that the stream has forgotten tells nothing; an open shard that it has forgotten is a gap.
             let ended = SequenceNumber::is_end_of(&place.position);
             if names.contains(&shard) || !ended {
-                found.push(Beginning { shard, from: place.from, position: place.position });
+                found.push(Beginning {
+                    shard,
+                    from: place.from,
+                    position: place.position,
+                    parts_done: place.parts_done,
+                });
             }
         }
         tracing::info!(table, shards = found.len(), "begins where the Kinesis Client Library stopped");
         return Ok(found);
     }
-    let ready = kinesis::ready(listed, &BTreeMap::new(), stream.from, now_ms);
-    Ok(ready.into_iter().map(|(shard, from)| Beginning { shard, from, position: None }).collect())
+    let ready = kinesis::ready(listed, &BTreeMap::new(), from_of(stream), now_ms);
+    Ok(ready.into_iter().map(|(shard, from)| Beginning { shard, from, position: None, parts_done: 0 }).collect())
 }

@@ -3,6 +3,7 @@
 //! `/healthz` fails when the loop has not come around for ten minutes, longer than any upload or commit is tried: then
 //! only a restart helps. `/readyz` fails until the lake is open.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,27 +21,49 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::Counters;
 use crate::source::Retries;
 
 /// Longer than the ten minutes for which a file or a call is tried.
 const SILENCE_MAX: Duration = Duration::from_secs(660);
-/// How long a client may take to ask.
-const HEADER_PATIENCE: Duration = Duration::from_secs(5);
-/// Clients at a time; more of them wait.
-const CLIENTS_MAX: usize = 16;
+/// How long a client may take, from its connection to its answer.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
+/// Connections at a time. One more ends the oldest: whoever asks has long been answered, and only the idle are left.
+const CLIENTS_MAX: usize = 64;
 
 /// Answers until it is dropped. Returns only when listening fails.
+///
+/// It has a thread and a runtime of its own, so that it answers however busy the others are.
 ///
 /// # Errors
 /// The address cannot be listened on.
 pub async fn serve(address: SocketAddr, counters: Arc<Counters>, retries: Retries) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
     tracing::info!(address = %listener.local_addr()?, "metrics are served");
-    let clients = Arc::new(tokio::sync::Semaphore::new(CLIENTS_MAX));
+    let stop = CancellationToken::new();
+    let _ends_with_us = stop.clone().drop_guard();
+    let (ended, done) = tokio::sync::oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
+        let served = runtime.block_on(async {
+            tokio::select! {
+                served = accept(listener, counters, retries) => served,
+                () = stop.cancelled() => Ok(()),
+            }
+        });
+        let _ = ended.send(served);
+    })?;
+    done.await.unwrap_or_else(|_| Err(std::io::Error::other("the metrics' thread ended")))
+}
+
+async fn accept(listener: std::net::TcpListener, counters: Arc<Counters>, retries: Retries) -> std::io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let mut clients: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(slot) = clients.clone().acquire_owned().await else { return Ok(()) };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -50,22 +73,30 @@ pub async fn serve(address: SocketAddr, counters: Arc<Counters>, retries: Retrie
                 continue;
             }
         };
+        clients.retain(|client| !client.is_finished());
+        if clients.len() >= CLIENTS_MAX
+            && let Some(oldest) = clients.pop_front()
+        {
+            oldest.abort();
+        }
         let (counters, retries) = (counters.clone(), retries.clone());
-        tokio::spawn(async move {
+        let client = tokio::spawn(async move {
             let answer = service_fn(move |request| {
                 let response = answer(&request, &counters, &retries);
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_PATIENCE)
+                .header_read_timeout(CLIENT_PATIENCE)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), answer);
-            if let Err(error) = connection.await {
-                tracing::debug!(error = %error, "a client of the metrics went away");
+            match tokio::time::timeout(CLIENT_PATIENCE, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(error = %error, "a client of the metrics went away"),
+                Err(_) => tracing::debug!("a client of the metrics took too long"),
             }
-            drop(slot);
         });
+        clients.push_back(client.abort_handle());
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::Instant;
 use deltalake::kernel::Add;
 use tokio::task::JoinSet;
 
+use super::counters::Work;
 use super::decoding::{Decoded, Skip, rejected_bytes};
 use super::{Counters, IngestError};
 use crate::batch::{Batches, Limits, Rejected};
@@ -35,6 +36,9 @@ mod files;
 mod gaps;
 mod rejects;
 mod sweeping;
+
+/// An aggregate has no more parts than this.
+const PARTS_MAX: i64 = 200_000;
 
 /// Shards without records are committed this often all the same, so that the ledger tells up to when there were none.
 const QUIET_COMMIT_MS: i64 = 3_600_000;
@@ -58,7 +62,11 @@ struct Held {
     /// Everything that arrived before this was received.
     read_to_ms: i64,
     taken_at_ms: i64,
+    /// The next commit tells up to when the shard was read, records or not: there may be no other one.
+    ends_run: bool,
     gaps: Vec<gaps::Gap>,
+    /// What the next commit of the shard holds.
+    work: Work,
 }
 
 impl Held {
@@ -90,6 +98,9 @@ pub struct Writer {
     batches: Batches,
     reserved: Reservation,
     rejected_bytes: usize,
+    /// Whether some shard has something to commit; and whether that is that there was nothing, for a long time.
+    is_dirty: bool,
+    is_quiet_for_long: bool,
     counters: Arc<Counters>,
     encoders: usize,
     /// Of `sync_records` and `quarantine`.
@@ -119,6 +130,8 @@ impl Writer {
             batches: Batches::default(),
             reserved: Reservation::none(),
             rejected_bytes: 0,
+            is_dirty: false,
+            is_quiet_for_long: false,
             counters,
             encoders: std::thread::available_parallelism().map_or(2, usize::from),
             chores: JoinSet::new(),
@@ -154,12 +167,49 @@ impl Writer {
         Ok(self.ledger.refresh().await?)
     }
 
+    /// The number that is this lake's own, made with the first question.
+    ///
+    /// # Errors
+    /// The lake cannot be read or written.
+    pub async fn lake_id(&mut self) -> Result<i64, IngestError> {
+        let fresh = i64::try_from(new_token()).unwrap_or(i64::MAX);
+        Ok(self.ledger.settle("lake/id", fresh).await?)
+    }
+
+    /// When the stream of this name was made that the lake knows. It is `created_ms` if the lake knows none; a lake that has
+    /// read the stream before it kept this keeps it from now on.
+    ///
+    /// # Errors
+    /// The lake cannot be read or written.
+    pub async fn created_ms(&mut self, stream: &str, created_ms: i64) -> Result<i64, IngestError> {
+        let id = format!("created/{stream}");
+        match self.ledger.value(&id) {
+            Some(known) => Ok(known),
+            None if self.ledger.shards(stream).is_empty() => Ok(created_ms),
+            None => Ok(self.ledger.settle(&id, created_ms).await?),
+        }
+    }
+
+    /// Whether the lake knows when the stream of this name was made.
+    pub fn knows(&self, stream: &str) -> bool {
+        self.ledger.value(&format!("created/{stream}")).is_some()
+    }
+
+    /// The names under which incarnations of a stream have shards here.
+    pub fn incarnations(&self, stream: &str) -> BTreeSet<String> {
+        self.ledger.incarnations(stream)
+    }
+
     /// Enters the shards of a stream that the lake does not know yet. The first worker's word stands.
     ///
     /// # Errors
     /// The lake cannot be read or written.
-    pub async fn begin(&mut self, beginnings: &[Beginning]) -> Result<(), IngestError> {
-        Ok(self.ledger.begin(beginnings, self.token).await?)
+    pub async fn begin(&mut self, beginnings: &[Beginning], stream: &str, created_ms: i64) -> Result<(), IngestError> {
+        let also = match self.ledger.value(&format!("created/{stream}")) {
+            None => vec![(format!("created/{stream}"), created_ms)],
+            Some(_) => Vec::new(),
+        };
+        Ok(self.ledger.begin(beginnings, self.token, also).await?)
     }
 
     /// Takes shards over and returns where to read on. Earlier owners can commit nothing from here on.
@@ -176,17 +226,24 @@ impl Writer {
         for (shard, state) in &fenced {
             let Some(quarantine) = quarantine.remove(shard) else { continue };
             let ahead = quarantine.position.is_some() && quarantine.position > state.position;
-            let skip = if ahead { rejects::quarantined(&self.lake, shard).await? } else { Skip::new() };
+            let mut skip = if ahead { rejects::quarantined(&self.lake, shard).await? } else { Skip::new() };
+            if let Some(next) = state.position.as_ref().and_then(SequenceNumber::next).filter(|_| state.parts_done > 0)
+            {
+                let parts = (0..state.parts_done.min(PARTS_MAX)).map(Some).chain([None]);
+                skip.extend(parts.map(|part| (next.clone(), part)));
+            }
             let held = Held {
                 fence: state.number,
                 read_to_ms: state.read_to_ms,
                 taken_at_ms: chrono::Utc::now().timestamp_millis(),
+                ends_run: false,
                 gaps: Vec::new(),
                 state: state.clone(),
                 quarantine,
                 reached: None,
                 files: Vec::new(),
                 next_file: 0,
+                work: Work::default(),
                 rejected: Vec::new(),
                 skip: Arc::new(skip),
             };
@@ -235,6 +292,10 @@ impl Writer {
         reserved.shrink_to(decoded.bytes());
         self.reserved.merge(reserved);
         held.reached = Some(decoded.position);
+        self.is_dirty = true;
+        held.work.records += decoded.records;
+        held.work.record_bytes += decoded.record_bytes as u64;
+        held.work.rows += decoded.rows;
         self.rejected_bytes += decoded.rejected.iter().map(rejected_bytes).sum::<usize>();
         held.rejected.extend(decoded.rejected);
         self.batches.note(decoded.record_bytes, now);
@@ -254,6 +315,7 @@ impl Writer {
     pub fn end(&mut self, hold: &Hold, now: Instant) {
         if let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) {
             held.reached = Some(SequenceNumber::shard_end());
+            self.is_dirty = true;
             self.batches.note(0, now);
         }
     }
@@ -265,10 +327,29 @@ impl Writer {
                 after: held.state.position.clone(),
                 arrived_from_ms: held.state.read_to_ms,
                 arrived_until_ms: None,
+                whole_rest: true,
                 noted_at_ms: chrono::Utc::now().timestamp_millis(),
+                why: gaps::Why::Retention,
             });
         }
         self.end(hold, now);
+    }
+
+    /// Notes that a shard has gone with its stream: the one that has its name now was created at `created_ms`.
+    pub fn deleted(&mut self, hold: &Hold, created_ms: i64, now: Instant) {
+        if let Some(held) = self.held.get_mut(&hold.shard) {
+            let (after, noted_at_ms) = (held.state.position.clone(), chrono::Utc::now().timestamp_millis());
+            held.gaps.extend(gaps::until_deleted(after, held.state.read_to_ms, created_ms, noted_at_ms));
+        }
+        self.end(hold, now);
+    }
+
+    /// Has the next commit tell of every shard up to when it was read: it is the last one of this run.
+    pub fn end_run(&mut self) {
+        for held in self.held.values_mut() {
+            held.ends_run = held.read_to_ms > held.state.read_to_ms;
+            self.is_dirty |= held.ends_run;
+        }
     }
 
     /// Notes up to when a shard was read, and whether something was trimmed in between.
@@ -276,6 +357,9 @@ impl Writer {
         let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) else { return };
         held.gaps.extend(gaps::between(reached.after.clone(), held.read_to_ms, reached.at_ms, retention_ms));
         held.read_to_ms = held.read_to_ms.max(reached.at_ms - reached.behind_ms);
+        if held.is_quiet_for_long() {
+            (self.is_dirty, self.is_quiet_for_long) = (true, true);
+        }
     }
 
     /// Forgets a shard and what was received of it since its last commit.
@@ -290,12 +374,12 @@ impl Writer {
 
     /// Whether something waits for a commit.
     pub fn is_dirty(&self) -> bool {
-        self.held.values().any(Held::moves)
+        self.is_dirty
     }
 
     /// Whether a shard was quiet for so long that the ledger should say so.
     pub fn is_quiet_for_long(&self) -> bool {
-        self.held.values().any(Held::is_quiet_for_long)
+        self.is_quiet_for_long
     }
 
     /// When the oldest of what waits must be committed.
@@ -326,6 +410,7 @@ impl Writer {
         self.commit_quarantine(&mut flushed).await?;
         self.commit_gaps().await?;
         self.commit_files(&mut flushed).await?;
+        (self.is_dirty, self.is_quiet_for_long) = (false, false);
         self.reserved.shrink_to(self.buffered());
         self.counters.buffered(self.buffered());
         Ok(flushed)

@@ -24,24 +24,25 @@
 //! Transaction ids, because they are the one thing that every Delta writer carries forward for ever:
 //! `ingest/<stream>/<shard>` is the number, `…/owner` a random 63-bit token, `…/seq0` to `…/seq3` the position as four
 //! decimal limbs of 18 digits, `…/from` where the shard was begun (0 is the horizon, else milliseconds), `…/read_to` the
-//! time up to which it was read.
+//! time up to which it was read, `…/parts` how many parts of the next record are done (after an import).
+//! `created/<stream>` is when the stream was made whose shards have that name, `lake/id` a random number that is this
+//! lake's own. (Of ids with two slashes a shard has one alone, by which tools find them.)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use deltalake::kernel::transaction::CommitData;
 use deltalake::kernel::{Action, Add, Transaction};
-use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::protocol::SaveMode;
 use rand::RngExt;
 use tokio::time::Instant;
 
 use super::log::{self, Transactions};
 use super::tables::Table;
-use super::{LakeError, Store, paths};
+use super::{LakeError, Store, fault, paths};
 use crate::backoff::Backoff;
 use crate::failpoint;
-use crate::source::{SequenceNumber, ShardKey, StartAt};
+use crate::source::{SequenceNumber, ShardKey, StartAt, incarnation_of};
 
 mod once;
 mod state;
@@ -63,6 +64,8 @@ pub struct Beginning {
     pub from: StartAt,
     /// A position that somebody else's checkpoint gave.
     pub position: Option<SequenceNumber>,
+    /// Parts of the record right after it that are done.
+    pub parts_done: i64,
 }
 
 /// A shard's step in a commit: from a state that the writer holds to the next.
@@ -118,6 +121,7 @@ impl Ledger {
         let store = table.store(lake);
         let known = log::read_transactions(&store).await?;
         let known = known.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
+        known.admit(table, &store, false)?;
         Ok(Self { table, store, known })
     }
 
@@ -139,6 +143,12 @@ impl Ledger {
         decode_state(&self.known, shard)
     }
 
+    /// The names under which incarnations of a stream have shards here: its own, and `<stream>.<when it was made>`.
+    pub fn incarnations(&self, stream: &str) -> BTreeSet<String> {
+        let names = self.known.ids.keys().filter_map(|id| id.strip_prefix("ingest/")?.split('/').next());
+        names.filter(|name| incarnation_of(stream, name).is_some()).map(str::to_owned).collect()
+    }
+
     /// Every shard of a stream that the ledger knows.
     pub fn shards(&self, stream: &str) -> Vec<(ShardKey, ShardState)> {
         let prefix = format!("ingest/{stream}/");
@@ -149,21 +159,34 @@ impl Ledger {
         found
     }
 
-    /// Enters shards that the ledger does not know yet, all of them in one commit or none.
+    /// Enters shards that the ledger does not know yet, all of them in one commit or none, with other transaction ids.
     ///
     /// So that several workers that start at once agree on where a stream begins: the first one's word stands.
     ///
     /// # Errors
     /// The store failed for too long, or the log is corrupt.
-    pub async fn begin(&mut self, beginnings: &[Beginning], token: u64) -> Result<(), LakeError> {
+    pub async fn begin(
+        &mut self,
+        beginnings: &[Beginning],
+        token: u64,
+        also: Vec<(String, i64)>,
+    ) -> Result<(), LakeError> {
         self.refresh().await?;
         let step = |b: &Beginning| {
-            let next =
-                ShardState { number: 1, owner: token, position: b.position.clone(), from: b.from, read_to_ms: 0 };
+            let next = ShardState {
+                number: 1,
+                owner: token,
+                position: b.position.clone(),
+                from: b.from,
+                read_to_ms: 0,
+                parts_done: b.parts_done,
+            };
             Step { shard: b.shard.clone(), expected: None, next }
         };
         let steps: Vec<Step> = beginnings.iter().map(step).collect();
-        self.commit(Vec::new(), &steps).await.map(drop)
+        let ids = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)).chain(also).collect();
+        let free = |known: &Transactions| steps.iter().all(|s| decode_state(known, &s.shard).is_none());
+        self.publish(Vec::new(), ids, ("fence/before", "fence/after"), free).await.map(drop)
     }
 
     /// Takes shards over, whoever holds them: number + 1, the new token, the position unchanged.
@@ -185,7 +208,14 @@ impl Ledger {
                     let expected = self.state(shard);
                     let next = match &expected {
                         Some(state) => ShardState { number: state.number + 1, owner: token, ..state.clone() },
-                        None => ShardState { number: 1, owner: token, position: None, from: *from, read_to_ms: 0 },
+                        None => ShardState {
+                            number: 1,
+                            owner: token,
+                            position: None,
+                            from: *from,
+                            read_to_ms: 0,
+                            parts_done: 0,
+                        },
                     };
                     Step { shard: shard.clone(), expected, next }
                 })
@@ -228,7 +258,6 @@ impl Ledger {
         (before, after): (&str, &str),
         free: impl Fn(&Transactions) -> bool,
     ) -> Result<Published, LakeError> {
-        let bytes = self.encode(files, &ids)?;
         let began = Instant::now();
         let mut conflicts = 0;
         let mut backoff = Backoff::new(10, 2_000);
@@ -236,22 +265,25 @@ impl Ledger {
             if !free(&self.known) {
                 return Ok(Published::Refused);
             }
+            // Another writer may have changed the terms, and the commit may have to carry its time: so by the newest version.
+            self.known.admit(self.table, &self.store, false)?;
+            let (bytes, in_commit_ms) = self.encode(&files, &ids)?;
             let version = self.known.version + 1;
             failpoint::hit(before);
-            let put = self.store.put_new(&paths::commit(version), bytes.clone()).await;
+            let put = self.store.put_new(&paths::commit(version), bytes).await;
             failpoint::hit(after);
             let failure = match put {
                 Ok(()) => {
                     self.known.ids.extend(ids);
                     self.known.version = version;
+                    self.known.in_commit_ms = in_commit_ms;
                     return Ok(Published::Done { version, conflicts });
                 }
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                     conflicts += 1;
                     None
                 }
-                Err(error @ object_store::Error::PermissionDenied { .. })
-                | Err(error @ object_store::Error::Unauthenticated { .. }) => {
+                Err(error) if fault::is_permanent(&error) => {
                     return Err(LakeError::storage("write commit", &self.store, &paths::commit(version), error));
                 }
                 Err(error) => {
@@ -274,7 +306,8 @@ impl Ledger {
                 tokio::time::sleep(backoff.spread()).await;
             }
             if let Err(error) = read {
-                if matches!(error, LakeError::Log { .. }) {
+                if matches!(error, LakeError::Log { .. } | LakeError::Unsupported { .. }) || fault::is_permanent(&error)
+                {
                     return Err(error);
                 }
                 tracing::warn!(table = self.table.name(), error = %error, "cannot read the log back, trying again");
@@ -316,15 +349,10 @@ impl Ledger {
         }
     }
 
-    fn encode(&self, files: Vec<Add>, ids: &[(String, i64)]) -> Result<Bytes, LakeError> {
-        let mut actions: Vec<Action> = files.into_iter().map(Action::Add).collect();
+    fn encode(&self, files: &[Add], ids: &[(String, i64)]) -> Result<(Bytes, Option<i64>), LakeError> {
+        let mut actions: Vec<Action> = files.iter().cloned().map(Action::Add).collect();
         actions.extend(ids.iter().map(|(id, version)| Action::Txn(Transaction::new(id.clone(), *version))));
-        let partition_by = self.table.partition_columns().iter().map(|c| (*c).to_owned()).collect();
-        let operation =
-            DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None };
-        CommitData::new(actions, operation, Default::default(), Vec::new())
-            .get_bytes()
-            .map_err(|e| LakeError::delta("encode commit of", &self.store, e.into()))
+        self.known.encode(self.table, &self.store, actions, (SaveMode::Append, None))
     }
 }
 
@@ -383,7 +411,7 @@ mod tests {
         let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
         let held = ledger.fence(&[(key.clone(), StartAt::TrimHorizon)], 1).await.unwrap().remove(&key).unwrap();
         let step = advance(&key, &held, "10");
-        let bytes = ledger.encode(Vec::new(), &encode_state(&step.shard, &step.next)).unwrap();
+        let bytes = ledger.encode(&[], &encode_state(&step.shard, &step.next)).unwrap().0;
         let stored = ledger.version() + 1;
         ledger.store.put_new(&paths::commit(stored), bytes).await.unwrap();
         let outcome = ledger.commit(Vec::new(), &[step]).await.unwrap();
@@ -422,7 +450,7 @@ mod tests {
         let held = ledger.fence(&both, 1).await.unwrap();
         let steps = [advance(&a, &held[&a], "10"), advance(&b, &held[&b], "20")];
         let ids: Vec<_> = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)).collect();
-        let bytes = ledger.encode(Vec::new(), &ids).unwrap();
+        let bytes = ledger.encode(&[], &ids).unwrap().0;
         let stored = ledger.version() + 1;
         ledger.store.put_new(&paths::commit(stored), bytes).await.unwrap();
         let mut other = Ledger::open(&lake, Table::SyncRecords).await.unwrap();

@@ -12,12 +12,14 @@ use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat};
 use deltalake::kernel::Add;
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use parquet::schema::types::ColumnPath;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use super::tables::Table;
 use crate::batch::columns::{Sorted, Statistics};
@@ -41,6 +43,15 @@ fn writer(schema: SchemaRef, properties: WriterProperties) -> Result<ArrowWriter
     // Without the Arrow schema in the footer a file says only what Parquet says: no reader sees our dictionaries.
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
     ArrowWriter::try_new_with_options(Vec::new(), schema, options)
+}
+
+/// A file to be read as Parquet describes it: other writers leave Arrow types of their own in the footer.
+///
+/// # Errors
+/// It is no Parquet file.
+pub fn open(bytes: Bytes) -> Result<ParquetRecordBatchReaderBuilder<Bytes>, ParquetError> {
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options)
 }
 
 /// Encodes a partition of `sync_records`.
@@ -86,6 +97,7 @@ pub struct StateWriter {
     writer: ArrowWriter<Vec<u8>>,
     rows: u64,
     null_keys: usize,
+    null_identities: usize,
     identities: Option<(String, String)>,
 }
 
@@ -101,7 +113,7 @@ impl StateWriter {
         let mut properties = properties().set_data_page_row_count_limit(STATE_PAGE_ROWS);
         properties = properties.set_column_statistics_enabled(ColumnPath::from("value"), EnabledStatistics::None);
         let writer = writer(Table::State.file_schema(), properties.build())?;
-        Ok(Self { writer, rows: 0, null_keys: 0, identities: None })
+        Ok(Self { writer, rows: 0, null_keys: 0, null_identities: 0, identities: None })
     }
 
     /// Appends rows; none of their identities is below the last one.
@@ -116,6 +128,7 @@ impl StateWriter {
             self.identities = Some((first, last.to_owned()));
         }
         self.null_keys += batch.column_by_name("key").map_or(0, |c| c.null_count());
+        self.null_identities += batch.column_by_name("identity_id").map_or(0, |c| c.null_count());
         self.rows += batch.num_rows() as u64;
         self.writer.write(batch)
     }
@@ -141,7 +154,7 @@ impl StateWriter {
             "numRecords": self.rows,
             "minValues": side(range.as_ref().map(|r| &r.0)),
             "maxValues": side(range.as_ref().map(|r| &r.1)),
-            "nullCount": { "identity_id": 0, "key": self.null_keys },
+            "nullCount": { "identity_id": self.null_identities, "key": self.null_keys },
         });
         Ok((self.writer.into_inner()?.into(), statistics))
     }
@@ -175,6 +188,30 @@ pub fn add(path: String, partition: &[(&str, String)], size: usize, now_ms: i64,
         base_row_id: None,
         default_row_commit_version: None,
         clustering_provider: None,
+    }
+}
+
+/// Tag of a listed file: the SHA-256 of its bytes, in hexadecimal.
+pub const SHA256: &str = "synclake.sha256";
+
+/// SHA-256 of bytes, in hexadecimal.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The action that lists a file, with the digest of its bytes.
+pub fn with_digest(mut add: Add, sha256: String) -> Add {
+    add.tags = Some(HashMap::from([(SHA256.to_owned(), Some(sha256))]));
+    add
+}
+
+/// Statistics of a file whose rows are all of one kind.
+pub fn kind_statistics(rows: usize, kind: Option<&str>) -> Value {
+    match kind {
+        Some(kind) => json!({
+            "numRecords": rows, "minValues": { "kind": kind }, "maxValues": { "kind": kind }, "nullCount": { "kind": 0 },
+        }),
+        None => row_count_statistics(rows),
     }
 }
 

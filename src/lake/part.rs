@@ -12,9 +12,11 @@ use chrono::Utc;
 use deltalake::kernel::Add;
 use tokio::time::Instant;
 
-use super::parquet::{add, delta_statistics, encode_batches, encode_sorted, row_count_statistics};
+use super::parquet::{
+    add, delta_statistics, encode_batches, encode_sorted, row_count_statistics, sha256_of, with_digest,
+};
 use super::paths::{pool_partition, sync_records_partition};
-use super::{LakeError, Store};
+use super::{LakeError, Store, fault};
 use crate::backoff::Backoff;
 use crate::batch::columns::Sorted;
 use crate::batch::{Partition, PartitionKey};
@@ -40,9 +42,7 @@ pub async fn put(table: &Store, path: &str, bytes: Bytes) -> Result<(), LakeErro
             },
             Err(error) => error,
         };
-        let hopeless =
-            matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. });
-        if hopeless || table.is_local() || began.elapsed() > PATIENCE {
+        if fault::is_permanent(&error) || table.is_local() || began.elapsed() > PATIENCE {
             return Err(LakeError::storage("write", table, path, error));
         }
         tracing::warn!(path, error = %error, "cannot write a file, trying again");
@@ -67,16 +67,19 @@ pub async fn write_sorted(
     let values = [("pool", pool), ("event_date", key.event_date.to_string())];
     let encoded = tokio::task::spawn_blocking(move || {
         let sorted = Sorted::new(key, partition);
-        encode_sorted(&sorted).map(|bytes| (bytes, delta_statistics(&sorted.statistics())))
+        encode_sorted(&sorted).map(|bytes| {
+            let sha256 = sha256_of(&bytes);
+            (bytes, delta_statistics(&sorted.statistics()), sha256)
+        })
     });
     let encoded = encoded
         .await
         .map_err(|source| LakeError::storage("encode", table, &path, object_store::Error::JoinError { source }))?;
-    let (bytes, statistics) =
+    let (bytes, statistics, sha256) =
         encoded.map_err(|source| LakeError::Parquet { action: "encode", path: path.clone(), source })?;
     let size = bytes.len();
     put(table, &path, bytes).await?;
-    Ok(add(path, &values, size, Utc::now().timestamp_millis(), statistics))
+    Ok(with_digest(add(path, &values, size, Utc::now().timestamp_millis(), statistics), sha256))
 }
 
 /// Writes a batch as the file `path`, listed with its row count alone.
@@ -91,7 +94,8 @@ pub async fn write_batch(
 ) -> Result<Add, LakeError> {
     let encoded = encode_batches(rows.schema(), std::slice::from_ref(rows));
     let bytes = encoded.map_err(|source| LakeError::Parquet { action: "encode", path: path.clone(), source })?;
-    let size = bytes.len();
+    let (size, sha256) = (bytes.len(), sha256_of(&bytes));
     put(table, &path, bytes).await?;
-    Ok(add(path, values, size, Utc::now().timestamp_millis(), row_count_statistics(rows.num_rows())))
+    let file = add(path, values, size, Utc::now().timestamp_millis(), row_count_statistics(rows.num_rows()));
+    Ok(with_digest(file, sha256))
 }

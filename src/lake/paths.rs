@@ -45,6 +45,22 @@ pub fn sync_records_partition(pool: &str, event_date: NaiveDate) -> String {
     format!("pool={pool}/event_date={event_date}")
 }
 
+/// Whether a path names something below the root that it is relative to, for every reader of it.
+///
+/// A path of a log is read as part of a URL: `\` is a separator there, control characters and spaces at its ends go, and
+/// `?` and `#` end it.
+pub fn lies_inside(path: &str) -> bool {
+    let path = path.trim_matches(' ');
+    let first = path.split('/').next().unwrap_or_default();
+    let is_scheme = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    let has_scheme = first.split_once(':').is_some_and(|(name, _)| !name.is_empty() && is_scheme(name));
+    !(path.is_empty()
+        || has_scheme
+        || path.starts_with('/')
+        || path.chars().any(|c| c.is_control() || c == '\\')
+        || path.split(['/', '?', '#']).any(|part| part == ".."))
+}
+
 /// Name of a data file that ingest wrote: who wrote it, for which commit of which shard.
 ///
 /// `part-<stream>.<shard>-<owner>-<number>-<index>.parquet`. The name is unambiguous read from the right, because a
@@ -122,5 +138,17 @@ mod tests {
         assert_eq!(commit(12), "_delta_log/00000000000000000012.json");
         assert_eq!(commit_version("00000000000000000012.json"), Some(12));
         assert_eq!(commit_version("00000000000000000012.checkpoint.parquet"), None);
+    }
+
+    #[test]
+    fn what_lies_inside() {
+        for inside in ["a", "pool=us-east-1_0a/event_date=2026-01-01/part-s.a-1.parquet", "a..b/..c", "pool=a:b/x"] {
+            assert!(lies_inside(inside), "{inside}");
+        }
+        let outside =
+            ["", "..", "a/../../b", "/etc/passwd", "//host/x", "file:///etc/passwd", " file:///x", "s3://b/x", "..\\x"];
+        for outside in outside.into_iter().chain([".\t./x", "a/..?x", "..#x"]) {
+            assert!(!lies_inside(outside), "{outside}");
+        }
     }
 }

@@ -6,15 +6,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use bytes::Bytes;
-use deltalake::kernel::transaction::CommitData;
 use deltalake::kernel::{Action, Add, Remove, Transaction};
-use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::protocol::SaveMode;
 use tokio::time::Instant;
 
 use super::snapshot::Living;
 use super::tables::Table;
-use super::{LakeError, Store, paths, snapshot};
+use super::{LakeError, Store, fault, log, paths, snapshot};
 use crate::backoff::Backoff;
 use crate::failpoint;
 
@@ -67,13 +65,18 @@ pub async fn commit_version(
     ids: Vec<(String, i64)>,
 ) -> Result<bool, LakeError> {
     let store = table.store(lake);
+    let known = log::read_transactions(&store).await?.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
+    if known.version + 1 != version {
+        return Ok(false);
+    }
+    known.admit(table, &store, takes_out(&removes))?;
     // A value of our own, by which the commit is known again even if it has no files.
     let token = i64::try_from(super::ledger::new_token()).unwrap_or(i64::MAX);
     let ids = ids.into_iter().chain([(format!("commit/{}", table.name()), token)]);
     let mut actions: Vec<Action> = removes.into_iter().map(Action::Remove).collect();
     actions.extend(files.into_iter().map(Action::Add));
     actions.extend(ids.map(|(id, value)| Action::Txn(Transaction::new(id, value))));
-    let bytes = encode(table, &store, actions, SaveMode::Overwrite, None)?;
+    let (bytes, _) = known.encode(table, &store, actions, (SaveMode::Overwrite, None))?;
     let path = paths::commit(version);
     let began = Instant::now();
     let mut backoff = Backoff::new(200, 5_000);
@@ -85,6 +88,9 @@ pub async fn commit_version(
             snapshot::checkpoint_at_times(&store, version).await;
             return Ok(true);
         };
+        if fault::is_permanent(&error) {
+            return Err(LakeError::storage("write commit", &store, &path, error));
+        }
         match store.get(&path).await {
             Ok(Some(found)) => return Ok(found == bytes),
             Ok(None) | Err(_) if began.elapsed() > PATIENCE => {
@@ -99,17 +105,8 @@ pub async fn commit_version(
     }
 }
 
-fn encode(
-    table: Table,
-    store: &Store,
-    actions: Vec<Action>,
-    mode: SaveMode,
-    predicate: Option<String>,
-) -> Result<Bytes, LakeError> {
-    let partition_by = Some(table.partition_columns().iter().map(|c| (*c).to_owned()).collect());
-    let operation = DeltaOperation::Write { mode, partition_by, predicate };
-    let commit = CommitData::new(actions, operation, Default::default(), Vec::new());
-    commit.get_bytes().map_err(|e| LakeError::delta("encode commit of", store, e.into()))
+fn takes_out(removes: &[Remove]) -> bool {
+    removes.iter().any(|remove| remove.data_change)
 }
 
 async fn rewrite(
@@ -121,18 +118,20 @@ async fn rewrite(
     select: impl Fn(Vec<Living>) -> Option<Vec<Remove>>,
 ) -> Result<Option<u64>, LakeError> {
     let store = table.store(lake);
-    let fail = |source| LakeError::delta("read", &store, source);
+    let none = || LakeError::NoLake(store.to_string());
     let began = Instant::now();
     let mut backoff = Backoff::new(200, 5_000);
     loop {
-        let loaded = table.load(lake, None).await?.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
-        let version = loaded.snapshot().map_err(fail)?.version() + 1;
+        let known = log::read_transactions(&store).await?.ok_or_else(none)?;
+        let loaded = table.load(lake, Some(known.version)).await?.ok_or_else(none)?;
+        let version = known.version + 1;
         let living = snapshot::files(&store, &loaded).await?;
         let Some(removes) = select(living) else { return Ok(None) };
+        known.admit(table, &store, takes_out(&removes))?;
         let mut actions: Vec<Action> = removes.into_iter().map(Action::Remove).collect();
         actions.extend(files.iter().cloned().map(Action::Add));
         actions.extend(ids.iter().cloned().map(|(id, value)| Action::Txn(Transaction::new(id, value))));
-        let bytes = encode(table, &store, actions, SaveMode::Overwrite, predicate.clone())?;
+        let (bytes, _) = known.encode(table, &store, actions, (SaveMode::Overwrite, predicate.clone()))?;
         let path = paths::commit(version);
         let error = match store.put_new(&path, bytes.clone()).await {
             Ok(()) => {
@@ -141,6 +140,9 @@ async fn rewrite(
             }
             Err(error) => error,
         };
+        if fault::is_permanent(&error) {
+            return Err(LakeError::storage("write commit", &store, &path, error));
+        }
         // Its removals or its file names are ours alone: equal bytes are our own commit, its answer lost.
         if store.get(&path).await?.is_some_and(|found| found == bytes) {
             return Ok(Some(version));

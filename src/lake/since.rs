@@ -1,83 +1,298 @@
-//! What was added to a table after a version of it: the log tells, and no data file is read for it.
+//! What happened to a table after a version of it: the log tells, and no data file is read for it.
+//!
+//! | commit | the rows of the files that it adds | the rows of the files that it takes out |
+//! |---|---|---|
+//! | of synclake: `ingest/…` or `redrive/…` among its transaction ids | are new | it takes none out |
+//! | of another writer, that takes no file out and restores none | are new | |
+//! | without change of data (OPTIMIZE, Z-ORDER, PURGE) | are those of the files that it takes out | lie elsewhere now |
+//! | any other (DELETE, UPDATE, MERGE, RESTORE, an overwrite, a deletion vector) | may have been there before | are lost: removed or changed |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use deltalake::kernel::Action;
+use deltalake::kernel::{Action, Add};
 use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
 
+use super::paths::PartName;
 use super::{LakeError, Store, log};
 
 /// Commits that are read at a time.
 const READS: usize = 16;
+/// Transaction ids that only commits of synclake with new rows have.
+const OURS: [&str; 2] = ["ingest/", "redrive/"];
 
-/// The files at version `to` that hold rows which version `from` may not hold, each with the version that added it; `None`
-/// when the log does not reach back that far any more.
-///
-/// A file that a rewrite made (`dataChange = false`) holds nothing new, unless it replaces one that does. A row may then be
-/// told twice; whoever uses this must not mind.
+/// Values of partition columns.
+pub type Partition = HashMap<String, Option<String>>;
+
+/// A file of new rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewFile {
+    /// The version that added it.
+    pub version: u64,
+    /// The version that took it out, if one did.
+    pub taken_out: Option<u64>,
+    /// Values of its partition columns.
+    pub partition: Partition,
+    /// Its rows, as far as the log tells.
+    pub rows: u64,
+}
+
+/// A file that was taken out because rows of it were removed or changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The version that took it out.
+    pub version: u64,
+    /// The version that had added it; `None` when it may hold rows of any version before.
+    pub added: Option<u64>,
+    /// Values of its partition columns, if the log tells them.
+    pub partition: Option<Partition>,
+}
+
+/// A commit of another writer that removed or changed rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// Its version.
+    pub version: u64,
+    /// What it calls itself, such as `DELETE`.
+    pub operation: String,
+}
+
+/// What happened after one version and up to another.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Since {
+    /// The files of new rows, by path, also those that were taken out since.
+    pub new: BTreeMap<String, NewFile>,
+    /// Other files of the last version that may hold rows which the first one does not, by path, with the newest version
+    /// whose rows they may hold.
+    pub heirs: BTreeMap<String, u64>,
+    /// What was taken out because rows were removed or changed.
+    pub lost: Vec<Lost>,
+    /// Whether rows that were new were removed or changed before the last version.
+    pub is_new_changed: bool,
+    /// The commits that did.
+    pub changes: Vec<Change>,
+}
+
+impl Since {
+    /// Files of the last version that together hold every row which the first one does not, with the newest version whose
+    /// rows they may hold. They may hold rows of the first version too.
+    pub fn files(&self) -> BTreeMap<String, u64> {
+        let left = self.new.iter().filter(|(_, file)| file.taken_out.is_none());
+        let left = left.map(|(path, file)| (path.clone(), file.version));
+        self.heirs.iter().map(|(path, version)| (path.clone(), *version)).chain(left).collect()
+    }
+
+    /// What was taken out of what a version had, one between the first and the last.
+    pub fn lost_of(&self, version: u64) -> impl Iterator<Item = &Lost> {
+        self.lost.iter().filter(move |lost| lost.version > version && lost.added.is_none_or(|added| added <= version))
+    }
+
+    fn apply(&mut self, version: u64, actions: Vec<Action>) {
+        let kind = Kind::of(&actions);
+        // The newest version whose rows were in what this commit takes out, if there were new ones.
+        let mut inherited: Option<u64> = None;
+        for action in &actions {
+            let Action::Remove(remove) = action else { continue };
+            let new = self.new.get_mut(&remove.path).filter(|file| file.taken_out.is_none());
+            let (added, partition, newest) = match new {
+                Some(file) => {
+                    file.taken_out = Some(version);
+                    (Some(file.version), Some(file.partition.clone()), Some(file.version))
+                }
+                None => (None, None, self.heirs.remove(&remove.path)),
+            };
+            inherited = inherited.max(newest);
+            if remove.data_change {
+                self.is_new_changed |= newest.is_some();
+                let partition = remove.partition_values.clone().or(partition);
+                self.lost.push(Lost { version, added, partition });
+            }
+        }
+        if kind == Kind::Change {
+            self.changes.push(Change { version, operation: operation_of(&actions) });
+        }
+        for action in actions {
+            let Action::Add(add) = action else { continue };
+            match (kind, inherited) {
+                (Kind::New, _) if add.data_change => {
+                    let (rows, partition) = (rows_of(&add), add.partition_values);
+                    self.new.insert(add.path, NewFile { version, taken_out: None, partition, rows });
+                }
+                (Kind::Change, _) => drop(self.heirs.insert(add.path, version)),
+                (Kind::Same, Some(newest)) => drop(self.heirs.insert(add.path, newest)),
+                (Kind::New | Kind::Same, _) => {}
+            }
+        }
+    }
+}
+
+/// What a commit does to the rows of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It adds new ones.
+    New,
+    /// Nothing: it may write them elsewhere.
+    Same,
+    /// It removes or changes some.
+    Change,
+}
+
+impl Kind {
+    fn of(actions: &[Action]) -> Self {
+        let (mut changes, mut is_rewrite) = (false, false);
+        for action in actions {
+            match action {
+                Action::Txn(txn) if OURS.iter().any(|prefix| txn.app_id.starts_with(prefix)) => return Self::New,
+                Action::CommitInfo(info) => is_rewrite |= info.operation.as_deref() == Some("RESTORE"),
+                Action::Remove(remove) => {
+                    is_rewrite = true;
+                    changes |= remove.data_change;
+                }
+                Action::Add(add) => {
+                    changes |= add.data_change;
+                    // A file that was there before: nobody else names files so, and nobody adds one without some of its rows.
+                    is_rewrite |= add.deletion_vector.is_some() || is_named_by_us(&add.path);
+                }
+                _ => {}
+            }
+        }
+        match (changes, is_rewrite) {
+            (false, _) => Self::Same,
+            (true, true) => Self::Change,
+            (true, false) => Self::New,
+        }
+    }
+}
+
+fn is_named_by_us(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    PartName::parse(name).is_some() || name.starts_with("redrive-")
+}
+
+fn operation_of(actions: &[Action]) -> String {
+    let told = actions.iter().find_map(|action| match action {
+        Action::CommitInfo(info) => info.operation.clone(),
+        _ => None,
+    });
+    told.unwrap_or_else(|| "an unnamed operation".to_owned())
+}
+
+fn rows_of(add: &Add) -> u64 {
+    let statistics = add.stats.as_deref().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    statistics.and_then(|statistics| statistics["numRecords"].as_u64()).unwrap_or(0)
+}
+
+/// What happened after version `from` and up to version `to`; `None` when the log does not reach back that far any more.
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn added(table: &Store, from: u64, to: u64) -> Result<Option<BTreeMap<String, u64>>, LakeError> {
+pub async fn since(table: &Store, from: u64, to: u64) -> Result<Option<Since>, LakeError> {
     let mut commits = futures::stream::iter(from + 1..=to)
         .map(|version| async move { log::read_commit(table, version).await.map(|actions| (version, actions)) })
         .buffered(READS);
-    let mut found = BTreeMap::new();
+    let mut found = Since::default();
     while let Some((version, actions)) = commits.try_next().await? {
         let Some(actions) = actions else { return Ok(None) };
-        let mut replaces = false;
-        for action in &actions {
-            if let Action::Remove(remove) = action {
-                replaces |= found.remove(&remove.path).is_some();
-            }
-        }
-        for action in actions {
-            if let Action::Add(add) = action
-                && (add.data_change || replaces)
-            {
-                found.insert(add.path, version);
-            }
-        }
+        found.apply(version, actions);
     }
     Ok(Some(found))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::lake::tables::Table;
     use crate::lake::{AwsSettings, Location, parquet, paths};
 
-    #[tokio::test]
-    async fn rewrites_add_nothing_but_what_they_replace() {
-        let folder = tempfile::tempdir().unwrap();
-        let lake = Store::create(&Location::Folder(folder.path().into()), &AwsSettings::default()).await.unwrap();
+    fn add(path: &str, data_change: bool) -> Value {
+        let mut add = parquet::add(path.to_owned(), &[], 1, 0, parquet::row_count_statistics(1));
+        add.data_change = data_change;
+        json!({ "add": add })
+    }
+
+    fn remove(path: &str, data_change: bool) -> Value {
+        json!({"remove": {"path": path, "dataChange": data_change, "deletionTimestamp": 1}})
+    }
+
+    fn called(operation: &str) -> Value {
+        json!({"commitInfo": {"operation": operation}})
+    }
+
+    /// A table of these commits, from version 0 on.
+    async fn table(folder: &std::path::Path, commits: &[Vec<Value>]) -> Store {
+        let lake = Store::create(&Location::Folder(folder.into()), &AwsSettings::default()).await.unwrap();
         let table = Table::SyncRecords.store(&lake);
-        let add = |path: &str, data_change: bool| {
-            let mut add = parquet::add(path.to_owned(), &[], 1, 0, parquet::row_count_statistics(1));
-            add.data_change = data_change;
-            format!("{}\n", serde_json::json!({ "add": add }))
-        };
-        let remove = |path: &str| {
-            format!("{}\n", serde_json::json!({"remove": {"path": path, "dataChange": false, "deletionTimestamp": 1}}))
-        };
-        let commits = [
-            add("a", true),
-            add("b", true),
-            add("c", true),
-            remove("a") + &add("a-compacted", false),
-            remove("b") + &remove("c") + &add("bc-compacted", false),
-            add("d", true),
-        ];
-        for (version, text) in (0..).zip(commits) {
+        for (version, actions) in (0..).zip(commits) {
+            let text: String = actions.iter().map(|action| format!("{action}\n")).collect();
             table.put_new(&paths::commit(version), text.into()).await.unwrap();
         }
-        let since =
-            async |from| added(&table, from, 5).await.unwrap().map(|found| found.into_keys().collect::<Vec<_>>());
-        assert_eq!(since(5).await.unwrap(), [""; 0]);
-        assert_eq!(since(2).await.unwrap(), ["d"], "what was compacted is covered");
-        assert_eq!(since(1).await.unwrap(), ["bc-compacted", "d"], "c was not");
+        table
+    }
+
+    fn new_and_gone(since: &Since) -> (Vec<&str>, Vec<&str>) {
+        let paths = |gone: bool| {
+            let of = since.new.iter().filter(|(_, file)| file.taken_out.is_some() == gone);
+            of.map(|(path, _)| path.as_str()).collect()
+        };
+        (paths(false), paths(true))
+    }
+
+    #[tokio::test]
+    async fn a_compaction_adds_nothing_and_hides_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let commits = [
+            vec![add("a", true)],
+            vec![add("b", true)],
+            vec![add("c", true)],
+            vec![remove("a", false), add("a-compacted", false)],
+            vec![remove("b", false), remove("c", false), add("bc-compacted", false)],
+            vec![add("d", true)],
+        ];
+        let table = table(folder.path(), &commits).await;
+        let after = async |from| since(&table, from, 5).await.unwrap();
+        assert_eq!(after(5).await.unwrap(), Since::default());
+        let found = after(2).await.unwrap();
+        assert_eq!(
+            (new_and_gone(&found), found.heirs.len()),
+            ((vec!["d"], vec![]), 0),
+            "what was compacted is covered"
+        );
+        let found = after(1).await.unwrap();
+        assert_eq!(new_and_gone(&found), (vec!["d"], vec!["c"]));
+        assert_eq!(found.new["c"].taken_out, Some(4), "version 3 lists it still");
+        assert_eq!(found.files(), BTreeMap::from([("bc-compacted".to_owned(), 2), ("d".to_owned(), 5)]));
+        assert!(found.lost.is_empty() && !found.is_new_changed);
         table.delete(&paths::commit(4)).await.unwrap();
-        assert_eq!(since(1).await, None);
+        assert_eq!(after(1).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_change_is_no_news() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut with_vector = add("b", true);
+        with_vector["add"]["deletionVector"] =
+            json!({"storageType": "i", "pathOrInlineDv": "x", "sizeInBytes": 1, "cardinality": 1});
+        let commits = [
+            vec![add("a", true)],
+            vec![add("b", true)],
+            // Of covered rows, and of new ones.
+            vec![called("DELETE"), add("a2", true), remove("a", true)],
+            vec![with_vector, remove("b", true)],
+            vec![called("RESTORE"), add("a", true)],
+            vec![add("c", true)],
+            vec![json!({"txn": {"appId": "ingest/s/a", "version": 1}}), add("d", true)],
+        ];
+        let table = table(folder.path(), &commits).await;
+        let found = since(&table, 0, 6).await.unwrap().unwrap();
+        assert_eq!(new_and_gone(&found), (vec!["c", "d"], vec!["b"]));
+        assert!(found.is_new_changed);
+        assert_eq!(found.heirs.keys().collect::<Vec<_>>(), ["a", "a2", "b"]);
+        assert_eq!(found.lost_of(0).map(|lost| lost.version).collect::<Vec<_>>(), [2], "b was not there at version 0");
+        assert_eq!(found.lost_of(1).map(|lost| lost.version).collect::<Vec<_>>(), [2, 3]);
+        let operations: Vec<_> =
+            found.changes.iter().map(|change| (change.version, change.operation.as_str())).collect();
+        assert_eq!(operations, [(2, "DELETE"), (3, "an unnamed operation"), (4, "RESTORE")]);
     }
 }

@@ -4,12 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use deltalake::DeltaTable;
-use deltalake::kernel::Remove;
+use deltalake::kernel::{Remove, StorageType};
 use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
 
-use super::{LakeError, Store};
+use super::apart::Without;
+use super::{LakeError, Objects, Store, log, paths};
 
 /// deltalake's handle on a table's storage. Built from our own store, so that credentials, endpoints and retries are
 /// the same everywhere.
@@ -17,9 +18,12 @@ use super::{LakeError, Store};
 /// # Errors
 /// The storage options do not parse (they are empty, so never in practice).
 pub fn log_store(table: &Store) -> Result<LogStoreRef, LakeError> {
+    log_store_of(table, table.objects())
+}
+
+fn log_store_of(table: &Store, objects: Objects) -> Result<LogStoreRef, LakeError> {
     let config = StorageConfig::parse_options(std::iter::empty::<(String, String)>())
         .map_err(|e| LakeError::delta("open", table, e))?;
-    let objects = table.objects();
     let prefixed = Arc::new(PrefixStore::new(objects.clone(), table.key("")));
     Ok(default_logstore(prefixed, objects, table.url(), &config))
 }
@@ -30,21 +34,65 @@ pub fn log_store(table: &Store) -> Result<LogStoreRef, LakeError> {
 /// The log cannot be read or does not make sense.
 pub async fn load(table: &Store, version: Option<u64>) -> Result<Option<DeltaTable>, LakeError> {
     // Asked first, because deltalake logs an error of its own for a place that is merely empty.
-    let hint = table.get("_delta_log/_last_checkpoint").await?;
-    if hint.is_none() && table.get(&super::paths::commit(0)).await?.is_none() {
+    if !log::exists(table).await? {
         return Ok(None);
     }
-    let mut loaded = DeltaTable::new(log_store(table)?);
-    let result = match version {
-        Some(version) => loaded.load_version(version).await,
-        None => loaded.load().await,
+    let fail = |source| LakeError::delta("load", table, source);
+    let loaded = match load_from(log_store(table)?, version).await {
+        Ok(loaded) => loaded,
+        Err(source) => {
+            // Our own reading of the log names the object that is at fault; deltalake's error does not. And it passes over
+            // checkpoints that cannot be used: without them deltalake finds the others, or the commits.
+            let known = log::read_transactions(table).await?.unwrap_or_default();
+            if let Some(reason) = known.terms.unreadable() {
+                return Err(LakeError::Unsupported { table: table.to_string(), reason });
+            }
+            if known.unusable.is_empty() {
+                return Err(fail(source));
+            }
+            let hidden = known.unusable.iter().map(|path| table.key(path)).collect();
+            let rest = Arc::new(Without::new(table.objects(), hidden));
+            load_from(log_store_of(table, rest)?, version).await.map_err(fail)?
+        }
     };
-    if let Err(source) = result {
-        // Our own reading of the log names the object that is at fault; deltalake's error does not.
-        super::log::read_transactions(table).await?;
-        return Err(LakeError::delta("load", table, source));
-    }
+    check_paths(table, &loaded).await?;
     Ok(Some(loaded))
+}
+
+async fn load_from(log_store: LogStoreRef, version: Option<u64>) -> Result<DeltaTable, deltalake::DeltaTableError> {
+    let mut loaded = DeltaTable::new(log_store);
+    match version {
+        Some(version) => loaded.load_version(version).await?,
+        None => loaded.load().await?,
+    }
+    Ok(loaded)
+}
+
+/// Refuses a table whose log lists files outside of its root: whoever wrote the log would choose what is read.
+async fn check_paths(table: &Store, loaded: &DeltaTable) -> Result<(), LakeError> {
+    let fail = |source| LakeError::delta("list the files of", table, source);
+    let log_store = loaded.log_store();
+    let mut views = loaded.snapshot().map_err(fail)?.snapshot().file_views(log_store.as_ref(), None);
+    while let Some(view) = views.try_next().await.map_err(fail)? {
+        let path = view.path();
+        let vector = view.deletion_vector_descriptor();
+        let is_inside = paths::lies_inside(&path)
+            && vector.as_ref().is_none_or(|vector| match vector.storage_type {
+                StorageType::Inline => true,
+                StorageType::AbsolutePath => false,
+                // A folder, if there is one, and twenty characters of a file's name.
+                StorageType::UuidRelativePath => {
+                    let folder = vector.path_or_inline_dv.len().saturating_sub(20);
+                    let folder = vector.path_or_inline_dv.get(..folder);
+                    folder.is_some_and(|folder| folder.is_empty() || paths::lies_inside(folder))
+                }
+            });
+        if !is_inside {
+            let reason = format!("it lists {path:?}, or a deletion vector of it, which lies outside of the table");
+            return Err(LakeError::Log { path: format!("{}_delta_log", table.url()), reason });
+        }
+    }
+    Ok(())
 }
 
 /// Paths, relative to the table, of all files that live at the loaded version.

@@ -7,15 +7,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::aws::{AmazonS3Builder, AwsCredential};
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use url::Url;
 
-use super::LakeError;
-
-/// How long one request to S3 is tried, with jitter in between, before whoever asked hears of it.
-const RETRY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+use super::apart::Apart;
+use super::aws::AwsSettings;
+use super::{LakeError, paths};
 
 /// Root of a lake (or of an export): an object store, and the URL under which the tables live.
 #[derive(Clone)]
@@ -72,6 +70,7 @@ impl std::str::FromStr for Location {
             if prefix.split('/').any(|part| part == "." || part == ".." || (part.is_empty() && !prefix.is_empty())) {
                 return Err(format!("{text:?} has an empty, `.` or `..` part; write s3://bucket/prefix"));
             }
+            s3_place(bucket, &prefix)?;
             return Ok(Self::S3 { bucket: bucket.to_owned(), prefix });
         }
         if let Some((scheme, _)) = text.split_once("://") {
@@ -81,8 +80,43 @@ impl std::str::FromStr for Location {
             let url = Url::parse(text).map_err(|e| format!("{text:?} is no URL: {e}"))?;
             return url.to_file_path().map(Self::Folder).map_err(|()| format!("{text:?} names no local folder"));
         }
+        // As by a slip: `s3:/bucket` would be a folder here.
+        if let Some((scheme, rest)) = text.split_once(':')
+            && SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known))
+        {
+            let rest = rest.trim_start_matches('/');
+            return Err(format!("{text:?} is no URL; write {scheme}://{rest}, or ./{text} for a folder of that name"));
+        }
         Ok(Self::Folder(PathBuf::from(text)))
     }
+}
+
+/// What begins a URL of a store, ours or not.
+const SCHEMES: [&str; 13] =
+    ["s3", "s3a", "s3n", "gs", "gcs", "az", "abfs", "abfss", "wasbs", "hdfs", "file", "http", "https"];
+
+/// The URL and the key of an S3 prefix.
+///
+/// **Invariant: both name one place.** We go by the key; the libraries below, and other engines, take the key out of the
+/// URL. A prefix that does not come out as it went in (`#` and `?` end a path, `%20` is a blank) would be written here and
+/// read there, so it is refused.
+fn s3_place(bucket: &str, prefix: &str) -> Result<(Url, Path), String> {
+    let slash = if prefix.is_empty() { "" } else { "/" };
+    let shown = format!("s3://{bucket}/{prefix}{slash}");
+    let url = Url::parse(&shown).map_err(|e| format!("{shown:?} is no URL: {e}"))?;
+    let key = Path::parse(prefix).map_err(|e| format!("{prefix:?} is no object key: {e}"))?;
+    let seen = Path::from_url_path(url.path()).ok();
+    let is_bare =
+        url.query().is_none() && url.fragment().is_none() && url.port().is_none() && url.username().is_empty();
+    if url.host_str() != Some(bucket) {
+        return Err(format!("{bucket:?} is no bucket's name"));
+    }
+    if !is_bare || seen.as_ref() != Some(&key) || prefix.contains('\\') {
+        let message =
+            "holds #, ?, a backslash, or an escape such as %20, which readers of the Delta log take for something else";
+        return Err(format!("{prefix:?} {message}; choose another prefix"));
+    }
+    Ok((url, key))
 }
 
 impl Store {
@@ -92,11 +126,8 @@ impl Store {
     /// The folder cannot be made, or the S3 client cannot be built.
     pub async fn create(location: &Location, aws: &AwsSettings) -> Result<Self, LakeError> {
         if let Location::Folder(folder) = location {
-            std::fs::create_dir_all(folder).map_err(|source| LakeError::Folder {
-                action: "create folder",
-                path: folder.clone(),
-                source,
-            })?;
+            let made = std::path::absolute(folder).and_then(|folder| durable_folders(&folder));
+            made.map_err(|source| LakeError::Folder { action: "create folder", path: folder.clone(), source })?;
         }
         Self::open(location, aws).await
     }
@@ -109,14 +140,8 @@ impl Store {
         match location {
             Location::Folder(folder) => Self::open_folder(folder),
             Location::S3 { bucket, prefix } => {
-                let url = match prefix.as_str() {
-                    "" => format!("s3://{bucket}/"),
-                    prefix => format!("s3://{bucket}/{prefix}/"),
-                };
-                let url = Url::parse(&url).map_err(|e| LakeError::Invalid(format!("lake {url:?} is no URL: {e}")))?;
+                let (url, prefix) = s3_place(bucket, prefix).map_err(LakeError::Invalid)?;
                 let objects = aws.s3(bucket).await?;
-                let prefix = Path::parse(prefix)
-                    .map_err(|e| LakeError::Invalid(format!("lake prefix {prefix:?} is no object key: {e}")))?;
                 Ok(Self { objects, url, prefix, folder: None })
             }
         }
@@ -140,7 +165,7 @@ impl Store {
             .map_err(|()| LakeError::Invalid(format!("folder {} cannot be written as a URL", folder.display())))?;
         let prefix = Path::from_absolute_path(&folder)
             .map_err(|e| LakeError::Invalid(format!("folder {}: {e}", folder.display())))?;
-        let objects = Arc::new(object_store::local::LocalFileSystem::new());
+        let objects = Arc::new(Apart::new(object_store::local::LocalFileSystem::new()));
         Ok(Self { objects, url, prefix, folder: Some(folder) })
     }
 
@@ -205,24 +230,41 @@ impl Store {
     /// # Errors
     /// As the store says; see above.
     pub async fn put_new(&self, relative: &str, bytes: Bytes) -> Result<(), object_store::Error> {
+        self.own(relative)?;
         if let Some(folder) = &self.folder {
             let path = folder.join(relative);
-            let result = tokio::task::spawn_blocking(move || durable_create(&path, &bytes).map_err(|e| (path, e)))
-                .await
-                .map_err(|source| object_store::Error::JoinError { source })?;
-            return result.map_err(|(path, source)| local_error(&path, source));
+            return durably(path, bytes, |staged, path| std::fs::hard_link(staged, path)).await;
         }
         let options = PutOptions { mode: PutMode::Create, ..Default::default() };
         self.objects.put_opts(&self.key(relative), bytes.into(), options).await.map(drop)
     }
 
-    /// Writes an object, over an older one if there is one.
+    /// Writes an object, over an older one if there is one. Durable when it returns `Ok`.
     ///
     /// # Errors
     /// The store failed after its own retries.
     pub async fn put(&self, relative: &str, bytes: Bytes) -> Result<(), LakeError> {
-        let done = self.objects.put(&self.key(relative), bytes.into()).await;
-        done.map(drop).map_err(|source| LakeError::storage("write", self, relative, source))
+        let put = async {
+            self.own(relative)?;
+            match &self.folder {
+                Some(folder) => {
+                    durably(folder.join(relative), bytes, |staged, path| std::fs::rename(staged, path)).await
+                }
+                None => self.objects.put(&self.key(relative), bytes.into()).await.map(drop),
+            }
+        };
+        put.await.map_err(|source| LakeError::storage("write", self, relative, source))
+    }
+
+    /// Refuses to write outside of this root: a partition's value in the log of somebody else's lake may hold `..`.
+    fn own(&self, relative: &str) -> Result<(), object_store::Error> {
+        match paths::lies_inside(relative) {
+            true => Ok(()),
+            false => Err(object_store::Error::PermissionDenied {
+                path: format!("{relative:?}"),
+                source: format!("it lies outside of {self}").into(),
+            }),
+        }
     }
 
     /// Deletes an object; that it is not there is no error.
@@ -282,131 +324,56 @@ fn local_error(path: &FsPath, source: std::io::Error) -> object_store::Error {
     match source.kind() {
         std::io::ErrorKind::AlreadyExists => object_store::Error::AlreadyExists { path, source: source.into() },
         std::io::ErrorKind::PermissionDenied => object_store::Error::PermissionDenied { path, source: source.into() },
-        _ => object_store::Error::Generic { store: "LocalFileSystem", source: format!("{path}: {source}").into() },
+        // As it is: its kind tells whether trying again may help.
+        _ => object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(source) },
     }
+}
+
+/// How a staged file gets its name.
+type Publish = fn(&FsPath, &FsPath) -> std::io::Result<()>;
+
+async fn durably(path: PathBuf, bytes: Bytes, publish: Publish) -> Result<(), object_store::Error> {
+    let write = move || durable_write(&path, &bytes, publish).map_err(|error| local_error(&path, error));
+    tokio::task::spawn_blocking(write).await.map_err(|source| object_store::Error::JoinError { source })?
+}
+
+/// Makes folders that are there after a power cut.
+fn durable_folders(folder: &FsPath) -> std::io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
+    durable_folders(parent)?;
+    match std::fs::create_dir(folder) {
+        Err(error) if !folder.is_dir() => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    std::fs::File::open(parent)?.sync_all()
 }
 
 /// Publishes `bytes` at `path` in one step, on disk before it is visible.
 ///
-/// object_store's local backend has the same steps without the two syncs; after a power cut it could leave a commit
+/// object_store's local backend has the same steps without the syncs; after a power cut it could leave a commit
 /// that is listed and empty.
-fn durable_create(path: &FsPath, bytes: &[u8]) -> std::io::Result<()> {
+fn durable_write(path: &FsPath, bytes: &[u8], publish: Publish) -> std::io::Result<()> {
     use std::io::Write;
     let parent = path.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
-    std::fs::create_dir_all(parent)?;
+    durable_folders(parent)?;
     let name = path.file_name().and_then(|n| n.to_str()).ok_or(std::io::ErrorKind::InvalidInput)?;
     // Hidden, so that a glob over the folder never sees it; one of a kind, so that two writers never share it.
     let staged = parent.join(format!(".{name}.{:016x}.tmp", rand::random::<u64>()));
-    let publish = || {
+    let write = || {
         let mut file = std::fs::File::options().write(true).create_new(true).open(&staged)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         crate::failpoint::hit("file/staged");
-        std::fs::hard_link(&staged, path)
+        publish(&staged, path)
     };
-    let result = publish();
+    let result = write();
     // A failed removal leaves a hidden file; it must not turn a published object into an error.
     let _ = std::fs::remove_file(&staged);
     result?;
     std::fs::File::open(parent)?.sync_all()
-}
-
-/// How AWS is reached: what every AWS tool reads from its environment and profile, and what the user overrides.
-#[derive(Debug, Clone, Default)]
-pub struct AwsSettings {
-    /// Region, over the environment's.
-    pub region: Option<String>,
-    /// Endpoint of all services, over the environment's.
-    pub endpoint_url: Option<String>,
-    /// Named profile, over the environment's.
-    pub profile: Option<String>,
-}
-
-impl AwsSettings {
-    /// Loads region, credentials and endpoint the way the AWS command line does.
-    pub async fn load(&self) -> aws_config::SdkConfig {
-        let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
-        if let Some(region) = &self.region {
-            loader = loader.region(aws_config::Region::new(region.clone()));
-        }
-        if let Some(profile) = &self.profile {
-            loader = loader.profile_name(profile);
-        }
-        if let Some(endpoint) = &self.endpoint_url {
-            loader = loader.endpoint_url(endpoint);
-        }
-        loader.load().await
-    }
-
-    async fn s3(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, LakeError> {
-        let config = self.load().await;
-        let region = config.region().map_or("us-east-1", |r| r.as_ref()).to_owned();
-        let provider = config.credentials_provider().ok_or_else(|| {
-            LakeError::Invalid("no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID".to_owned())
-        })?;
-        let mut builder = AmazonS3Builder::new()
-            .with_bucket_name(bucket)
-            .with_region(region)
-            // Bounded by time: ten tries, the default, may be over in two seconds.
-            .with_retry(RetryConfig { max_retries: 100, retry_timeout: RETRY_PATIENCE, ..RetryConfig::default() })
-            .with_credentials(Arc::new(Credentials { provider, last: tokio::sync::Mutex::new(None) }));
-        // The more special setting wins, so that one flag for Kinesis does not redirect S3.
-        let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|v| !v.is_empty());
-        let endpoint = endpoint.or_else(|| config.endpoint_url().map(str::to_owned));
-        builder = match endpoint {
-            Some(endpoint) => builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint),
-            None => builder.with_virtual_hosted_style_request(true),
-        };
-        let store = builder.build().map_err(|source| LakeError::Storage {
-            action: "open bucket",
-            path: format!("s3://{bucket}"),
-            source,
-        })?;
-        Ok(Arc::new(store))
-    }
-}
-
-/// Lends the SDK's credential chain to object_store, which asks before every request: so the last answer is kept until
-/// five minutes before it expires, or until half of its life is over if that is shorter.
-#[derive(Debug)]
-struct Credentials {
-    provider: aws_sdk_kinesis::config::SharedCredentialsProvider,
-    last: tokio::sync::Mutex<Option<(Arc<AwsCredential>, std::time::SystemTime)>>,
-}
-
-const CREDENTIALS_SLACK: std::time::Duration = std::time::Duration::from_secs(300);
-/// Credentials without an expiry are read again now and then: a user may have replaced them.
-const CREDENTIALS_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(900);
-
-#[async_trait::async_trait]
-impl object_store::CredentialProvider for Credentials {
-    type Credential = AwsCredential;
-
-    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        use aws_sdk_kinesis::config::ProvideCredentials;
-        let now = std::time::SystemTime::now();
-        let mut last = self.last.lock().await;
-        if let Some((credential, until)) = last.as_ref().filter(|(_, until)| now < *until) {
-            tracing::trace!(?until, "credentials still good");
-            return Ok(credential.clone());
-        }
-        let found = self
-            .provider
-            .provide_credentials()
-            .await
-            .map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })?;
-        let credential = Arc::new(AwsCredential {
-            key_id: found.access_key_id().to_owned(),
-            secret_key: found.secret_access_key().to_owned(),
-            token: found.session_token().map(str::to_owned),
-        });
-        let until = found.expiry().map_or(now + CREDENTIALS_AGE_MAX, |expiry| {
-            let life = expiry.duration_since(now).unwrap_or_default();
-            expiry - CREDENTIALS_SLACK.min(life / 2)
-        });
-        *last = Some((credential.clone(), until));
-        Ok(credential)
-    }
 }
 
 #[cfg(test)]
@@ -422,16 +389,44 @@ mod tests {
         for bad in ["", "s3://", "s3:///x", "s3://b/../x", "s3://b//x/", "gs://b/x"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+        for good in [
+            "plain",
+            "a=b/c",
+            "a b",
+            "ünï/日本",
+            "a+b",
+            "100%",
+            "a&b",
+            "it's",
+            "a~b",
+            "a[1]",
+            "a:b",
+            "tr ail /x",
+            "a;b@c$d,e",
+        ] {
+            assert!(parse(&format!("s3://b/{good}")).is_ok(), "{good}");
+        }
+        for bad in ["a#b", "a?b", "a%20b", "a%2Fb", "%C3%BC", "x/%2e%2e/y", "a\tb", "a\\b", "a\u{0}b", "#", "a/?"] {
+            assert!(parse(&format!("s3://b/{bad}")).is_err(), "{bad}");
+        }
+        for bad in ["s3:/b/x", "s3:b", "S3:/b", "file:/x", "s3://b#c/x", "s3://user@b/x", "s3://b:9000/x"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse("./s3:/x"), Ok(Location::Folder("./s3:/x".into())));
+        assert_eq!(parse("a:b"), Ok(Location::Folder("a:b".into())));
     }
 
     #[test]
-    fn durable_create_never_replaces() {
+    fn a_new_file_never_replaces() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
-        durable_create(&path, b"one").unwrap();
-        let again = durable_create(&path, b"two").unwrap_err();
+        let link: Publish = |staged, path| std::fs::hard_link(staged, path);
+        durable_write(&path, b"one", link).unwrap();
+        let again = durable_write(&path, b"two", link).unwrap_err();
         assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        durable_write(&path, b"three", |staged, path| std::fs::rename(staged, path)).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"three");
         assert_eq!(std::fs::read_dir(folder.path().join("a")).unwrap().count(), 1, "no staged file stays");
     }
 }

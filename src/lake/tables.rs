@@ -10,7 +10,7 @@ use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::operations::create::CreateBuilder;
 use deltalake::{DeltaTable, DeltaTableError};
 
-use super::{LakeError, Store, paths};
+use super::{LakeError, Store, log, paths};
 
 /// One of the lake's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,9 +181,7 @@ impl Table {
     /// # Errors
     /// The store failed.
     pub async fn exists(self, lake: &Store) -> Result<bool, LakeError> {
-        let store = self.store(lake);
-        let first = paths::commit(0);
-        Ok(store.get(&first).await?.is_some() || store.get("_delta_log/_last_checkpoint").await?.is_some())
+        log::exists(&self.store(lake)).await
     }
 
     /// Makes the table if it is not there. Safe to race: the first writer's version 0 stands.
@@ -193,6 +191,9 @@ impl Table {
     pub async fn ensure(self, lake: &Store) -> Result<(), LakeError> {
         if self.exists(lake).await? {
             return Ok(());
+        }
+        if self == Self::SyncRecords {
+            Self::check_that_lake_is_new(lake).await?;
         }
         let store = self.store(lake);
         let fail = |source| LakeError::delta("create", &store, source);
@@ -212,6 +213,23 @@ impl Table {
                 None => Err(fail(error)),
             },
         }
+    }
+
+    /// Refuses to make `sync_records` beside what was made of another one: its rows would be missed by nobody.
+    async fn check_that_lake_is_new(lake: &Store) -> Result<(), LakeError> {
+        for other in Self::ALL.into_iter().filter(|table| *table != Self::SyncRecords) {
+            let version = log::read_transactions(&other.store(lake)).await?.map_or(0, |known| known.version);
+            // Another worker makes the tables of a new lake before it commits to any of them.
+            if version > 0 && !Self::SyncRecords.exists(lake).await? {
+                return Err(LakeError::Invalid(format!(
+                    "{lake} holds no {}, but a {} that was made of one (version {version}): bring the folder back from a \
+                     copy, or give another --lake; to begin anew here, delete the other tables as well",
+                    Self::SyncRecords.name(),
+                    other.name()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The table at a version, or its newest; `None` when it was never made.

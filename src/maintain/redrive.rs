@@ -20,8 +20,10 @@ use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use chrono::{DateTime, Utc};
+use datafusion::error::DataFusionError;
+use datafusion::prelude::SessionContext;
+use deltalake::DeltaTable;
 use deltalake::kernel::Add;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Serialize;
 
 use super::verify::comparable;
@@ -29,9 +31,11 @@ use crate::batch::{Meta, Partition, PartitionKey};
 use crate::decode::{Reason, decode};
 use crate::failpoint;
 use crate::lake::ledger::{Ledger, new_token};
+use crate::lake::parquet::conform;
 use crate::lake::part::{write_batch, write_sorted};
 use crate::lake::tables::Table;
-use crate::lake::{LakeError, Store, replace, snapshot, sweep};
+use crate::lake::{LakeError, Store, log, replace, snapshot, sweep};
+use crate::query::{Limits, reading, session};
 use crate::source::{SequenceNumber, ShardKey};
 
 /// What to look at.
@@ -69,17 +73,23 @@ pub async fn run(lake: &Store, options: &Options) -> Result<Report, LakeError> {
         return Err(LakeError::NoLake(lake.to_string()));
     }
     let store = Table::Quarantine.store(lake);
-    let Some(loaded) = snapshot::load(&store, None).await? else { return Ok(report) };
+    let Some(known) = log::read_transactions(&store).await? else { return Ok(report) };
+    known.admit(Table::Quarantine, &store, true)?;
+    let Some(loaded) = snapshot::load(&store, Some(known.version)).await? else { return Ok(report) };
+    let context = session(&Limits::default()).map_err(|e| LakeError::Invalid(e.to_string()))?;
     let mut files: Vec<String> = snapshot::live_files(&store, &loaded).await?.into_iter().collect();
     files.sort();
     let mut ledger = Ledger::open(lake, Table::SyncRecords).await?;
     for path in files {
-        let Some(held) = read(&store, &path).await? else { continue };
+        let Some(held) = read(&store, &loaded, &context, &path).await? else { continue };
         if is_apart(&path) {
             // Of a run that was killed; it goes on whatever was asked for now.
             finish(lake, &mut ledger, &path, &held, &mut report).await?;
             let name = path.rsplit('/').next().unwrap_or(&path);
-            sweep::sweep_attempts(&Table::SyncRecords.store(lake), stem(name)).await?;
+            // The move is committed. What cannot be deleted stays, and no reader sees it.
+            if let Err(error) = sweep::sweep_attempts(&Table::SyncRecords.store(lake), stem(name)).await {
+                tracing::warn!(%error, "left files of sync_records that no commit lists");
+            }
             continue;
         }
         let chosen = choose(&held, &ledger, options, &mut report)?;
@@ -102,15 +112,26 @@ fn is_apart(path: &str) -> bool {
 }
 
 /// A file of the quarantine, whole: they are bounded by the memory of the ingest that wrote them.
-async fn read(store: &Store, path: &str) -> Result<Option<RecordBatch>, LakeError> {
-    let Some(bytes) = store.get(path).await? else { return Ok(None) };
-    let fail = |source| LakeError::Parquet { action: "decode", path: format!("{}{path}", store.url()), source };
-    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).map_err(fail)?;
+///
+/// Read as the table has it: another writer may have taken rows out by a deletion vector, or compacted it in its own way.
+async fn read(
+    store: &Store,
+    loaded: &DeltaTable,
+    context: &SessionContext,
+    path: &str,
+) -> Result<Option<RecordBatch>, LakeError> {
+    if store.size(path).await?.is_none() {
+        return Ok(None);
+    }
+    let fail = |error: DataFusionError| LakeError::delta("read", store, error.into());
+    let of_file = BTreeSet::from([path.to_owned()]);
+    let rows = reading::files_of(loaded, &reading::for_sorting(&context.state()), &of_file).await.map_err(fail)?;
+    let Some(rows) = rows else { return Ok(None) };
+    let batches = context.read_table(rows).map_err(fail)?.collect().await.map_err(fail)?;
     let schema = Table::Quarantine.file_schema();
-    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|e| fail(e.into()))?;
-    let batches = batches.into_iter().map(|b| RecordBatch::try_new(schema.clone(), b.columns().to_vec()));
-    let batches = batches.collect::<Result<Vec<_>, _>>().map_err(|e| fail(e.into()))?;
-    concat_batches(&schema, &batches).map(Some).map_err(|e| fail(e.into()))
+    let batches = batches.iter().map(|batch| conform(&schema, batch)).collect::<Result<Vec<_>, _>>();
+    let held = batches.and_then(|batches| concat_batches(&schema, &batches));
+    held.map(Some).map_err(|error| fail(error.into()))
 }
 
 /// A record of the quarantine.
@@ -245,7 +266,10 @@ async fn finish(
             report.rows += rows;
         } else {
             for path in paths {
-                Table::SyncRecords.store(lake).delete(&path).await?;
+                // Another run moved them; these are seen by nobody.
+                if let Err(error) = Table::SyncRecords.store(lake).delete(&path).await {
+                    tracing::warn!(path, %error, "left a file of sync_records that no commit lists");
+                }
             }
         }
         failpoint::hit("redrive/move/after");

@@ -22,11 +22,11 @@ use serde::Serialize;
 
 use crate::failpoint;
 use crate::lake::ledger::new_token;
-use crate::lake::parquet::{StateWriter, conform};
+use crate::lake::parquet::{StateWriter, conform, sha256_of, with_digest};
 use crate::lake::snapshot::{self, Living};
 use crate::lake::tables::Table;
-use crate::lake::{LakeError, Store, part, replace};
-use crate::query::reading::{self, COVERS, Reading};
+use crate::lake::{LakeError, Store, log, part, replace};
+use crate::query::reading::{self, COVERS, REFRESHED, Reading};
 use crate::query::state::{REBUILD, Resolved};
 use crate::query::{Limits, QueryError, session};
 
@@ -83,11 +83,16 @@ pub async fn run(lake: &Store, limits: &Limits, rebuild: bool) -> Result<Report,
     loop {
         let mut reading = Reading::load(lake).await?;
         Table::State.ensure(lake).await?;
+        let store = Table::State.store(lake);
+        log::read_transactions(&store).await?.unwrap_or_default().admit(Table::State, &store, true)?;
         if rebuild {
             (reading.state, reading.tail) = (None, None);
         }
         if let Some(report) = (Run { lake, limits, reading }).once().await? {
-            sweep(lake, report.version).await?;
+            // The refresh is committed. What cannot be deleted now is left to the next one.
+            if let Err(error) = sweep(lake, report.version).await {
+                tracing::warn!(%error, "left files of the state that no commit lists");
+            }
             return Ok(report);
         }
         tracing::info!("another refresh was faster, looking again");
@@ -113,6 +118,8 @@ struct StateFile {
     low: String,
     high: String,
     rows: u64,
+    /// Whether it may hold rows without an identity.
+    has_nulls: bool,
     is_touched: bool,
 }
 
@@ -162,7 +169,8 @@ impl Run<'_> {
         report.files = report.files - removes.len() + adds.len();
         report.rows_written = adds.iter().filter_map(rows_of).sum();
         report.version = version + 1;
-        let covers = vec![(COVERS.to_owned(), i64::try_from(self.reading.version).unwrap_or(i64::MAX))];
+        let id = |name: &str, version: u64| (name.to_owned(), i64::try_from(version).unwrap_or(i64::MAX));
+        let covers = vec![id(COVERS, self.reading.version), id(REFRESHED, version + 1)];
         failpoint::hit("refresh/before");
         let done = replace::commit_version(self.lake, Table::State, version + 1, removes, adds, covers).await?;
         failpoint::hit("refresh/after");
@@ -222,7 +230,10 @@ impl StateFile {
         let (low, high) = (bound("minValues"), bound("maxValues"));
         // A file of which the range is not known may hold anything.
         let is_touched = low.is_none() || high.is_none() || rows < FILE_ROWS_MIN;
-        Self { low: low.unwrap_or_default(), high: high.unwrap_or_default(), rows, is_touched, living }
+        let nulls = living.statistics["nullCount"]["identity_id"].as_u64();
+        let low = low.unwrap_or_default();
+        let has_nulls = nulls != Some(0) || low.is_empty();
+        Self { low, high: high.unwrap_or_default(), rows, has_nulls, is_touched, living }
     }
 }
 
@@ -232,18 +243,27 @@ async fn mark_touched(
     tail: Arc<dyn datafusion::catalog::TableProvider>,
     files: &mut [StateFile],
 ) -> Result<(), RefreshError> {
+    // The highest identity up to each file: ranges that another writer has made may reach over later ones.
+    let mut reach: Vec<String> = Vec::with_capacity(files.len());
+    for file in files.iter() {
+        let before = reach.last().filter(|before| **before > file.high).cloned();
+        reach.push(before.unwrap_or_else(|| file.high.clone()));
+    }
     let identities = context.read_table(tail)?.select(vec![col("identity_id")])?.distinct()?;
     let mut batches = identities.execute_stream().await?;
     while let Some(batch) = batches.next().await {
         let column = cast(batch?.column(0), &DataType::Utf8View).map_err(datafusion::error::DataFusionError::from)?;
-        for identity in column.as_string_view().iter().flatten() {
+        for identity in column.as_string_view() {
+            let Some(identity) = identity else {
+                files.iter_mut().filter(|file| file.has_nulls).for_each(|file| file.is_touched = true);
+                continue;
+            };
             let after = files.partition_point(|file| file.low.as_str() <= identity);
-            // Ranges meet at most in one identity, so few files before `after` can reach up to it.
-            for file in files[..after].iter_mut().rev() {
-                if file.high.as_str() < identity {
+            for (file, reach) in files[..after].iter_mut().zip(&reach[..after]).rev() {
+                if reach.as_str() < identity {
                     break;
                 }
-                file.is_touched = true;
+                file.is_touched |= file.high.as_str() >= identity;
             }
         }
     }
@@ -297,11 +317,12 @@ impl Files<'_> {
         let (bytes, statistics) = open.finish().map_err(|e| encode_error(&self.store, e))?;
         let name = format!("state-{:010}-{:016x}.parquet", self.version, new_token());
         let path = format!("pool={}/{name}", self.pool);
-        let size = bytes.len();
+        let (size, sha256) = (bytes.len(), sha256_of(&bytes));
         part::put(&self.store, &path, bytes).await?;
         let values = [("pool", self.pool.to_owned())];
         let now_ms = chrono::Utc::now().timestamp_millis();
-        self.adds.push(crate::lake::parquet::add(path, &values, size, now_ms, statistics));
+        let file = crate::lake::parquet::add(path, &values, size, now_ms, statistics);
+        self.adds.push(with_digest(file, sha256));
         Ok(())
     }
 

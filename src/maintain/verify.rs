@@ -2,8 +2,9 @@
 //!
 //! For each shard, over the commits that the log still holds: numbers count up by one, positions never go back, and the
 //! rows of a commit's files lie within `(position before, position after]`. For each table: every listed file is there,
-//! with the rows that the log claims. Files that nobody lists are counted as orphans: no fault, for the next ingest of
-//! that shard sweeps them.
+//! with the rows that the log claims, and if asked for with the bytes that were committed; and no table was made of a newer
+//! `sync_records` than there is. Files of ours that no version lists are no fault: those that a rewrite took out wait for
+//! vacuum (`superseded`), and the others are swept by the next ingest of their shard (`orphans`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,14 +12,15 @@ use arrow::array::{Array, AsArray};
 use deltalake::kernel::{Action, Add};
 use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Serialize;
 
 use crate::lake::ledger::{ShardState, decode_state};
 use crate::lake::log::{self, Transactions};
+use crate::lake::parquet::{SHA256, open, sha256_of};
 use crate::lake::paths::{self, PartName};
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, snapshot};
+use crate::query::reading::COVERS;
 use crate::source::{SequenceNumber, ShardKey, files};
 
 /// Files that are read at a time.
@@ -46,8 +48,23 @@ pub struct TableReport {
     pub files: usize,
     /// Rows in them.
     pub rows: u64,
-    /// Files of ours that no commit lists.
+    /// Files of ours that no commit lists or listed.
     pub orphans: usize,
+    /// Files of ours that were taken out by a rewrite and are there for older versions, until somebody vacuums.
+    pub superseded: usize,
+    /// The oldest version whose commit the log still holds. What was before cannot be checked.
+    pub log_from: u64,
+}
+
+/// A file that a table lists.
+struct Listed {
+    path: String,
+    /// Rows that the log claims, those that a deletion vector has taken out included.
+    rows: Option<usize>,
+    /// Rows that a deletion vector has taken out.
+    deleted: u64,
+    /// SHA-256 of its bytes; none of a file that another writer wrote, or an older version of this one.
+    sha256: Option<String>,
 }
 
 /// What was found of a shard.
@@ -63,11 +80,11 @@ pub struct ShardReport {
     pub ended: bool,
 }
 
-/// Checks a lake.
+/// Checks a lake; if `deep` every byte of its files.
 ///
 /// # Errors
 /// It cannot be read. What is wrong with it is in the report.
-pub async fn run(lake: &Store) -> Result<Report, LakeError> {
+pub async fn run(lake: &Store, deep: bool) -> Result<Report, LakeError> {
     let mut report = Report::default();
     if Table::SyncRecords.load(lake, None).await?.is_none() {
         return Err(LakeError::NoLake(lake.to_string()));
@@ -77,13 +94,37 @@ pub async fn run(lake: &Store) -> Result<Report, LakeError> {
         let Some(loaded) = snapshot::load(&store, None).await? else { continue };
         let log_store = loaded.log_store();
         let views = loaded.snapshot().map_err(|e| LakeError::delta("read", &store, e))?.snapshot();
-        let live: Vec<(String, Option<usize>)> = views
+        let live: Vec<Listed> = views
             .file_views(log_store.as_ref(), None)
-            .map_ok(|view| (view.path().into_owned(), view.num_records()))
+            .map_ok(|view| {
+                // There is no other way to the tags.
+                #[expect(deprecated)]
+                let tags = view.add_action().tags.unwrap_or_default();
+                let deleted = view.deletion_vector_descriptor().map_or(0, |vector| vector.cardinality);
+                Listed {
+                    path: view.path().into_owned(),
+                    rows: view.num_records(),
+                    deleted: u64::try_from(deleted).unwrap_or(0),
+                    sha256: tags.get(SHA256).cloned().flatten(),
+                }
+            })
             .try_collect()
             .await
             .map_err(|e| LakeError::delta("list the files of", &store, e))?;
-        let found = check_files(&store, table, &live, &mut report.faults).await?;
+        let mut found = check_files(&store, table, &live, deep, &mut report.faults).await?;
+        let removed = snapshot::removed_files(&store, &loaded).await?;
+        let listed: BTreeSet<&str> = live.iter().map(|file| file.path.as_str()).collect();
+        for (path, _) in store.list("").await? {
+            let is_ours = path.rsplit('/').next().is_some_and(|name| PartName::parse(name).is_some());
+            match is_ours && !listed.contains(path.as_str()) {
+                true if removed.contains(&path) => found.superseded += 1,
+                true => found.orphans += 1,
+                false => {}
+            }
+        }
+        if let Some(records) = report.tables.get(Table::SyncRecords.name()) {
+            check_covers(&store, table, records.version, &mut report.faults).await?;
+        }
         report.tables.insert(table.name(), found);
         match table {
             Table::SyncRecords => check_shards(&store, &mut report).await?,
@@ -94,51 +135,95 @@ pub async fn run(lake: &Store) -> Result<Report, LakeError> {
     Ok(report)
 }
 
+/// A table that was made of a version of `sync_records` that is not there was made of another one.
+async fn check_covers(store: &Store, table: Table, newest: u64, faults: &mut Vec<String>) -> Result<(), LakeError> {
+    let known = log::read_transactions(store).await?.unwrap_or_default();
+    let is_cover = |id: &str| match table {
+        Table::State => id == COVERS,
+        Table::DailyState => id.starts_with("extract/") || id.starts_with("consumer/") && id.matches('/').count() == 1,
+        _ => false,
+    };
+    let covers =
+        known.ids.iter().filter(|(id, version)| is_cover(id) && u64::try_from(**version).is_ok_and(|v| v > newest));
+    let mut found: Vec<String> = covers
+        .map(|(id, version)| {
+            let name = table.name();
+            format!("{name}: {id} is of version {version} of sync_records, which is at {newest}: it is another one, or older")
+        })
+        .collect();
+    found.sort();
+    faults.extend(found);
+    Ok(())
+}
+
 async fn check_files(
     store: &Store,
     table: Table,
-    live: &[(String, Option<usize>)],
+    live: &[Listed],
+    deep: bool,
     faults: &mut Vec<String>,
 ) -> Result<TableReport, LakeError> {
     let checked: Vec<(u64, Option<String>)> = futures::stream::iter(live)
-        .map(|(path, claimed)| async move {
-            let name = format!("{}/{path}", table.name());
-            Ok::<_, LakeError>(match count_rows(store, path).await? {
+        .map(|file| async move {
+            let name = format!("{}/{}", table.name(), file.path);
+            Ok::<_, LakeError>(match check_file(store, file, deep).await? {
                 Err(fault) => (0, Some(format!("{name}: {fault}"))),
-                Ok(rows) if claimed.is_some_and(|claimed| claimed as u64 != rows) => {
-                    (rows, Some(format!("{name}: holds {rows} rows, the log claims {}", claimed.unwrap_or(0))))
+                Ok(rows) if file.rows.is_some_and(|claimed| claimed as u64 != rows) => {
+                    (rows, Some(format!("{name}: holds {rows} rows, the log claims {}", file.rows.unwrap_or(0))))
                 }
-                Ok(rows) => (rows, None),
+                Ok(rows) => (rows.saturating_sub(file.deleted), None),
             })
         })
         .buffer_unordered(READERS)
         .try_collect()
         .await?;
-    let listed: BTreeSet<&str> = live.iter().map(|(path, _)| path.as_str()).collect();
-    let ours = |path: &str| path.rsplit('/').next().is_some_and(|name| PartName::parse(name).is_some());
-    let orphans =
-        store.list("").await?.iter().filter(|(path, _)| ours(path) && !listed.contains(path.as_str())).count();
     faults.extend(checked.iter().filter_map(|(_, fault)| fault.clone()));
     let version = log::read_transactions(store).await?.map_or(0, |t| t.version);
-    Ok(TableReport { version, files: live.len(), rows: checked.iter().map(|(rows, _)| rows).sum(), orphans })
-}
-
-/// Rows of a file by its own footer, or what is wrong with it.
-async fn count_rows(store: &Store, path: &str) -> Result<Result<u64, String>, LakeError> {
-    let Some(bytes) = store.get(path).await? else { return Ok(Err("the log lists it and it is not there".to_owned())) };
-    Ok(match ParquetRecordBatchReaderBuilder::try_new(bytes) {
-        Ok(builder) => Ok(u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0)),
-        Err(error) => Err(format!("is no readable Parquet file: {error}")),
+    let commits = store.list("_delta_log").await?;
+    let commits = commits.iter().filter_map(|(path, _)| paths::commit_version(path.rsplit('/').next()?));
+    Ok(TableReport {
+        version,
+        files: live.len(),
+        rows: checked.iter().map(|(rows, _)| rows).sum(),
+        log_from: commits.min().unwrap_or(version),
+        ..TableReport::default()
     })
 }
 
+/// Rows of a file by its own footer, or what is wrong with it.
+async fn check_file(store: &Store, file: &Listed, deep: bool) -> Result<Result<u64, String>, LakeError> {
+    let Some(bytes) = store.get(&file.path).await? else {
+        return Ok(Err("the log lists it and it is not there".to_owned()));
+    };
+    Ok(judge(bytes, file.sha256.as_deref(), deep))
+}
+
+fn judge(bytes: bytes::Bytes, sha256: Option<&str>, deep: bool) -> Result<u64, String> {
+    let unreadable = |error: &dyn std::fmt::Display| format!("is no readable Parquet file: {error}");
+    if let Some(committed) = sha256.filter(|_| deep) {
+        let found = sha256_of(&bytes);
+        if found != committed {
+            return Err(format!("holds other bytes than were committed: their SHA-256 is {found}, not {committed}"));
+        }
+    }
+    let builder = open(bytes).map_err(|error| unreadable(&error))?;
+    let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+    if deep && sha256.is_none() {
+        // Nobody noted what its bytes were: that all of them decode is what can be said.
+        for batch in builder.build().map_err(|error| unreadable(&error))? {
+            batch.map_err(|error| unreadable(&error))?;
+        }
+    }
+    Ok(rows)
+}
+
 /// The gap ledger, a line a row.
-async fn read_gaps(store: &Store, live: &[(String, Option<usize>)]) -> Result<Vec<String>, LakeError> {
+async fn read_gaps(store: &Store, live: &[Listed]) -> Result<Vec<String>, LakeError> {
     let mut found = Vec::new();
-    for (path, _) in live {
+    for Listed { path, .. } in live {
         let Some(bytes) = store.get(path).await? else { continue };
         let fail = |source| LakeError::Parquet { action: "decode", path: format!("{}{path}", store.url()), source };
-        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).map_err(fail)?;
+        let reader = open(bytes).and_then(|b| b.build()).map_err(fail)?;
         for batch in reader {
             let batch = batch.map_err(|e| fail(e.into()))?;
             let text = |name: &str, row: usize| {
@@ -178,20 +263,27 @@ async fn check_shards(store: &Store, report: &mut Report) -> Result<(), LakeErro
     let whole = versions.first() == Some(&0);
     for version in versions {
         let Some(actions) = log::read_commit(store, version).await? else { continue };
-        let before = known.clone();
-        log::apply(&mut known, version, actions.clone());
         let moved: BTreeSet<ShardKey> = actions.iter().filter_map(shard_of).collect();
-        for shard in moved {
-            let (old, new) = (decode_state(&before, &shard), decode_state(&known, &shard));
-            let Some(new) = new else {
+        // Only what a commit moves is looked at, before and after it: a log of many shards has many commits.
+        let moved: Vec<_> = moved.into_iter().map(|shard| (decode_state(&known, &shard), shard)).collect();
+        log::apply(&mut known, version, actions.clone());
+        let mut adds: BTreeMap<String, Vec<&Add>> = BTreeMap::new();
+        for action in &actions {
+            if let Action::Add(add) = action
+                && let Some(name) = add.path.rsplit('/').next().and_then(PartName::parse)
+            {
+                adds.entry(name.shard).or_default().push(add);
+            }
+        }
+        for (old, shard) in moved {
+            let Some(new) = decode_state(&known, &shard) else {
                 report.faults.push(format!("version {version}: shard {shard} has no readable state"));
                 continue;
             };
             *checked.entry(shard.clone()).or_default() += 1;
             check_step(&shard, version, old.as_ref(), &new, whole, &mut report.faults);
-            let adds: Vec<&Add> =
-                actions.iter().filter_map(|a| if let Action::Add(add) = a { Some(add) } else { None }).collect();
-            check_range(store, &shard, version, old.as_ref(), &new, &adds, &mut report.faults).await?;
+            let adds = adds.get(&shard.to_string()).map(Vec::as_slice).unwrap_or_default();
+            check_range(store, &shard, version, old.as_ref(), &new, adds, &mut report.faults).await?;
         }
     }
     let all = log::read_transactions(store).await?.unwrap_or_default();
@@ -271,7 +363,7 @@ pub(super) fn comparable(shard: &ShardKey, position: &SequenceNumber) -> Sequenc
 fn sequence_range(
     bytes: bytes::Bytes,
 ) -> Result<Option<(SequenceNumber, SequenceNumber)>, parquet::errors::ParquetError> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes)?;
+    let builder = open(bytes)?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), ["sequence_number"]);
     let mut range: Option<(SequenceNumber, SequenceNumber)> = None;
     for batch in builder.with_projection(mask).build()? {

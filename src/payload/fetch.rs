@@ -2,18 +2,18 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::StatusCode;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use tokio::time::Instant;
-use url::Url;
+use url::{Position, Url};
 
-use super::policy::is_public;
+use super::hosts::{Failed, Hosts, Next, Trouble};
+use super::policy::is_allowed;
 use super::{Options, reject};
-use crate::backoff::Backoff;
+use crate::backoff::{Alarm, Backoff};
 use crate::decode::{Reason, Reject};
 
 /// After this long a body must have come at [`RATE_MIN`] on average.
@@ -28,11 +28,12 @@ const PAUSE_MS_MAX: u64 = 30_000;
 pub struct Fetcher {
     client: reqwest::Client,
     options: Arc<Options>,
+    hosts: Arc<Mutex<Hosts>>,
 }
 
 enum Failure {
     /// It may pass.
-    Temporary(String),
+    Temporary(Trouble, String),
     /// It will not.
     Permanent(Reason, String),
 }
@@ -48,11 +49,12 @@ impl Fetcher {
             .no_proxy()
             .referer(false)
             .connect_timeout(CONNECT_PATIENCE)
-            .dns_resolver(Arc::new(PublicOnly))
+            .dns_resolver(Arc::new(AllowedOnly { private: options.policy.private }))
             .user_agent(concat!("synclake/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| format!("make the client for payloads: {e}"))?;
-        Ok(Self { client, options })
+        let hosts = Arc::new(Mutex::new(Hosts::new(options.patience)));
+        Ok(Self { client, options, hosts })
     }
 
     /// Fetches and unpacks the contents behind a URL.
@@ -63,27 +65,54 @@ impl Fetcher {
         let checked = self.options.policy.check(url);
         let checked = checked.map_err(|what| reject(Reason::PayloadRefused, url, &what))?;
         let began = Instant::now();
+        // Another port is another server.
+        let host = &checked[Position::BeforeHost..Position::AfterPort];
+        let expires_at = expires_at(&checked);
         let mut backoff = Backoff::new(250, PAUSE_MS_MAX);
+        let mut alarm = Alarm::default();
         loop {
             let attempt = tokio::time::timeout(self.options.deadline, self.attempt(&checked, bytes_max)).await;
             let attempt = attempt.unwrap_or_else(|_| {
-                Err(Failure::Temporary(format!("took longer than {} s", self.options.deadline.as_secs_f64())))
+                let what = format!("took longer than {} s", self.options.deadline.as_secs_f64());
+                Err(Failure::Temporary(Trouble::Slow, what))
             });
-            let what = match attempt {
-                Ok(packed) => return unpack(packed, url, bytes_max).await,
-                Err(Failure::Permanent(reason, what)) => return Err(reject(reason, url, &what)),
-                Err(Failure::Temporary(what)) => what,
+            let (trouble, what) = match attempt {
+                Ok(packed) => {
+                    self.hosts().answered(host, Instant::now());
+                    return unpack(packed, url, bytes_max).await;
+                }
+                Err(Failure::Permanent(reason, what)) => {
+                    // A refused host never gets here as one that has answered.
+                    if reason != Reason::PayloadRefused {
+                        self.hosts().answered(host, Instant::now());
+                    }
+                    return Err(reject(reason, url, &what));
+                }
+                Err(Failure::Temporary(trouble, what)) => (trouble, what),
             };
-            let now_s = chrono::Utc::now().timestamp();
-            let expired = expires_at(&checked).is_some_and(|at| at <= now_s);
+            let now = Instant::now();
             let pause = backoff.pause();
-            if expired || began.elapsed() + pause > self.options.patience {
+            let failed = Failed { trouble, began, again_at: now + pause, expires: expires_at.is_some() };
+            let next = self.hosts().failed(host, failed);
+            let expired = expires_at.is_some_and(|at| at <= chrono::Utc::now().timestamp());
+            if expired || next == Next::GiveUp {
                 let what = format!("{what}; tried for {:.0} s", began.elapsed().as_secs_f64());
                 return Err(reject(Reason::PayloadUnavailable, url, &what));
             }
-            tracing::warn!(url = crate::decode::redact(url), error = what, "cannot fetch a payload, trying again");
+            let (lasted, is_loud) = alarm.failed(now);
+            let (url, seconds) = (crate::decode::redact(url), lasted.as_secs());
+            match (next, is_loud) {
+                (Next::Wait, true) => {
+                    tracing::error!(url, error = what, seconds, "the host of a payload is out: its shard waits for it");
+                }
+                _ => tracing::warn!(url, error = what, "cannot fetch a payload, trying again"),
+            }
             tokio::time::sleep(pause).await;
         }
+    }
+
+    fn hosts(&self) -> std::sync::MutexGuard<'_, Hosts> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn attempt(&self, url: &Url, max: usize) -> Result<Bytes, Failure> {
@@ -96,7 +125,7 @@ impl Fetcher {
             let what = format!("answered {status}");
             return Err(match status.as_u16() {
                 300..=399 => Failure::Permanent(Reason::PayloadRefused, format!("{what}, a redirect")),
-                408 | 425 | 429 | 500..=599 => Failure::Temporary(what),
+                408 | 425 | 429 | 500..=599 => Failure::Temporary(Trouble::Busy, what),
                 _ => Failure::Permanent(Reason::PayloadGone, what),
             });
         }
@@ -108,7 +137,8 @@ impl Fetcher {
         loop {
             let allowed = RATE_GRACE + Duration::from_secs(body.len() as u64 / RATE_MIN);
             let part = tokio::time::timeout(allowed.saturating_sub(began.elapsed()), answer.chunk()).await;
-            let part = part.map_err(|_| Failure::Temporary(format!("came slower than {RATE_MIN} bytes a second")))?;
+            let slow = |_| Failure::Temporary(Trouble::Slow, format!("came slower than {RATE_MIN} bytes a second"));
+            let part = part.map_err(slow)?;
             match part.map_err(|e| failure_of(&e.without_url()))? {
                 None => return Ok(body.freeze()),
                 Some(part) if body.len() + part.len() > max => return Err(too_large()),
@@ -143,31 +173,43 @@ fn failure_of(error: &reqwest::Error) -> Failure {
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         let said = inner.to_string();
-        if said.contains(REFUSED_ADDRESS) {
+        if inner.is::<RefusedAddress>() {
             return Failure::Permanent(Reason::PayloadRefused, said);
         }
         text = format!("{text}: {said}");
         cause = inner.source();
     }
-    Failure::Temporary(text)
+    // On a connection that was made, it may be this object alone.
+    Failure::Temporary(if error.is_connect() { Trouble::Unreachable } else { Trouble::Slow }, text)
 }
 
-const REFUSED_ADDRESS: &str = "resolves to an address that is not public";
+/// A name leads to this side of the network.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{host} resolves to an address that is not public; if it is your endpoint for S3 in a VPC, allow private addresses with \
+     --payload-private-addresses"
+)]
+struct RefusedAddress {
+    host: String,
+}
 
-/// Resolves names, and lets only public addresses through: what is checked is what is connected to.
+/// Resolves names, and lets only allowed addresses through: what is checked is what is connected to.
 #[derive(Debug)]
-struct PublicOnly;
+struct AllowedOnly {
+    private: bool,
+}
 
-impl Resolve for PublicOnly {
+impl Resolve for AllowedOnly {
     fn resolve(&self, name: Name) -> Resolving {
+        let private = self.private;
         Box::pin(async move {
             let host = name.as_str().to_owned();
             let found: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
-            let public: Vec<SocketAddr> = found.iter().copied().filter(|a| is_public(a.ip())).collect();
-            if public.is_empty() && !found.is_empty() {
-                return Err(format!("{host} {REFUSED_ADDRESS}").into());
+            let allowed: Vec<SocketAddr> = found.iter().copied().filter(|a| is_allowed(a.ip(), private)).collect();
+            if allowed.is_empty() && !found.is_empty() {
+                return Err(RefusedAddress { host }.into());
             }
-            Ok(Box::new(public.into_iter()) as Addrs)
+            Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
 }

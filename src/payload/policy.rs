@@ -10,12 +10,14 @@ use url::{Host, Url};
 pub struct Policy {
     /// Hosts beside S3's own.
     pub allowed: Vec<Allowed>,
+    /// Whether names may lead to private addresses, as those of a VPC's endpoints do.
+    pub private: bool,
 }
 
 /// A host that somebody has allowed: `[scheme://]host[:port]`, `*.suffix` for all hosts below one.
 ///
-/// A host name may still not resolve to a private address; an address that is written out may be private, because then
-/// it was meant.
+/// A host name may still not resolve to a private address, unless [`Policy::private`]; an address that is written out may
+/// be private, because then it was meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed {
     scheme: String,
@@ -123,6 +125,22 @@ fn is_region(label: &str) -> bool {
     }
 }
 
+/// Whether an address may be connected to: a public one, or, where that is allowed, one of a private network. Never one of
+/// this machine, nor of the cloud's own services around it.
+pub fn is_allowed(address: IpAddr, private: bool) -> bool {
+    let address = address.to_canonical();
+    is_public(address)
+        || (private
+            && match address {
+                IpAddr::V4(v4) => {
+                    let [a, b, ..] = v4.octets();
+                    v4.is_private() || (a == 100 && (64..128).contains(&b))
+                }
+                // fc00::/7, but for what AWS keeps of it: fd00:ec2::/32 gives out credentials.
+                IpAddr::V6(v6) => v6.segments()[0] & 0xfe00 == 0xfc00 && v6.segments()[..2] != [0xfd00, 0x0ec2],
+            })
+}
+
 /// Whether an address is one of the public internet's: nothing of this machine, of its network, or of the cloud around
 /// it (169.254.169.254 gives out credentials).
 pub fn is_public(address: IpAddr) -> bool {
@@ -217,7 +235,7 @@ mod tests {
 
     #[test]
     fn more_can_be_allowed_and_no_more_than_that() {
-        let allowed = |text: &str| Policy { allowed: vec![text.parse().unwrap()] };
+        let allowed = |text: &str| Policy { allowed: vec![text.parse().unwrap()], private: false };
         assert!(allowed("http://127.0.0.1:9000").check("http://127.0.0.1:9000/b/k?q").is_ok());
         assert!(allowed("http://127.0.0.1:9000").check("https://127.0.0.1:9000/b/k").is_err());
         assert!(allowed("http://127.0.0.1:9000").check("http://127.0.0.1:9001/b/k").is_err());
@@ -259,6 +277,14 @@ mod tests {
             "fd00:ec2::254",
         ] {
             assert!(!is_public(inner.parse().unwrap()), "{inner}");
+        }
+        for private in ["10.1.2.3", "172.31.0.1", "192.168.1.1", "100.64.0.1", "fd12:3456::1", "::ffff:10.0.0.1"] {
+            let address = private.parse().unwrap();
+            assert!(is_allowed(address, true) && !is_allowed(address, false), "{private}");
+        }
+        for never in ["127.0.0.1", "169.254.169.254", "fd00:ec2::254", "::1", "fe80::1", "0.0.0.0", "::ffff:127.0.0.1"]
+        {
+            assert!(!is_allowed(never.parse().unwrap(), true), "{never}");
         }
         for outer in ["52.216.0.1", "8.8.8.8", "2600:1f18::1", "::ffff:8.8.8.8", "64:ff9b::808:808"] {
             assert!(is_public(outer.parse().unwrap()), "{outer}");

@@ -60,6 +60,15 @@ pub fn check(statement: &str) -> Result<(), QueryError> {
     Ok(())
 }
 
+/// Whether a text ends where a statement does: with a semicolon outside of literals and comments.
+pub fn is_complete(text: &str) -> bool {
+    match Tokenizer::new(&GenericDialect {}, text).tokenize() {
+        Ok(tokens) => tokens.iter().rev().find(|t| !matches!(t, Token::Whitespace(_))) == Some(&Token::SemiColon),
+        // A literal or comment that goes on; any other error is told.
+        Err(error) => !(error.message.contains("Unterminated") || error.message.contains("EOF")),
+    }
+}
+
 /// Splits a text into statements at its semicolons, those in literals and comments aside.
 ///
 /// # Errors
@@ -73,11 +82,18 @@ pub fn split(text: &str) -> Result<Vec<String>, QueryError> {
     let tokens = tokens.map_err(|error| QueryError::Refused(format!("SQL error: {error}")))?;
     let mut lines = vec![0];
     lines.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1));
-    // Locations count characters of a line; turn them into bytes.
-    let offset = |line: u64, column: u64| {
-        let start = lines.get(usize::try_from(line).unwrap_or(1).saturating_sub(1)).copied().unwrap_or(text.len());
+    // Locations count characters of a line; turn them into bytes. They come in order, so each line is walked once.
+    let mut walked = (0, 0, 0);
+    let mut offset = |line: u64, column: u64| {
+        let line = usize::try_from(line).unwrap_or(1).saturating_sub(1);
+        let start = lines.get(line).copied().unwrap_or(text.len());
         let column = usize::try_from(column).unwrap_or(1).saturating_sub(1);
-        text[start..].char_indices().nth(column).map_or(text.len(), |(at, _)| start + at)
+        let (known_line, known_column, known_at) = walked;
+        let (from, at) =
+            if known_line == line && known_column <= column { (known_column, known_at) } else { (0, start) };
+        let at = text[at..].char_indices().nth(column - from).map_or(text.len(), |(more, _)| at + more);
+        walked = (line, column, at);
+        at
     };
     let mut found = Vec::new();
     let mut begin = 0;
@@ -124,6 +140,19 @@ mod tests {
         assert!(check(&format!("select {}", vec!["1"; 20_000].join(","))).is_ok());
         assert!(check("select '\0'").is_err());
         assert!(check(" -- nothing\n").is_err());
+        for (text, complete) in [
+            ("select 1;", true),
+            ("select 1; -- done", true),
+            ("select 'a;", false),
+            ("/* note; ", false),
+            ("select 1", false),
+            ("select ';'", false),
+            ("-- only;", false),
+        ] {
+            assert_eq!(is_complete(text), complete, "{text}");
+        }
+        let many = format!("select 1 {}", "; ".repeat(1 << 20));
+        assert_eq!(split(&many).unwrap().len(), 1, "linear, also in one line");
         assert!(check(&" ".repeat(10_000_000)).is_err());
     }
 }

@@ -3,10 +3,14 @@
 use std::io::{self, Write};
 
 use arrow::array::{Array, RecordBatch};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use unicode_width::UnicodeWidthStr;
+
+use crate::terminal::{escaped, steers};
+
+mod spelled;
 
 /// How a result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -29,15 +33,51 @@ pub enum Format {
     Parquet,
 }
 
+/// How cells are written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Style {
+    /// Control characters stay as they are.
+    pub raw: bool,
+    /// The output is a terminal, which control characters would steer: no format sends them there.
+    pub is_terminal: bool,
+    /// Text in CSV that a spreadsheet would take for a formula gets a `'` before it.
+    pub guards_formulas: bool,
+}
+
+impl Style {
+    /// For a file or a program that reads the output.
+    pub const EXACT: Self = Self { raw: true, is_terminal: false, guards_formulas: false };
+}
+
+/// Whether a format can hold a result of these columns.
+///
+/// # Errors
+/// Two columns have one name, and the format tells columns apart by their names.
+pub fn distinct_names(format: Format, schema: &arrow::datatypes::Schema) -> Result<(), String> {
+    if !matches!(format, Format::Json | Format::Ndjson | Format::Parquet) {
+        return Ok(());
+    }
+    let mut seen = std::collections::HashSet::new();
+    match schema.fields().iter().find(|field| !seen.insert(field.name())) {
+        None => Ok(()),
+        Some(field) => {
+            let name = field.name();
+            Err(format!("two columns are named {name:?}, which this format cannot tell apart; name them with AS"))
+        }
+    }
+}
+
 /// Rows that decide how wide a table's columns are; later rows follow.
 const TABLE_SAMPLE_ROWS: usize = 1_000;
+/// What a spreadsheet takes for the beginning of a formula.
+const FORMULAS: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
 /// Widest column of a table on a terminal.
 const CELL_CHARS_MAX: usize = 120;
 
 /// Writes one result.
 pub struct Printer<W: Write + Send> {
     format: Format,
-    raw: bool,
+    style: Style,
     schema: SchemaRef,
     out: W,
     rows: usize,
@@ -56,10 +96,7 @@ enum State {
 }
 
 fn options() -> FormatOptions<'static> {
-    FormatOptions::default()
-        .with_display_error(false)
-        .with_timestamp_tz_format(Some("%Y-%m-%dT%H:%M:%S%.3fZ"))
-        .with_timestamp_format(Some("%Y-%m-%dT%H:%M:%S%.3f"))
+    FormatOptions::default().with_display_error(false)
 }
 
 fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -67,11 +104,11 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
 }
 
 impl<W: Write + Send> Printer<W> {
-    /// A printer for results of `schema`. `raw` leaves control characters in tables as they are.
+    /// A printer for results of `schema`.
     ///
     /// # Errors
     /// Parquet cannot hold a column's type.
-    pub fn new(format: Format, raw: bool, schema: SchemaRef, out: W) -> io::Result<Self> {
+    pub fn new(format: Format, style: Style, schema: SchemaRef, out: W) -> io::Result<Self> {
         let state = match format {
             Format::Table | Format::Markdown => State::Sampling(Vec::new()),
             Format::Json => json_state::<arrow::json::writer::JsonArray>(),
@@ -82,7 +119,7 @@ impl<W: Write + Send> Printer<W> {
             }
             Format::Csv | Format::Tsv | Format::Vertical => State::Text,
         };
-        let mut printer = Self { format, raw, schema, out, rows: 0, state };
+        let mut printer = Self { format, style, schema, out, rows: 0, state };
         if matches!(format, Format::Csv | Format::Tsv) {
             let names: Vec<_> = printer.schema.fields().iter().map(|f| Some(f.name().clone())).collect();
             printer.separated(&names)?;
@@ -98,10 +135,18 @@ impl<W: Write + Send> Printer<W> {
         if batch.num_rows() == 0 {
             return Ok(());
         }
+        let spelled = match self.format {
+            Format::Parquet => None,
+            _ => Some(spelled::batch(batch).map_err(other)?),
+        };
+        let batch = spelled.as_ref().unwrap_or(batch);
         match &mut self.state {
             State::Json(encode) => {
                 let mut buffer = Vec::new();
                 encode(&mut buffer, batch).map_err(other)?;
+                if self.style.is_terminal && !self.style.raw {
+                    buffer = escaped_json(&buffer);
+                }
                 self.out.write_all(&buffer)?;
             }
             State::Parquet(writer) => {
@@ -115,14 +160,19 @@ impl<W: Write + Send> Printer<W> {
                 let columns: Vec<_> = batch
                     .columns()
                     .iter()
-                    .map(|column| ArrayFormatter::try_new(column.as_ref(), &options).map(|f| (column, f)))
+                    .map(|column| {
+                        ArrayFormatter::try_new(column.as_ref(), &options).map(|f| (column.logical_nulls(), f))
+                    })
                     .collect::<Result<_, _>>()
                     .map_err(other)?;
                 for row in 0..batch.num_rows() {
                     // A value that cannot be shown is an error, and not the text of one among the data.
                     let cells = columns
                         .iter()
-                        .map(|(column, f)| (!column.is_null(row)).then(|| f.value(row).try_to_string()).transpose())
+                        .map(|(nulls, f)| {
+                            let is_null = nulls.as_ref().is_some_and(|nulls| nulls.is_null(row));
+                            (!is_null).then(|| f.value(row).try_to_string()).transpose()
+                        })
                         .collect::<Result<Vec<Option<String>>, _>>()
                         .map_err(other)?;
                     self.row(cells, self.rows + row + 1)?;
@@ -137,16 +187,19 @@ impl<W: Write + Send> Printer<W> {
         match self.format {
             Format::Csv | Format::Tsv => return self.separated(&cells),
             Format::Vertical => {
-                let width = self.schema.fields().iter().map(|f| f.name().width()).max().unwrap_or(0);
+                let raw = self.style.raw;
+                let names: Vec<String> =
+                    self.schema.fields().iter().map(|field| shown(Some(field.name().clone()), raw)).collect();
+                let width = names.iter().map(|name| name.width()).max().unwrap_or(0);
                 writeln!(self.out, "-[ row {number} ]{}", "-".repeat(40))?;
-                for (field, cell) in self.schema.fields().iter().zip(cells) {
-                    writeln!(self.out, "{:width$} | {}", field.name(), shown(cell, self.raw))?;
+                for (name, cell) in names.iter().zip(cells) {
+                    writeln!(self.out, "{name:width$} | {}", shown(cell, raw))?;
                 }
                 return Ok(());
             }
             _ => {}
         }
-        let raw = self.raw;
+        let raw = self.style.raw;
         let cells: Vec<String> = cells.into_iter().map(|cell| shown(cell, raw)).collect();
         match &mut self.state {
             State::Sampling(sample) => {
@@ -165,9 +218,20 @@ impl<W: Write + Send> Printer<W> {
     }
 
     fn separated(&mut self, cells: &[Option<String>]) -> io::Result<()> {
+        let steers = self.style.is_terminal && !self.style.raw;
+        let cells = cells.iter().zip(self.schema.fields()).map(|(cell, field)| {
+            let cell = cell.as_ref().map(|cell| if steers { escaped(cell, "\n") } else { cell.clone() });
+            let is_text = matches!(field.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+            match cell {
+                Some(text) if self.style.guards_formulas && is_text && text.starts_with(FORMULAS) => {
+                    Some(format!("'{text}"))
+                }
+                cell => cell,
+            }
+        });
         let (separator, line) = match self.format {
-            Format::Csv => (",", cells.iter().map(|c| csv_cell(c.as_deref())).collect::<Vec<_>>()),
-            _ => ("\t", cells.iter().map(|c| tsv_cell(c.as_deref())).collect()),
+            Format::Csv => (",", cells.map(|c| csv_cell(c.as_deref())).collect::<Vec<_>>()),
+            _ => ("\t", cells.map(|c| tsv_cell(c.as_deref())).collect()),
         };
         writeln!(self.out, "{}", line.join(separator))
     }
@@ -200,7 +264,10 @@ impl<W: Write + Send> Printer<W> {
 
     fn ruled(&mut self, cells: &[String], widths: &[usize]) -> io::Result<()> {
         for (cell, width) in cells.iter().zip(widths) {
-            let cell = if self.format == Format::Markdown { cell.replace('|', "\\|") } else { cell.clone() };
+            let cell = match self.format {
+                Format::Markdown => cell.replace('\\', "\\\\").replace('|', "\\|").replace('\n', "<br>"),
+                _ => cell.clone(),
+            };
             let pad = width.saturating_sub(cell.width());
             write!(self.out, "| {cell}{} ", " ".repeat(pad))?;
         }
@@ -237,10 +304,7 @@ fn json_state<F: arrow::json::writer::JsonFormat + Send + 'static>() -> State {
     let mut first = true;
     State::Json(Box::new(move |out, batch| {
         let builder = arrow::json::WriterBuilder::new().with_explicit_nulls(true);
-        let builder = builder.with_timestamp_format("%Y-%m-%dT%H:%M:%S%.3f".to_owned());
-        let mut lines = builder
-            .with_timestamp_tz_format("%Y-%m-%dT%H:%M:%S%.3fZ".to_owned())
-            .build::<_, arrow::json::writer::LineDelimited>(Vec::new());
+        let mut lines = builder.build::<_, arrow::json::writer::LineDelimited>(Vec::new());
         lines.write(batch)?;
         lines.finish()?;
         let lines = lines.into_inner();
@@ -277,23 +341,20 @@ fn tsv_cell(cell: Option<&str>) -> String {
 /// A cell for people: null told apart from the empty string, and nothing in it that could steer a terminal.
 fn shown(cell: Option<String>, raw: bool) -> String {
     let Some(text) = cell else { return "NULL".to_owned() };
-    if raw || !text.chars().any(steers) {
-        return text;
-    }
-    text.chars().map(|c| if steers(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+    if raw || !text.chars().any(steers) { text } else { escaped(&text, "") }
 }
 
-/// Controls C0 and C1, DEL, and what turns the direction of text.
-fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
+/// The same JSON, without a character that could steer a terminal. (All of them fit into four digits.)
+fn escaped_json(json: &[u8]) -> Vec<u8> {
+    let escape = |c: char| if c != '\n' && steers(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    String::from_utf8_lossy(json).chars().map(escape).collect::<String>().into_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use arrow::array::{Int64Array, StringArray};
-    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::datatypes::{Field, Schema};
     use std::sync::Arc;
 
     fn print(format: Format) -> String {
@@ -305,7 +366,7 @@ mod tests {
         let numbers = Int64Array::from(vec![Some(1), None, Some(-3), Some(4)]);
         let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(names), Arc::new(numbers)]).unwrap();
         let mut out = Vec::new();
-        let mut printer = Printer::new(format, false, schema, &mut out).unwrap();
+        let mut printer = Printer::new(format, Style::default(), schema, &mut out).unwrap();
         printer.write(&batch.slice(0, 2)).unwrap();
         printer.write(&batch.slice(2, 2)).unwrap();
         assert_eq!(printer.finish().unwrap(), 4);

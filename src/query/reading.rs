@@ -8,11 +8,15 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
 use deltalake::DeltaTable;
 
+use super::Guards;
+use super::recheck::Rechecked;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, log, since, snapshot};
 
 /// Transaction id, in the log of `state`, of the version of `sync_records` that it covers.
 pub const COVERS: &str = "refresh/sync_records";
+/// Transaction id, beside it, of the version of `state` that the refresh made.
+pub const REFRESHED: &str = "refresh/state";
 
 /// `sync_records`, the maintained state if there is one, and what it does not cover.
 pub struct Reading {
@@ -65,10 +69,20 @@ impl Reading {
             );
         }
         if let Some(state) = state.filter(|state| state.covers <= version)
-            && let Some(added) = since::added(&store, state.covers, version).await?
+            && let Some(since) = since::since(&store, state.covers, version).await?
         {
-            reading.state = Some(state);
-            reading.tail = Some(added.into_keys().collect());
+            match since.lost_of(state.covers).next() {
+                // Whatever the state holds of those rows, it would hold for ever.
+                Some(lost) => tracing::warn!(
+                    version = lost.version,
+                    "another writer removed or changed rows of sync_records that the state holds; everything is computed \
+                     from all rows until the next refresh"
+                ),
+                None => {
+                    reading.tail = Some(since.files().into_keys().collect());
+                    reading.state = Some(state);
+                }
+            }
         }
         Ok(reading)
     }
@@ -95,6 +109,15 @@ impl State {
         let load = async {
             let Some(known) = log::read_transactions(&store).await? else { return Ok(None) };
             let Some(covers) = known.ids.get(COVERS).and_then(|v| u64::try_from(*v).ok()) else { return Ok(None) };
+            let refreshed = known.ids.get(REFRESHED).and_then(|v| u64::try_from(*v).ok());
+            if let Some(refreshed) = refreshed.filter(|refreshed| *refreshed < known.version) {
+                // Others may write it elsewhere, and not otherwise.
+                let since = since::since(&store, refreshed, known.version).await?;
+                if since.is_none_or(|since| !(since.lost.is_empty() && since.files().is_empty())) {
+                    tracing::warn!(table = %store, "another writer changed the state; it is left aside until a refresh");
+                    return Ok(None);
+                }
+            }
             let table = snapshot::load(&store, Some(known.version)).await?;
             Ok(table.map(|table| Self { table, version: known.version, covers }))
         };
@@ -119,7 +142,7 @@ pub fn for_sorting(session: &SessionState) -> SessionState {
 /// The session cannot read it.
 pub async fn provider(table: &DeltaTable, session: &SessionState) -> Result<Arc<dyn TableProvider>> {
     register_store(table, session)?;
-    table.table_provider().with_session(Arc::new(session.clone())).await
+    Ok(rechecked(session, table.table_provider().with_session(Arc::new(session.clone())).await?))
 }
 
 /// Some files of a table as it was loaded; `None` for none.
@@ -136,7 +159,14 @@ pub async fn files_of(
     }
     register_store(table, session)?;
     let provider = table.table_provider().with_session(Arc::new(session.clone()));
-    provider.with_file_paths(files.iter().cloned()).await.map(Some)
+    Ok(Some(rechecked(session, provider.with_file_paths(files.iter().cloned()).await?)))
+}
+
+fn rechecked(session: &SessionState, table: Arc<dyn TableProvider>) -> Arc<dyn TableProvider> {
+    match session.config().get_extension::<Guards>().is_none_or(|guards| guards.rechecked_filters) {
+        true => Arc::new(Rechecked::new(table)),
+        false => table,
+    }
 }
 
 fn register_store(table: &DeltaTable, session: &dyn Session) -> Result<()> {

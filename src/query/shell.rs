@@ -1,16 +1,24 @@
 //! What `synclake-query` does with its statements: run them, print them, and answer the backslash commands.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
+use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
-use rustyline::error::ReadlineError;
+use tokio_util::sync::CancellationToken;
 
-use super::print::{Format, Printer};
-use super::{Engine, Limits, QueryError, Scope, guard, views};
-use crate::lake::Store;
+use super::print::{Format, Printer, Style, distinct_names};
+use super::{Engine, QueryError, guard, views};
 use crate::lake::tables::Table;
+
+mod output;
+mod repl;
+
+pub use output::remove_staged;
+use output::{Pending, Stoppable};
+pub use repl::{Opening, repl};
 
 /// How results are shown.
 #[derive(Debug, Clone)]
@@ -19,6 +27,8 @@ pub struct Settings {
     pub format: Format,
     /// Leave control characters as they are.
     pub raw: bool,
+    /// Guard text in CSV against being taken for a formula.
+    pub guards_formulas: bool,
     /// Write results to this file in place of standard output.
     pub output: Option<PathBuf>,
     /// Tell on stderr how long each statement took.
@@ -45,8 +55,18 @@ A statement ends with a semicolon and may span lines. Everything is read-only.
 ///
 /// # Errors
 /// That of the failed statement.
-pub async fn run_text(engine: &Engine, text: &str, settings: &mut Settings) -> Result<(), QueryError> {
+pub async fn run_text(
+    engine: &Engine,
+    text: &str,
+    settings: &mut Settings,
+    cancel: &CancellationToken,
+) -> Result<(), QueryError> {
     if text.trim_start().starts_with('\\') {
+        if settings.output.is_some() {
+            return Err(QueryError::Refused(
+                "-o takes the result of a statement, not of a backslash command".to_owned(),
+            ));
+        }
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             command(engine, line.trim(), settings)?;
         }
@@ -61,39 +81,40 @@ pub async fn run_text(engine: &Engine, text: &str, settings: &mut Settings) -> R
         return Err(QueryError::Refused(message));
     }
     for statement in statements {
-        run_statement(engine, &statement, settings).await?;
+        run_statement(engine, &statement, settings, cancel).await?;
     }
     Ok(())
 }
 
-async fn run_statement(engine: &Engine, statement: &str, settings: &Settings) -> Result<(), QueryError> {
+async fn run_statement(
+    engine: &Engine,
+    statement: &str,
+    settings: &Settings,
+    cancel: &CancellationToken,
+) -> Result<(), QueryError> {
     let began = Instant::now();
     let frame = engine.sql(statement).await?;
-    let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
-    let mut batches = frame.execute_stream().await?;
+    let schema = Arc::new(frame.schema().as_arrow().clone());
+    distinct_names(settings.format, &schema).map_err(QueryError::Refused)?;
+    let batches = frame.execute_stream().await?;
     let rows = match &settings.output {
         Some(path) => {
             // Through a link to what it names; and a device or a pipe is written to, never replaced.
             let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
             let file = Pending::create(path)?;
-            let fail = |source| QueryError::Output { path: path.display().to_string(), source };
-            let out = std::io::BufWriter::new(&file.file);
-            let mut printer = Printer::new(settings.format, true, schema, out).map_err(fail)?;
-            while let Some(batch) = batches.next().await {
-                printer.write(&batch?).map_err(fail)?;
-            }
-            let rows = printer.finish().map_err(fail)?;
+            let style = Style { guards_formulas: settings.guards_formulas, ..Style::EXACT };
+            let out = BufWriter::new(file.file());
+            let rows = print(batches, (settings.format, style), schema, out, &path.display().to_string()).await?;
             file.publish(path)?;
             rows
         }
         None => {
-            let fail = |source| QueryError::Output { path: "standard output".to_owned(), source };
-            let out = std::io::BufWriter::new(std::io::stdout());
-            let mut printer = Printer::new(settings.format, settings.raw, schema, out).map_err(fail)?;
-            while let Some(batch) = batches.next().await {
-                printer.write(&batch?).map_err(fail)?;
-            }
-            printer.finish().map_err(fail)?
+            let name = "standard output";
+            let out =
+                Stoppable::stdout(cancel).map_err(|source| QueryError::Output { path: name.to_owned(), source })?;
+            let is_terminal = std::io::stdout().is_terminal();
+            let style = Style { raw: settings.raw, is_terminal, guards_formulas: settings.guards_formulas };
+            print(batches, (settings.format, style), schema, BufWriter::new(out), name).await?
         }
     };
     if settings.timing && !settings.quiet {
@@ -102,43 +123,19 @@ async fn run_statement(engine: &Engine, statement: &str, settings: &Settings) ->
     Ok(())
 }
 
-/// A file that appears whole or not at all.
-struct Pending {
-    file: std::fs::File,
-    /// Set when the file is written beside its place first.
-    staged: Option<PathBuf>,
-    published: std::cell::Cell<bool>,
-}
-
-impl Pending {
-    fn create(path: &Path) -> Result<Self, QueryError> {
-        let fail = |source| QueryError::Output { path: path.display().to_string(), source };
-        if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-            let file = std::fs::File::options().write(true).open(path).map_err(fail)?;
-            return Ok(Self { file, staged: None, published: std::cell::Cell::new(true) });
-        }
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{:08x}.tmp", rand::random::<u32>()));
-        let staged = path.with_file_name(name);
-        let file = std::fs::File::create(&staged).map_err(fail)?;
-        Ok(Self { file, staged: Some(staged), published: std::cell::Cell::new(false) })
+async fn print(
+    mut batches: SendableRecordBatchStream,
+    (format, style): (Format, Style),
+    schema: arrow::datatypes::SchemaRef,
+    out: impl Write + Send,
+    name: &str,
+) -> Result<usize, QueryError> {
+    let fail = |source| QueryError::Output { path: name.to_owned(), source };
+    let mut printer = Printer::new(format, style, schema, out).map_err(fail)?;
+    while let Some(batch) = batches.next().await {
+        printer.write(&batch?).map_err(fail)?;
     }
-
-    fn publish(self, path: &Path) -> Result<(), QueryError> {
-        let Some(staged) = &self.staged else { return Ok(()) };
-        let done = self.file.sync_all().and_then(|()| std::fs::rename(staged, path));
-        self.published.set(done.is_ok());
-        done.map_err(|source| QueryError::Output { path: path.display().to_string(), source })
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if let (false, Some(staged)) = (self.published.get(), &self.staged) {
-            // Best effort: the error that brought us here is the one to tell.
-            let _ = std::fs::remove_file(staged);
-        }
-    }
+    printer.finish().map_err(fail)
 }
 
 fn command(engine: &Engine, line: &str, settings: &mut Settings) -> Result<Next, QueryError> {
@@ -214,76 +211,4 @@ fn type_name(data_type: &arrow::datatypes::DataType) -> String {
         DataType::Dictionary(_, value) => type_name(value),
         other => other.to_string(),
     }
-}
-
-/// Reads statements from a terminal. Each is run on the newest snapshot.
-///
-/// # Errors
-/// The terminal fails; a failed statement is told and the shell goes on.
-pub async fn repl(lake: &Store, limits: &Limits, scope: Scope, mut settings: Settings) -> Result<(), QueryError> {
-    let broken = |error: ReadlineError| QueryError::Refused(format!("read the terminal: {error}"));
-    let mut editor = rustyline::DefaultEditor::new().map_err(broken)?;
-    let history = history_file();
-    if let Some(path) = &history {
-        // No history is no reason not to start.
-        let _ = editor.load_history(path);
-    }
-    let mut engine = Engine::open(lake, limits, scope).await?;
-    eprintln!("synclake-query on {lake}. \\? for help, \\d for tables, \\q to leave.");
-    let mut pending = String::new();
-    loop {
-        let prompt = if pending.is_empty() { "synclake> " } else { "      ..> " };
-        let line = match editor.readline(prompt) {
-            Ok(line) => line,
-            Err(ReadlineError::Interrupted) => {
-                pending.clear();
-                continue;
-            }
-            Err(ReadlineError::Eof) => break,
-            Err(error) => return Err(broken(error)),
-        };
-        if pending.is_empty() && line.trim_start().starts_with('\\') {
-            let _ = editor.add_history_entry(line.trim());
-            match command(&engine, line.trim(), &mut settings) {
-                Ok(Next::Quit) => break,
-                Ok(Next::More) => {}
-                Err(error) => eprintln!("error: {error}"),
-            }
-            continue;
-        }
-        pending.push_str(&line);
-        pending.push('\n');
-        if pending.trim().is_empty() {
-            pending.clear();
-            continue;
-        }
-        if !pending.trim_end().ends_with(';') {
-            continue;
-        }
-        let text = std::mem::take(&mut pending);
-        let _ = editor.add_history_entry(text.trim());
-        engine = Engine::open(lake, limits, scope).await?;
-        // Ctrl-C ends the query and not the shell.
-        let done = tokio::select! {
-            done = run_text(&engine, &text, &mut settings) => done,
-            _ = tokio::signal::ctrl_c() => Err(QueryError::Refused("cancelled".to_owned())),
-        };
-        match done {
-            Ok(()) => {}
-            Err(error) if error.is_broken_pipe() => break,
-            Err(error) => eprintln!("error: {error}"),
-        }
-    }
-    if let Some(path) = &history {
-        let _ = editor.save_history(path);
-    }
-    Ok(())
-}
-
-fn history_file() -> Option<PathBuf> {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let folder =
-        state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?.join("synclake");
-    std::fs::create_dir_all(&folder).ok()?;
-    Some(folder.join("history"))
 }

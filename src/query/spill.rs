@@ -206,7 +206,7 @@ mod tests {
         };
         let partition = |p: usize| (p * batches..(p + 1) * batches).map(batch).collect::<Result<Vec<_>, _>>();
         let table = MemTable::try_new(schema.clone(), (0..partitions).map(partition).collect::<Result<_, _>>()?)?;
-        let context = session(&Limits { memory_bytes: 1, threads: partitions }).unwrap();
+        let context = session(&Limits { memory_bytes: 1, threads: partitions, ..Limits::default() }).unwrap();
         // Batches are put together to this many rows before they are sent.
         let config = context.copied_config().with_batch_size(rows);
         let context = SessionContext::new_with_config_rt(config, context.runtime_env());

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, JoinType, NullEquality};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
@@ -28,12 +28,13 @@ use datafusion::execution::SessionState;
 use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::functions::core::expr_ext::FieldAccessor;
 use datafusion::logical_expr::{
-    Expr, LogicalPlan, LogicalPlanBuilder, Operator, TableProviderFilterPushDown, TableType, cast, col, lit,
+    Expr, LogicalPlan, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, cast, col, lit,
 };
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 use datafusion::scalar::ScalarValue;
 use futures::TryStreamExt;
 
+use super::recheck::is_plain;
 use crate::lake::tables::Table;
 
 mod boundary;
@@ -279,10 +280,12 @@ impl TableProvider for Resolved {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        // A filter without columns selects no datasets; whatever is used here is evaluated again above.
         let whole = |filter: &&Expr| {
-            let of_dataset = filter.column_refs().iter().all(|c| OF_A_DATASET.contains(&c.name.as_str()));
-            match of_dataset && !filter.is_volatile() {
-                true => TableProviderFilterPushDown::Exact,
+            let mut columns = filter.column_refs().into_iter().peekable();
+            let of_dataset = columns.peek().is_some() && columns.all(|c| OF_A_DATASET.contains(&c.name.as_str()));
+            match of_dataset && is_plain(filter) {
+                true => TableProviderFilterPushDown::Inexact,
                 false => TableProviderFilterPushDown::Unsupported,
             }
         };
@@ -299,7 +302,7 @@ impl TableProvider for Resolved {
         let all: Vec<usize> = (0..self.schema.fields().len()).collect();
         let names = projection.unwrap_or(&all).iter().map(|&n| self.schema.field(n).name().as_str());
         let wanted: Vec<&str> = names.collect();
-        let filters: Vec<Expr> = filters.iter().map(unqualified).collect::<Result<_>>()?;
+        let filters: Vec<Expr> = filters.iter().filter(|f| is_plain(f)).map(unqualified).collect::<Result<_>>()?;
         let filter = filters.into_iter().reduce(Expr::and);
         let session = session.as_any().downcast_ref::<SessionState>();
         let session = session.ok_or_else(|| DataFusionError::Internal("a session of another kind".to_owned()))?;
@@ -344,35 +347,13 @@ pub(crate) fn is_damage(error: &DataFusionError) -> bool {
     }
 }
 
-/// A filter as it is written for the parts.
+/// A filter as it is written for the parts: comparisons of columns with constants.
 ///
-/// A pool is a partition's value there, and comes as a dictionary. Comparisons take it as it is, and choose files by it;
-/// everything else (LIKE, functions) was planned for text and gets text.
+/// A pool is a partition's value there, and comes as a dictionary: compared with a view it would be cast, and choose no files.
 fn unqualified(filter: &Expr) -> Result<Expr> {
-    let compares = |expr: &Expr| match expr {
-        Expr::BinaryExpr(binary) => matches!(
-            binary.op,
-            Operator::And
-                | Operator::Or
-                | Operator::Eq
-                | Operator::NotEq
-                | Operator::Lt
-                | Operator::LtEq
-                | Operator::Gt
-                | Operator::GtEq
-        ),
-        Expr::Column(_) | Expr::Literal(..) | Expr::InList(_) | Expr::Between(_) => true,
-        Expr::IsNull(_) | Expr::IsNotNull(_) | Expr::Not(_) => true,
-        _ => false,
-    };
-    let as_it_is = !filter.exists(|expr| Ok(!compares(expr)))?;
     let bare = filter.clone().transform(|expr| match expr {
-        Expr::Column(column) if column.name == "pool" && !as_it_is => {
-            Ok(Transformed::new(cast(col("pool"), DataType::Utf8View), true, TreeNodeRecursion::Jump))
-        }
         Expr::Column(column) => Ok(Transformed::yes(Expr::Column(Column::new_unqualified(column.name)))),
-        // A partition's value is no view: compared with one, it would be cast, and choose no files.
-        Expr::Literal(ScalarValue::Utf8View(text), _) if as_it_is => Ok(Transformed::yes(lit(ScalarValue::Utf8(text)))),
+        Expr::Literal(ScalarValue::Utf8View(text), _) => Ok(Transformed::yes(lit(ScalarValue::Utf8(text)))),
         other => Ok(Transformed::no(other)),
     })?;
     Ok(bare.data)

@@ -12,18 +12,28 @@
 //! **Invariant: a file is continued only if all that was committed from it is still there, byte for byte.** One that
 //! merely begins alike is another shard (`…-1`, `…-2`). Offsets count unpacked bytes.
 //!
+//! A pipe is read once, and its lines go on as they come.
+//!
 //! A last line without a line break is taken if it is a whole JSON object, for nothing can be added to one; otherwise
 //! it is left for the next run, because somebody may still be writing it.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, Read};
+use std::path::Path;
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use super::{Chunk, Record, SequenceNumber, ShardKey, SourceError};
 use crate::payload::Payloads;
+
+mod input;
+mod list;
+mod shape;
+
+use input::Input;
+pub use list::{expand, is_pipe};
 
 /// Stream name of every file.
 pub const STREAM: &str = "file";
@@ -39,52 +49,14 @@ pub const CHUNK_BYTES_MAX: usize = 4 * CHUNK_BYTES;
 const CHUNK_LINES: usize = 10_000;
 const DIGEST_DIGITS: usize = 54;
 
-/// The files that a path names: itself, standard input for `-`, or those of a folder that end in `.json`, `.ndjson` or
-/// `.jsonl` (and `.gz`, `.zst`), in the order of their names.
-///
-/// # Errors
-/// The path does not exist, or the folder holds no such file.
-pub fn expand(path: &str) -> Result<Vec<PathBuf>, SourceError> {
-    if path == "-" {
-        return Ok(vec![PathBuf::from("-")]);
-    }
-    let fail = |source| SourceError::File { path: path.to_owned(), source };
-    if !std::fs::metadata(path).map_err(fail)?.is_dir() {
-        return Ok(vec![PathBuf::from(path)]);
-    }
-    let mut found = Vec::new();
-    let mut others = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(fail)? {
-        let file = entry.map_err(fail)?.path();
-        let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let plain = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
-        if [".json", ".ndjson", ".jsonl"].iter().any(|end| plain.ends_with(end)) && file.is_file() {
-            found.push(file);
-        } else {
-            others.push(name.to_owned());
-        }
-    }
-    if found.is_empty() {
-        let message = format!("folder {path} holds no .json, .ndjson or .jsonl file (plain, .gz or .zst)");
-        return Err(SourceError::Invalid(message));
-    }
-    if !others.is_empty() {
-        others.sort();
-        let (count, names) = (others.len(), others.iter().take(5).cloned().collect::<Vec<_>>().join(", "));
-        tracing::warn!(folder = path, count, names, "skipped what does not end in .json, .ndjson or .jsonl");
-    }
-    found.sort();
-    Ok(found)
-}
-
 /// Reads one file from where the lake has come to.
 pub struct FileReader {
     name: String,
-    input: Box<dyn BufRead + Send>,
+    input: Input,
     hasher: Sha256,
     offset: u64,
-    /// The first line, read to name the shard and not handed over yet.
-    first: Option<Line>,
+    /// What was read to name the shard and not handed over yet: the first line, with its line break.
+    first: Vec<u8>,
     shard: ShardKey,
     skip_to: u64,
     torn_bytes: Option<usize>,
@@ -97,22 +69,29 @@ impl std::fmt::Debug for FileReader {
 }
 
 impl FileReader {
-    /// Opens a file and finds its shard. `committed` answers the position of a shard in the lake.
+    /// Opens a file and finds its shard. `committed` answers the position of a shard in the lake. Once `stop` is cancelled a
+    /// pipe ends with what it has given.
     ///
     /// Returns `None` for a file without a first line.
     ///
     /// # Errors
-    /// The file cannot be read; or standard input began like something committed and then differed, which cannot be
-    /// told in time to start over.
+    /// The file cannot be read, or is no lines of events; or a pipe began like something committed and then differed, which
+    /// cannot be told in time to start over.
     pub fn open(
         path: &Path,
+        stop: &CancellationToken,
         committed: impl Fn(&ShardKey) -> Option<SequenceNumber>,
     ) -> Result<Option<Self>, SourceError> {
         let name = path.display().to_string();
         let fail = |source| SourceError::File { path: name.clone(), source };
-        let mut input = unpack(path).map_err(fail)?;
-        let Some(first) = read_line(input.as_mut(), &Sha256::new()).map_err(fail)? else { return Ok(None) };
-        let base = shard_name(&first.bytes);
+        let mut input = Input::open(path, stop).map_err(fail)?;
+        let head = input.fill_buf().map_err(fail)?;
+        let other = shape::other_than_lines(&head[..head.len().min(shape::HEAD_BYTES)], &name);
+        let first = read_first(&mut input).map_err(fail)?;
+        if first.is_empty() {
+            return Ok(None);
+        }
+        let base = shard_name(content(&first));
         // Every shard that began with this line, until one that is free.
         let mut known = Vec::new();
         let free = loop {
@@ -127,21 +106,23 @@ impl FileReader {
             input,
             hasher: Sha256::new(),
             offset: 0,
-            first: Some(first),
+            first,
             shard: free,
             skip_to: 0,
             torn_bytes: None,
         };
         if known.is_empty() {
-            return Ok(Some(reader));
+            return match other {
+                Some(what) => Err(SourceError::Invalid(format!("{name} {what}"))),
+                None => Ok(Some(reader)),
+            };
         }
-        let end = known.iter().map(|(_, offset, _)| *offset).max().unwrap_or(0);
         let mut matched: Option<(ShardKey, u64)> = None;
         let mut marks: Vec<u64> = known.iter().map(|(_, offset, _)| *offset).collect();
         marks.sort_unstable();
         marks.dedup();
         for mark in marks {
-            if !reader.hash_to(mark.min(end)).map_err(fail)? {
+            if !reader.hash_to(mark).map_err(fail)? {
                 break;
             }
             let digest = digest_digits(&reader.hasher);
@@ -149,7 +130,7 @@ impl FileReader {
                 matched = Some((shard.clone(), *offset));
             }
         }
-        if path == Path::new("-") {
+        if reader.input.is_pipe() {
             // What was read is gone; only the longest match, which is where we stand, can be continued.
             return match matched {
                 Some((shard, offset)) if offset == reader.offset => {
@@ -157,26 +138,31 @@ impl FileReader {
                     reader.skip_to = offset;
                     Ok(Some(reader))
                 }
-                _ => Err(SourceError::Invalid(
-                    "standard input begins like a file that is in the lake and then differs; save it to a file and \
-                     ingest that"
-                        .to_owned(),
-                )),
+                _ if stop.is_cancelled() => Ok(None),
+                _ => Err(SourceError::Invalid(format!(
+                    "{} begins like a file that is in the lake and then differs; save it to a file and ingest that",
+                    if name == "-" { "standard input" } else { &name }
+                ))),
             };
         }
         let (shard, offset) = matched.unwrap_or((reader.shard.clone(), 0));
         let mut again = Self {
             name: name.clone(),
-            input: unpack(path).map_err(fail)?,
+            input: Input::open(path, stop).map_err(fail)?,
             hasher: Sha256::new(),
             offset: 0,
-            first: None,
+            first: Vec::new(),
             shard,
             skip_to: offset,
             torn_bytes: None,
         };
         again.hash_to(offset).map_err(fail)?;
         Ok(Some(again))
+    }
+
+    /// Whether what is read here cannot be read again.
+    pub fn is_pipe(&self) -> bool {
+        self.input.is_pipe()
     }
 
     /// The file's shard.
@@ -204,22 +190,20 @@ impl FileReader {
         self.torn_bytes
     }
 
-    /// Reads and hashes up to `offset`; `false` if the file ends before.
+    /// Reads and hashes up to `offset`; `false` if the file ends before. An offset may lie inside the first line: where an
+    /// earlier run took it without its line break.
     fn hash_to(&mut self, offset: u64) -> std::io::Result<bool> {
-        if let Some(first) = self.first.take() {
-            if offset < self.offset + first.length as u64 {
-                self.first = Some(first);
-                return Ok(false);
-            }
-            self.hasher = first.hasher;
-            self.offset += first.length as u64;
-        }
+        let length_to = |at: u64| usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX);
+        let take = self.first.len().min(length_to(self.offset));
+        self.hasher.update(&self.first[..take]);
+        self.first.drain(..take);
+        self.offset += take as u64;
         while self.offset < offset {
             let buffer = self.input.fill_buf()?;
             if buffer.is_empty() {
                 return Ok(false);
             }
-            let take = buffer.len().min(usize::try_from(offset - self.offset).unwrap_or(usize::MAX));
+            let take = buffer.len().min(length_to(self.offset));
             self.hasher.update(&buffer[..take]);
             self.input.consume(take);
             self.offset += take as u64;
@@ -235,10 +219,12 @@ impl FileReader {
         let mut records = Vec::new();
         let mut bytes = 0;
         while bytes < CHUNK_BYTES && records.len() < CHUNK_LINES {
-            let line = match self.first.take() {
-                Some(first) => Ok(Some(first)),
-                None => read_line(self.input.as_mut(), &self.hasher),
-            };
+            // What a pipe has given is handed over, and not held until there is more.
+            if !records.is_empty() && self.input.may_wait() {
+                break;
+            }
+            let first = std::mem::take(&mut self.first);
+            let line = read_line(&mut first.as_slice().chain(&mut self.input), &self.hasher);
             let line = line.map_err(|source| SourceError::File { path: self.name.clone(), source })?;
             let Some(line) = line else { break };
             if !line.ended && !is_whole_object(&line.bytes) {
@@ -285,20 +271,17 @@ pub fn plain_bytes(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().filter(|m| m.is_file() && !packed).map(|m| m.len())
 }
 
-fn unpack(path: &Path) -> std::io::Result<Box<dyn BufRead + Send>> {
-    const BUFFER: usize = 1 << 18;
-    let input: Box<dyn Read + Send> =
-        if path == Path::new("-") { Box::new(std::io::stdin()) } else { Box::new(std::fs::File::open(path)?) };
-    let mut input = BufReader::with_capacity(BUFFER, input);
-    // The content decides, not the name: files get renamed, and standard input has none.
-    let head = input.fill_buf()?;
-    if head.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(input))));
-    }
-    if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        return Ok(Box::new(BufReader::with_capacity(BUFFER, zstd::stream::read::Decoder::with_buffer(input)?)));
-    }
-    Ok(Box::new(input))
+/// The first line with its line break; of one that is too long, as much as is held.
+fn read_first(input: &mut Input) -> std::io::Result<Vec<u8>> {
+    let mut first = Vec::new();
+    input.take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut first)?;
+    Ok(first)
+}
+
+/// A line without its line break.
+fn content(line: &[u8]) -> &[u8] {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 struct Line {
@@ -312,9 +295,9 @@ struct Line {
 }
 
 /// Reads a line; `before` is the digest of all that precedes it.
-fn read_line(input: &mut (impl BufRead + ?Sized), before: &Sha256) -> std::io::Result<Option<Line>> {
+fn read_line(input: &mut impl BufRead, before: &Sha256) -> std::io::Result<Option<Line>> {
     let mut bytes = Vec::new();
-    let mut length = input.take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut bytes)?;
+    let mut length = input.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut bytes)?;
     if length == 0 {
         return Ok(None);
     }
@@ -334,15 +317,12 @@ fn read_line(input: &mut (impl BufRead + ?Sized), before: &Sha256) -> std::io::R
         length += take;
         ended = end.is_some();
     }
-    for end in [b'\n', b'\r'] {
-        if bytes.last() == Some(&end) {
-            bytes.pop();
-        }
-    }
+    bytes.truncate(content(&bytes).len());
     Ok(Some(Line { bytes, hasher, length, ended }))
 }
 
 fn is_whole_object(bytes: &[u8]) -> bool {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
         && serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
 }
@@ -400,30 +380,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.ndjson");
         std::fs::write(&path, "{\"a\":1}\n{\"b\":2}\n").unwrap();
-        let mut reader = FileReader::open(&path, |_| None).unwrap().unwrap();
+        let mut reader = FileReader::open(&path, &CancellationToken::new(), |_| None).unwrap().unwrap();
         let shard = reader.shard().clone();
         let (lines, position) = drain(&mut reader);
         assert_eq!(lines, ["{\"a\":1}", "{\"b\":2}"]);
         let lake = |key: &ShardKey| (*key == shard).then(|| position.clone().unwrap());
 
-        let mut again = FileReader::open(&path, lake).unwrap().unwrap();
+        let mut again = FileReader::open(&path, &CancellationToken::new(), lake).unwrap().unwrap();
         assert_eq!((again.shard(), again.resumed_at()), (&shard, 16));
         assert!(drain(&mut again).0.is_empty());
 
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"c\":3}\n{\"torn").unwrap();
-        let mut grown = FileReader::open(&path, lake).unwrap().unwrap();
+        let mut grown = FileReader::open(&path, &CancellationToken::new(), lake).unwrap().unwrap();
         assert_eq!(drain(&mut grown).0, ["{\"c\":3}"]);
         assert_eq!(grown.torn_bytes(), Some(6));
 
         let other = folder.path().join("b.ndjson");
         std::fs::write(&other, "{\"a\":1}\n{\"x\":2}\n{\"c\":3}\n").unwrap();
-        let mut other = FileReader::open(&other, lake).unwrap().unwrap();
+        let mut other = FileReader::open(&other, &CancellationToken::new(), lake).unwrap().unwrap();
         assert_eq!(other.shard().shard(), format!("{}-1", shard.shard()));
         assert_eq!(drain(&mut other).0.len(), 3);
 
         let shorter = folder.path().join("c.ndjson");
         std::fs::write(&shorter, "{\"a\":1}\n").unwrap();
-        let mut shorter = FileReader::open(&shorter, lake).unwrap().unwrap();
+        let mut shorter = FileReader::open(&shorter, &CancellationToken::new(), lake).unwrap().unwrap();
         assert_eq!(drain(&mut shorter).0.len(), 1, "a shorter file holds a record that was never seen under its shard");
     }
 
@@ -440,7 +420,7 @@ mod tests {
         let zst = folder.path().join("a.zst");
         std::fs::write(&zst, zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap();
         let read = |path: &Path| {
-            let mut reader = FileReader::open(path, |_| None).unwrap().unwrap();
+            let mut reader = FileReader::open(path, &CancellationToken::new(), |_| None).unwrap().unwrap();
             (reader.shard().clone(), drain(&mut reader))
         };
         assert_eq!(read(&plain).1.0, ["{\"a\":1}", "{\"b\":2}"]);

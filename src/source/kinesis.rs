@@ -7,19 +7,19 @@
 //! later than this shard, with `--from latest`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
-use tokio::time::Instant;
 
 use super::{Retries, SequenceNumber, ShardKey, SourceError, StartAt};
-use crate::backoff::Backoff;
+use crate::backoff::{Alarm, Backoff};
 use crate::lake::AwsSettings;
 
-pub use super::shard::read;
+pub use super::shard::{Begin, read};
 
 /// How long the service may refuse before the caller hears of it.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -47,6 +47,28 @@ pub struct Listed {
     pub parents: Vec<ShardKey>,
     /// Whether it takes no more records.
     pub closed: bool,
+    /// None of its records has a sequence number below this one.
+    pub starts: Option<SequenceNumber>,
+}
+
+/// Whether a shard can be read any further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It takes records.
+    Open,
+    /// It has an end.
+    Closed,
+    /// The stream does not list it.
+    Gone,
+}
+
+/// A stream that is deleted and made again under its name is another stream: its shard ids begin anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incarnation {
+    /// The name under which the lake keeps its shards: the stream's own for the first one that the lake has read.
+    pub name: String,
+    /// When it was made, in milliseconds since the epoch.
+    pub created_ms: i64,
 }
 
 /// The shards of a stream, and for how long it keeps records.
@@ -63,6 +85,8 @@ pub struct Listing {
 pub struct Kinesis {
     client: Client,
     stream: String,
+    /// The incarnation that is read; see [`Incarnation`].
+    incarnation: Arc<OnceLock<Incarnation>>,
     retries: Retries,
 }
 
@@ -83,7 +107,12 @@ impl Kinesis {
         // One place decides what is tried again, and for how long; and no call waits for an answer for ever.
         let timeouts = TimeoutConfig::builder().operation_attempt_timeout(CALL_PATIENCE).build();
         let config = config.into_builder().timeout_config(timeouts).retry_config(RetryConfig::disabled()).build();
-        Ok(Self { client: Client::new(&config), stream: stream.to_owned(), retries: Retries::default() })
+        Ok(Self {
+            client: Client::new(&config),
+            stream: stream.to_owned(),
+            incarnation: Arc::default(),
+            retries: Retries::default(),
+        })
     }
 
     /// How often calls were tried again.
@@ -100,27 +129,87 @@ impl Kinesis {
         &self.client
     }
 
+    /// The name under which the lake keeps the shards.
+    pub fn name(&self) -> &str {
+        self.incarnation.get().map_or(&self.stream, |incarnation| &incarnation.name)
+    }
+
+    /// When the stream was made, in milliseconds since the epoch; 0 before [`Self::reads`] was told.
+    pub fn created_ms(&self) -> i64 {
+        self.incarnation.get().map_or(0, |incarnation| incarnation.created_ms)
+    }
+
+    /// Says which incarnation is read, once and before any shard is listed.
+    pub fn reads(&self, incarnation: Incarnation) {
+        // The first word stands.
+        let _ = self.incarnation.set(incarnation);
+    }
+
+    /// When the stream was made, in milliseconds since the epoch, and its retention likewise.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub async fn describe(&self) -> Result<(i64, i64), SourceError> {
+        let mut retry = Retry::new("DescribeStreamSummary", self);
+        loop {
+            match self.client.describe_stream_summary().stream_name(&self.stream).send().await {
+                Ok(answer) => {
+                    let summary = answer.stream_description_summary();
+                    let created = summary.and_then(|s| s.stream_creation_timestamp().to_millis().ok());
+                    // Without it nobody knows which stream this is: somebody else's answer must not make it another one.
+                    if let (Some(summary), Some(created_ms)) = (summary, created.filter(|ms| *ms > 0)) {
+                        let hours = summary.retention_period_hours().max(1);
+                        return Ok((created_ms, i64::from(hours) * 3_600_000));
+                    }
+                    retry.odd("the answer does not tell when the stream was created").await?;
+                }
+                Err(error) => retry.failed(&error).await?,
+            }
+        }
+    }
+
     /// All shards that the stream still lists, and its retention.
     ///
     /// # Errors
-    /// The service refuses for good, or for longer than ten minutes.
+    /// The service refuses for good, or for longer than ten minutes; or it is another stream by now.
     pub async fn list(&self) -> Result<Listing, SourceError> {
-        let mut retry = Retry::new("DescribeStreamSummary", self);
-        let retention_hours = loop {
-            match self.client.describe_stream_summary().stream_name(&self.stream).send().await {
-                Ok(answer) => break answer.stream_description_summary().map_or(24, |s| s.retention_period_hours()),
-                Err(error) => retry.failed(&error).await?,
-            }
-        };
-        let shards = self.list_shards().await?;
-        Ok(Listing { shards, retention_ms: i64::from(retention_hours.max(1)) * 3_600_000 })
+        let (created_ms, retention_ms) = self.describe().await?;
+        if self.incarnation.get().is_some_and(|read| read.created_ms != created_ms) {
+            let stream = &self.stream;
+            return Err(SourceError::Invalid(format!(
+                "stream {stream} was deleted and made again while it was read; run the same command again to read the new one"
+            )));
+        }
+        Ok(Listing { shards: self.list_shards().await?, retention_ms })
+    }
+
+    /// How a shard stands now, by a listing that begins now.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub(super) async fn place(&self, shard: &ShardKey) -> Result<Place, SourceError> {
+        let listed = self.list_shards().await?;
+        Ok(match listed.iter().find(|listed| listed.shard == *shard) {
+            None => Place::Gone,
+            Some(listed) if listed.closed => Place::Closed,
+            Some(_) => Place::Open,
+        })
+    }
+
+    /// Whether what a lake holds under the names of the stream's shards was read of another stream: a position before a
+    /// shard's first record, or the end of a shard that is open. `ledger` must have been read before.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub async fn is_another_than(&self, ledger: &BTreeMap<ShardKey, Progress>) -> Result<bool, SourceError> {
+        Ok(contradicts(&self.list_shards().await?, ledger))
     }
 
     async fn list_shards(&self) -> Result<Vec<Listed>, SourceError> {
-        let mut found = Vec::new();
+        let mut found: BTreeMap<ShardKey, Listed> = BTreeMap::new();
         let mut token: Option<String> = None;
         let mut retry = Retry::new("ListShards", self);
-        loop {
+        for _ in 0..PAGES_MAX {
             // The service wants a name or a token, never both.
             let request = self.client.list_shards();
             let request = match &token {
@@ -136,21 +225,81 @@ impl Kinesis {
             };
             for shard in page.shards() {
                 let key = |id: &str| {
-                    ShardKey::new(&self.stream, id).ok_or_else(|| {
+                    ShardKey::new(self.name(), id).ok_or_else(|| {
                         SourceError::Invalid(format!("stream {} lists a shard with the odd id {id:?}", self.stream))
                     })
                 };
                 let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
                 let parents = parents.into_iter().flatten().map(key).collect::<Result<_, _>>()?;
-                let closed = shard.sequence_number_range().is_some_and(|r| r.ending_sequence_number().is_some());
-                found.push(Listed { shard: key(shard.shard_id())?, parents, closed });
+                let range = shard.sequence_number_range();
+                let closed = range.is_some_and(|r| r.ending_sequence_number().is_some());
+                let starts = range.and_then(|r| SequenceNumber::parse(r.starting_sequence_number()));
+                let key = key(shard.shard_id())?;
+                found.insert(key.clone(), Listed { shard: key, parents, closed, starts });
             }
-            token = page.next_token().map(str::to_owned);
+            if found.len() > SHARDS_MAX {
+                return Err(self.odd("it lists more shards than any stream has"));
+            }
+            let next = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
+            if next.is_some() && next == token {
+                return Err(self.odd("the list of its shards does not end: a page names itself as the next one"));
+            }
+            token = next;
             if token.is_none() {
-                return Ok(found);
+                let found: Vec<Listed> = found.into_values().collect();
+                return match circular(&found) {
+                    Some(shard) => Err(self.odd(&format!("shard {} is its own ancestor", shard.shard()))),
+                    None if found.is_empty() => Err(self.odd("it lists no shard")),
+                    None => Ok(found),
+                };
+            }
+        }
+        Err(self.odd("the list of its shards does not end"))
+    }
+
+    fn odd(&self, what: &str) -> SourceError {
+        SourceError::Invalid(format!("stream {}: {what}; check --endpoint-url", self.stream))
+    }
+}
+
+/// Pages of a list of shards, of up to a thousand each: far more than any stream has.
+const PAGES_MAX: usize = 10_000;
+/// Shards in all of them. (A stream has 20,000 open ones at most.)
+const SHARDS_MAX: usize = 500_000;
+
+fn contradicts(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> bool {
+    listed.iter().any(|shard| match ledger.get(&shard.shard).and_then(|progress| progress.position.as_ref()) {
+        None => false,
+        Some(position) if position.is_shard_end() => !shard.closed,
+        Some(position) => shard.starts.as_ref().is_some_and(|starts| position < starts),
+    })
+}
+
+/// A shard that is its own ancestor: nothing of such a lineage could ever be read.
+fn circular(listed: &[Listed]) -> Option<&ShardKey> {
+    let mut waits: BTreeMap<&ShardKey, usize> = listed.iter().map(|s| (&s.shard, 0)).collect();
+    let mut children: BTreeMap<&ShardKey, Vec<&ShardKey>> = BTreeMap::new();
+    for shard in listed {
+        for parent in shard.parents.iter().filter(|parent| waits.contains_key(parent)).collect::<Vec<_>>() {
+            children.entry(parent).or_default().push(&shard.shard);
+            if let Some(waits) = waits.get_mut(&shard.shard) {
+                *waits += 1;
             }
         }
     }
+    let mut free: Vec<&ShardKey> = waits.iter().filter(|(_, n)| **n == 0).map(|(shard, _)| *shard).collect();
+    while let Some(shard) = free.pop() {
+        waits.remove(shard);
+        for child in children.get(shard).into_iter().flatten() {
+            if let Some(n) = waits.get_mut(child) {
+                *n -= 1;
+                if *n == 0 {
+                    free.push(child);
+                }
+            }
+        }
+    }
+    waits.keys().next().copied()
 }
 
 /// What the ledger says of a shard, as far as lineage cares.
@@ -182,7 +331,8 @@ pub fn ready(
     }
     let begin = match from {
         From::TrimHorizon | From::Latest => StartAt::TrimHorizon,
-        From::Timestamp(ms) => StartAt::Timestamp(ms),
+        // 0 stands for the horizon in the ledger.
+        From::Timestamp(ms) => StartAt::Timestamp(ms.max(1)),
     };
     let names: BTreeSet<&ShardKey> = listed.iter().map(|s| &s.shard).collect();
     let skipped = ancestors(listed, ledger);
@@ -239,18 +389,18 @@ pub(super) struct Retry {
     action: &'static str,
     stream: String,
     retries: Retries,
-    since: Option<Instant>,
+    alarm: Alarm,
     backoff: Backoff,
 }
 
 impl Retry {
     pub(super) fn new(action: &'static str, kinesis: &Kinesis) -> Self {
         let (stream, retries) = (kinesis.stream.clone(), kinesis.retries.clone());
-        Self { action, stream, retries, since: None, backoff: Backoff::new(100, 5_000) }
+        Self { action, stream, retries, alarm: Alarm::default(), backoff: Backoff::new(100, 5_000) }
     }
 
     pub(super) fn succeeded(&mut self) {
-        self.since = None;
+        self.alarm.succeeded();
         self.backoff.reset();
     }
 
@@ -259,39 +409,93 @@ impl Retry {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        let code = error.code().unwrap_or_default();
-        let remedy = match code {
-            "ResourceNotFoundException" => Some("check the name of the stream, the region and the account"),
-            "AccessDeniedException" | "AccessDenied" => Some(
-                "allow kinesis:ListShards, DescribeStreamSummary, GetShardIterator and GetRecords for these credentials",
-            ),
-            "KMSDisabledException"
-            | "KMSInvalidStateException"
-            | "KMSAccessDeniedException"
-            | "KMSNotFoundException" => {
-                Some("enable the stream's KMS key, and allow kms:Decrypt for these credentials")
-            }
-            "UnrecognizedClientException" | "InvalidSignatureException" | "IncompleteSignature" => {
-                Some("check the credentials, and the clock of this machine")
-            }
-            "InvalidArgumentException" | "ValidationException" => Some("check --from and the name of the stream"),
-            _ if matches!(error, SdkError::ConstructionFailure(_)) => Some("check the region and the credentials"),
-            _ => None,
-        };
-        let since = *self.since.get_or_insert_with(Instant::now);
-        let given_up = remedy.is_none() && since.elapsed() > PATIENCE;
-        if remedy.is_some() || given_up {
-            return Err(SourceError::Kinesis {
-                action: self.action,
-                stream: self.stream.clone(),
-                reason: describe(error),
-                remedy: remedy.unwrap_or("the service failed for ten minutes; run the same command again"),
-            });
+        match judge(error) {
+            Verdict::Hopeless(remedy) => Err(self.given_up(describe(error), remedy)),
+            Verdict::MayPass(hint) => self.again(error.code().unwrap_or("no_answer"), describe(error), hint).await,
         }
-        self.retries.count(self.action, if code.is_empty() { "no_answer" } else { code });
-        tracing::warn!(action = self.action, stream = self.stream, error = %describe(error), "trying again");
+    }
+
+    /// As [`Retry::failed`], for what the service calls a success and what is none.
+    pub(super) async fn odd(&mut self, reason: &str) -> Result<(), SourceError> {
+        self.again("odd_answer", reason.to_owned(), NO_ANSWER_OF_KINESIS).await
+    }
+
+    async fn again(&mut self, code: &str, reason: String, hint: &'static str) -> Result<(), SourceError> {
+        let (lasted, is_loud) = self.alarm.failed(Instant::now());
+        if lasted > PATIENCE {
+            return Err(self.given_up(reason, hint));
+        }
+        self.retries.count(self.action, code);
+        let (action, stream, seconds) = (self.action, self.stream.as_str(), lasted.as_secs());
+        match is_loud {
+            true => tracing::error!(action, stream, seconds, error = %reason, hint, "still failing, trying again"),
+            // Failures that pass sooner are nobody's trouble.
+            false if lasted < TELL_AFTER => tracing::info!(action, stream, error = %reason, "trying again"),
+            false => tracing::warn!(action, stream, seconds, error = %reason, "trying again"),
+        }
         tokio::time::sleep(self.backoff.pause()).await;
         Ok(())
+    }
+
+    fn given_up(&self, reason: String, remedy: &'static str) -> SourceError {
+        SourceError::Kinesis { action: self.action, stream: self.stream.clone(), reason, remedy }
+    }
+}
+
+const TELL_AFTER: Duration = Duration::from_secs(2);
+const NO_ANSWER_OF_KINESIS: &str =
+    "that is no answer of Kinesis: check --endpoint-url, and whether a proxy stands in between";
+
+/// What an error means.
+pub(crate) enum Verdict {
+    /// Trying again is of no use; what to do.
+    Hopeless(&'static str),
+    /// It may pass; where to look if it does not.
+    MayPass(&'static str),
+}
+
+/// What an error of any AWS service means, by its kind and its code, never by its words.
+pub(crate) fn judge<E>(error: &SdkError<E>) -> Verdict
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    use Verdict::{Hopeless, MayPass};
+    if let Some(error) = crate::lake::aws::credentials_error(error) {
+        return match crate::lake::aws::is_hopeless(error) {
+            true => Hopeless("give --profile, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            false => MayPass("what gives out the credentials fails: check the profile, the role and the network"),
+        };
+    }
+    match error.code() {
+        Some("ResourceNotFoundException") => Hopeless("check the name of the stream, the region and the account"),
+        Some("AccessDeniedException" | "AccessDenied") => Hopeless(
+            "allow kinesis:ListShards, DescribeStreamSummary, GetShardIterator and GetRecords for these credentials",
+        ),
+        Some(
+            "KMSDisabledException" | "KMSInvalidStateException" | "KMSAccessDeniedException" | "KMSNotFoundException",
+        ) => Hopeless("enable the stream's KMS key, and allow kms:Decrypt for these credentials"),
+        Some("UnrecognizedClientException" | "InvalidSignatureException" | "IncompleteSignature") => {
+            Hopeless("check the credentials, and the clock of this machine")
+        }
+        Some("InvalidArgumentException" | "ValidationException") => Hopeless("check --from and the name of the stream"),
+        Some("ExpiredTokenException" | "ExpiredToken" | "RequestExpired") => {
+            MayPass("the credentials have expired: renew them; and check the clock of this machine")
+        }
+        Some("ProvisionedThroughputExceededException" | "LimitExceededException" | "ThrottlingException") => {
+            MayPass("other readers use up what these shards give: stop them, or add shards")
+        }
+        Some(_) => MayPass("the service refuses: see its status page and the quotas of the account"),
+        None => match error {
+            SdkError::ConstructionFailure(_) => Hopeless("check the region and the credentials"),
+            SdkError::DispatchFailure(_) | SdkError::TimeoutError(_) => {
+                MayPass("no answer: check the network, the region and --endpoint-url")
+            }
+            _ => match error.raw_response().map(|answer| answer.status().as_u16()) {
+                Some(300..=399) => MayPass("the endpoint sends elsewhere: check --endpoint-url and the region"),
+                Some(500..) => MayPass("the service, or a proxy before it, fails"),
+                _ => MayPass(NO_ANSWER_OF_KINESIS),
+            },
+        },
     }
 }
 
@@ -300,10 +504,18 @@ pub(crate) fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    match (error.code(), error.message()) {
-        (Some(code), Some(message)) => format!("{code}: {message}"),
-        (Some(code), None) => code.to_owned(),
-        _ => {
+    if let Some(error) = crate::lake::aws::credentials_error(error) {
+        return crate::lake::aws::describe_credentials(error);
+    }
+    match (error.code(), error.message(), error.raw_response()) {
+        (Some(code), Some(message), _) => format!("{code}: {message}"),
+        (Some(code), None, _) => code.to_owned(),
+        (None, _, Some(answer)) => {
+            let kind = answer.headers().get("content-type").unwrap_or("no content type");
+            let to = answer.headers().get("location").map(|to| format!(" to {to}")).unwrap_or_default();
+            format!("answered {}{to} ({kind}), which is no answer of the service", answer.status().as_u16())
+        }
+        (None, _, None) => {
             let mut text = error.to_string();
             let mut cause = std::error::Error::source(error);
             while let Some(inner) = cause {
@@ -328,6 +540,7 @@ mod tests {
             shard: key(name),
             parents: parents.iter().map(|p| key(p)).collect(),
             closed: *closed,
+            starts: SequenceNumber::parse("100"),
         };
         spec.iter().map(shard).collect()
     }
@@ -361,6 +574,28 @@ mod tests {
         check(shards, &[("a", "5"), ("d", "end")], from, &["a"]);
         check(shards, &[("a", "end"), ("d", "end"), ("b", ""), ("c", "9")], from, &["b", "c"]);
         check(shards, &[("a", "end"), ("d", "end"), ("b", "1"), ("c", "end")], from, &["b", "e"]);
+    }
+
+    #[test]
+    fn a_lineage_that_bites_its_tail_is_found() {
+        let found = |shards: &[(&str, &[&str], bool)]| circular(&listed(shards)).map(|s| s.shard().to_owned());
+        assert_eq!(
+            found(&[("a", &[], true), ("d", &["gone"], true), ("b", &["a"], false), ("c", &["a", "d"], false)]),
+            None
+        );
+        assert_eq!(found(&[("a", &["a"], false)]).as_deref(), Some("a"));
+        assert_eq!(found(&[("x", &[], false), ("a", &["b"], false), ("b", &["a"], false)]).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn positions_of_another_stream_are_known() {
+        let other =
+            |shards: &[(&str, &[&str], bool)], known: &[(&str, &str)]| contradicts(&listed(shards), &ledger(known));
+        assert!(other(&[("a", &[], false)], &[("a", "99")]), "before its first record");
+        assert!(other(&[("a", &[], false)], &[("a", "end")]), "ended, and open");
+        assert!(!other(&[("a", &[], false)], &[("a", "100")]));
+        assert!(!other(&[("a", &[], true)], &[("a", "end")]));
+        assert!(!other(&[("a", &[], false)], &[("a", ""), ("gone", "7")]), "nothing read, or trimmed");
     }
 
     #[test]

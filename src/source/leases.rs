@@ -28,6 +28,8 @@ pub struct Options {
     pub table: String,
     /// This worker's name in it; one of a kind.
     pub worker: String,
+    /// The lake whose checkpoints it holds: the number that is its own.
+    pub lake: String,
     /// A lease that was seen unchanged for this long has expired. Renewed at a third of it.
     pub failover: Duration,
 }
@@ -35,8 +37,10 @@ pub struct Options {
 /// Where an application of the Kinesis Client Library left a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Imported {
-    /// The last record that it was done with, or the end; `None` when it had not begun.
+    /// The number before the record that its checkpoint names, or the end; `None` when it had not begun.
     pub position: Option<SequenceNumber>,
+    /// How many parts of that record are done: a plain record is one part.
+    pub parts_done: i64,
     /// Where to begin then.
     pub from: StartAt,
 }
@@ -68,13 +72,14 @@ pub async fn import(aws: &AwsSettings, table: &str, stream: &str) -> Result<BTre
 fn imported(lease: &plan::Lease) -> Option<Imported> {
     let from = StartAt::TrimHorizon;
     match lease.checkpoint.as_str() {
-        plan::SHARD_END => Some(Imported { position: Some(SequenceNumber::shard_end()), from }),
-        "TRIM_HORIZON" | "LATEST" | "AT_TIMESTAMP" => Some(Imported { position: None, from }),
+        plan::SHARD_END => Some(Imported { position: Some(SequenceNumber::shard_end()), parts_done: 0, from }),
+        "TRIM_HORIZON" | "LATEST" | "AT_TIMESTAMP" => Some(Imported { position: None, parts_done: 0, from }),
         digits => {
-            let done = SequenceNumber::parse(digits)?;
-            // In the midst of an aggregate: whether its last record was done is not told, so all of it comes again.
-            let position = if lease.checkpoint_sub_sequence > 0 { done.before()? } else { done };
-            Some(Imported { position: Some(position), from })
+            // KCL begins at the record that the checkpoint names, and passes over its parts up to the one that is named: the
+            // record may be an aggregate, also when that is its first part.
+            let at = SequenceNumber::parse(digits)?;
+            let parts_done = lease.checkpoint_sub_sequence.clamp(0, i64::from(u32::MAX)) + 1;
+            Some(Imported { position: Some(at.before()?), parts_done, from })
         }
     }
 }
@@ -103,14 +108,16 @@ mod tests {
                 checkpoint_sub_sequence: sub,
                 asked_by: None,
                 stream: None,
+                lake: None,
+                session: None,
             })
-            .map(|i| i.position.map(|p| p.to_string()))
+            .map(|i| (i.position.map(|p| p.to_string()), i.parts_done))
         };
-        assert_eq!(check("TRIM_HORIZON", 0), Some(None));
-        assert_eq!(check("LATEST", 0), Some(None));
-        assert_eq!(check("4959", 0), Some(Some("4959".to_owned())));
-        assert_eq!(check("4960", 3), Some(Some("4959".to_owned())));
-        assert_eq!(check("SHARD_END", 0), Some(Some("9".repeat(72))));
+        assert_eq!(check("TRIM_HORIZON", 0), Some((None, 0)));
+        assert_eq!(check("LATEST", 0), Some((None, 0)));
+        assert_eq!(check("4960", 0), Some((Some("4959".to_owned()), 1)));
+        assert_eq!(check("4960", 3), Some((Some("4959".to_owned()), 4)));
+        assert_eq!(check("SHARD_END", 0), Some((Some("9".repeat(72)), 0)));
         assert_eq!(check("nonsense", 0), None);
     }
 }

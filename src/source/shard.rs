@@ -1,5 +1,6 @@
 //! Reading one shard of a Kinesis stream to its end.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use aws_sdk_kinesis::primitives::DateTime;
@@ -9,7 +10,7 @@ use futures::StreamExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::kinesis::{Kinesis, Retry};
+use super::kinesis::{Kinesis, Place, Retry};
 use super::{
     Chunk, Delivery, Hold, NobodyListens, Reached, Record, SequenceNumber, ShardKey, Sink, SourceError, StartAt,
 };
@@ -26,7 +27,19 @@ const FETCHES: usize = 4;
 /// What one read may bring.
 const READ_BYTES_MAX: usize = 10 << 20;
 
-/// Reads a shard after `after` (exclusive), or from where it begins, until its end or until `stop`.
+/// Where reading begins.
+#[derive(Debug, Clone)]
+pub struct Begin {
+    /// After this record.
+    pub after: Option<SequenceNumber>,
+    /// At the record that follows it as a number: it was a checkpoint of the Kinesis Client Library, and nobody knows a record
+    /// before it.
+    pub is_imported: bool,
+    /// Where the shard begins as long as there is no record.
+    pub from: StartAt,
+}
+
+/// Reads a shard from where `begin` says, until its end or until `stop`.
 ///
 /// Delivers chunks in order; [`Delivery::Reached`] after each read; [`Delivery::End`] once, behind the last record.
 ///
@@ -35,15 +48,17 @@ const READ_BYTES_MAX: usize = 10 << 20;
 pub async fn read(
     kinesis: Kinesis,
     hold: Hold,
-    mut after: Option<SequenceNumber>,
-    from: StartAt,
+    begin: Begin,
     sink: Sink,
     stop: CancellationToken,
 ) -> Result<(), SourceError> {
+    let Begin { mut after, mut is_imported, from } = begin;
     let mut iterator_retry = Retry::new("GetShardIterator", &kinesis);
     let mut read_retry = Retry::new("GetRecords", &kinesis);
+    let mut end_retry = Retry::new("GetRecords", &kinesis);
     let mut iterator: Option<String> = None;
     let mut next_read = Instant::now();
+    let mut order = Order::after(after.clone());
     loop {
         tokio::select! {
             biased;
@@ -51,17 +66,32 @@ pub async fn read(
             () = tokio::time::sleep_until(next_read) => {}
         }
         let Some(current) = iterator.take() else {
-            match open(&kinesis, &hold.shard, after.as_ref(), from).await {
-                Ok(opened) => {
-                    iterator_retry.succeeded();
-                    iterator = opened;
+            let opened = async {
+                match open(&kinesis, &hold.shard, after.as_ref(), is_imported, from).await {
+                    Ok(Some(opened)) => {
+                        iterator_retry.succeeded();
+                        return Ok::<_, SourceError>(Some(opened));
+                    }
+                    Ok(None) => iterator_retry.odd("the answer holds no iterator").await?,
+                    Err(error) => {
+                        let is_unknown = error.as_service_error().is_some_and(|e| e.is_resource_not_found_exception());
+                        // Of the stream or of the shard: the listing tells, or fails as this did.
+                        if is_unknown && kinesis.place(&hold.shard).await? == Place::Gone {
+                            return Ok(None);
+                        }
+                        iterator_retry.failed(&error).await?;
+                    }
                 }
-                Err(error) => tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    again = iterator_retry.failed(&error) => again?,
-                },
-            }
+                Ok(Some(String::new()))
+            };
+            let opened = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                opened = opened => opened?,
+            };
+            // The stream does not list it any more: the loop finds out what that means.
+            let Some(opened) = opened else { return Ok(()) };
+            iterator = Some(opened).filter(|opened| !opened.is_empty());
             continue;
         };
         let mut reserved = tokio::select! {
@@ -98,10 +128,13 @@ pub async fn read(
         failpoint::hit("read/after");
         let at_ms = chrono::Utc::now().timestamp_millis();
         let began = after.clone();
-        let records = page.records.into_iter().map(record).collect::<Result<Vec<_>, _>>()?;
+        let (has_children, has_lag) = (!page.child_shards().is_empty(), page.millis_behind_latest.is_some());
+        let records = page.records.into_iter().map(|r| record(r, at_ms)).collect::<Result<Vec<_>, _>>()?;
+        let records = order.check(&hold.shard, records)?;
         let quiet = records.is_empty();
         if let Some(last) = records.last() {
             after = Some(last.sequence_number.clone());
+            is_imported = false;
             reserved.shrink_to(records.iter().map(held_bytes).sum());
             tokio::select! {
                 biased;
@@ -113,12 +146,38 @@ pub async fn read(
         } else {
             drop(reserved);
         }
-        let behind_ms = page.millis_behind_latest.unwrap_or(0);
+        let behind_ms = page.millis_behind_latest.unwrap_or(0).max(0);
         // The last records of a shard may come in the same answer as its end.
         let Some(next) = page.next_shard_iterator else {
-            let _ = sink.send(Delivery::End(hold)).await;
-            return Ok(());
+            let place = async {
+                match (has_children, has_lag) {
+                    (true, _) => Ok(Place::Closed),
+                    (false, true) => kinesis.place(&hold.shard).await,
+                    // The service always tells how far behind it is: this is somebody else's answer.
+                    (false, false) => Ok(Place::Open),
+                }
+            };
+            let place = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                place = place => place?,
+            };
+            match place {
+                Place::Closed => {
+                    let _ = sink.send(Delivery::End(hold)).await;
+                    return Ok(());
+                }
+                Place::Gone => return Ok(()),
+                // No end that is no end is committed: it would never be read again.
+                Place::Open => tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    again = end_retry.odd("the answer holds no iterator, and nothing says that the shard ended") => again?,
+                },
+            }
+            continue;
         };
+        end_retry.succeeded();
         iterator = Some(next);
         let caught_up = quiet && behind_ms == 0;
         if caught_up {
@@ -174,13 +233,18 @@ async fn open(
     kinesis: &Kinesis,
     shard: &ShardKey,
     after: Option<&SequenceNumber>,
+    is_imported: bool,
     from: StartAt,
 ) -> Result<
     Option<String>,
     aws_sdk_kinesis::error::SdkError<aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError>,
 > {
     let request = kinesis.client().get_shard_iterator().stream_name(kinesis.stream()).shard_id(shard.shard());
+    let imported = after.filter(|_| is_imported).and_then(SequenceNumber::next);
     let request = match (after, from) {
+        _ if let Some(at) = &imported => {
+            request.shard_iterator_type(ShardIteratorType::AtSequenceNumber).starting_sequence_number(at.as_str())
+        }
         (Some(position), _) => request
             .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
             .starting_sequence_number(position.as_str()),
@@ -192,17 +256,100 @@ async fn open(
     Ok(request.send().await?.shard_iterator)
 }
 
-fn record(record: aws_sdk_kinesis::types::Record) -> Result<Record, SourceError> {
-    let sequence_number = SequenceNumber::parse(&record.sequence_number).ok_or_else(|| {
+/// What a shard has given so far: sequence numbers ascend, and no record is taken twice.
+struct Order {
+    last: Option<SequenceNumber>,
+    /// Numbers of the page before, which a service may give again.
+    before: HashSet<SequenceNumber>,
+}
+
+impl Order {
+    fn after(last: Option<SequenceNumber>) -> Self {
+        Self { before: last.iter().cloned().collect(), last }
+    }
+
+    /// The records that are new.
+    ///
+    /// # Errors
+    /// A record has a number below one that was given before, and was not given itself: to drop it might lose it, and to take
+    /// it would put it before the committed position.
+    fn check(&mut self, shard: &ShardKey, records: Vec<Record>) -> Result<Vec<Record>, SourceError> {
+        let (count, mut page) = (records.len(), HashSet::new());
+        let mut found = Vec::with_capacity(count);
+        for record in records {
+            let number = &record.sequence_number;
+            let is_new = self.last.as_ref().is_none_or(|last| number > last);
+            if !is_new && !self.before.contains(number) && !page.contains(number) {
+                let last = self.last.as_ref().map_or("", SequenceNumber::as_str);
+                return Err(SourceError::Invalid(format!(
+                    "shard {shard} gives sequence number {number} after {last}: in Kinesis they ascend; check --endpoint-url"
+                )));
+            }
+            page.insert(number.clone());
+            if is_new {
+                self.last = Some(number.clone());
+                found.push(record);
+            }
+        }
+        if found.len() < count {
+            tracing::warn!(shard = %shard, records = count - found.len(), "records were given again, and are not taken twice");
+        }
+        if !page.is_empty() {
+            self.before = page;
+        }
+        Ok(found)
+    }
+}
+
+/// A day: how far ahead of our clock a record may have arrived.
+const AHEAD_MS_MAX: i64 = 86_400_000;
+
+fn record(record: aws_sdk_kinesis::types::Record, now_ms: i64) -> Result<Record, SourceError> {
+    let number = SequenceNumber::parse(&record.sequence_number).filter(|number| !number.is_shard_end());
+    let sequence_number = number.ok_or_else(|| {
         let (number, max) = (&record.sequence_number, SequenceNumber::DIGITS_MAX);
-        SourceError::Invalid(format!("sequence number {number:?} is no integer of at most {max} digits"))
+        SourceError::Invalid(format!(
+            "sequence number {number:?} is no integer of at most {max} digits below its largest"
+        ))
     })?;
-    let arrived = record.approximate_arrival_timestamp.and_then(|at| at.to_millis().ok());
+    // The service's clock; what it cannot have said is taken for the nearest that it can.
+    let arrived_ms = record.approximate_arrival_timestamp.and_then(|at| at.to_millis().ok()).unwrap_or(now_ms);
     Ok(Record {
         sequence_number,
-        arrived_at: arrived.unwrap_or(0).saturating_mul(1_000),
+        arrived_at: arrived_ms.clamp(0, now_ms.saturating_add(AHEAD_MS_MAX)).saturating_mul(1_000),
         bytes: Bytes::from(record.data.into_inner()),
         cut: None,
         payloads: Vec::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(numbers: &[u64]) -> Vec<Record> {
+        let record = |n: &u64| Record {
+            sequence_number: SequenceNumber::from_u64(*n),
+            arrived_at: 0,
+            bytes: Bytes::new(),
+            cut: None,
+            payloads: Vec::new(),
+        };
+        numbers.iter().map(record).collect()
+    }
+
+    #[test]
+    fn records_are_taken_once_and_in_order() {
+        let shard = ShardKey::new("s", "a").unwrap();
+        let mut order = Order::after(Some(SequenceNumber::from_u64(4)));
+        let mut check = |numbers: &[u64]| {
+            let found = order.check(&shard, records(numbers)).map_err(|e| e.to_string())?;
+            Ok::<_, String>(found.iter().map(|r| r.sequence_number.to_string()).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(check(&[4, 5, 5, 7]).unwrap(), "5 7");
+        assert_eq!(check(&[4, 5, 7, 8]).unwrap(), "8");
+        assert_eq!(check(&[]).unwrap(), "");
+        assert_eq!(check(&[8]).unwrap(), "");
+        assert!(check(&[6]).unwrap_err().contains("6 after 8"), "it may never have been given");
+    }
 }

@@ -226,3 +226,52 @@ fn damaged_lakes_are_named() {
     std::fs::remove_file(&file).unwrap();
     refused(&run(), 1, &[file.file_name().unwrap().to_str().unwrap()]);
 }
+
+/// A result takes the place of a file without changing who may read it; and one that nobody may write stays.
+#[test]
+fn an_output_file_keeps_its_mode() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "5"]);
+    let lake = folder.path().join("lake");
+    ingest_file(&events, &lake);
+    let mode = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+    let make = |name: &str, mode: u32| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, "secret").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let run = |sql: &str, output: &str| {
+        let args = ["--format", "csv", "-c", sql, "-o", output];
+        query().arg("--lake").arg(&lake).args(args).current_dir(&folder).output().unwrap()
+    };
+    make("private.csv", 0o600);
+    make("kept.csv", 0o444);
+    assert!(run("select 1 as a", "private.csv").status.success());
+    assert_eq!(
+        (mode("private.csv"), std::fs::read_to_string(folder.path().join("private.csv")).unwrap()),
+        (0o600, "a\n1\n".to_owned())
+    );
+    refused(&run("select 1 as a", "kept.csv"), 1, &["kept.csv", "read-only"]);
+    assert_eq!((mode("kept.csv"), std::fs::read(folder.path().join("kept.csv")).unwrap()), (0o444, b"secret".to_vec()));
+    let shown = run("select 1 as a", "-");
+    assert_eq!((text(&shown.stdout).as_str(), folder.path().join("-").exists()), ("a\n1\n", false));
+    refused(&run("\\d current_state", "columns.txt"), 1, &["-o", "backslash"]);
+    assert!(!folder.path().join("columns.txt").exists());
+    // Ended while it writes: nothing is left.
+    let slow = "select a.key from sync_records a, sync_records b, sync_records c, sync_records d, sync_records e, \
+                sync_records f, sync_records g, sync_records h, sync_records i, sync_records j, sync_records k";
+    let child = query().arg("--lake").arg(&lake).args(["-c", slow, "-o", "slow.csv"]).current_dir(&folder).spawn();
+    let mut child = child.unwrap();
+    let staged = || {
+        let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("slow.csv")).count()
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while staged() == 0 {
+        assert!(std::time::Instant::now() < deadline && child.try_wait().unwrap().is_none());
+        std::thread::yield_now();
+    }
+    assert!(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!((child.wait().unwrap().code(), staged()), (Some(143), 0));
+}

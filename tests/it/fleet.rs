@@ -53,13 +53,13 @@ fn a_fleet_that_is_broken_on_purpose_loses_and_doubles_nothing() {
 #[test]
 fn sigkill_at_every_failpoint_loses_and_doubles_nothing() {
     let summary = chaos("sigkill", &[]);
-    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 11);
+    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 12);
 }
 
 #[test]
 fn sigterm_at_every_failpoint_gives_the_leases_back() {
     let summary = chaos("sigterm", &[]);
-    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 11);
+    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 12);
     assert!(summary["slowest_seconds"].as_f64().unwrap() < 60.0, "{summary}");
 }
 
@@ -200,8 +200,80 @@ async fn the_predecessor_is_replaced_without_loss() {
     let taken = format!("select count(*) from sync_records where sequence_number = '{done}'");
     assert_eq!(count(lake, &taken), 0);
     assert_eq!(before, items(table).await, "its table is as it was");
+    // Nor is it taken for one of ours, which would overwrite its checkpoints and read from the beginning.
+    let taken = ingest(stream, &format!("{lake}/taken"), &["--lease-table", "dynamodb:predecessor"]).output().unwrap();
+    refused(&taken, 1, &["Kinesis Client Library", "--import-kcl-checkpoints predecessor"]);
+    assert_eq!(before, items(table).await, "its table is as it was");
     let missing = ingest(stream, &format!("{lake}/other"), &["--import-kcl-checkpoints", "no-such-table"]).output();
     refused(&missing.unwrap(), 1, &["no-such-table", "check the name of the table"]);
+}
+
+/// The predecessor stopped in the midst of an aggregate: the rest of it is read, and what it was done with is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregate_that_was_begun_is_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().to_str().unwrap();
+    let (stream, table) = ("begun", "begun-kcl");
+    create_stream(&client().await, stream, 1).await;
+    put(stream, "p", 1).await;
+    let part = |n: u32| {
+        format!(
+            r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:{n:02x}","dataSetName":"d","operation":"replace","kinesisSyncRecords":[{{"key":"k","value":"v","op":"replace"}}],"lastModifiedDate":1,"syncCount":1}}"#
+        )
+    };
+    let parts: Vec<String> = (2..6).map(part).collect();
+    let packed = synclake::decode::aggregate::pack(&parts.iter().map(|p| p.as_bytes()).collect::<Vec<_>>());
+    let request = client().await.put_record().stream_name(stream).partition_key("p").data(Blob::new(packed));
+    let aggregate = request.send().await.unwrap().sequence_number;
+    put(stream, "p", 6).await;
+    let attribute = AttributeDefinition::builder().attribute_name("leaseKey").attribute_type(ScalarAttributeType::S);
+    let key = KeySchemaElement::builder().attribute_name("leaseKey").key_type(KeyType::Hash);
+    let dynamodb = dynamodb().await;
+    let create = dynamodb.create_table().table_name(table).billing_mode(BillingMode::PayPerRequest);
+    let create = create.attribute_definitions(attribute.build().unwrap()).key_schema(key.build().unwrap());
+    create.send().await.unwrap();
+    let item =
+        dynamodb.put_item().table_name(table).item("leaseKey", AttributeValue::S("shardId-000000000000".to_owned()));
+    let item =
+        item.item("leaseCounter", AttributeValue::N("7".to_owned())).item("checkpoint", AttributeValue::S(aggregate));
+    item.item("checkpointSubSequenceNumber", AttributeValue::N("1".to_owned())).send().await.unwrap();
+    for expected in [3, 3] {
+        let args = ["--until-idle", "1s", "--import-kcl-checkpoints", table];
+        let output = ingest(stream, lake, &args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(count(lake, "select count(*) from sync_records"), expected);
+    }
+    let subs = "select count(*) from sync_records where sub_sequence in (2, 3)";
+    assert_eq!(count(lake, subs), 2, "parts 0 and 1 were done");
+    let report = crate::harness::ok(synclake().args(["verify", "--lake", lake, "--format", "json"]));
+    assert_eq!(serde_json::from_str::<Value>(&report).unwrap()["faults"], serde_json::json!([]), "{report}");
+}
+
+/// Two processes under one name: one of them says so and ends, and the other has the shards.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_workers_with_one_name_one_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().to_str().unwrap();
+    let stream = "namesakes";
+    create_stream(&client().await, stream, 2).await;
+    let args =
+        ["--lease-table", "dynamodb:namesakes", "--worker-id", "one", "--lease-failover", "3s", "--flush-age", "200ms"];
+    let mut first = ingest(stream, lake, &args).spawn().unwrap();
+    let log = std::path::Path::new(lake).join("sync_records/_delta_log");
+    wait_until("a fence", || std::fs::read_dir(&log).is_ok_and(|entries| entries.count() >= 4));
+    let mut second = ingest(stream, lake, &args).spawn().unwrap();
+    let mut ended = None;
+    wait_until("an end", || {
+        ended = [&mut first, &mut second].iter_mut().position(|child| child.try_wait().unwrap().is_some());
+        ended.is_some()
+    });
+    let (lost, stays) = if ended == Some(0) { (first, second) } else { (second, first) };
+    let lost = lost.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&lost.stderr);
+    assert!(lost.status.code() == Some(1) && told.contains("--worker-id"), "{told}");
+    put(stream, "a", 1).await;
+    wait_until("the record", || count(lake, "select count(*) from sync_records") == 1);
+    assert_eq!(terminate(stays).status.code(), Some(0));
 }
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -305,7 +377,7 @@ async fn without_leases_the_last_one_has_it() {
     assert_eq!(count(lake, "select count(distinct identity_id) from sync_records"), 20);
 }
 
-fn get(address: &str, path: &str) -> Option<(u16, String)> {
+pub fn get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = std::net::TcpStream::connect(address).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
     let mut text = String::new();

@@ -186,7 +186,7 @@ async fn payloads_are_fetched_under_guard() {
         .args(["--payload-hosts", &format!("{base},http://localhost:{port},http://127.0.0.1:9")])
         .args(["--payload-patience", "2s", "--lake"])
         .arg(&lake)
-        .env("SYNCLAKE_LOG", "trace")
+        .env("SYNCLAKE_LOG", "trace,synclake=trace")
         .stdout(std::process::Stdio::piped())
         .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
         .spawn()
@@ -263,7 +263,7 @@ fn hidden_secrets_do_not_reach_the_quarantine() {
     let output = synclake()
         .args(["ingest", "--source", &format!("file:{}", events.display()), "--lake"])
         .arg(&lake)
-        .env("SYNCLAKE_LOG", "trace")
+        .env("SYNCLAKE_LOG", "trace,synclake=trace")
         .output()
         .unwrap();
     assert!(output.status.success());

@@ -17,33 +17,45 @@ use serde_json::{Value, json};
 use crate::harness::{count, ok, rows, synclake};
 
 #[derive(Default)]
-struct Shard {
-    parents: Vec<String>,
+pub struct Shard {
+    pub parents: Vec<String>,
     /// Sequence number and data.
-    records: Vec<(u64, String)>,
-    closed: bool,
+    pub records: Vec<(u64, String)>,
+    pub closed: bool,
 }
 
 #[derive(Default)]
-struct Stream {
-    retention_hours: i64,
-    shards: BTreeMap<String, Shard>,
-    behind_ms: i64,
+pub struct Stream {
+    pub retention_hours: i64,
+    pub shards: BTreeMap<String, Shard>,
+    pub behind_ms: i64,
+    /// Seconds since the epoch; 0 is not told.
+    pub created: f64,
+    /// The sequence number that each shard starts at.
+    pub starts: u64,
+    /// Records are asked of somebody who is not the service.
+    pub is_foreign: bool,
+    /// Every read gives everything.
+    pub repeats: bool,
+    pub reads: u64,
+    /// The access key of the last request.
+    pub key: String,
 }
 
 const DAY_MS: i64 = 86_400_000;
 
 impl Stream {
-    fn answer(&self, call: &str, body: &Value) -> Value {
+    fn answer(&mut self, call: &str, body: &Value) -> Value {
+        self.reads += u64::from(call == "GetRecords");
         match call {
             "DescribeStreamSummary" => json!({"StreamDescriptionSummary": {
                 "StreamName": "made-up", "StreamARN": "arn:aws:kinesis:us-east-1:000000000000:stream/made-up",
                 "StreamStatus": "ACTIVE", "RetentionPeriodHours": self.retention_hours,
-                "StreamCreationTimestamp": 1.0, "EnhancedMonitoring": [], "OpenShardCount": 1,
+                "StreamCreationTimestamp": self.created, "EnhancedMonitoring": [], "OpenShardCount": 1,
             }}),
             "ListShards" => {
                 let shard = |(id, Shard { parents, closed, .. }): (&String, &Shard)| {
-                    let mut range = json!({"StartingSequenceNumber": "1"});
+                    let mut range = json!({"StartingSequenceNumber": self.starts.max(1).to_string()});
                     if *closed {
                         range["EndingSequenceNumber"] = "999".into();
                     }
@@ -62,6 +74,7 @@ impl Stream {
                 let after = body["StartingSequenceNumber"].as_str().unwrap_or("0");
                 json!({"ShardIterator": format!("{}/{after}", body["ShardId"].as_str().unwrap())})
             }
+            "GetRecords" if self.is_foreign => json!({"message": "please log in"}),
             "GetRecords" => {
                 let (shard, after) = body["ShardIterator"].as_str().unwrap().split_once('/').unwrap();
                 let after: u64 = after.parse().unwrap();
@@ -71,7 +84,7 @@ impl Stream {
                     json!({"SequenceNumber": number.to_string(), "Data": encode(data.as_bytes()), "PartitionKey": "p",
                            "ApproximateArrivalTimestamp": 1_767_225_600.0})
                 };
-                let found: Vec<_> = records.iter().filter(|(n, _)| *n > after).collect();
+                let found: Vec<_> = records.iter().filter(|(n, _)| *n > after || self.repeats).collect();
                 let last = found.last().map_or(after, |(n, _)| *n);
                 let mut answer = json!({
                     "Records": found.into_iter().map(record).collect::<Vec<_>>(), "MillisBehindLatest": self.behind_ms,
@@ -104,7 +117,7 @@ mod base64_of {
     }
 }
 
-async fn serve(stream: Arc<Mutex<Stream>>) -> String {
+pub async fn serve(stream: Arc<Mutex<Stream>>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -116,10 +129,14 @@ async fn serve(stream: Arc<Mutex<Stream>>) -> String {
                     let stream = stream.clone();
                     async move {
                         let target = request.headers()["x-amz-target"].to_str().unwrap().to_owned();
+                        let signed = request.headers()["authorization"].to_str().unwrap();
+                        let key = signed.split(['=', '/']).nth(1).unwrap().to_owned();
                         let body = request.into_body().collect().await.unwrap().to_bytes();
                         let body: Value = serde_json::from_slice(&body).unwrap();
                         let call = target.rsplit('.').next().unwrap();
-                        let answer = stream.lock().unwrap().answer(call, &body);
+                        let mut stream = stream.lock().unwrap();
+                        stream.key = key;
+                        let answer = stream.answer(call, &body);
                         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer.to_string()))))
                     }
                 });
@@ -131,7 +148,7 @@ async fn serve(stream: Arc<Mutex<Stream>>) -> String {
     url
 }
 
-fn event(n: u64) -> (u64, String) {
+pub fn event(n: u64) -> (u64, String) {
     let event = json!({
         "identityPoolId": "us-east-1:0a", "identityId": format!("us-east-1:{n:02x}"), "dataSetName": "d",
         "operation": "replace", "lastModifiedDate": 1, "syncCount": n,
@@ -140,7 +157,7 @@ fn event(n: u64) -> (u64, String) {
     (n, event.to_string())
 }
 
-fn ingest(endpoint: &str, lake: &str, more: &[&str]) -> std::process::Command {
+pub fn ingest(endpoint: &str, lake: &str, more: &[&str]) -> std::process::Command {
     let mut command = synclake();
     command.args(["ingest", "--source", "kinesis:made-up", "--endpoint-url", endpoint, "--lake", lake]).args(more);
     command
@@ -165,7 +182,7 @@ async fn what_was_trimmed_unread_is_told_once() {
     let child = ingest(&endpoint, lake, &["--flush-age", "100ms"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut child = child.unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !folder.path().join("sync_records/_delta_log/00000000000000000003.json").exists() {
+    while !folder.path().join("sync_records/_delta_log/00000000000000000002.json").exists() {
         assert!(Instant::now() < deadline, "no commit in a minute");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -122,9 +122,13 @@ pub struct IngestArgs {
     /// Bytes that a payload may have, unpacked [default: 16MiB].
     #[arg(long, env = "SYNCLAKE_PAYLOAD_BYTES", value_name = "SIZE", help_heading = "Payloads")]
     pub payload_bytes: Option<String>,
-    /// A payload that cannot be fetched is tried for this long, and no longer than its URL is good [default: 15m].
+    /// A payload that cannot be fetched is tried for this long, and no longer than its URL is good [default: 15m, and
+    /// while its host is out, as long as its URL is good].
     #[arg(long, env = "SYNCLAKE_PAYLOAD_PATIENCE", value_name = "DURATION", help_heading = "Payloads")]
     pub payload_patience: Option<String>,
+    /// Let hosts of payloads have private addresses, as an endpoint for S3 in a VPC does.
+    #[arg(long, env = "SYNCLAKE_PAYLOAD_PRIVATE_ADDRESSES", help_heading = "Payloads")]
+    pub payload_private_addresses: bool,
     /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9464.
     #[arg(long, env = "SYNCLAKE_METRICS", value_name = "ADDRESS", help_heading = "Monitoring")]
     pub metrics: Option<String>,
@@ -157,7 +161,7 @@ pub struct ExtractArgs {
     /// Leave the state as it is; otherwise it is refreshed afterwards, as by `synclake refresh`.
     #[arg(long)]
     pub no_refresh: bool,
-    /// Extract days again that late rows have changed since.
+    /// Extract days again that have changed since: earlier ones first, later ones at the end.
     #[arg(long, conflicts_with = "consumer")]
     pub correct: bool,
     /// In place of a day: all rows that are new since the last success under this name. Needs --out.
@@ -182,6 +186,7 @@ pub struct ExtractArgs {
 Examples:
   synclake verify --lake lake
   synclake verify --lake s3://bucket/lake --format json
+  synclake verify --lake lake --deep
 
 Exits with 1 when something is wrong. Orphans are no fault: no reader of the table sees them, and the next ingest of
 their shard deletes them. Gaps (what the stream had trimmed before it was read) are told and are no fault either: the
@@ -193,6 +198,9 @@ pub struct VerifyArgs {
     /// How the report is written.
     #[arg(long, value_enum, default_value = "human")]
     pub format: ReportFormat,
+    /// Compare the bytes of every file with the digest that was committed with it.
+    #[arg(long)]
+    pub deep: bool,
     #[command(flatten)]
     pub aws: AwsArgs,
 }

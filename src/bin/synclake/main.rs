@@ -1,6 +1,6 @@
 //! `synclake`: parse, check, run.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use synclake::config::{self, File, Unusable};
 use synclake::ingest::{self, Counters};
 use synclake::lake::{AwsSettings, Location, Store};
@@ -31,7 +30,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let _failpoints = synclake::failpoint::setup();
-    let cli = Cli::parse();
+    let (cli, _): (Cli, _) = terminal::parse();
     terminal::QUIET.store(cli.quiet, Ordering::Relaxed);
     terminal::init_logs(if cli.quiet { "error" } else { "warn" });
     let done = run_on_large_stack(cli);
@@ -39,11 +38,13 @@ fn main() -> ExitCode {
 }
 
 fn run_on_large_stack(cli: Cli) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_stack_size(16 << 20)
-        // One reads, three decode, two encode, and the store's own; more threads only hold more idle memory.
-        .max_blocking_threads(8)
+        // Decoders and encoders, and what the Delta kernel blocks until its reads are done. Those run elsewhere
+        // (`lake/apart.rs`), so that no number of threads is too few; more only hold more idle memory.
+        .max_blocking_threads((4 * threads).max(8))
         .build()
         .context("start the runtime")?;
     // A reader that still waits for standard input must not keep a finished run alive.
@@ -69,8 +70,10 @@ async fn run(cli: Cli) -> Result<()> {
     }
 }
 
-fn aws_settings(args: AwsArgs, file: &File) -> AwsSettings {
-    config::aws(args.region, args.endpoint_url, args.profile, file)
+async fn aws_settings(args: AwsArgs, file: &File) -> Result<AwsSettings, Unusable> {
+    let settings = config::aws(args.region, args.endpoint_url, args.profile, file);
+    settings.check().await.map_err(Unusable)?;
+    Ok(settings)
 }
 
 fn required(name: &str, flag: Option<String>, file: &Option<String>) -> Result<String, Unusable> {
@@ -111,16 +114,22 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
         memory_bytes,
         flush_bytes: parsed("flush-bytes", args.flush_bytes, &file.flush_bytes, "2GiB", config::parse_bytes)?,
         flush_age: parsed("flush-age", args.flush_age, &file.flush_age, "60s", config::parse_duration)?,
-        payloads: config::payloads(args.payload_hosts, args.payload_bytes, args.payload_patience, file)?,
+        payloads: config::payloads(
+            args.payload_hosts,
+            args.payload_bytes,
+            args.payload_patience,
+            args.payload_private_addresses,
+            file,
+        )?,
     };
-    let aws = aws_settings(args.aws, file);
+    let aws = aws_settings(args.aws, file).await?;
     let mut total = None;
     let lease_table = args.lease_table.or_else(|| file.lease_table.clone());
     let lease_table = lease_table.map(|text| config::parse_lease_table(&text)).transpose();
     let lease_table = lease_table.map_err(|e| Unusable(format!("--lease-table {e}")))?;
     let failover = parsed("lease-failover", args.lease_failover, &file.lease_failover, "10s", config::parse_duration)?;
     let worker = args.worker_id.unwrap_or_else(config::worker_name);
-    let leases = lease_table.map(|table| leases::Options { table, worker, failover });
+    let leases = lease_table.map(|table| leases::Options { table, worker, failover, lake: String::new() });
     let metrics = args.metrics.or_else(|| file.metrics.clone()).map(|text| {
         let address = text.parse::<std::net::SocketAddr>();
         address.map_err(|_| Unusable(format!("--metrics {text:?} is no address; write 127.0.0.1:9464")))
@@ -188,6 +197,18 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
     refreshing.inspect(tokio::task::JoinHandle::abort);
     bar.finish_and_clear();
     let summary = done?;
+    let unreadable = summary.unreadable.iter().next().map(|(name, error)| {
+        let others = match summary.unreadable.len() {
+            1 => String::new(),
+            count => format!("{count} files could not be read to their end; the first: "),
+        };
+        // The error names the file in most cases, and a chain tells nothing twice.
+        let name = if error.contains(name.as_str()) { String::new() } else { format!("{name}: ") };
+        anyhow::anyhow!("{others}{name}{error}")
+    });
+    if let (Some(error), 0) = (&unreadable, summary.records) {
+        anyhow::bail!("{error}");
+    }
     let quarantined: u64 = summary.quarantined.values().sum();
     let reasons: Vec<String> = summary.quarantined.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
     terminal::say(&format!(
@@ -213,12 +234,13 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
         ));
     }
     let line = serde_json::to_string(&summary).context("encode the summary")?;
-    print_line(&line)
+    print_line(&line)?;
+    unreadable.map_or(Ok(()), Err)
 }
 
 /// Refreshes the state at an interval, within a memory of its own and on one thread: ingest comes first.
 async fn refresh_often(lake: Store, every: Duration) {
-    let limits = query::Limits { memory_bytes: 128 << 20, threads: 1 };
+    let limits = query::Limits { memory_bytes: 128 << 20, threads: 1, ..query::Limits::default() };
     loop {
         tokio::time::sleep(every).await;
         match refresh::run(&lake, &limits, false).await {
@@ -246,7 +268,7 @@ fn print_line(line: &str) -> Result<()> {
 async fn run_extract(args: ExtractArgs, file: &File) -> Result<()> {
     let lake = location("lake", &required("lake", args.lake, &file.lake)?)?;
     let out = args.out.map(|out| location("out", &out)).transpose()?;
-    let aws = aws_settings(args.aws, file);
+    let aws = aws_settings(args.aws, file).await?;
     let lake = Store::open(&lake, &aws).await?;
     let out = match out {
         Some(out) => Some(Store::create(&out, &aws).await?),
@@ -318,9 +340,9 @@ async fn run_extract(args: ExtractArgs, file: &File) -> Result<()> {
 
 async fn run_verify(args: VerifyArgs, file: &File) -> Result<()> {
     let lake = location("lake", &required("lake", args.lake, &file.lake)?)?;
-    let lake = Store::open(&lake, &aws_settings(args.aws, file)).await?;
+    let lake = Store::open(&lake, &aws_settings(args.aws, file).await?).await?;
     let bar = terminal::progress(None, "{spinner} verifying {elapsed}");
-    let report = verify::run(&lake).await;
+    let report = verify::run(&lake, args.deep).await;
     bar.finish_and_clear();
     let report = report?;
     if args.format == ReportFormat::Json {
@@ -328,7 +350,17 @@ async fn run_verify(args: VerifyArgs, file: &File) -> Result<()> {
     } else {
         for (name, table) in &report.tables {
             let (version, files, rows, orphans) = (table.version, table.files, table.rows, table.orphans);
-            print_line(&format!("{name:13} version {version}, {files} files, {rows} rows, {orphans} orphans"))?;
+            let superseded = match table.superseded {
+                0 => String::new(),
+                files => format!(", {files} replaced and not vacuumed"),
+            };
+            let cleaned = match table.log_from {
+                0 => String::new(),
+                first => format!(", log cleaned: nothing before version {first} is checked"),
+            };
+            print_line(&format!(
+                "{name:13} version {version}, {files} files, {rows} rows, {orphans} orphans{superseded}{cleaned}"
+            ))?;
         }
         for (name, shard) in &report.shards {
             let at = if shard.ended {
@@ -353,7 +385,7 @@ async fn run_verify(args: VerifyArgs, file: &File) -> Result<()> {
 
 async fn run_redrive(args: RedriveArgs, file: &File) -> Result<()> {
     let lake = location("lake", &required("lake", args.lake, &file.lake)?)?;
-    let lake = Store::open(&lake, &aws_settings(args.aws, file)).await?;
+    let lake = Store::open(&lake, &aws_settings(args.aws, file).await?).await?;
     let options = redrive::Options { reasons: args.reason.into_iter().collect(), since: args.since };
     let bar = terminal::progress(None, "{spinner} decoding again {elapsed}");
     let report = redrive::run(&lake, &options).await;
@@ -370,7 +402,7 @@ async fn run_redrive(args: RedriveArgs, file: &File) -> Result<()> {
 
 async fn run_refresh(args: RefreshArgs, file: &File) -> Result<()> {
     let lake = location("lake", &required("lake", args.lake, &file.lake)?)?;
-    let lake = Store::open(&lake, &aws_settings(args.aws, file)).await?;
+    let lake = Store::open(&lake, &aws_settings(args.aws, file).await?).await?;
     let bar = terminal::progress(None, "{spinner} refreshing the state {elapsed}");
     let report = refresh::run(&lake, &query::Limits::default(), args.rebuild).await;
     bar.finish_and_clear();
@@ -441,7 +473,7 @@ async fn run_simulate(args: SimulateArgs, file: &File) -> Result<()> {
     let (produced, truth) = if let Some(to) = &args.to {
         let stream = to.strip_prefix("kinesis:").filter(|s| !s.is_empty());
         let stream = stream.ok_or_else(|| Unusable(format!("--to {to:?} is not kinesis:<stream>")))?;
-        let aws = aws_settings(args.aws, file);
+        let aws = aws_settings(args.aws, file).await?;
         let (events, mut received) = tokio::sync::mpsc::channel::<(String, Vec<u8>)>(1_000);
         let maker = tokio::task::spawn_blocking(move || {
             let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
@@ -455,6 +487,10 @@ async fn run_simulate(args: SimulateArgs, file: &File) -> Result<()> {
         publisher.flush().await?;
         maker.await.context("simulate")?.context("simulate")?
     } else {
+        if args.out.is_none() && std::io::stdout().is_terminal() {
+            let text = "events would fill this terminal; add --out FILE, or --out - to see them here";
+            return Err(Unusable(text.to_owned()).into());
+        }
         let path = args.out.as_deref().unwrap_or("-");
         let out: Box<dyn Write + Send> = match path {
             "-" => Box::new(std::io::stdout()),

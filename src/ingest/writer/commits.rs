@@ -13,8 +13,8 @@ use crate::source::{SequenceNumber, ShardKey};
 impl Writer {
     pub(super) async fn commit_quarantine(&mut self, flushed: &mut Flushed) -> Result<(), IngestError> {
         let store = Table::Quarantine.store(&self.lake);
-        let mut rejects = 0;
         loop {
+            let mut rejects = 0;
             let mut files = Vec::new();
             let mut steps = Vec::new();
             for (shard, held) in self.held.iter().filter(|(_, held)| !held.rejected.is_empty()) {
@@ -61,8 +61,9 @@ impl Writer {
         }
     }
 
-    /// Gaps are told before the position moves over them. What a crash between the two leaves is told once all the
-    /// same: the gap ledger's position of a shard is the record that its last gap follows.
+    /// Gaps are committed before the position moves over them. A crash between the two commits repeats no gap: the gap
+    /// ledger holds, for each shard, the record that its last gap follows and when that gap begins. (Two gaps may follow one
+    /// record: nothing was read between them.)
     pub(super) async fn commit_gaps(&mut self) -> Result<(), IngestError> {
         if self.held.values().all(|held| held.gaps.is_empty()) {
             return Ok(());
@@ -73,11 +74,15 @@ impl Writer {
             for gap in std::mem::take(&mut held.gaps) {
                 loop {
                     let expected = ledger.state(shard);
-                    let told = match gap.arrived_until_ms {
-                        Some(_) => gap.after.clone().unwrap_or_else(|| SequenceNumber::from_u64(0)),
-                        None => SequenceNumber::shard_end(),
+                    let told = match gap.whole_rest {
+                        false => gap.after.clone().unwrap_or_else(|| SequenceNumber::from_u64(0)),
+                        true => SequenceNumber::shard_end(),
                     };
-                    if expected.as_ref().is_some_and(|known| known.position.as_ref() >= Some(&told)) {
+                    // The same, not merely one before the last: a run that was killed may come back to less than it had read.
+                    let is_known = |known: &ShardState| {
+                        known.position.as_ref() == Some(&told) && known.read_to_ms == gap.arrived_from_ms
+                    };
+                    if expected.as_ref().is_some_and(is_known) {
                         break;
                     }
                     let number = expected.as_ref().map_or(0, |known| known.number) + 1;
@@ -88,13 +93,18 @@ impl Writer {
                         source,
                     })?;
                     let file = write_batch(&store, path, &[], &row).await?;
-                    let next = ShardState { number, position: Some(told), owner: self.token, ..held.state.clone() };
+                    let next = ShardState {
+                        number,
+                        position: Some(told),
+                        owner: self.token,
+                        read_to_ms: gap.arrived_from_ms,
+                        ..held.state.clone()
+                    };
                     let step = Step { shard: shard.clone(), expected, next };
                     if let Outcome::Committed { version, .. } = ledger.commit(vec![file], &[step]).await? {
                         tracing::error!(
                             shard = %shard, version, after = gap.after.as_ref().map(SequenceNumber::as_str),
-                            "records were trimmed by the stream's retention before they were read; see the table \
-                             gaps, raise the retention, and publish the data again in bulk"
+                            "{}; see the table gaps, and publish the data again in bulk", gap.why.told()
                         );
                         self.counters.gap();
                         break;
@@ -134,7 +144,8 @@ impl Writer {
 
     fn committed(&mut self, step: Step, flushed: &mut Flushed) {
         let Step { shard, next, .. } = step;
-        self.counters.shard_committed(&shard);
+        let work = self.held.get_mut(&shard).map(|held| std::mem::take(&mut held.work)).unwrap_or_default();
+        self.counters.shard_committed(&shard, work);
         if let Some(position) = &next.position {
             flushed.reached.push((shard.clone(), position.clone()));
         }
@@ -145,6 +156,7 @@ impl Writer {
         } else if let Some(held) = self.held.get_mut(&shard) {
             held.state = next;
             held.reached = None;
+            held.ends_run = false;
             held.files.clear();
             held.next_file = 0;
         }
@@ -163,7 +175,7 @@ impl Writer {
 impl Held {
     /// Whether there is something to commit: records, or the time up to which there were none.
     pub(super) fn moves(&self) -> bool {
-        self.reached.is_some() || self.is_quiet_for_long()
+        self.reached.is_some() || self.is_quiet_for_long() || self.ends_run
     }
 
     fn next(&self) -> ShardState {
@@ -171,6 +183,7 @@ impl Held {
             number: self.state.number + 1,
             position: self.reached.clone().or_else(|| self.state.position.clone()),
             read_to_ms: self.read_to_ms.max(self.state.read_to_ms),
+            parts_done: if self.reached.is_some() { 0 } else { self.state.parts_done },
             ..self.state.clone()
         }
     }

@@ -38,6 +38,8 @@ impl Writer {
         for (shard, file) in written {
             self.counters.file(u64::try_from(file.size).unwrap_or(0));
             if let Some(held) = self.held.get_mut(&shard) {
+                held.work.files += 1;
+                held.work.file_bytes += u64::try_from(file.size).unwrap_or(0);
                 held.files.push(file);
             }
         }

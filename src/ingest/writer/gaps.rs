@@ -17,10 +17,48 @@ pub struct Gap {
     pub after: Option<SequenceNumber>,
     /// Everything that arrived before this was read; milliseconds, 0 if unknown.
     pub arrived_from_ms: i64,
-    /// Everything that arrived at or after this was read; `None` when the whole rest of the shard is gone.
+    /// Everything that arrived at or after this was read, or cannot have been there; `None` if unknown.
     pub arrived_until_ms: Option<i64>,
+    /// Whether the whole rest of the shard is gone.
+    pub whole_rest: bool,
     /// When it was noted.
     pub noted_at_ms: i64,
+    /// How they came to be gone.
+    pub why: Why,
+}
+
+/// How records came to be gone before they were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The stream's retention trimmed them.
+    Retention,
+    /// The stream was deleted, and made again under its name.
+    Deleted,
+}
+
+impl Why {
+    /// For the log.
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Retention => "records were trimmed by the stream's retention before they were read; raise it",
+            Self::Deleted => {
+                "the stream was deleted before the records of this shard were read that may have arrived since"
+            }
+        }
+    }
+}
+
+/// The gap that a deleted stream leaves in a shard of which everything was read that arrived before `read_to_ms`: the
+/// stream that has its name now was created at `created_ms`.
+pub fn until_deleted(after: Option<SequenceNumber>, read_to_ms: i64, created_ms: i64, noted_at_ms: i64) -> Option<Gap> {
+    (read_to_ms + SLACK_MS < created_ms).then_some(Gap {
+        after,
+        arrived_from_ms: read_to_ms,
+        arrived_until_ms: Some(created_ms),
+        whole_rest: true,
+        noted_at_ms,
+        why: Why::Deleted,
+    })
 }
 
 /// The gap that a read shows: everything that arrived before `read_to_ms` was read, now it is `at_ms`, and the stream
@@ -31,7 +69,9 @@ pub fn between(after: Option<SequenceNumber>, read_to_ms: i64, at_ms: i64, reten
         after,
         arrived_from_ms: read_to_ms,
         arrived_until_ms: Some(horizon_ms),
+        whole_rest: false,
         noted_at_ms: at_ms,
+        why: Why::Retention,
     })
 }
 
@@ -49,7 +89,7 @@ pub fn row(shard: &ShardKey, gap: &Gap) -> Result<RecordBatch, parquet::errors::
             Arc::new(StringArray::from(vec![gap.after.as_ref().map(SequenceNumber::as_str)])),
             instant((gap.arrived_from_ms > 0).then_some(gap.arrived_from_ms)),
             instant(gap.arrived_until_ms),
-            Arc::new(BooleanArray::from(vec![gap.arrived_until_ms.is_none()])),
+            Arc::new(BooleanArray::from(vec![gap.whole_rest])),
             instant(Some(gap.noted_at_ms)),
         ],
     )?)
@@ -67,5 +107,13 @@ mod tests {
         assert_eq!(gap(now - day - SLACK_MS), None, "clocks differ");
         assert_eq!(gap(now - 2 * day), Some((now - 2 * day, Some(now - day))));
         assert_eq!(gap(0), None, "never read: begun at the horizon, nothing was promised before it");
+    }
+
+    #[test]
+    fn a_deleted_stream_leaves_a_gap_only_where_it_was_not_read_to_its_end() {
+        let gap = |read_to_ms| until_deleted(None, read_to_ms, 1_700_000_000_000, 5).map(|g| g.arrived_from_ms);
+        assert_eq!(gap(1_700_000_000_000 - SLACK_MS), None);
+        assert_eq!(gap(1_600_000_000_000), Some(1_600_000_000_000));
+        assert_eq!(gap(0), Some(0), "begun and never read");
     }
 }

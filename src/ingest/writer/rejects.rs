@@ -7,10 +7,10 @@ use arrow::array::{AsArray, BinaryArray, Int64Array, RecordBatch, StringArray, T
 use arrow::datatypes::Int64Type;
 use chrono::{DateTime, NaiveDate};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::batch::Rejected;
 use crate::ingest::decoding::Skip;
+use crate::lake::parquet::open;
 use crate::lake::paths::PartName;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, snapshot};
@@ -65,7 +65,7 @@ pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<Skip, 
             return Err(LakeError::Log { path, reason: "the log lists this file and it is not there".to_owned() });
         };
         let fail = |source| LakeError::Parquet { action: "decode", path: path.clone(), source };
-        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(fail)?;
+        let builder = open(bytes).map_err(fail)?;
         let mask = ProjectionMask::columns(
             builder.parquet_schema(),
             ["stream", "shard_id", "sequence_number", "sub_sequence"],

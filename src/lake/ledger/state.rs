@@ -19,6 +19,9 @@ pub struct ShardState {
     /// Every record that arrived before this was received, in milliseconds since the epoch; 0 where nothing is known.
     /// What a stream's retention trims after it was never read.
     pub read_to_ms: i64,
+    /// Parts of the record right after the position that are done, when a checkpoint of the Kinesis Client Library gave the
+    /// position: it may lie inside an aggregate. 0 as soon as the position has moved.
+    pub parts_done: i64,
 }
 
 impl ShardState {
@@ -43,6 +46,7 @@ pub(super) fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String,
         (format!("{id}/owner"), i64::try_from(state.owner).unwrap_or(i64::MAX)),
         (format!("{id}/from"), from),
         (format!("{id}/read_to"), state.read_to_ms),
+        (format!("{id}/parts"), state.parts_done),
     ];
     if let Some(position) = &state.position {
         let digits = format!("{:0>width$}", position.as_str(), width = LIMB_DIGITS * 4);
@@ -77,6 +81,7 @@ pub fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState
         from,
         // Logs of before this was kept have no such id.
         read_to_ms: get("/read_to").unwrap_or(0),
+        parts_done: get("/parts").unwrap_or(0),
     })
 }
 
@@ -94,11 +99,13 @@ mod tests {
                 position: Some(SequenceNumber::parse(digits).unwrap()),
                 from: StartAt::Timestamp(9),
                 read_to_ms: 1_424_801_824_343,
+                parts_done: 2,
             };
             let known = Transactions {
                 version: 1,
                 checkpoint: None,
                 ids: encode_state(&ShardKey::new("stream", "a").unwrap(), &state).into_iter().collect(),
+                ..Transactions::default()
             };
             assert_eq!(decode_state(&known, &ShardKey::new("stream", "a").unwrap()), Some(state));
         }

@@ -10,18 +10,18 @@
 //! # Cancellation
 //! [`Keeper::close`] gives every lease back and ends the thread.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::plan::{self, Lease, Observed};
 use super::table::{LeaseTable, Updated};
 use super::{Options, checkpoint_word};
 use crate::lake::AwsSettings;
-use crate::source::{SequenceNumber, ShardKey, SourceError};
+use crate::source::{SequenceNumber, ShardKey, SourceError, incarnation_of};
 
 /// Renewals under way at a time.
 const RENEWALS: usize = 16;
@@ -76,6 +76,8 @@ pub struct View {
     pub offers: u64,
     /// Shards of the table that were read to their end.
     pub ended: BTreeSet<ShardKey>,
+    /// Why this worker may not go on.
+    pub refused: Option<String>,
 }
 
 /// The loop's end of the keeper.
@@ -88,6 +90,21 @@ pub struct Keeper {
 }
 
 impl Keeper {
+    /// Opens the table, making it if it is not there, and sees whether it is this stream's.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn check(aws: &AwsSettings, stream: &str, options: &Options) -> Result<(), SourceError> {
+        let table =
+            LeaseTable::open(aws, &options.table, &options.worker, CALL_PATIENCE_MIN.max(options.failover)).await?;
+        table.ensure().await?;
+        let is_of = |lease: &Lease| {
+            lease.stream.as_ref().is_some_and(|of| of == stream || of.starts_with(&format!("{stream}.")))
+        };
+        let others: Vec<Lease> = table.scan().await?.into_iter().filter(|lease| !is_of(lease)).collect();
+        foreign(&others, stream, options).map_or(Ok(()), |what| Err(SourceError::Invalid(what)))
+    }
+
     /// Opens the table, making it if it is not there, and starts the thread.
     ///
     /// # Errors
@@ -96,14 +113,8 @@ impl Keeper {
         let patience = (options.failover * 2 / 3).max(CALL_PATIENCE_MIN);
         let table = LeaseTable::open(aws, &options.table, &options.worker, patience).await?;
         table.ensure().await?;
-        for lease in table.scan().await? {
-            if let Some(other) = lease.stream.filter(|other| other != stream) {
-                let message = format!(
-                    "lease table {} belongs to stream {other}, not {stream}; give each stream a table of its own",
-                    options.table
-                );
-                return Err(SourceError::Invalid(message));
-            }
+        if let Some(what) = foreign(&table.scan().await?, stream, &options) {
+            return Err(SourceError::Invalid(what));
         }
         let (wishes, wished) = watch::channel(Wishes::default());
         let (shown, view) = watch::channel(View::default());
@@ -116,7 +127,10 @@ impl Keeper {
         let thread = std::thread::Builder::new().name("lease-keeper".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 match LeaseTable::open(&aws, &options.table, &options.worker, patience).await {
-                    Ok(table) => Round::new(table, stream, options, shown).keep(wished, nudged).await,
+                    Ok(table) => {
+                        let table = table.of(&options.lake);
+                        Round::new(table, stream, options, shown).keep(wished, nudged).await;
+                    }
                     Err(error) => tracing::error!(error = %error, "the lease keeper cannot start"),
                 }
             });
@@ -131,11 +145,14 @@ impl Keeper {
         self.view.borrow().clone()
     }
 
-    /// Returns when what this worker holds has changed. For ever if the keeper is gone.
-    pub async fn changed(&mut self) {
-        if self.view.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+    /// Returns when what this worker holds has changed.
+    ///
+    /// # Errors
+    /// The thread is gone: nobody renews the leases any more.
+    pub async fn changed(&mut self) -> Result<(), SourceError> {
+        let gone =
+            |_| SourceError::Invalid("the thread that keeps the leases has ended; run the same command again".into());
+        self.view.changed().await.map_err(gone)
     }
 
     /// Tells which shards may be read now, and which ones the stream lists.
@@ -199,8 +216,41 @@ impl Keeper {
     }
 }
 
+/// Why the leases of a table are not for this worker; `None` when they are.
+fn foreign(leases: &[Lease], stream: &str, options: &Options) -> Option<String> {
+    let table = &options.table;
+    let of_now = || leases.iter().filter(|lease| !is_of_earlier(lease, stream, options));
+    if of_now().any(|lease| lease.stream.is_none()) {
+        return Some(format!(
+            "lease table {table} was made by an application of the Kinesis Client Library; to begin where that stopped, name \
+             another --lease-table and give --import-kcl-checkpoints {table}"
+        ));
+    }
+    if let Some(other) = of_now().filter_map(|lease| lease.stream.as_deref()).find(|other| *other != stream) {
+        return Some(format!(
+            "lease table {table} belongs to stream {other}, not {stream}; give each stream a table of its own"
+        ));
+    }
+    let others = of_now().filter(|lease| lease.lake.as_ref().is_some_and(|lake| *lake != options.lake));
+    others.map(|lease| &lease.key).min().map(|shard| {
+        format!(
+            "lease table {table} has shard {shard} for another lake; give each lake a lease table of its own, or delete this \
+             one if the lake was made anew: it is made again"
+        )
+    })
+}
+
+/// Whether a lease is left of a stream that was deleted and made again under its name: this lake read that one too.
+fn is_of_earlier(lease: &Lease, stream: &str, options: &Options) -> bool {
+    let (Some(other), Some((base, _))) = (&lease.stream, stream.rsplit_once('.')) else { return false };
+    let (Some(then), Some(now)) = (incarnation_of(base, other), incarnation_of(base, stream)) else { return false };
+    then < now && lease.lake.as_ref() == Some(&options.lake)
+}
+
 /// The thread's state.
 struct Round {
+    options: Options,
+    refused: Option<String>,
     table: LeaseTable,
     stream: String,
     worker: String,
@@ -213,9 +263,10 @@ struct Round {
 
 impl Round {
     fn new(table: LeaseTable, stream: String, options: Options, view: watch::Sender<View>) -> Self {
-        let (worker, failover) = (options.worker, options.failover);
+        let (worker, failover) = (options.worker.clone(), options.failover);
         let observed = Observed::new(failover);
-        Self { table, stream, worker, failover, observed, held: BTreeMap::new(), view, told: BTreeMap::new() }
+        let (held, told) = (BTreeMap::new(), BTreeMap::new());
+        Self { options, refused: None, table, stream, worker, failover, observed, held, view, told }
     }
 
     async fn keep(mut self, wished: watch::Receiver<Wishes>, nudge: Arc<Notify>) {
@@ -247,7 +298,7 @@ impl Round {
     fn show(&self, table: View) {
         let standing = |lease: &Lease| if lease.asked_by.is_some() { Standing::Asked } else { Standing::Held };
         let standing = self.held.iter().map(|(shard, lease)| (shard.clone(), standing(lease))).collect();
-        let view = View { standing, ..table };
+        let view = View { standing, refused: self.refused.clone(), ..table };
         self.view.send_if_modified(|shown| {
             let news = *shown != view;
             *shown = view;
@@ -267,18 +318,26 @@ impl Round {
                 if matches!(renewed, Ok(Updated::Refused)) {
                     // Perhaps by our own earlier renewal, whose answer was lost: only we count our leases up.
                     match table.get(&lease.key).await {
+                        Ok(Some(now)) if table.is_doubled(&now) => return (shard, reached, Ok(None)),
                         Ok(Some(now)) if now.owner == lease.owner => renewed = table.renew(&now, checkpoint).await,
                         Ok(_) => {}
                         Err(error) => renewed = Err(error),
                     }
                 }
-                (shard, reached, renewed)
+                (shard, reached, renewed.map(Some))
             })
         });
         let done: Vec<_> = futures::stream::iter(jobs.collect::<Vec<_>>()).buffer_unordered(RENEWALS).collect().await;
         for (shard, reached, renewed) in done {
             match renewed {
-                Ok(Updated::Done(lease)) => {
+                Ok(None) => {
+                    self.refused = Some(format!(
+                        "another worker runs under the name {}; give each worker a --worker-id of its own, or none",
+                        self.worker
+                    ));
+                    self.held.remove(&shard);
+                }
+                Ok(Some(Updated::Done(lease))) => {
                     if let Some(reached) = reached {
                         self.told.insert(shard.clone(), reached);
                     }
@@ -287,7 +346,7 @@ impl Round {
                         false => drop(self.held.insert(shard, lease)),
                     }
                 }
-                Ok(Updated::Refused) => {
+                Ok(Some(Updated::Refused)) => {
                     tracing::info!(shard = %shard, "the lease belongs to another worker now");
                     self.held.remove(&shard);
                 }
@@ -300,14 +359,25 @@ impl Round {
 
     /// Looks at the whole table, adds what is missing, takes what is due. Returns what it saw of the others' leases.
     async fn take(&mut self, wishes: &Wishes) -> Result<View, SourceError> {
-        let mut leases = self.table.scan().await?;
-        let missing: Vec<_> =
-            wishes.offered.iter().filter(|(shard, _)| !leases.iter().any(|l| l.key == shard.shard())).collect();
-        for (shard, offer) in &missing {
-            let word = checkpoint_word(wishes.reached.get(*shard));
-            self.table.create_lease(&self.stream, shard.shard(), &offer.parents, word).await?;
+        let is_earlier = |lease: &Lease| is_of_earlier(lease, &self.stream, &self.options);
+        let (earlier, mut leases): (Vec<_>, Vec<_>) = self.table.scan().await?.into_iter().partition(is_earlier);
+        for lease in &earlier {
+            self.table.forget(lease).await?;
         }
+        self.refused = self.refused.take().or_else(|| foreign(&leases, &self.stream, &self.options));
+        if self.refused.is_some() {
+            return Ok(self.view.borrow().clone());
+        }
+        let known: HashSet<&str> = leases.iter().map(|lease| lease.key.as_str()).collect();
+        let missing: Vec<_> = wishes.offered.iter().filter(|(shard, _)| !known.contains(shard.shard())).collect();
         if !missing.is_empty() {
+            let (table, stream) = (&self.table, self.stream.as_str());
+            let jobs = missing.into_iter().map(|(shard, offer)| async move {
+                let word = checkpoint_word(wishes.reached.get(shard));
+                table.create_lease(stream, shard.shard(), &offer.parents, word).await
+            });
+            let jobs: Vec<_> = jobs.collect();
+            futures::stream::iter(jobs).buffer_unordered(RENEWALS).try_collect::<()>().await?;
             leases = self.table.scan().await?;
         }
         let now = Instant::now();
@@ -349,7 +419,7 @@ impl Round {
         let ended =
             leases.iter().filter(|l| l.is_ended()).filter_map(|l| ShardKey::new(&self.stream, &l.key)).collect();
         let (unread, offers) = (free.len(), wishes.offers);
-        Ok(View { standing: BTreeMap::new(), seen: true, unread, doubtful, offers, ended })
+        Ok(View { standing: BTreeMap::new(), seen: true, unread, doubtful, offers, ended, refused: None })
     }
 
     async fn give_back(&mut self, wishes: &Wishes) {
@@ -381,5 +451,46 @@ impl Round {
         });
         futures::stream::iter(jobs.collect::<Vec<_>>()).buffer_unordered(RENEWALS).collect::<Vec<()>>().await;
         self.held.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_of_somebody_else_are_refused() {
+        let options = Options {
+            table: "t".to_owned(),
+            worker: "w".to_owned(),
+            lake: "this".to_owned(),
+            failover: Duration::from_secs(10),
+        };
+        let refused = |now: &str, stream: Option<&str>, lake: Option<&str>| {
+            let lease = |key: &str| Lease {
+                key: key.to_owned(),
+                owner: None,
+                counter: 1,
+                checkpoint: "1".to_owned(),
+                checkpoint_sub_sequence: 0,
+                asked_by: None,
+                stream: stream.map(str::to_owned),
+                lake: lake.map(str::to_owned),
+                session: None,
+            };
+            foreign(&[lease("b"), lease("a")], now, &options).unwrap_or_default()
+        };
+        assert_eq!(refused("s", Some("s"), Some("this")), "");
+        assert_eq!(refused("s", Some("s"), None), "", "from before lakes were told");
+        assert!(refused("s", Some("other"), Some("this")).contains("belongs to stream other"));
+        assert!(refused("s", Some("s"), Some("that")).contains("shard a for another lake"));
+        assert!(refused("s", None, None).contains("--import-kcl-checkpoints t"));
+        // The stream was made again: its old leases are this lake's, and go; another lake's do not.
+        let (first, second) = ("s.1767225600000", "s.1767225600001");
+        assert_eq!(refused(second, Some("s"), Some("this")), "");
+        assert_eq!(refused(second, Some(first), Some("this")), "");
+        assert!(refused(second, Some("s"), Some("that")).contains("belongs to stream s"));
+        assert!(refused(first, Some(second), Some("this")).contains("belongs to stream"), "the later one");
+        assert!(refused("s", Some(first), Some("this")).contains("belongs to stream"));
     }
 }

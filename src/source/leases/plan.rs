@@ -27,6 +27,10 @@ pub struct Lease {
     pub asked_by: Option<String>,
     /// The stream that the shard belongs to, where the writer of the lease told.
     pub stream: Option<String>,
+    /// The lake that the checkpoint is of, where the writer of the lease told.
+    pub lake: Option<String>,
+    /// The process that last took or renewed it.
+    pub session: Option<String>,
 }
 
 /// KCL's word for a shard that was read to its end.
@@ -146,6 +150,8 @@ mod tests {
             checkpoint_sub_sequence: 0,
             asked_by: None,
             stream: None,
+            lake: None,
+            session: None,
         }
     }
 

@@ -1,8 +1,9 @@
 //! The lease table in DynamoDB: its items, and the conditional updates that change one.
 //!
-//! The layout is KCL's, so that its users' tools can read ours and we can read theirs. Two attributes are our own:
-//! `streamName`, because a lease's key is a shard id, which other streams have too; and `synclakeAskedBy`, by which a
-//! worker asks the owner to hand a lease over.
+//! The layout is KCL's, so that its users' tools can read ours and we can read theirs. Four attributes are our own:
+//! `streamName`, because a lease's key is a shard id, which other streams have too; `synclakeLake`, because the checkpoints are
+//! one lake's; `synclakeSession`, by which two processes of one name find each other; and `synclakeAskedBy`, by which a worker
+//! asks the owner to hand a lease over.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -30,6 +31,8 @@ const SWITCHES: &str = "ownerSwitchesSinceCheckpoint";
 const PARENTS: &str = "parentShardId";
 const STREAM: &str = "streamName";
 const ASKED_BY: &str = "synclakeAskedBy";
+const LAKE: &str = "synclakeLake";
+const SESSION: &str = "synclakeSession";
 /// KCL 3.5 keeps other things in the table and says so here.
 const ENTITY_TYPE: &str = "entityType";
 
@@ -39,6 +42,10 @@ pub struct LeaseTable {
     client: Client,
     name: String,
     worker: String,
+    /// Of this process alone.
+    session: String,
+    /// The lake whose checkpoints these are.
+    lake: String,
 }
 
 /// How a conditional update ended.
@@ -63,7 +70,14 @@ impl LeaseTable {
         let timeouts =
             TimeoutConfig::builder().operation_attempt_timeout(patience / 2).operation_timeout(patience).build();
         let config = aws.load().await.into_builder().timeout_config(timeouts).build();
-        Ok(Self { client: Client::new(&config), name: name.to_owned(), worker: worker.to_owned() })
+        let session = format!("{:016x}", rand::random::<u64>());
+        let (name, worker, lake) = (name.to_owned(), worker.to_owned(), String::new());
+        Ok(Self { client: Client::new(&config), name, worker, session, lake })
+    }
+
+    /// The same table, for the checkpoints of a lake.
+    pub fn of(self, lake: &str) -> Self {
+        Self { lake: lake.to_owned(), ..self }
     }
 
     /// Makes the table if it is not there, and waits until it can be used.
@@ -124,6 +138,12 @@ impl LeaseTable {
         }
     }
 
+    /// Whether a lease was last taken or renewed by another process under this worker's name.
+    pub fn is_doubled(&self, lease: &Lease) -> bool {
+        lease.owner.as_deref() == Some(self.worker.as_str())
+            && lease.session.as_ref().is_some_and(|session| *session != self.session)
+    }
+
     /// Every lease in the table, strongly consistent.
     ///
     /// # Errors
@@ -170,6 +190,7 @@ impl LeaseTable {
             .item(CHECKPOINT, text(checkpoint))
             .item(SUB_SEQUENCE, number(0))
             .item(STREAM, text(stream))
+            .item(LAKE, text(&self.lake))
             .condition_expression("attribute_not_exists(#key)")
             .expression_attribute_names("#key", KEY);
         if !parents.is_empty() {
@@ -179,6 +200,22 @@ impl LeaseTable {
             Ok(_) => Ok(()),
             Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => Ok(()),
             Err(error) => Err(self.failed("PutItem", &error)),
+        }
+    }
+
+    /// Deletes the lease of a shard of an earlier incarnation of the stream, whose ids begin anew; that it is another one by
+    /// now is no error.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    pub async fn forget(&self, lease: &Lease) -> Result<(), SourceError> {
+        let Some(stream) = &lease.stream else { return Ok(()) };
+        let request = self.client.delete_item().table_name(&self.name).key(KEY, text(&lease.key));
+        let request = request.condition_expression("#stream = :stream").expression_attribute_names("#stream", STREAM);
+        match request.expression_attribute_values(":stream", text(stream)).send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => Ok(()),
+            Err(error) => Err(self.failed("DeleteItem", &error)),
         }
     }
 
@@ -200,12 +237,17 @@ impl LeaseTable {
         let update = self
             .update(&lease.key)
             .update_expression(
-                "SET #owner = :me, #counter = #counter + :one, #switches = if_not_exists(#switches, :zero) + :one \
+                "SET #owner = :me, #session = :session, #lake = if_not_exists(#lake, :lake), \
+                 #counter = #counter + :one, #switches = if_not_exists(#switches, :zero) + :one \
                  REMOVE #asked",
             )
+            .expression_attribute_names("#lake", LAKE)
+            .expression_attribute_values(":lake", text(&self.lake))
             .condition_expression("#counter = :seen")
             .expression_attribute_names("#switches", SWITCHES)
             .expression_attribute_names("#asked", ASKED_BY)
+            .expression_attribute_names("#session", SESSION)
+            .expression_attribute_values(":session", text(&self.session))
             .expression_attribute_values(":zero", number(0))
             .expression_attribute_values(":seen", number(lease.counter));
         let done = self.send(update).await;
@@ -219,15 +261,21 @@ impl LeaseTable {
     /// The table cannot be written; whether it was is unknown.
     pub async fn renew(&self, lease: &Lease, checkpoint: Option<&str>) -> Result<Updated, SourceError> {
         failpoint::hit("lease/renew/before");
-        let mut update = self.update(&lease.key).condition_expression("#owner = :me AND #counter = :seen");
+        let mut update = self
+            .update(&lease.key)
+            .condition_expression("#owner = :me AND #counter = :seen")
+            .expression_attribute_names("#session", SESSION)
+            .expression_attribute_values(":session", text(&self.session));
         update = match checkpoint {
             Some(checkpoint) => update
-                .update_expression("SET #counter = #counter + :one, #checkpoint = :checkpoint, #switches = :zero")
+                .update_expression(
+                    "SET #session = :session, #counter = #counter + :one, #checkpoint = :checkpoint, #switches = :zero",
+                )
                 .expression_attribute_names("#checkpoint", CHECKPOINT)
                 .expression_attribute_names("#switches", SWITCHES)
                 .expression_attribute_values(":checkpoint", text(checkpoint))
                 .expression_attribute_values(":zero", number(0)),
-            None => update.update_expression("SET #counter = #counter + :one"),
+            None => update.update_expression("SET #session = :session, #counter = #counter + :one"),
         };
         let done = self.send(update.expression_attribute_values(":seen", number(lease.counter))).await;
         failpoint::hit("lease/renew/after");
@@ -347,6 +395,8 @@ fn lease_of(item: &HashMap<String, AttributeValue>) -> Option<Lease> {
         checkpoint_sub_sequence: number(SUB_SEQUENCE).unwrap_or(0),
         asked_by: text(ASKED_BY),
         stream: text(STREAM),
+        lake: text(LAKE),
+        session: text(SESSION),
     })
 }
 

@@ -1,0 +1,215 @@
+//! How AWS is reached: region, credentials, endpoints.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::imds::credentials::ImdsCredentialsProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use object_store::aws::{AmazonS3Builder, AwsCredential};
+use object_store::{ObjectStore, RetryConfig};
+
+use super::LakeError;
+use super::apart::Apart;
+use super::fault::causes;
+use super::s3::Connector;
+
+/// How long one request to S3 is tried, with jitter in between, before whoever asked hears of it.
+const RETRY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What every AWS tool reads from its environment and profile, and what the user overrides.
+#[derive(Debug, Clone, Default)]
+pub struct AwsSettings {
+    /// Region, over the environment's.
+    pub region: Option<String>,
+    /// Endpoint of all services, over the environment's.
+    pub endpoint_url: Option<String>,
+    /// Named profile, over the environment's, keys in the environment included.
+    pub profile: Option<String>,
+}
+
+impl AwsSettings {
+    /// Whether the profile is there that was named.
+    ///
+    /// # Errors
+    /// One line that names those that are.
+    pub async fn check(&self) -> Result<(), String> {
+        let Some(name) = &self.profile else { return Ok(()) };
+        let (files, system, variables) = (Default::default(), Default::default(), Default::default());
+        let profiles = aws_config::profile::load(&system, &variables, &files, None).await;
+        let profiles = profiles.map_err(|e| format!("--profile {name:?}: {}", innermost(&e)))?;
+        if profiles.get_profile(name).is_some() {
+            return Ok(());
+        }
+        let mut known: Vec<&str> = profiles.profiles().collect();
+        known.sort_unstable();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        Err(format!("--profile {name:?} is not in the AWS config and credentials files; there is {known}"))
+    }
+
+    /// Loads region, credentials and endpoint the way the AWS command line does.
+    pub async fn load(&self) -> aws_config::SdkConfig {
+        let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
+        if let Some(region) = &self.region {
+            loader = loader.region(aws_config::Region::new(region.clone()));
+        }
+        if let Some(profile) = &self.profile {
+            loader = loader.profile_name(profile);
+        }
+        if let Some(endpoint) = &self.endpoint_url {
+            loader = loader.endpoint_url(endpoint);
+        }
+        let config = loader.load().await;
+        let Some(profile) = &self.profile else { return config };
+        // The default chain asks the environment first; but who names a profile means it.
+        let at = ProviderConfig::without_region().with_region(config.region().cloned());
+        let named = ProfileFileCredentialsProvider::builder().configure(&at).profile_name(profile).build();
+        let chain = CredentialsProviderChain::first_try("Profile", named)
+            .or_else("WebIdentityToken", WebIdentityTokenCredentialsProvider::builder().configure(&at).build())
+            .or_else("EcsContainer", EcsCredentialsProvider::builder().configure(&at).build())
+            .or_else("Ec2InstanceMetadata", ImdsCredentialsProvider::builder().configure(&at).build());
+        config.into_builder().credentials_provider(SharedCredentialsProvider::new(chain)).build()
+    }
+
+    pub(super) async fn s3(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, LakeError> {
+        let config = self.load().await;
+        let region = config.region().map_or("us-east-1", |r| r.as_ref()).to_owned();
+        let provider = config.credentials_provider().ok_or_else(|| {
+            LakeError::Invalid("no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID".to_owned())
+        })?;
+        let credentials = Arc::new(Credentials { provider, last: tokio::sync::Mutex::new(None) });
+        let mut builder = AmazonS3Builder::new()
+            .with_bucket_name(bucket)
+            .with_region(&region)
+            // Bounded by time: ten tries, the default, may be over in two seconds.
+            .with_retry(RetryConfig { max_retries: 100, retry_timeout: RETRY_PATIENCE, ..RetryConfig::default() })
+            .with_http_connector(Connector::new(bucket, &region, credentials.clone()))
+            .with_credentials(credentials);
+        // The more special setting wins, so that one flag for Kinesis does not redirect S3.
+        let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|v| !v.is_empty());
+        let endpoint = endpoint.or_else(|| config.endpoint_url().map(str::to_owned));
+        builder = match endpoint {
+            Some(endpoint) => builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint),
+            None => builder.with_virtual_hosted_style_request(is_host_label(bucket)),
+        };
+        let store = builder.build().map_err(|source| LakeError::Storage {
+            action: "open bucket",
+            path: format!("s3://{bucket}"),
+            source,
+        })?;
+        Ok(Arc::new(Apart::new(store)))
+    }
+}
+
+/// Whether a bucket can stand before S3's host name: the certificate there covers one label, so none with dots.
+fn is_host_label(bucket: &str) -> bool {
+    bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// Lends the SDK's credential chain to object_store, which asks before every request: so the last answer is kept until
+/// five minutes before it expires, or until half of its life is over if that is shorter.
+#[derive(Debug)]
+pub(super) struct Credentials {
+    provider: SharedCredentialsProvider,
+    last: tokio::sync::Mutex<Option<(Arc<AwsCredential>, SystemTime)>>,
+}
+
+const CREDENTIALS_SLACK: Duration = Duration::from_secs(300);
+/// Credentials without an expiry are read again now and then: a user may have replaced them.
+const CREDENTIALS_AGE_MAX: Duration = Duration::from_secs(900);
+
+impl Credentials {
+    /// Asks for new ones at the next request: the service says that these have expired.
+    pub(super) async fn forget(&self) {
+        *self.last.lock().await = None;
+    }
+}
+
+#[async_trait::async_trait]
+impl object_store::CredentialProvider for Credentials {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        let now = SystemTime::now();
+        let mut last = self.last.lock().await;
+        if let Some((credential, until)) = last.as_ref().filter(|(_, until)| now < *until) {
+            tracing::trace!(?until, "credentials still good");
+            return Ok(credential.clone());
+        }
+        let found = self
+            .provider
+            .provide_credentials()
+            .await
+            .map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })?;
+        let credential = Arc::new(AwsCredential {
+            key_id: found.access_key_id().to_owned(),
+            secret_key: found.secret_access_key().to_owned(),
+            token: found.session_token().map(str::to_owned),
+        });
+        let until = found.expiry().map_or(now + CREDENTIALS_AGE_MAX, |expiry| {
+            let life = expiry.duration_since(now).unwrap_or_default();
+            expiry - CREDENTIALS_SLACK.min(life / 2)
+        });
+        *last = Some((credential.clone(), until));
+        Ok(credential)
+    }
+}
+
+/// What went wrong with the credentials, if that is what an error is about.
+pub(crate) fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CredentialsError> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// Whether it will be the same at the next try: there are none, or they are set up wrongly.
+pub(crate) fn is_hopeless(error: &CredentialsError) -> bool {
+    matches!(error, CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_))
+}
+
+/// An error of the credentials in a few words; what the chain has tried would fill a screen.
+pub(crate) fn describe_credentials(error: &CredentialsError) -> String {
+    match error {
+        CredentialsError::CredentialsNotLoaded(_) => "no AWS credentials were found".to_owned(),
+        CredentialsError::ProviderTimedOut(_) => "AWS credentials did not come in time".to_owned(),
+        other => format!("AWS credentials cannot be had: {}", innermost(other)),
+    }
+}
+
+/// The last cause in a chain: what happened, without who passed it on.
+pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
+    causes(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_that_cannot_be_hosts() {
+        assert!(is_host_label("my-bucket-1"));
+        for path_style in ["my.dotted.bucket", "Upper", "under_score"] {
+            assert!(!is_host_label(path_style), "{path_style}");
+        }
+    }
+
+    #[test]
+    fn errors_of_credentials_are_found_and_short() {
+        let error = object_store::Error::Generic {
+            store: "S3",
+            source: Box::new(CredentialsError::not_loaded("x".repeat(700))),
+        };
+        let found = credentials_error(&error).unwrap();
+        assert!(is_hopeless(found));
+        assert_eq!(describe_credentials(found), "no AWS credentials were found");
+        assert!(!is_hopeless(&CredentialsError::provider_error("503")));
+        assert_eq!(
+            describe_credentials(&CredentialsError::provider_error("503")),
+            "AWS credentials cannot be had: 503"
+        );
+    }
+}

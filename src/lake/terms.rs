@@ -1,0 +1,316 @@
+//! What a table asks of whoever writes to it: the newest protocol and the newest metadata of its log.
+//!
+//! **Invariant: no commit is made to a table that asks for something that this version does not do.** Each commit is
+//! judged by the terms at the version that it follows, so terms that change while a worker runs count from there on.
+//!
+//! | asked for | |
+//! |---|---|
+//! | in-commit timestamps | kept |
+//! | append-only | kept: what removes rows is refused |
+//! | change data feed, deletion vectors, v2 checkpoints, domain metadata, new nullable columns | nothing to do for what is written here |
+//! | column mapping, constraints, invariants, generated, identity and default columns, transaction ids that expire | refused where they are used |
+//! | any other feature, a newer version | refused |
+
+use std::collections::{BTreeMap, HashMap};
+
+use arrow::datatypes::DataType;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::tables::Table;
+
+/// The newest versions of the protocol that are known.
+const READER_VERSION: i64 = 3;
+const WRITER_VERSION: i64 = 7;
+/// Features under which what is written here is right, as long as nothing of the table uses what is refused below.
+const FEATURES: [&str; 17] = [
+    "allowColumnDefaults",
+    "appendOnly",
+    "changeDataFeed",
+    "checkConstraints",
+    "checkpointProtection",
+    "columnMapping",
+    "deletionVectors",
+    "domainMetadata",
+    "generatedColumns",
+    "identityColumns",
+    "inCommitTimestamp",
+    "invariants",
+    "timestampNtz",
+    "typeWidening",
+    "typeWidening-preview",
+    "v2Checkpoint",
+    "vacuumProtocolCheck",
+];
+/// Keys of a column's metadata that a writer has to heed, by their beginnings.
+const COLUMN_RULES: [&str; 4] =
+    ["delta.invariants", "delta.generationExpression", "delta.identity.", "CURRENT_DEFAULT"];
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Protocol {
+    min_reader_version: i64,
+    min_writer_version: i64,
+    #[serde(default)]
+    reader_features: Option<Vec<String>>,
+    #[serde(default)]
+    writer_features: Option<Vec<String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    schema_string: String,
+    #[serde(default)]
+    partition_columns: Vec<String>,
+    #[serde(default)]
+    configuration: HashMap<String, Option<String>>,
+}
+
+#[derive(Deserialize)]
+struct Schema {
+    fields: Vec<Column>,
+}
+
+#[derive(Deserialize)]
+struct Column {
+    name: String,
+    #[serde(rename = "type")]
+    of_type: Value,
+    nullable: bool,
+    #[serde(default)]
+    metadata: BTreeMap<String, Value>,
+}
+
+/// The protocol and the metadata of a table.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Terms {
+    protocol: Option<Protocol>,
+    metadata: Option<Metadata>,
+}
+
+impl Terms {
+    /// Takes over what an action of the log changes of them.
+    ///
+    /// # Errors
+    /// It is none that the Delta protocol knows.
+    pub fn take(&mut self, action: &Value) -> Result<(), serde_json::Error> {
+        if let Some(protocol) = action.get("protocol") {
+            self.protocol = Some(Protocol::deserialize(protocol)?);
+        }
+        if let Some(metadata) = action.get("metaData") {
+            self.metadata = Some(Metadata::deserialize(metadata)?);
+        }
+        Ok(())
+    }
+
+    /// Whether both are known.
+    pub fn are_known(&self) -> bool {
+        self.protocol.is_some() && self.metadata.is_some()
+    }
+
+    /// Whether every commit carries its own time.
+    pub fn have_in_commit_timestamps(&self) -> bool {
+        self.metadata.as_ref().is_some_and(|metadata| metadata.is("delta.enableInCommitTimestamps"))
+    }
+
+    /// Why the table cannot be read; `None` when it can.
+    pub fn unreadable(&self) -> Option<String> {
+        let protocol = self.protocol.as_ref()?;
+        let (version, features) = (protocol.min_reader_version, protocol.reader_features.iter().flatten());
+        newer("reader", version, READER_VERSION).or_else(|| unknown("reader", features))
+    }
+
+    /// Why a commit cannot be made, one that takes rows out or one that does not; `None` when it can.
+    pub fn refusal(&self, table: Table, takes_out: bool) -> Option<String> {
+        let (Some(protocol), Some(metadata)) = (&self.protocol, &self.metadata) else {
+            return Some("its log holds no protocol, or no metadata".to_owned());
+        };
+        // What suspends it is a word of the protocol too.
+        let is_suspended = metadata.is("delta.rowTrackingSuspended");
+        let features = protocol.writer_features.iter().flatten();
+        let features = features.filter(|feature| !(is_suspended && *feature == "rowTracking"));
+        self.unreadable()
+            .or_else(|| newer("writer", protocol.min_writer_version, WRITER_VERSION))
+            .or_else(|| unknown("writer", features))
+            .or_else(|| metadata.refusal(takes_out))
+            .or_else(|| metadata.other_columns(table))
+    }
+}
+
+fn newer(side: &str, version: i64, known: i64) -> Option<String> {
+    (version > known).then(|| {
+        format!(
+            "it asks for Delta {side} version {version}, and this version of synclake knows {known}: it was written by \
+             a newer version; upgrade synclake"
+        )
+    })
+}
+
+fn unknown<'a>(side: &str, features: impl Iterator<Item = &'a String>) -> Option<String> {
+    let unknown: Vec<&str> = features.map(String::as_str).filter(|feature| !FEATURES.contains(feature)).collect();
+    (!unknown.is_empty()).then(|| {
+        format!(
+            "it asks for the Delta {side} feature {}, which this version of synclake does not have; take it out with \
+             ALTER TABLE … DROP FEATURE in the engine that added it, or upgrade synclake",
+            unknown.join(", ")
+        )
+    })
+}
+
+impl Metadata {
+    fn get(&self, property: &str) -> Option<&str> {
+        self.configuration.get(property)?.as_deref()
+    }
+
+    fn is(&self, property: &str) -> bool {
+        self.get(property).is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    }
+
+    /// What its properties forbid.
+    fn refusal(&self, takes_out: bool) -> Option<String> {
+        if let Some(mode) = self.get("delta.columnMapping.mode").filter(|mode| *mode != "none") {
+            return Some(format!(
+                "its columns are mapped (delta.columnMapping.mode = {mode}), and rows would go in under their old names; \
+                 take it out with ALTER TABLE … DROP FEATURE columnMapping"
+            ));
+        }
+        let constraint = self.configuration.keys().filter_map(|name| name.strip_prefix("delta.constraints.")).min();
+        if let Some(name) = constraint {
+            return Some(format!(
+                "it has the CHECK constraint {name}, which is not looked at here; take it out with ALTER TABLE … DROP \
+                 CONSTRAINT {name}"
+            ));
+        }
+        if takes_out && self.is("delta.appendOnly") {
+            return Some(
+                "it is append-only, and this would take rows out; ALTER TABLE … UNSET TBLPROPERTIES \
+                 ('delta.appendOnly') allows it"
+                    .to_owned(),
+            );
+        }
+        // Other writers' checkpoints leave out ids that expire, and those hold the positions of all shards.
+        let ids = "delta.setTransactionRetentionDuration";
+        self.get(ids).map(|_| {
+            format!(
+                "its transaction ids expire ({ids}), and with them what was read of each shard; ALTER TABLE … UNSET \
+                 TBLPROPERTIES ('{ids}')"
+            )
+        })
+    }
+
+    /// What its columns forbid.
+    fn other_columns(&self, table: Table) -> Option<String> {
+        let schema: Schema = match serde_json::from_str(&self.schema_string) {
+            Ok(schema) => schema,
+            Err(error) => return Some(format!("its columns cannot be read: {error}")),
+        };
+        if self.partition_columns != table.partition_columns() {
+            return Some(format!(
+                "it is partitioned by {:?}, not by {:?}",
+                self.partition_columns,
+                table.partition_columns()
+            ));
+        }
+        for field in table.schema().fields() {
+            let (name, expected) = (field.name(), delta_type(field.data_type()));
+            let Some(column) = schema.fields.iter().find(|column| column.name == *name) else {
+                return Some(format!("its column {name} is gone or has another name; undo that"));
+            };
+            if column.of_type != expected {
+                return Some(format!("its column {name} is of type {}, not {expected}; undo that", column.of_type));
+            }
+        }
+        schema.fields.iter().find_map(|column| {
+            let name = &column.name;
+            let rule = column.metadata.keys().find(|key| COLUMN_RULES.iter().any(|rule| key.starts_with(rule)));
+            match (rule, column.nullable) {
+                (Some(rule), _) => Some(format!("its column {name} has the rule {rule}, which is not kept here")),
+                (None, false) => {
+                    Some(format!("its column {name} must not be null; ALTER TABLE … ALTER COLUMN {name} DROP NOT NULL"))
+                }
+                (None, true) => None,
+            }
+        })
+    }
+}
+
+/// The Delta protocol's name of a type that the tables have.
+fn delta_type(of: &DataType) -> &'static str {
+    match of {
+        DataType::Utf8 => "string",
+        DataType::Date32 => "date",
+        DataType::Int64 => "long",
+        DataType::Int32 => "integer",
+        DataType::Boolean => "boolean",
+        DataType::Binary => "binary",
+        DataType::Timestamp(..) => "timestamp",
+        _ => "another",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Terms of a new table, with changes.
+    fn terms(protocol: Value, properties: Value, change: impl FnOnce(&mut Vec<Value>)) -> Terms {
+        let columns = Table::SyncRecords.schema();
+        let column = |field: &arrow::datatypes::FieldRef| json!({"name": field.name(), "type": delta_type(field.data_type()), "nullable": true, "metadata": {}});
+        let mut columns: Vec<Value> = columns.fields().iter().map(column).collect();
+        change(&mut columns);
+        let mut terms = Terms::default();
+        let schema = json!({"type": "struct", "fields": columns}).to_string();
+        let partition = Table::SyncRecords.partition_columns();
+        terms.take(&json!({ "protocol": protocol })).unwrap();
+        let metadata = json!({"schemaString": schema, "partitionColumns": partition, "configuration": properties});
+        terms.take(&json!({ "metaData": metadata })).unwrap();
+        terms
+    }
+
+    fn modern(features: &[&str]) -> Value {
+        json!({"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": features})
+    }
+
+    #[test]
+    fn what_is_not_done_is_refused_by_its_name() {
+        let as_made = || json!({"minReaderVersion": 1, "minWriterVersion": 2});
+        let judge = |terms: Terms| terms.refusal(Table::SyncRecords, false);
+        assert_eq!(judge(terms(as_made(), json!({}), |_| {})), None);
+        assert_eq!(
+            judge(terms(modern(&["deletionVectors", "appendOnly", "checkConstraints"]), json!({}), |_| {})),
+            None
+        );
+        let added = json!({"name": "note", "type": {"type": "array"}, "nullable": true, "metadata": {}});
+        assert_eq!(judge(terms(as_made(), json!({}), |columns| columns.push(added))), None, "it is null");
+        let timed = terms(modern(&["inCommitTimestamp"]), json!({"delta.enableInCommitTimestamps": "true"}), |_| {});
+        assert!(timed.have_in_commit_timestamps());
+        assert_eq!(judge(timed), None);
+        let append_only = terms(as_made(), json!({"delta.appendOnly": "true"}), |_| {});
+        assert_eq!(append_only.refusal(Table::SyncRecords, false), None);
+        assert!(append_only.refusal(Table::SyncRecords, true).unwrap().contains("append-only"));
+        let refused = [
+            (terms(json!({"minReaderVersion": 1, "minWriterVersion": 9}), json!({}), |_| {}), "newer version"),
+            (terms(json!({"minReaderVersion": 9, "minWriterVersion": 2}), json!({}), |_| {}), "newer version"),
+            (terms(modern(&["rowTracking", "domainMetadata"]), json!({}), |_| {}), "feature rowTracking,"),
+            (terms(modern(&["fromTheFuture"]), json!({}), |_| {}), "fromTheFuture"),
+            (terms(modern(&["columnMapping"]), json!({"delta.columnMapping.mode": "name"}), |_| {}), "mapped"),
+            (terms(as_made(), json!({"delta.constraints.old": "sync_count > 0"}), |_| {}), "constraint old"),
+            (terms(as_made(), json!({"delta.setTransactionRetentionDuration": "interval 1 day"}), |_| {}), "expire"),
+            (terms(as_made(), json!({}), |columns| columns[9]["name"] = "n".into()), "sync_count is gone"),
+            (terms(as_made(), json!({}), |columns| columns[9]["type"] = "string".into()), "sync_count is of type"),
+            (terms(as_made(), json!({}), |columns| columns[6]["nullable"] = false.into()), "key must not be null"),
+            (
+                terms(as_made(), json!({}), |columns| columns[9]["metadata"]["delta.invariants"] = "…".into()),
+                "delta.invariants",
+            ),
+        ];
+        for (terms, part) in refused {
+            let why = judge(terms).unwrap_or_default();
+            assert!(why.contains(part), "{part:?} is not in {why:?}");
+        }
+        assert_eq!(judge(terms(modern(&["rowTracking"]), json!({"delta.rowTrackingSuspended": "true"}), |_| {})), None);
+    }
+}

@@ -1,0 +1,197 @@
+//! What is known of the hosts that payloads lie on: whose fault a failure is, and for how long it is worth while to wait.
+//!
+//! | what fails | whose fault it is | for how long it is tried |
+//! |---|---|---|
+//! | an answer that is too slow or breaks off; or anything, while the host answers others | the object's | [`PATIENCE`] |
+//! | no connection to a host that has answered in this run | an outage | while the URL is good |
+//! | 5xx and nothing else | an outage | while the URL is good; no longer than a patience that was given |
+//! | no connection to a host that has never answered | nobody knows the host | [`PATIENCE`] for all its objects together, then once each |
+//!
+//! While nothing at all has answered in this run, the network may be out, and an unknown host gets [`COLD_PATIENCE`]. A host
+//! that answers once is as good as new.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::PATIENCE;
+
+/// For a host that nobody knows, as long as nobody has answered.
+const COLD_PATIENCE: Duration = Duration::from_secs(3_600);
+/// An outage without an end: a URL that does not tell for how long it is good is not waited for any longer.
+const OUTAGE_MAX: Duration = Duration::from_secs(6 * 3_600);
+/// Hosts that are remembered. They come out of records, so anybody may make them up.
+const HOSTS_MAX: usize = 1_000;
+
+/// How a fetch failed that may succeed later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// No connection.
+    Unreachable,
+    /// 5xx, 429, 408.
+    Busy,
+    /// The answer was too slow, or ended in the middle.
+    Slow,
+}
+
+/// What to do after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Try again after a pause.
+    Again,
+    /// Try again: the host is out, and the shard waits for it.
+    Wait,
+    /// Give up.
+    GiveUp,
+}
+
+/// A fetch that has failed.
+#[derive(Debug, Clone, Copy)]
+pub struct Failed {
+    /// How.
+    pub trouble: Trouble,
+    /// When it was begun.
+    pub began: Instant,
+    /// When it would be tried again.
+    pub again_at: Instant,
+    /// Whether its URL tells until when it is good.
+    pub expires: bool,
+}
+
+#[derive(Debug, Default)]
+struct Host {
+    answered: Option<Instant>,
+    /// Since the last answer.
+    failing_since: Option<Instant>,
+}
+
+/// The hosts of a run.
+#[derive(Debug, Default)]
+pub struct Hosts {
+    /// The patience that was given.
+    patience: Option<Duration>,
+    known: HashMap<String, Host>,
+    has_any_answered: bool,
+}
+
+impl Hosts {
+    /// Nothing is known yet.
+    pub fn new(patience: Option<Duration>) -> Self {
+        Self { patience, ..Self::default() }
+    }
+
+    /// The host has answered, with whatever it was.
+    pub fn answered(&mut self, host: &str, now: Instant) {
+        self.has_any_answered = true;
+        let host = self.host(host);
+        (host.answered, host.failing_since) = (Some(now), None);
+    }
+
+    /// A fetch has failed.
+    pub fn failed(&mut self, host: &str, failed: Failed) -> Next {
+        let Failed { trouble, began, again_at, expires } = failed;
+        let (patience, is_cold) = (self.patience, !self.has_any_answered);
+        let host = self.host(host);
+        let failing = again_at.saturating_duration_since(*host.failing_since.get_or_insert(began));
+        let lasted = again_at.saturating_duration_since(began);
+        let answers_others = host.answered.is_some_and(|at| at >= began);
+        let is_out = !answers_others
+            && match trouble {
+                Trouble::Slow => false,
+                Trouble::Unreachable => host.answered.is_some(),
+                Trouble::Busy => patience.is_none(),
+            };
+        if is_out {
+            return match lasted {
+                lasted if lasted > OUTAGE_MAX && !expires => Next::GiveUp,
+                lasted if lasted > Duration::from_secs(60) => Next::Wait,
+                _ => Next::Again,
+            };
+        }
+        let is_unknown = trouble == Trouble::Unreachable && host.answered.is_none();
+        let (tried, limit) = match is_unknown {
+            true => (failing, if is_cold { COLD_PATIENCE } else { PATIENCE }),
+            false => (lasted, PATIENCE),
+        };
+        if tried > patience.unwrap_or(limit) { Next::GiveUp } else { Next::Again }
+    }
+
+    fn host(&mut self, name: &str) -> &mut Host {
+        if self.known.len() >= HOSTS_MAX && !self.known.contains_key(name) {
+            // Those that have answered tell an outage from a fault; the others may be learnt again.
+            self.known.retain(|_, host| host.answered.is_some());
+            if self.known.len() >= HOSTS_MAX {
+                self.known.clear();
+            }
+        }
+        self.known.entry(name.to_owned()).or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Clock(Instant);
+
+    impl Clock {
+        fn at(&self, minutes: u64) -> Instant {
+            self.0 + Duration::from_secs(60 * minutes)
+        }
+
+        fn failed(&self, trouble: Trouble, began: u64, again: u64, expires: bool) -> Failed {
+            Failed { trouble, began: self.at(began), again_at: self.at(again), expires }
+        }
+    }
+
+    #[test]
+    fn an_outage_is_waited_for_and_a_dead_host_is_not() {
+        use Trouble::{Busy, Slow, Unreachable};
+        let clock = Clock(Instant::now());
+        let mut hosts = Hosts::new(None);
+        // Nothing has answered: perhaps it is the network.
+        assert_eq!(hosts.failed("dead", clock.failed(Unreachable, 0, 16, true)), Next::Again);
+        assert_eq!(hosts.failed("dead", clock.failed(Unreachable, 0, 61, true)), Next::GiveUp);
+        hosts.answered("s3", clock.at(0));
+        // It is not. A quarter of an hour, once for all.
+        assert_eq!(hosts.failed("gone", clock.failed(Unreachable, 0, 15, true)), Next::Again);
+        assert_eq!(hosts.failed("gone", clock.failed(Unreachable, 0, 16, true)), Next::GiveUp);
+        assert_eq!(hosts.failed("gone", clock.failed(Unreachable, 20, 20, true)), Next::GiveUp, "the next one: once");
+        hosts.answered("gone", clock.at(21));
+        assert_eq!(hosts.failed("gone", clock.failed(Unreachable, 22, 22, true)), Next::Again, "as good as new");
+
+        // It has answered before: as long as the URL is good.
+        assert_eq!(hosts.failed("s3", clock.failed(Unreachable, 1, 2, true)), Next::Again);
+        assert_eq!(hosts.failed("s3", clock.failed(Unreachable, 1, 1_000, true)), Next::Wait);
+        assert_eq!(hosts.failed("s3", clock.failed(Unreachable, 1, 1_000, false)), Next::GiveUp);
+        assert_eq!(hosts.failed("s3", clock.failed(Busy, 1, 1_000, true)), Next::Wait);
+        // Others get their payloads from it meanwhile: so it is this object.
+        hosts.answered("s3", clock.at(400));
+        assert_eq!(hosts.failed("s3", clock.failed(Busy, 390, 404, true)), Next::Again);
+        assert_eq!(hosts.failed("s3", clock.failed(Busy, 390, 406, true)), Next::GiveUp);
+        assert_eq!(hosts.failed("slow", clock.failed(Slow, 0, 16, true)), Next::GiveUp);
+    }
+
+    #[test]
+    fn a_patience_that_was_given_is_kept() {
+        use Trouble::{Busy, Slow, Unreachable};
+        let clock = Clock(Instant::now());
+        let mut hosts = Hosts::new(Some(Duration::from_secs(120)));
+        for trouble in [Busy, Slow, Unreachable] {
+            assert_eq!(hosts.failed("h", clock.failed(trouble, 0, 2, true)), Next::Again, "{trouble:?}");
+            assert_eq!(hosts.failed("h", clock.failed(trouble, 0, 3, true)), Next::GiveUp, "{trouble:?}");
+        }
+        hosts.answered("h", clock.at(4));
+        assert_eq!(hosts.failed("h", clock.failed(Unreachable, 5, 60, true)), Next::Wait, "but not in an outage");
+    }
+
+    #[test]
+    fn made_up_hosts_take_no_memory() {
+        let clock = Clock(Instant::now());
+        let mut hosts = Hosts::new(None);
+        hosts.answered("s3", clock.at(0));
+        for n in 0..5_000 {
+            hosts.failed(&format!("h{n}"), clock.failed(Trouble::Unreachable, 0, 0, true));
+        }
+        assert!(hosts.known.len() <= HOSTS_MAX && hosts.known.contains_key("s3"));
+    }
+}

@@ -1,0 +1,40 @@
+//! Text to a statement that means what it says: operators bind as SQL says ([`dialect`]), and what the planner would drop
+//! silently is refused by name ([`ignored`]).
+
+use datafusion::execution::{FunctionRegistry, SessionState};
+use datafusion::sql::parser::{DFParserBuilder, Statement as Parsed};
+use datafusion::sql::sqlparser::ast::Statement;
+
+use super::QueryError;
+
+mod dialect;
+mod ignored;
+
+/// Parses one statement.
+///
+/// # Errors
+/// It is no SQL, or holds syntax that the planner ignores.
+pub(crate) fn statement(text: &str, session: &SessionState) -> Result<Parsed, QueryError> {
+    let dialect = dialect::LakeDialect::default();
+    let limit = session.config_options().sql_parser.recursion_limit.get();
+    let parser = DFParserBuilder::new(text).with_dialect(&dialect).with_recursion_limit(limit).build();
+    let mut parsed = parser.and_then(|mut parser| parser.parse_statements())?;
+    let (Some(first), true) = (parsed.pop_front(), parsed.is_empty()) else {
+        return Err(QueryError::Refused(
+            "one statement is expected, and there are several; end the first one".to_owned(),
+        ));
+    };
+    if let Some(inner) = inner(&first) {
+        ignored::refuse(inner, session as &dyn FunctionRegistry).map_err(QueryError::Refused)?;
+    }
+    Ok(first)
+}
+
+/// The statement itself, also under EXPLAIN.
+fn inner(parsed: &Parsed) -> Option<&Statement> {
+    match parsed {
+        Parsed::Statement(statement) => Some(statement.as_ref()),
+        Parsed::Explain(explain) => inner(&explain.statement),
+        _ => None,
+    }
+}

@@ -1,0 +1,87 @@
+//! How a statement becomes a plan: DataFusion's rules, and ours in the places where its own give wrong answers.
+//!
+//! Each of our rules says which answer would be wrong without it. [`Guards`](super::Guards) switches them off one by one, so that
+//! a test can show that the random queries find each fault again.
+
+use std::sync::Arc;
+
+use datafusion::config::ConfigOptions;
+use datafusion::optimizer::analyzer::resolve_grouping_function::ResolveGroupingFunction;
+use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
+use datafusion::optimizer::{AnalyzerRule, Optimizer, OptimizerRule};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
+
+use super::Guards;
+
+mod fallible;
+mod guarded;
+pub(super) mod integers;
+mod kinds;
+mod projections;
+mod rows;
+mod subqueries;
+mod unordered;
+
+/// Rules of the analyzer, in order.
+pub(super) fn analyzer(guards: Guards) -> Vec<Arc<dyn AnalyzerRule + Send + Sync>> {
+    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> =
+        vec![Arc::new(kinds::SameKinds), Arc::new(ResolveGroupingFunction::new()), Arc::new(TypeCoercion::new())];
+    if guards.subqueries {
+        rules.push(Arc::new(subqueries::Subqueries));
+    }
+    rules.push(Arc::new(rows::DistinctRows::default()));
+    if guards.checked_integers {
+        rules.push(Arc::new(integers::CheckedArithmetic));
+    }
+    if guards.ordered_conditions {
+        rules.push(Arc::new(guarded::Guarded));
+    }
+    rules
+}
+
+/// Rules of the logical optimizer, in order.
+pub(super) fn logical(guards: Guards) -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
+    let ours = |rule: Arc<dyn OptimizerRule + Send + Sync>| -> Arc<dyn OptimizerRule + Send + Sync> {
+        match rule.name() {
+            "push_down_filter" if guards.ordered_conditions => Arc::new(guarded::PushDownSafeFilter::default()),
+            _ => rule,
+        }
+    };
+    Optimizer::new().rules.into_iter().map(ours).collect()
+}
+
+/// Rules of the physical optimizer, in order.
+pub(super) fn physical(guards: Guards) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+    let mut rules = PhysicalOptimizer::new().rules;
+    if guards.fixed_filters {
+        // It looks columns up by name, which joins and views share (apache/datafusion#25244).
+        rules.retain(|rule| !rule.name().starts_with("FilterPushdown"));
+    }
+    if guards.ordered_conditions {
+        for rule in rules.iter_mut().filter(|rule| rule.name() == "ProjectionPushdown") {
+            *rule = Arc::new(projections::SafeProjectionPushdown::default());
+        }
+    }
+    if guards.unordered_builds {
+        let place = rules.iter().position(|rule| rule.name() == "EnsureRequirements").unwrap_or(0);
+        rules.insert(place, Arc::new(unordered::UnorderedBuilds));
+    }
+    rules
+}
+
+/// Settings of the optimizer that stand for rules.
+pub(super) fn settings(guards: Guards, options: &mut ConfigOptions) {
+    let optimizer = &mut options.optimizer;
+    // Filters that are found while a query runs are passed down by column name as well.
+    optimizer.enable_dynamic_filter_pushdown = !guards.fixed_filters;
+    optimizer.enable_join_dynamic_filter_pushdown = !guards.fixed_filters;
+    optimizer.enable_topk_dynamic_filter_pushdown = !guards.fixed_filters;
+    optimizer.enable_aggregate_dynamic_filter_pushdown = !guards.fixed_filters;
+    // It moves what reads a struct below the filter that guards it.
+    optimizer.enable_leaf_expression_pushdown = !guards.ordered_conditions;
+    // It may pair the keys of one join with the order that another join needs.
+    optimizer.top_down_join_key_reordering = false;
+    // The check compares whether columns may be NULL, of which rules above know more than the plan below.
+    options.execution.skip_physical_aggregate_schema_check = true;
+}

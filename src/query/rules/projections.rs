@@ -1,0 +1,89 @@
+//! Projections are moved down as DataFusion does, but for those that can fail: below a filter they would be evaluated on rows that
+//! the filter excludes.
+
+use std::sync::Arc;
+
+use arrow::datatypes::Schema;
+use datafusion::common::Result;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion::physical_expr::expressions::{
+    BinaryExpr, CaseExpr, CastExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr, Literal, NotExpr,
+    TryCastExpr,
+};
+use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::projection_pushdown::ProjectionPushdown;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::joins::NestedLoopJoinExec;
+use datafusion::physical_plan::projection::{ProjectionExec, remove_unnecessary_projections};
+
+use super::fallible::{can_operator_fail, is_total, is_total_function};
+
+/// See above.
+#[derive(Debug, Default)]
+pub(crate) struct SafeProjectionPushdown(ProjectionPushdown);
+
+impl PhysicalOptimizerRule for SafeProjectionPushdown {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn schema_check(&self) -> bool {
+        self.0.schema_check()
+    }
+
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        if !plan.exists(|node| Ok(must_stay(node.as_ref())))? {
+            return self.0.optimize(plan, config);
+        }
+        let moved = |node: Arc<dyn ExecutionPlan>| match is_of_one_that_stays(node.as_ref()) {
+            true => Ok(Transformed::no(node)),
+            false => remove_unnecessary_projections(node),
+        };
+        plan.transform_down(moved).data()
+    }
+}
+
+/// Whether a part of it that can fail would be moved down: all of a projection, or one side of what a join is filtered by.
+fn must_stay(node: &dyn ExecutionPlan) -> bool {
+    if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
+        let schema = projection.input().schema();
+        return projection.expr().iter().any(|projected| can_fail(&projected.expr, &schema));
+    }
+    let filter = node.downcast_ref::<NestedLoopJoinExec>().and_then(NestedLoopJoinExec::filter);
+    filter.is_some_and(|filter| can_fail(filter.expression(), filter.schema()))
+}
+
+/// Whether it is a projection that stays, or would become one with a projection below.
+fn is_of_one_that_stays(node: &dyn ExecutionPlan) -> bool {
+    let projection = node.downcast_ref::<ProjectionExec>();
+    projection.is_some_and(|projection| must_stay(node) || is_of_one_that_stays(projection.input().as_ref()))
+}
+
+fn can_fail(expr: &Arc<dyn PhysicalExpr>, schema: &Schema) -> bool {
+    expr.exists(|part| Ok(fails_itself(part.as_ref(), schema))).unwrap_or(true)
+}
+
+fn fails_itself(expr: &dyn PhysicalExpr, schema: &Schema) -> bool {
+    if let Some(cast) = expr.downcast_ref::<CastExpr>() {
+        return cast.expr().data_type(schema).map_or(true, |from| !is_total(&from, cast.cast_type()));
+    }
+    if let Some(binary) = expr.downcast_ref::<BinaryExpr>() {
+        let constant = binary.right().downcast_ref::<Literal>().map(Literal::value);
+        return can_operator_fail(*binary.op(), || expr.data_type(schema).ok(), constant);
+    }
+    if let Some(function) = expr.downcast_ref::<ScalarFunctionExpr>() {
+        let variable = function.args().iter().filter(|arg| !arg.is::<Literal>()).count();
+        return !is_total_function(function.name(), variable);
+    }
+    !(expr.is::<Column>()
+        || expr.is::<Literal>()
+        || expr.is::<CaseExpr>()
+        || expr.is::<InListExpr>()
+        || expr.is::<IsNullExpr>()
+        || expr.is::<IsNotNullExpr>()
+        || expr.is::<LikeExpr>()
+        || expr.is::<NotExpr>()
+        || expr.is::<TryCastExpr>())
+}

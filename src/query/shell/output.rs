@@ -1,0 +1,121 @@
+//! Where results go: a file that appears whole or not at all, or standard output that stops when its query is cancelled.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::query::QueryError;
+
+/// The file that is being written beside its place, for whoever ends the program midway.
+static STAGED: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+fn staged() -> std::sync::MutexGuard<'static, Option<PathBuf>> {
+    STAGED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what was written of a result that will not be finished.
+pub fn remove_staged() {
+    if let Some(path) = staged().take() {
+        // Best effort: the program is ending.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// A file that appears whole or not at all, with the permissions of the one that it replaces.
+pub(super) struct Pending {
+    file: File,
+    /// Set when the file is written beside its place first.
+    staged: Option<PathBuf>,
+}
+
+impl Pending {
+    pub(super) fn create(path: &Path) -> Result<Self, QueryError> {
+        let fail = |source| QueryError::Output { path: path.display().to_string(), source };
+        let old = std::fs::metadata(path).ok();
+        if old.as_ref().is_some_and(|old| !old.is_file()) {
+            let file = File::options().write(true).open(path).map_err(fail)?;
+            return Ok(Self { file, staged: None });
+        }
+        if let Some(old) = &old {
+            // A file that may not be written is not replaced either; root could open it all the same.
+            if old.permissions().readonly() {
+                return Err(fail(io::Error::new(io::ErrorKind::PermissionDenied, "the file is read-only")));
+            }
+            File::options().write(true).open(path).map_err(fail)?;
+        }
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{:08x}.tmp", rand::random::<u32>()));
+        let place = path.with_file_name(name);
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        if old.is_some() {
+            options.mode(0o600);
+        }
+        let file = options.open(&place).map_err(fail)?;
+        *staged() = Some(place.clone());
+        let pending = Self { file, staged: Some(place) };
+        if let Some(old) = old {
+            // Only root may give a file away; and a new owner takes some bits off the mode, which comes after.
+            let _ = fchown(&pending.file, Some(old.uid()), Some(old.gid()));
+            pending.file.set_permissions(old.permissions()).map_err(fail)?;
+        }
+        Ok(pending)
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn publish(mut self, path: &Path) -> Result<(), QueryError> {
+        let Some(place) = self.staged.take() else { return Ok(()) };
+        let done = self.file.sync_all().and_then(|()| std::fs::rename(&place, path));
+        match done {
+            Ok(()) => *staged() = None,
+            Err(_) => remove_staged(),
+        }
+        done.map_err(|source| QueryError::Output { path: path.display().to_string(), source })
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.staged.is_some() {
+            remove_staged();
+        }
+    }
+}
+
+/// Bytes that are written at a time: a cancelled query stops between them.
+const WRITE_BYTES: usize = 8 << 10;
+
+/// Standard output that stops when the query is cancelled.
+///
+/// It is a descriptor of its own: a query that was left to itself holds no lock that the next one needs.
+pub(super) struct Stoppable {
+    file: File,
+    cancel: CancellationToken,
+}
+
+impl Stoppable {
+    pub(super) fn stdout(cancel: &CancellationToken) -> io::Result<Self> {
+        Ok(Self { file: io::stdout().as_fd().try_clone_to_owned()?.into(), cancel: cancel.clone() })
+    }
+}
+
+impl Write for Stoppable {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        self.file.write(&bytes[..bytes.len().min(WRITE_BYTES)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}

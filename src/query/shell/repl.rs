@@ -1,0 +1,233 @@
+//! The interactive shell: lines from a terminal, each statement on the newest snapshot.
+//!
+//! # Cancellation
+//! Ctrl-C ends the query, never the shell, and within a second. A query may hold every thread of its runtime without yielding,
+//! so the shell waits for it on a thread of its own, and signals are heard on a third one. After Ctrl-C the runtime of the query
+//! is given up, whatever it still does, and the next query gets a new one.
+
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use rustyline::error::ReadlineError;
+use tokio::signal::unix::SignalKind;
+use tokio_util::sync::CancellationToken;
+
+use super::{Next, Settings, command, run_text};
+use crate::lake::{AwsSettings, Location, Store};
+use crate::query::{Engine, FILES_PATIENCE, Limits, QueryError, Scope, guard};
+use crate::terminal::{self, Interrupts};
+
+/// What a query of the shell needs, to begin anew.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// The lake.
+    pub location: Location,
+    /// How AWS is reached.
+    pub aws: AwsSettings,
+    /// What a session may use.
+    pub limits: Limits,
+    /// Which rows it sees.
+    pub scope: Scope,
+    /// Stack of each of its threads.
+    pub stack_bytes: usize,
+}
+
+/// What a shell hears itself.
+const CTRL_C: [SignalKind; 1] = [SignalKind::interrupt()];
+
+/// A query that yields ends within this after Ctrl-C; another one is left to itself.
+const GRACE: Duration = Duration::from_millis(400);
+
+enum Ask {
+    Open,
+    Run(String, Settings),
+}
+
+struct Job {
+    ask: Ask,
+    cancel: CancellationToken,
+    reply: mpsc::Sender<Event>,
+}
+
+enum Event {
+    Interrupt,
+    Done(Box<Answer>),
+}
+
+struct Answer {
+    engine: Option<Arc<Engine>>,
+    done: Result<(), QueryError>,
+}
+
+fn refused(text: &str) -> Answer {
+    Answer { engine: None, done: Err(QueryError::Refused(text.to_owned())) }
+}
+
+/// The thread that owns the runtime of queries.
+struct Worker {
+    jobs: mpsc::Sender<Job>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Worker {
+    fn start(opening: Opening) -> Result<Self, QueryError> {
+        let (jobs, asked) = mpsc::channel();
+        let thread = std::thread::Builder::new().stack_size(opening.stack_bytes).spawn(move || serve(&opening, &asked));
+        let thread = thread.map_err(|error| QueryError::Refused(format!("start a thread: {error}")))?;
+        Ok(Self { jobs, thread })
+    }
+}
+
+fn serve(opening: &Opening, jobs: &mpsc::Receiver<Job>) {
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(opening.stack_bytes).build();
+    // Without a runtime the channel closes, which the shell sees.
+    let Ok(runtime) = built else { return };
+    let mut lake = None;
+    while let Ok(job) = jobs.recv() {
+        let work = std::panic::AssertUnwindSafe(|| {
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = job.cancel.cancelled() => refused("cancelled"),
+                    answer = answer(opening, &mut lake, &job) => answer,
+                }
+            })
+        });
+        let answer = std::panic::catch_unwind(work)
+            .unwrap_or_else(|_| refused("the query ended in a bug; please report it with its SQL"));
+        // A shell that has given this query up does not listen.
+        let _ = job.reply.send(Event::Done(Box::new(answer)));
+    }
+    runtime.shutdown_timeout(FILES_PATIENCE);
+}
+
+async fn answer(opening: &Opening, lake: &mut Option<Store>, job: &Job) -> Answer {
+    let opened = async {
+        let store = match lake.take() {
+            Some(store) => store,
+            None => Store::open(&opening.location, &opening.aws).await?,
+        };
+        let store = lake.insert(store);
+        Engine::open(store, &opening.limits, opening.scope).await
+    };
+    let engine = match opened.await {
+        Ok(engine) => Arc::new(engine),
+        Err(error) => return Answer { engine: None, done: Err(error) },
+    };
+    let done = match &job.ask {
+        Ask::Open => Ok(()),
+        Ask::Run(text, settings) => run_text(&engine, text, &mut settings.clone(), &job.cancel).await,
+    };
+    Answer { engine: Some(engine), done }
+}
+
+/// Asks, and waits for the answer or for Ctrl-C.
+fn ask(worker: &mut Worker, opening: &Opening, interrupts: &Interrupts, ask: Ask) -> Result<Box<Answer>, QueryError> {
+    let (reply, events) = mpsc::channel();
+    let cancel = CancellationToken::new();
+    let tell = reply.clone();
+    interrupts.set(Some(Box::new(move |_| drop(tell.send(Event::Interrupt)))));
+    let sent = worker.jobs.send(Job { ask, cancel: cancel.clone(), reply });
+    let event = sent.map_err(|_| mpsc::RecvError).and_then(|()| events.recv());
+    let answer = match event {
+        Ok(Event::Done(answer)) => answer,
+        Ok(Event::Interrupt) => {
+            cancel.cancel();
+            let until = Instant::now() + GRACE;
+            while let Ok(Event::Interrupt) = events.recv_timeout(until.saturating_duration_since(Instant::now())) {}
+            // Its tasks may hold their threads for long; the next query gets new ones.
+            *worker = Worker::start(opening.clone())?;
+            Box::new(refused("cancelled"))
+        }
+        Err(_) => {
+            *worker = Worker::start(opening.clone())?;
+            Box::new(refused("the threads for queries could not be started; try again"))
+        }
+    };
+    interrupts.set(None);
+    Ok(answer)
+}
+
+/// Reads statements from a terminal until its end. Each is run on the newest snapshot.
+///
+/// # Errors
+/// The lake cannot be opened, or the terminal fails; a failed statement is told and the shell goes on.
+pub fn repl(opening: &Opening, name: &str, mut settings: Settings) -> Result<(), QueryError> {
+    let broken = |error: ReadlineError| QueryError::Refused(format!("read the terminal: {error}"));
+    let interrupts =
+        Interrupts::install(&CTRL_C).map_err(|error| QueryError::Refused(format!("listen for Ctrl-C: {error}")))?;
+    let mut editor = rustyline::DefaultEditor::new().map_err(broken)?;
+    let history = history_file();
+    if let Some(path) = &history {
+        // No history is no reason not to start.
+        let _ = editor.load_history(path);
+    }
+    let mut worker = Worker::start(opening.clone())?;
+    let first = ask(&mut worker, opening, &interrupts, Ask::Open)?;
+    first.done?;
+    let mut engine = first.engine;
+    eprintln!("synclake-query on {name}. \\? for help, \\d for tables, \\q to leave.");
+    let mut pending = String::new();
+    loop {
+        let prompt = if pending.is_empty() { "synclake> " } else { "      ..> " };
+        let line = match editor.readline(prompt) {
+            Ok(line) => line,
+            Err(ReadlineError::Interrupted) => {
+                pending.clear();
+                continue;
+            }
+            Err(ReadlineError::Eof) => break,
+            Err(error) => return Err(broken(error)),
+        };
+        let word = line.trim().trim_end_matches(';').trim_end().to_lowercase();
+        if pending.is_empty() && ["exit", "quit"].contains(&word.as_str()) {
+            break;
+        }
+        if pending.is_empty() && line.trim_start().starts_with('\\') {
+            let _ = editor.add_history_entry(line.trim());
+            let done = engine.as_ref().map_or(Ok(Next::More), |engine| command(engine, line.trim(), &mut settings));
+            match done {
+                Ok(Next::Quit) => break,
+                Ok(Next::More) => {}
+                Err(error) => terminal::tell(&error.to_string()),
+            }
+            continue;
+        }
+        pending.push_str(&line);
+        pending.push('\n');
+        if pending.trim().is_empty() {
+            pending.clear();
+            continue;
+        }
+        if !guard::is_complete(&pending) {
+            continue;
+        }
+        let text = std::mem::take(&mut pending);
+        let _ = editor.add_history_entry(text.trim());
+        let answer = ask(&mut worker, opening, &interrupts, Ask::Run(text, settings.clone()))?;
+        let Answer { engine: newer, done } = *answer;
+        engine = newer.or(engine);
+        match done {
+            Ok(()) => {}
+            Err(error) if error.is_broken_pipe() => break,
+            Err(error) => terminal::tell(&error.to_string()),
+        }
+    }
+    if let Some(path) = &history {
+        let _ = editor.save_history(path);
+    }
+    let Worker { jobs, thread } = worker;
+    drop(jobs);
+    // Those that were left to themselves end with the process.
+    let _ = thread.join();
+    Ok(())
+}
+
+fn history_file() -> Option<PathBuf> {
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let folder =
+        state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?.join("synclake");
+    std::fs::create_dir_all(&folder).ok()?;
+    Some(folder.join("history"))
+}

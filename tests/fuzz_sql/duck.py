@@ -1,0 +1,77 @@
+"""Answers queries over a lake by DuckDB: the files that the Delta logs list, and the SQL that `synclake ddl` prints.
+
+    duck.py DDL_FILE < QUERIES > ANSWERS
+
+A query is a line of JSON text; an answer is {"rows": […]} or {"error": "…"}. Cells are text in the form that mod.rs gives its own.
+"""
+
+import datetime
+import decimal
+import json
+import pathlib
+import re
+import sys
+
+import duckdb
+import duckdb_extension_delta
+
+RESOLVED = """
+CREATE VIEW resolved AS SELECT r.*, (key IS NULL) AS is_dataset_removal, (key IS NOT NULL AND nth = 1) AS is_latest,
+  (key IS NOT NULL AND (removal_count IS NULL OR sync_count > removal_count
+    OR (sync_count = removal_count AND last_modified_date > removal_date))) AS is_after_removal
+FROM (SELECT *, row_number() OVER (PARTITION BY pool, identity_id, dataset_name, key ORDER BY sync_count DESC,
+    last_modified_date DESC, arrived_at DESC, length(sequence_number) DESC, sequence_number DESC,
+    coalesce(sub_sequence, -1) DESC, record_index DESC, shard_id DESC) AS nth,
+  max(CASE WHEN key IS NULL THEN sync_count END) OVER d AS removal_count,
+  max(CASE WHEN key IS NULL AND sync_count = greatest_count THEN last_modified_date END) OVER d AS removal_date
+  FROM (SELECT *, max(CASE WHEN key IS NULL THEN sync_count END) OVER d AS greatest_count FROM sync_records
+    WHERE key IS NOT NULL OR op = 'remove' WINDOW d AS (PARTITION BY pool, identity_id, dataset_name))
+  WINDOW d AS (PARTITION BY pool, identity_id, dataset_name)) r
+"""
+
+
+def cell(value):
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, (float, decimal.Decimal)):
+        if value == int(value):
+            return str(int(value))
+        digits, exponent = f"{float(value):.9e}".split("e")
+        return f"{digits}e{int(exponent)}"
+    if isinstance(value, datetime.datetime):
+        utc = value.astimezone(datetime.timezone.utc) if value.tzinfo else value.replace(tzinfo=datetime.timezone.utc)
+        return "@" + str((utc - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)) // datetime.timedelta(microseconds=1))
+    return str(value)
+
+
+def main():
+    connection = duckdb.connect(config={"threads": 1})
+    connection.execute("SET TimeZone = 'UTC'")
+    extension = next(pathlib.Path(duckdb_extension_delta.__file__).parent.rglob("delta.duckdb_extension"))
+    connection.execute(f"LOAD '{extension}'")
+    text = "\n".join(line for line in open(sys.argv[1], encoding="utf-8") if not line.startswith("--"))
+    for statement in (s.strip() for s in re.split(r";\s*(?:\n|$)", text)):
+        if not statement or statement.endswith(" delta"):
+            continue
+        # Tables are read once; views stay views.
+        if "delta_scan" in statement:
+            statement = statement.replace("OR REPLACE VIEW", "OR REPLACE TABLE")
+        connection.execute(statement)
+    connection.execute(RESOLVED)
+    connection.execute(
+        "CREATE VIEW key_state AS SELECT * FROM resolved WHERE nth = 1 OR (key IS NULL AND nth = 1)"
+    )
+    for line in sys.stdin:
+        try:
+            rows = connection.execute(json.loads(line)).fetchall()
+            answer = {"rows": [[cell(v) for v in row] for row in rows]}
+        except duckdb.Error as error:
+            answer = {"error": str(error).splitlines()[0]}
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+
+
+main()

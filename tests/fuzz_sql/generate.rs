@@ -1,0 +1,562 @@
+//! Random SQL that DataFusion and DuckDB understand in the same way, over all tables and views.
+//!
+//! Left out is what the two define differently and neither gets wrong: division, sorting without NULLS FIRST or LAST, casts of
+//! text that is no number (outside of a guard), sums beyond 64 bits.
+
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::lake::literals;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    Int,
+    Text,
+    Bool,
+    Date,
+    Time,
+}
+use Type::{Bool, Date, Int, Text, Time};
+
+type Columns = &'static [(&'static str, Type)];
+
+const RECORDS: Columns = &[
+    ("pool", Text),
+    ("event_date", Date),
+    ("identity_id", Text),
+    ("dataset_name", Text),
+    ("operation", Text),
+    ("key", Text),
+    ("value", Text),
+    ("op", Text),
+    ("sync_count", Int),
+    ("last_modified_date", Time),
+    ("device_last_modified_date", Time),
+    ("event_sync_count", Int),
+    ("shard_id", Text),
+    ("record_index", Int),
+    ("extra", Text),
+];
+const CHANGES: Columns = &[
+    ("pool", Text),
+    ("event_date", Date),
+    ("identity_id", Text),
+    ("dataset_name", Text),
+    ("key", Text),
+    ("value", Text),
+    ("op", Text),
+    ("sync_count", Int),
+    ("last_modified_date", Time),
+    ("event_sync_count", Int),
+    ("copies", Int),
+];
+const STATE: Columns = &[
+    ("pool", Text),
+    ("identity_pool_id", Text),
+    ("identity_id", Text),
+    ("dataset_name", Text),
+    ("key", Text),
+    ("value", Text),
+    ("op", Text),
+    ("sync_count", Int),
+    ("last_modified_date", Time),
+    ("device_last_modified_date", Time),
+];
+const KEYS: Columns = &[
+    ("pool", Text),
+    ("identity_id", Text),
+    ("dataset_name", Text),
+    ("key", Text),
+    ("value", Text),
+    ("op", Text),
+    ("sync_count", Int),
+    ("last_modified_date", Time),
+    ("is_after_removal", Bool),
+    ("record_index", Int),
+];
+const RESOLVED: Columns = &[
+    ("pool", Text),
+    ("identity_id", Text),
+    ("dataset_name", Text),
+    ("key", Text),
+    ("value", Text),
+    ("op", Text),
+    ("sync_count", Int),
+    ("is_dataset_removal", Bool),
+    ("is_latest", Bool),
+    ("is_after_removal", Bool),
+];
+const DATASETS: Columns = &[
+    ("pool", Text),
+    ("identity_id", Text),
+    ("dataset_name", Text),
+    ("live_keys", Int),
+    ("sync_count", Int),
+    ("last_modified_date", Time),
+    ("removed", Bool),
+];
+const DAILY: Columns = &[
+    ("pool", Text),
+    ("event_date", Date),
+    ("identity_id", Text),
+    ("dataset_name", Text),
+    ("key", Text),
+    ("value", Text),
+    ("op", Text),
+    ("sync_count", Int),
+    ("last_modified_date", Time),
+    ("changes_in_day", Int),
+];
+const RAW: Columns = &[
+    ("identitypoolid", Text),
+    ("identityid", Text),
+    ("datasetname", Text),
+    ("key", Text),
+    ("value", Text),
+    ("op", Text),
+    ("synccount", Int),
+    ("lastmodifieddate", Time),
+];
+const EXTRACT: Columns = &[
+    ("extract_date", Date),
+    ("pool", Text),
+    ("kind", Text),
+    ("identity_id", Text),
+    ("dataset_name", Text),
+    ("key", Text),
+    ("value", Text),
+    ("op", Text),
+    ("sync_count", Int),
+    ("last_modified_date", Time),
+];
+const QUARANTINE: Columns = &[("arrived_date", Date), ("stream", Text), ("shard_id", Text), ("reason", Text)];
+
+/// Relations, the more important ones more often.
+const RELATIONS: [(&str, Columns); 16] = [
+    ("sync_records", RECORDS),
+    ("sync_records", RECORDS),
+    ("sync_records", RECORDS),
+    ("changes", CHANGES),
+    ("changes", CHANGES),
+    ("current_state", STATE),
+    ("current_state", STATE),
+    ("key_state", KEYS),
+    ("resolved", RESOLVED),
+    ("dataset_state", DATASETS),
+    ("daily_changes", DAILY),
+    ("cognito_raw_data", RAW),
+    ("daily_extract", EXTRACT),
+    ("daily_state", EXTRACT),
+    ("state", STATE),
+    ("quarantine", QUARANTINE),
+];
+
+/// A query, and what must hold of it.
+pub struct Query {
+    pub sql: String,
+    /// Whether its rows come in one order.
+    pub ordered: bool,
+    /// FROM clause and predicate, for the oracles that need no other engine.
+    pub filter: Option<(String, String)>,
+}
+
+/// A relation of a FROM clause: its alias and its columns.
+#[derive(Clone)]
+struct Relation {
+    alias: String,
+    columns: Columns,
+}
+
+pub struct Generator {
+    rng: ChaCha8Rng,
+    aliases: usize,
+}
+
+impl Generator {
+    pub fn new(rng: ChaCha8Rng) -> Self {
+        Self { rng, aliases: 0 }
+    }
+
+    fn chance(&mut self, of: f64) -> bool {
+        self.rng.random_bool(of)
+    }
+
+    fn pick<T: Clone>(&mut self, all: &[T]) -> T {
+        all.choose(&mut self.rng).unwrap().clone()
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        self.rng.random_range(0..n)
+    }
+
+    fn relation(&mut self) -> (&'static str, Relation) {
+        let (name, columns) = self.pick(&RELATIONS);
+        self.aliases += 1;
+        (name, Relation { alias: format!("t{}", self.aliases), columns })
+    }
+
+    pub fn query(&mut self) -> Query {
+        self.aliases = 0;
+        match self.below(10) {
+            0..3 => self.plain(),
+            3..5 => self.aggregate(),
+            5 => self.window(),
+            6 => self.set_operation(),
+            7 => self.counted(),
+            8 => self.joined_on_values(),
+            _ => self.differences(),
+        }
+    }
+
+    /// A FROM clause of one to four relations.
+    fn from(&mut self, most: usize) -> (String, Vec<Relation>) {
+        let (name, first) = self.relation();
+        let mut sql = format!("{name} {}", first.alias);
+        let mut relations = vec![first];
+        let count = if self.chance(0.5) { 1 } else { 1 + self.below(most) };
+        while relations.len() < count {
+            let (name, next) = if self.chance(0.3) {
+                self.aliases += 1;
+                let name = sql.split(' ').next().unwrap_or_default();
+                let (name, columns) = RELATIONS.into_iter().find(|(known, _)| *known == name).unwrap();
+                (name, Relation { alias: format!("t{}", self.aliases), columns })
+            } else {
+                self.relation()
+            };
+            let left = self.pick(&relations);
+            let shared: Vec<&str> = { left.columns.iter() }
+                .filter(|(name, of)| *of == Text && next.columns.contains(&(name, Text)))
+                .map(|(name, _)| *name)
+                .collect();
+            if shared.is_empty() {
+                continue;
+            }
+            // Never by what most rows have in common alone.
+            let mut on: Vec<&str> =
+                ["identity_id", "dataset_name", "key"].into_iter().filter(|name| shared.contains(name)).collect();
+            if self.chance(0.4) {
+                on.push(self.pick(&shared));
+            }
+            if on.is_empty() {
+                on.push(self.pick(&shared));
+            }
+            let kind = self.pick(&["join", "join", "left join", "full join", "right join"]);
+            let equal: Vec<String> =
+                on.iter().map(|name| format!("{}.{name} = {}.{name}", left.alias, next.alias)).collect();
+            sql += &format!(" {kind} {name} {} on {}", next.alias, equal.join(" and "));
+            relations.push(next);
+        }
+        (sql, relations)
+    }
+
+    fn column(&mut self, of: &[Relation], wanted: Option<Type>) -> Option<(String, &'static str, Type)> {
+        let all: Vec<(String, &'static str, Type)> = { of.iter() }
+            .flat_map(|r| r.columns.iter().map(|(name, t)| (format!("{}.{name}", r.alias), *name, *t)))
+            .filter(|(_, _, t)| wanted.is_none_or(|wanted| wanted == *t))
+            .collect();
+        all.choose(&mut self.rng).cloned()
+    }
+
+    fn literal(&mut self, name: &str, of: Type) -> String {
+        match of {
+            Int => self.rng.random_range(-1..10).to_string(),
+            Text => format!("'{}'", self.pick(&literals(name))),
+            Bool => self.pick(&["true", "false", "cast(null as boolean)"]).to_owned(),
+            Date => format!("date '2026-01-0{}'", 1 + self.below(6)),
+            Time => format!("timestamp '2026-01-0{} 0{}:00:00'", 1 + self.below(6), self.below(10)),
+        }
+    }
+
+    /// A scalar of any type.
+    fn scalar(&mut self, of: &[Relation]) -> (String, Type) {
+        let Some((column, name, t)) = self.column(of, None) else { return ("1".to_owned(), Int) };
+        let sql = match (t, self.below(8)) {
+            (Int, 0) => return (format!("({column} + {})", self.below(5)), Int),
+            (Int, 1) => return (format!("cast({column} as varchar)"), Text),
+            (Int, 2) => return (format!("abs(3 - {column})"), Int),
+            (Text, 0) => return (format!("length({column})"), Int),
+            (Text, 1) => format!("coalesce({column}, '-')"),
+            (Text, 2) => format!("nullif({column}, {})", self.literal(name, Text)),
+            (Text, 3) => format!("({column} || '|')"),
+            (Text, 4) => format!("substr({column}, 1, 2)"),
+            (Time, 0) => return (format!("cast({column} as date)"), Date),
+            (Date, 0) => return (format!("extract(day from {column})"), Int),
+            (_, 5) => {
+                let condition = self.predicate(of, 1);
+                format!("case when {condition} then {column} end")
+            }
+            (_, 6) if of.len() == 1 && self.chance(0.3) => return (self.predicate(of, 1), Bool),
+            _ => column,
+        };
+        (sql, t)
+    }
+
+    fn predicate(&mut self, of: &[Relation], depth: usize) -> String {
+        let deeper = depth.saturating_sub(1);
+        let choice = if depth == 0 { self.below(6) } else { self.below(18) };
+        let Some((column, name, t)) = self.column(of, None) else { return "true".to_owned() };
+        match choice {
+            0 | 1 | 6 => {
+                let compare = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
+                let literal = self.literal(name, t);
+                match t {
+                    Time => format!("cast({column} as timestamp) {compare} {literal}"),
+                    Bool => column,
+                    _ => format!("{column} {compare} {literal}"),
+                }
+            }
+            2 => format!("{column} is {}null", self.pick(&["", "not "])),
+            3 => {
+                let not = self.pick(&["", "not "]);
+                let Some((column, name, _)) = self.column(of, Some(Text)) else { return "true".to_owned() };
+                let mut list: Vec<String> = (0..1 + self.below(3)).map(|_| self.literal(name, Text)).collect();
+                if self.chance(0.3) {
+                    list.push("null".to_owned());
+                }
+                format!("{column} {not}in ({})", list.join(", "))
+            }
+            4 => match self.column(of, Some(Text)) {
+                Some((column, ..)) => {
+                    let pattern = self.pick(&["a%", "%e", "_", "%_00b%", "us-east%", "", "%"]);
+                    format!("{column} {}like '{pattern}'", self.pick(&["", "not "]))
+                }
+                None => "true".to_owned(),
+            },
+            5 => match self.column(of, Some(Int)) {
+                Some((column, ..)) => format!("{column} between {} and {}", self.below(4), 2 + self.below(6)),
+                None => "true".to_owned(),
+            },
+            7 | 8 => format!("({} and {})", self.predicate(of, deeper), self.predicate(of, deeper)),
+            9 => format!("({} or {})", self.predicate(of, deeper), self.predicate(of, deeper)),
+            10 => format!("not ({})", self.predicate(of, deeper)),
+            11 => {
+                let (a, b, c) = (self.predicate(of, deeper), self.predicate(of, deeper), self.predicate(of, deeper));
+                format!("case when {a} then {b} else {c} end")
+            }
+            12 => {
+                let test = self.pick(&["is true", "is not true", "is false", "is not false", "is null"]);
+                format!("({}) {test}", self.predicate(of, deeper))
+            }
+            13 => {
+                let test = self.pick(&["is distinct from", "is not distinct from", "=", "<>"]);
+                format!("({}) {test} ({})", self.predicate(of, deeper), self.predicate(of, deeper))
+            }
+            14 => {
+                let other = self.pick(&["null", "cast(null as boolean)", "key_is_null"]);
+                match other {
+                    "key_is_null" => format!("({} and {column} is null)", self.predicate(of, deeper)),
+                    null if null == "null" => format!("({} and {column} = null)", self.predicate(of, deeper)),
+                    null => format!("({} {} {null})", self.predicate(of, deeper), self.pick(&["and", "or"])),
+                }
+            }
+            // Only the values of `score` are integers: whoever casts another one has ignored a guard.
+            15 => {
+                match of.iter().find(|r| r.columns.contains(&("value", Text)) && r.columns.contains(&("key", Text))) {
+                    Some(r) => {
+                        let (alias, than) = (&r.alias, self.below(60));
+                        let guard = format!("{alias}.key = 'score'");
+                        match self.below(2) {
+                            0 => format!("case when {guard} then cast({alias}.value as bigint) > {than} end"),
+                            _ => format!(
+                                "({guard} and {alias}.value is not null and cast({alias}.value as bigint) > {than})"
+                            ),
+                        }
+                    }
+                    None => format!("{column} is not null"),
+                }
+            }
+            _ => self.subquery(of),
+        }
+    }
+
+    fn subquery(&mut self, of: &[Relation]) -> String {
+        let (name, inner) = self.relation();
+        let inner = [inner];
+        let mut condition = self.predicate(&inner, 1);
+        let (alias, outer) = (inner[0].alias.clone(), self.column(of, Some(Text)));
+        let Some((outer, outer_name, _)) = outer else { return "true".to_owned() };
+        let column = match inner[0].columns.contains(&(outer_name, Text)) {
+            true => outer_name,
+            false => { inner[0].columns.iter() }.find(|(_, t)| *t == Text).map_or("pool", |(name, _)| *name),
+        };
+        if self.chance(0.3) {
+            condition = format!("{alias}.{column} is null");
+        }
+        let not = self.pick(&["", "not "]);
+        match self.below(3) {
+            0 => format!("{not}exists (select 1 from {name} {alias} where {alias}.{column} = {outer} and {condition})"),
+            _ => format!("{outer} {not}in (select {alias}.{column} from {name} {alias} where {condition})"),
+        }
+    }
+
+    fn ending(&mut self, columns: usize) -> (String, bool) {
+        if self.chance(0.6) {
+            return (String::new(), false);
+        }
+        let by = |n: usize, desc: bool| {
+            format!("{n}{} nulls {}", if desc { " desc" } else { "" }, if desc { "last" } else { "first" })
+        };
+        let mut order: Vec<usize> = (1..=columns).collect();
+        let turned = self.below(columns);
+        order.rotate_left(turned);
+        let order: Vec<String> = order.into_iter().map(|n| by(n, self.chance(0.3))).collect();
+        let mut sql = format!(" order by {}", order.join(", "));
+        if self.chance(0.6) {
+            sql += &format!(" limit {}", self.below(12));
+            if self.chance(0.3) {
+                sql += &format!(" offset {}", self.below(5));
+            }
+        }
+        (sql, true)
+    }
+
+    fn listed(&mut self, of: &[Relation], most: usize) -> Vec<String> {
+        (0..1 + self.below(most)).map(|n| format!("{} as c{n}", self.scalar(of).0)).collect()
+    }
+
+    fn plain(&mut self) -> Query {
+        let (from, of) = self.from(4);
+        let list = self.listed(&of, 4);
+        let predicate = self.predicate(&of, 2);
+        let (end, ordered) = self.ending(list.len());
+        let distinct = if self.chance(0.25) { "distinct " } else { "" };
+        let sql = format!("select {distinct}{} from {from} where {predicate}{end}", list.join(", "));
+        Query { sql, ordered, filter: Some((from, predicate)) }
+    }
+
+    fn counted(&mut self) -> Query {
+        let (from, of) = self.from(2);
+        let predicate = self.predicate(&of, 3);
+        Query {
+            sql: format!("select count(*) as c0 from {from} where {predicate}"),
+            ordered: false,
+            filter: Some((from, predicate)),
+        }
+    }
+
+    fn summary(&mut self, of: &[Relation]) -> String {
+        let int = self.column(of, Some(Int)).map_or("1".to_owned(), |(column, ..)| column);
+        let (any, t) = self.scalar(of);
+        let any = if t == Bool { int.clone() } else { any };
+        match self.below(9) {
+            0 => "count(*)".to_owned(),
+            1 => format!("count({any})"),
+            2 => format!("count(distinct {any})"),
+            3 => format!("sum({int})"),
+            4 => format!("min({any})"),
+            5 => format!("max({any})"),
+            6 => format!("avg({int})"),
+            7 => {
+                let condition = self.predicate(of, 1);
+                format!("count(*) filter (where {condition})")
+            }
+            _ => format!("(min({int}) - count({any}))"),
+        }
+    }
+
+    fn aggregate(&mut self) -> Query {
+        let (from, of) = self.from(3);
+        let keys: Vec<String> = (0..self.below(3)).map(|_| self.scalar(&of).0).collect();
+        let mut list: Vec<String> = keys.iter().enumerate().map(|(n, key)| format!("{key} as g{n}")).collect();
+        list.extend((0..1 + self.below(3)).map(|n| format!("{} as c{n}", self.summary(&of))));
+        let predicate = self.predicate(&of, 2);
+        let group: Vec<String> = (1..=keys.len()).map(|n| n.to_string()).collect();
+        let group = if keys.is_empty() { String::new() } else { format!(" group by {}", group.join(", ")) };
+        let having = match keys.is_empty() || self.chance(0.7) {
+            true => String::new(),
+            false => format!(" having count(*) > {}", self.below(3)),
+        };
+        let (end, ordered) = self.ending(list.len());
+        let sql = format!("select {} from {from} where {predicate}{group}{having}{end}", list.join(", "));
+        Query { sql, ordered, filter: Some((from, predicate)) }
+    }
+
+    /// Every column of a relation, so that rows that are equal in all of them may change places.
+    fn total_order(of: &Relation) -> String {
+        let names: Vec<String> =
+            of.columns.iter().map(|(name, _)| format!("{}.{name} nulls first", of.alias)).collect();
+        names.join(", ")
+    }
+
+    fn window(&mut self) -> Query {
+        let (name, relation) = self.relation();
+        let of = [relation];
+        let (alias, order) = (&of[0].alias, Self::total_order(&of[0]));
+        let part = self.column(&of, Some(Text)).map_or(String::new(), |(column, ..)| format!("partition by {column} "));
+        let int = self.column(&of, Some(Int)).map_or("1".to_owned(), |(column, ..)| column);
+        let over = format!("over ({part}order by {order})");
+        let call = match self.below(5) {
+            0 => format!("row_number() {over}"),
+            1 => format!("rank() {over}"),
+            2 => format!("sum({int}) {over}"),
+            3 => format!("lag({int}) {over}"),
+            _ => format!("(count(*) {over} - row_number() {over})"),
+        };
+        let predicate = self.predicate(&of, 1);
+        let sql = format!("select {int} as c0, {call} as c1 from {name} {alias} where {predicate}");
+        Query { sql, ordered: false, filter: None }
+    }
+
+    fn set_operation(&mut self) -> Query {
+        let mut side = || {
+            let (name, relation) = self.relation();
+            let of = [relation];
+            let column = |g: &mut Self, t| g.column(&of, Some(t)).map(|(column, ..)| column);
+            let text = column(self, Text).unwrap_or_else(|| "'-'".to_owned());
+            let int = column(self, Int).unwrap_or_else(|| "0".to_owned());
+            let predicate = self.predicate(&of, 1);
+            format!("select {text} as c0, {int} as c1 from {name} {} where {predicate}", of[0].alias)
+        };
+        let (a, b) = (side(), side());
+        let how = self.pick(&["union", "union all", "intersect", "except"]);
+        let sql = format!("select c0, c1 from ({a} {how} {b}) u");
+        Query { sql, ordered: false, filter: None }
+    }
+
+    /// Three relations that share column names, joined on values: filters that are passed on by name go astray here.
+    fn joined_on_values(&mut self) -> Query {
+        let view = self.pick(&["sync_records", "sync_records", "changes", "current_state"]);
+        let on =
+            self.pick(&["a.key = b.key and a.value = b.value", "a.value = b.value", "a.key = b.key and a.op = b.op"]);
+        let from = format!("{view} a join {view} b on {on} join {view} c on b.identity_id = c.identity_id");
+        let columns = if view == "current_state" { STATE } else { CHANGES };
+        let columns = &columns[..columns.len() - 1];
+        let c = [Relation { alias: "c".to_owned(), columns }];
+        let narrow = [self.predicate(&c, 0), self.predicate(&c, 0)].join(" and ");
+        let list = "a.identity_id as c0, b.identity_id as c1, c.key as c2";
+        let (end, ordered) = match self.chance(0.5) {
+            true => (" order by 1, 2, 3 nulls first limit 20".to_owned(), true),
+            false => (String::new(), false),
+        };
+        let narrow = format!("{narrow} and a.dataset_name <> '..' and c.dataset_name = 'prefs'");
+        Query { sql: format!("select {list} from {from} where {narrow}{end}"), ordered, filter: Some((from, narrow)) }
+    }
+
+    /// Differences of counts and of row numbers, which may be negative.
+    fn differences(&mut self) -> Query {
+        let same = "a.identity_id = b.identity_id and a.dataset_name = b.dataset_name and a.key = b.key";
+        let sql = match self.below(5) {
+            0 => format!("select a.copies - b.copies as c0 from changes a join changes b on {same}"),
+            1 => format!(
+                "select a.changes_in_day - b.changes_in_day - 1 as c0 from daily_changes a join daily_changes b on {same}"
+            ),
+            2 => {
+                let order =
+                    RECORDS.iter().map(|(name, _)| format!("{name} nulls first")).collect::<Vec<_>>().join(", ");
+                format!(
+                    "select rank() over (order by {order}) - rank() over (partition by pool order by {order}) - 2 \
+                     as c0 from sync_records"
+                )
+            }
+            3 => {
+                let big = self.pick(&["9223372036854775807", "9223372036854775800"]);
+                let sign = self.pick(&["+", "- -"]);
+                format!("select sync_count {sign} {big} as c0 from sync_records where sync_count > {}", self.below(9))
+            }
+            _ => "select max(copies) - 5 as c0, min(copies) - max(copies) as c1 from changes group by identity_id"
+                .to_owned(),
+        };
+        Query { sql, ordered: false, filter: None }
+    }
+}

@@ -1,0 +1,274 @@
+//! Another Delta writer works on the lake: its commits are made here by hand, as Spark and delta-rs write them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use synclake::lake::{AwsSettings, Location, Store};
+use synclake::maintain::refresh;
+use synclake::query::Limits;
+
+use crate::harness::{count, ingest_file, ok, refused, simulate, synclake};
+
+fn log(lake: &Path, table: &str) -> Vec<PathBuf> {
+    let names = std::fs::read_dir(lake.join(table).join("_delta_log")).unwrap().map(|entry| entry.unwrap().path());
+    let mut commits: Vec<PathBuf> = names.filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+    commits.sort();
+    commits
+}
+
+fn actions(commit: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(commit).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The listed files of a table by their paths.
+fn listed(lake: &Path, table: &str) -> BTreeMap<String, Value> {
+    let mut files = BTreeMap::new();
+    for action in log(lake, table).iter().flat_map(|commit| actions(commit)) {
+        let path = |action: &Value| action["path"].as_str().unwrap().to_owned();
+        if action["remove"].is_object() {
+            files.remove(&path(&action["remove"]));
+        }
+        if action["add"].is_object() {
+            files.insert(path(&action["add"]), action["add"].clone());
+        }
+    }
+    files
+}
+
+/// The newest protocol or metadata of a table.
+fn newest(lake: &Path, table: &str, name: &str) -> Value {
+    let all: Vec<Value> = log(lake, table).iter().flat_map(|commit| actions(commit)).collect();
+    all.iter().rev().find(|action| action[name].is_object()).unwrap().clone()
+}
+
+fn commit(lake: &Path, table: &str, operation: &str, actions: &[Value]) {
+    let next = log(lake, table).len();
+    let info = json!({"commitInfo": {"operation": operation, "timestamp": 1}});
+    let text: String = [info].iter().chain(actions).map(|action| format!("{action}\n")).collect();
+    std::fs::write(lake.join(table).join(format!("_delta_log/{next:020}.json")), text).unwrap();
+}
+
+fn remove(add: &Value, data_change: bool) -> Value {
+    json!({"remove": {
+        "path": add["path"], "dataChange": data_change, "deletionTimestamp": 1_767_000_000_000_i64,
+        "extendedFileMetadata": true, "partitionValues": add["partitionValues"], "size": add["size"],
+    }})
+}
+
+/// The same file under another name.
+fn copy(lake: &Path, add: &Value, data_change: bool) -> Value {
+    let (mut add, from) = (add.clone(), add["path"].as_str().unwrap());
+    let to = format!("{}/compacted-{}", from.rsplit_once('/').unwrap().0, from.rsplit_once('/').unwrap().1);
+    std::fs::copy(lake.join("sync_records").join(from), lake.join("sync_records").join(&to)).unwrap();
+    add["path"] = to.into();
+    add["dataChange"] = data_change.into();
+    add.as_object_mut().unwrap().remove("tags");
+    json!({ "add": add })
+}
+
+/// A lake of two files of events; the second comes when it is asked for.
+fn lake(folder: &Path) -> (PathBuf, impl Fn()) {
+    let (events, _) = simulate(folder, &["--events", "600", "--seed", "8", "--days", "3"]);
+    let text = std::fs::read_to_string(&events).unwrap();
+    let half = text[..text.len() / 2].rfind('\n').unwrap() + 1;
+    let (first, second) = (folder.join("first.ndjson"), folder.join("second.ndjson"));
+    std::fs::write(&first, &text[..half]).unwrap();
+    std::fs::write(&second, &text[half..]).unwrap();
+    let lake = folder.join("lake");
+    ingest_file(&first, &lake);
+    let at = lake.clone();
+    (lake, move || drop(ingest_file(&second, &at)))
+}
+
+fn consume(lake: &Path, out: &Path) -> Value {
+    let mut command = synclake();
+    command.args(["extract", "--consumer", "c", "--format", "ndjson", "--out"]).arg(out).arg("--lake").arg(lake);
+    serde_json::from_str(&ok(&mut command)).unwrap()
+}
+
+#[test]
+fn a_compaction_between_deliveries_delivers_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, more) = lake(folder.path());
+    let (path, out) = (lake.to_str().unwrap().to_owned(), folder.path().join("out"));
+    let delivered = listed(&lake, "sync_records");
+    let rows = || count(&path, "select count(*) from sync_records");
+    let before = rows();
+    assert_eq!(consume(&lake, &out)["rows"], before);
+    more();
+    let all = listed(&lake, "sync_records");
+    let old = delivered.values().next().unwrap();
+    let new = all.values().find(|add| !delivered.contains_key(add["path"].as_str().unwrap())).unwrap();
+    let moved: Vec<Value> = [old, new].iter().flat_map(|add| [remove(add, false), copy(&lake, add, false)]).collect();
+    commit(&lake, "sync_records", "OPTIMIZE", &moved);
+    assert_eq!(consume(&lake, &out)["rows"], rows() - before);
+    // Vacuumed, the next consumer of the kind is told.
+    let report: Value =
+        serde_json::from_str(&ok(synclake().args(["verify", "--deep", "--format", "json", "--lake"]).arg(&lake)))
+            .unwrap();
+    assert_eq!(
+        (&report["tables"]["sync_records"]["superseded"], &report["tables"]["sync_records"]["orphans"]),
+        (&2.into(), &0.into())
+    );
+}
+
+#[test]
+fn what_is_deleted_is_gone_and_is_not_delivered_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, more) = lake(folder.path());
+    let (path, out) = (lake.to_str().unwrap().to_owned(), folder.path().join("out"));
+    let extract = |day: &str| -> Value {
+        let report = ok(synclake().args(["extract", "--no-refresh", "--date", day, "--lake"]).arg(&lake));
+        serde_json::from_str(&report).unwrap()
+    };
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    extract("2026-01-02");
+    consume(&lake, &out);
+    let files = listed(&lake, "sync_records");
+    let (first, second) = (files.values().next().unwrap(), files.values().nth(1).unwrap());
+    commit(&lake, "sync_records", "DELETE", &[remove(first, true), remove(second, true), copy(&lake, second, true)]);
+    let delivery = consume(&lake, &out);
+    assert_eq!((&delivery["rows"], &delivery["changed"][0]["operation"]), (&0.into(), &"DELETE".into()));
+    more();
+    let from_all = ok(crate::harness::query()
+        .args(["--as-of", "2026-12-31", "--format", "csv", "-c", "select count(*) from current_state", "--lake"])
+        .arg(&lake));
+    let live = |path: &str| count(path, "select count(*) from current_state");
+    assert_eq!(from_all.lines().nth(1).unwrap(), live(&path).to_string(), "before the refresh");
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    assert_eq!(from_all.lines().nth(1).unwrap(), live(&path).to_string(), "after it");
+    let report = extract("2026-01-03");
+    assert!(report["base"].is_null() && report["stale"] == json!(["2026-01-02"]), "{report}");
+}
+
+#[test]
+fn terms_that_are_not_kept_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = lake(folder.path());
+    let more = folder.path().join("second.ndjson");
+    let ingest = || {
+        let source = format!("file:{}", more.display());
+        synclake().args(["ingest", "--source", &source, "--lake"]).arg(&lake).output().unwrap()
+    };
+    // In-commit timestamps are kept.
+    let mut metadata = newest(&lake, "sync_records", "metaData");
+    metadata["metaData"]["configuration"]["delta.enableInCommitTimestamps"] = "true".into();
+    let timed =
+        json!({"protocol": {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": ["inCommitTimestamp"]}});
+    let far_ms = 4_000_000_000_000_i64;
+    let next = log(&lake, "sync_records").len();
+    let info = json!({"commitInfo": {"operation": "SET TBLPROPERTIES", "inCommitTimestamp": far_ms}});
+    let text: String = [info, metadata, timed].iter().map(|action| format!("{action}\n")).collect();
+    std::fs::write(lake.join(format!("sync_records/_delta_log/{next:020}.json")), text).unwrap();
+    assert!(ingest().status.success());
+    let times: Vec<i64> = log(&lake, "sync_records")[next..]
+        .iter()
+        .map(|commit| actions(commit)[0]["commitInfo"]["inCommitTimestamp"].as_i64().unwrap())
+        .collect();
+    assert!(times.len() > 1 && times.is_sorted_by(|a, b| a < b), "{times:?}");
+    // What is not known is not.
+    let protocol =
+        json!({"protocol": {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": ["rowTracking"]}});
+    commit(&lake, "sync_records", "UPGRADE PROTOCOL", &[protocol]);
+    let (files, commits) = (listed(&lake, "sync_records"), log(&lake, "sync_records").len());
+    std::fs::write(&more, std::fs::read_to_string(&more).unwrap() + "{}\n").unwrap();
+    refused(&ingest(), 1, &["sync_records", "rowTracking", "DROP FEATURE"]);
+    assert_eq!((listed(&lake, "sync_records"), log(&lake, "sync_records").len()), (files, commits));
+}
+
+#[test]
+fn a_log_that_leads_out_of_its_table_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = lake(folder.path());
+    std::fs::write(folder.path().join("secret.parquet"), "x").unwrap();
+    let (_, add) = listed(&lake, "sync_records").into_iter().next().unwrap();
+    for outside in ["../../secret.parquet", "file:///etc/passwd", "%2e%2e/%2e%2e/secret.parquet"] {
+        let mut add = add.clone();
+        add["path"] = outside.into();
+        commit(&lake, "sync_records", "WRITE", &[json!({ "add": add })]);
+        let asked = crate::harness::query().args(["-c", "select 1", "--lake"]).arg(&lake).output().unwrap();
+        refused(&asked, 1, &["outside of the table"]);
+        std::fs::remove_file(log(&lake, "sync_records").pop().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn sync_records_is_not_made_anew_beside_what_was_made_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = lake(folder.path());
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    std::fs::remove_dir_all(lake.join("sync_records")).unwrap();
+    let source = format!("file:{}", folder.path().join("first.ndjson").display());
+    let again = synclake().args(["ingest", "--source", &source, "--lake"]).arg(&lake).output().unwrap();
+    refused(&again, 1, &["sync_records", "--lake"]);
+    assert!(!lake.join("sync_records/_delta_log").exists());
+}
+
+/// The file that one row of each data file was deleted in: each vector is the same, its first row.
+fn deletion_vector() -> (Vec<u8>, i32) {
+    let words: [&[u8]; 8] = [
+        &1_681_511_377_u32.to_le_bytes(), // magic number of the portable form
+        &1_u64.to_le_bytes(),             // bitmaps
+        &0_u32.to_le_bytes(),             // the high word of the first
+        &12_346_u32.to_le_bytes(),        // no runs
+        &1_u32.to_le_bytes(),             // containers
+        &[0, 0, 0, 0],                    // key, and one less than its values
+        &16_u32.to_le_bytes(),            // where they are
+        &[0, 0],                          // row 0
+    ];
+    let bitmap = words.concat();
+    let mut crc = flate2::Crc::new();
+    crc.update(&bitmap);
+    let size = i32::try_from(bitmap.len()).unwrap();
+    ([&[1][..], &size.to_be_bytes(), &bitmap, &crc.sum().to_be_bytes()].concat(), size)
+}
+
+/// More deletion vectors than there are threads to wait for them.
+#[test]
+fn no_thread_waits_for_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "900", "--seed", "8", "--days", "20"]);
+    let lake = folder.path().join("lake");
+    ingest_file(&events, &lake);
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    let path = lake.to_str().unwrap();
+    let (before, files) = (count(path, "select count(*) from sync_records"), listed(&lake, "sync_records"));
+    assert!(files.len() > 16);
+    let (bytes, size) = deletion_vector();
+    let name = "deletion_vector_00000000-0000-0000-0000-000000000000.bin";
+    std::fs::write(lake.join("sync_records").join(name), bytes).unwrap();
+    let features = json!(["deletionVectors"]);
+    let mut all = vec![json!({"protocol": {
+        "minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": features, "writerFeatures": features,
+    }})];
+    for add in files.values() {
+        all.push(remove(add, true));
+        let mut add = add.clone();
+        add["deletionVector"] = json!({
+            "storageType": "u", "pathOrInlineDv": "00000000000000000000", "offset": 1, "sizeInBytes": size, "cardinality": 1,
+        });
+        all.push(json!({ "add": add }));
+    }
+    commit(&lake, "sync_records", "DELETE", &all);
+    let (done, ends) = std::sync::mpsc::channel();
+    let at = lake.clone();
+    std::thread::spawn(move || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.enable_all().worker_threads(2).max_blocking_threads(1).thread_stack_size(16 << 20);
+        let refreshed = builder.build().unwrap().block_on(async {
+            let lake = Store::open(&Location::Folder(at), &AwsSettings::default()).await.unwrap();
+            refresh::run(&lake, &Limits::default(), false).await.unwrap()
+        });
+        done.send(refreshed).unwrap();
+    });
+    let report = ends.recv_timeout(Duration::from_secs(120)).expect("the refresh waits for itself");
+    assert_eq!(report.covered, None, "what the state held of them is gone");
+    assert_eq!(count(path, "select count(*) from sync_records"), before - files.len() as i64);
+    assert_eq!(
+        ok(synclake().args(["verify", "--lake"]).arg(&lake)).lines().filter(|l| l.starts_with("FAULT")).count(),
+        0
+    );
+}
