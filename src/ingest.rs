@@ -11,13 +11,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -26,10 +26,11 @@ use crate::budget::{Budget, Reservation};
 use crate::lake::ledger::ShardState;
 use crate::lake::{LakeError, Store};
 use crate::payload::{self, Payloads};
+use crate::source::files::{self, Opened, ReadOptions};
 use crate::source::kinesis::{self, Kinesis, Listing};
 use crate::source::leases::{self, Keeper};
 use crate::source::{Delivery, Hold, Reached, ShardKey, Sink, SourceError, StartAt};
-use crate::{failpoint, lake, source};
+use crate::{failpoint, lake};
 
 mod counters;
 mod decoding;
@@ -81,12 +82,9 @@ pub enum IngestError {
         /// What to do.
         remedy: &'static str,
     },
-    /// A signal came while a pipe was in the midst of a line.
-    #[error(
-        "stopped in the midst of a line: all lines before it are committed, {0} bytes of it were read from the pipe and are \
-         not; feed the same input once more, what is committed is skipped"
-    )]
-    CutOff(usize),
+    /// The system gives no more threads.
+    #[error("cannot start a thread; raise the limit of threads (ulimit -u, or pids.max of the container)")]
+    Thread(#[source] std::io::Error),
     /// A task of ours ended in a way that it never should.
     #[error("internal task failed: {0}; please report it, and run the same command again: nothing was lost")]
     Task(String),
@@ -102,7 +100,7 @@ impl IngestError {
 #[derive(Debug, Clone)]
 pub enum Source {
     /// Files, one after the other.
-    Files(Vec<PathBuf>),
+    Files(files::Found),
     /// The shards of a stream.
     Stream(Box<Stream>),
 }
@@ -194,21 +192,21 @@ pub async fn run(
         stop,
         stopping: false,
         ends: Arc::default(),
+        opening: None,
+        memory_bytes: options.memory_bytes,
     };
     counters.ready(options.memory_bytes);
     let ends = run.ends.clone();
     match source {
-        Source::Files(files) => {
-            let is_pipe = files.iter().any(|file| source::files::is_pipe(file));
-            let remedy = if is_pipe { FEED_AGAIN } else { RUN_AGAIN };
-            in_time(signal, &counters, remedy, run.files(files)).await?;
+        Source::Files(found) => {
+            let is_gone = found.files.iter().any(|file| files::is_gone(file));
+            let remedy = if is_gone { FEED_AGAIN } else { RUN_AGAIN };
+            from_files::lock(&ends).unreadable.extend(found.failed);
+            in_time(signal, &counters, remedy, run.files(found.files)).await?;
         }
         Source::Stream(stream) => run.stream(&stream, signal).await?,
     }
     let ends = from_files::lock(&ends).clone();
-    if ends.cut_off > 0 {
-        return Err(IngestError::CutOff(ends.cut_off));
-    }
     Ok(counters.summary(ends))
 }
 
@@ -233,6 +231,9 @@ struct Run {
     stop: CancellationToken,
     stopping: bool,
     ends: Arc<Mutex<Ends>>,
+    /// A file that is being opened.
+    opening: Option<oneshot::Receiver<Result<Opened, SourceError>>>,
+    memory_bytes: usize,
 }
 
 /// A shard that is being read.
@@ -245,6 +246,7 @@ struct Reading {
 enum Turn {
     Ended(Hold),
     Stopped(Hold),
+    Opened(Result<Opened, SourceError>),
     Listed(Listing),
     Leases,
     Went,
@@ -268,8 +270,11 @@ impl Run {
             biased;
             () = self.stop.cancelled(), if !self.stopping => {
                 self.stopping = true;
-                // The readers hold the other ends; when they have stopped, the channel closes.
-                self.sink = None;
+                // The readers hold the other ends; when they have stopped, the channel closes. A pipe that is being opened
+                // may have given something, which still wants to be read.
+                if self.opening.is_none() {
+                    self.sink = None;
+                }
             }
             Some(arrived) = self.decoding.next(), if !self.decoding.is_empty() => {
                 return self.arrived(arrived?).await;
@@ -280,6 +285,10 @@ impl Run {
             listed = finished(&mut self.listing) => {
                 self.listing = None;
                 return Ok(Turn::Listed(listed.map_err(IngestError::task)??));
+            }
+            opened = opened(&mut self.opening) => {
+                self.opening = None;
+                return Ok(Turn::Opened(opened?));
             }
             alive = changed(&mut self.keeper) => {
                 alive?;
@@ -427,6 +436,15 @@ async fn in_time(
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => pending().await,
+    }
+}
+
+async fn opened(
+    opening: &mut Option<oneshot::Receiver<Result<Opened, SourceError>>>,
+) -> Result<Result<Opened, SourceError>, IngestError> {
+    match opening {
+        Some(opening) => opening.await.map_err(|_| IngestError::Task("a file's reader ended in a bug".to_owned())),
         None => pending().await,
     }
 }

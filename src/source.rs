@@ -301,6 +301,30 @@ pub enum SourceError {
         #[source]
         source: std::io::Error,
     },
+    /// A packed file is damaged: what came out of it before may be wrong, too.
+    #[error("{path} is damaged ({reason}); replace the file and run again")]
+    Damaged {
+        /// The file as the user named it.
+        path: String,
+        /// What the library said.
+        reason: String,
+    },
+    /// A packed file ends too early: its writer has not finished, or it was not copied whole.
+    #[error("{path} is cut off: its packed data has no end; replace the file and run again")]
+    CutOff {
+        /// The file as the user named it.
+        path: String,
+    },
+    /// A file does not hold one event a line.
+    #[error("{path} {what}; run `{remedy}`")]
+    Refused {
+        /// The file as the user named it.
+        path: String,
+        /// What it holds.
+        what: String,
+        /// The command that reads it.
+        remedy: String,
+    },
     /// The source is not what the option says.
     #[error("{0}")]
     Invalid(String),

@@ -150,6 +150,36 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if usage { 2 } else { 1 })
 }
 
+/// Threads beside the runtime's workers without which no command comes to an end: two read, one decodes, one writes.
+const THREADS_MIN: usize = 4;
+
+/// Finds out whether the system gives as many threads as a run needs at least. With fewer, the runtime waits for ever for
+/// threads that it cannot start, and says nothing.
+///
+/// # Errors
+/// It does not.
+pub fn check_threads() -> anyhow::Result<()> {
+    let count = std::thread::available_parallelism().map_or(2, usize::from) + THREADS_MIN;
+    let start = |_| std::thread::Builder::new().stack_size(64 << 10).spawn(std::thread::park);
+    let mut threads = Vec::new();
+    let mut failed = None;
+    for thread in (0..count).map(start) {
+        match thread {
+            Ok(thread) => threads.push(thread),
+            Err(error) => failed = Some(error),
+        }
+    }
+    for thread in threads {
+        thread.thread().unpark();
+        // A parked thread cannot panic.
+        let _ = thread.join();
+    }
+    failed.map_or(Ok(()), |error| {
+        let limit = "raise their limit (ulimit -u, or pids.max of the container)";
+        Err(anyhow::Error::from(error).context(format!("cannot start {count} threads; {limit}")))
+    })
+}
+
 /// Where signals go: to whoever waits for a query, else nowhere. Never to the shell.
 #[derive(Clone, Default)]
 pub struct Interrupts(Arc<Mutex<Option<Told>>>);

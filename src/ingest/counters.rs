@@ -33,6 +33,10 @@ pub struct Counters {
     gaps: AtomicU64,
     leases: AtomicU64,
     unread: AtomicU64,
+    /// Records that readers of files have handed over: received, or still on their way.
+    handed: AtomicU64,
+    /// Records that were received and given up: another worker's, or of a damaged file.
+    dropped: AtomicU64,
     quarantined: Mutex<BTreeMap<Reason, u64>>,
     shards: Mutex<BTreeMap<ShardKey, ShardCounts>>,
     /// Of all commits of this run.
@@ -121,8 +125,43 @@ pub struct Summary {
     /// Files that could not be read to their end, and why; what was read of them before is committed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unreadable: BTreeMap<String, String>,
+    /// Bytes that were read, are not in the lake, and cannot be read again, by input.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub lost_bytes: BTreeMap<String, u64>,
     /// Wall time.
     pub elapsed_ms: u64,
+}
+
+impl Summary {
+    /// What of its input the run could not commit, on one line; `None` if it is all there.
+    pub fn failure(&self) -> Option<String> {
+        const SHOWN: usize = 5;
+        let mut failures = Vec::new();
+        // An error names its file in most cases.
+        let one = |(name, error): (&String, &String)| match error.contains(name.as_str()) {
+            true => error.clone(),
+            false => format!("{name}: {error}"),
+        };
+        let errors: Vec<String> = self.unreadable.iter().take(SHOWN).map(one).collect();
+        match self.unreadable.len() {
+            0 => {}
+            1 => failures.push(errors.concat()),
+            count => {
+                let more = if count > SHOWN { "; …" } else { "" };
+                let errors = errors.join("; ");
+                failures.push(format!("{count} files could not be read to their end: {errors}{more}"));
+            }
+        }
+        failures.extend(self.lost_bytes.iter().map(|(name, bytes)| {
+            // Of packed data it is not known how much.
+            let bytes = if *bytes == 0 { "the last bytes".to_owned() } else { format!("{bytes} bytes") };
+            format!(
+                "{name}: {bytes} were read and are not in the lake, because no line break ended them; they cannot be read \
+                 again: feed the same input once more, what is committed is skipped"
+            )
+        }));
+        (!failures.is_empty()).then(|| failures.join("; "))
+    }
 }
 
 impl Default for Counters {
@@ -146,6 +185,8 @@ impl Default for Counters {
             gaps: AtomicU64::new(0),
             leases: AtomicU64::new(0),
             unread: AtomicU64::new(0),
+            handed: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
             quarantined: Mutex::default(),
             shards: Mutex::default(),
             committed: Mutex::default(),
@@ -181,6 +222,14 @@ impl Counters {
         self.record_bytes.fetch_add(bytes as u64, Relaxed);
         self.last_arrival_ms.store(self.elapsed_ms(), Relaxed);
         self.shard(shard, |counts| counts.uncommitted_records += records as u64);
+    }
+
+    pub(super) fn handed(&self, records: usize) {
+        self.handed.fetch_add(records as u64, Relaxed);
+    }
+
+    pub(super) fn dropped(&self, records: u64) {
+        self.dropped.fetch_add(records, Relaxed);
     }
 
     pub(super) fn decoded(&self, rows: u64) {
@@ -280,9 +329,11 @@ impl Counters {
         self.shards.lock().map(|shards| shards.clone()).unwrap_or_default()
     }
 
-    /// Records that were received and are not committed.
+    /// Records that were read and are neither committed nor given up.
     pub fn uncommitted(&self) -> u64 {
-        self.shards().values().map(|shard| shard.uncommitted_records).sum()
+        let committed = self.committed.lock().map(|work| work.records).unwrap_or_default();
+        let read = self.records.load(Relaxed).max(self.handed.load(Relaxed));
+        read.saturating_sub(committed).saturating_sub(self.dropped.load(Relaxed))
     }
 
     /// Records in the quarantine, by reason.
@@ -329,6 +380,7 @@ impl Counters {
             skipped_bytes: self.skipped_bytes.load(Relaxed),
             torn: ends.torn,
             unreadable: ends.unreadable,
+            lost_bytes: ends.lost,
             elapsed_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
         }
     }

@@ -202,7 +202,7 @@ impl Run {
                         known.list_at = Some(Instant::now() + RELIST_SOON);
                     }
                 }
-                Turn::Went => {}
+                Turn::Opened(_) | Turn::Went => {}
                 Turn::Over => break,
             }
         }

@@ -288,7 +288,10 @@ impl Writer {
         mut reserved: Reservation,
         now: Instant,
     ) -> Result<(), IngestError> {
-        let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) else { return Ok(()) };
+        let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) else {
+            self.counters.dropped(decoded.records);
+            return Ok(());
+        };
         reserved.shrink_to(decoded.bytes());
         self.reserved.merge(reserved);
         held.reached = Some(decoded.position);
@@ -366,6 +369,7 @@ impl Writer {
     pub fn drop_shard(&mut self, shard: &ShardKey) {
         self.batches.drop_shard(shard);
         if let Some(held) = self.held.remove(shard) {
+            self.counters.dropped(held.work.records);
             self.rejected_bytes -= held.rejected.iter().map(rejected_bytes).sum::<usize>();
         }
         self.reserved.shrink_to(self.buffered());

@@ -10,33 +10,49 @@
 //! ```
 //!
 //! **Invariant: a file is continued only if all that was committed from it is still there, byte for byte.** One that
-//! merely begins alike is another shard (`…-1`, `…-2`). Offsets count unpacked bytes.
+//! merely begins alike is another shard (`…-1`, `…-2`). So is one that is shorter than what was committed. Offsets count
+//! unpacked bytes.
 //!
-//! A pipe is read once, and its lines go on as they come.
-//!
+//! # The last line
 //! A last line without a line break is taken if it is a whole JSON object, for nothing can be added to one; otherwise
-//! it is left for the next run, because somebody may still be writing it.
+//! it is left for the next run, because somebody may still be writing it. A position may therefore lie inside a line,
+//! also inside the first one: what follows on that line later is white space, or a record of its own.
+//!
+//! # What can be read only once
+//! Standard input, named pipes and the like are opened once and read as their bytes come ([`pipe`]). What identifies them
+//! is read ahead and kept ([`input`]).
 
-use std::io::{BufRead, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::{Chunk, Record, SequenceNumber, ShardKey, SourceError};
 use crate::payload::Payloads;
 
+mod ahead;
+mod folder;
+mod identity;
 mod input;
-mod list;
+mod lines;
+mod packed;
+mod pipe;
 mod shape;
+#[cfg(test)]
+mod tests;
 
-use input::Input;
-pub use list::{expand, is_pipe};
+pub use folder::{Found, expand};
+pub use identity::{STREAM, offset_of};
+pub use input::is_gone;
 
-/// Stream name of every file.
-pub const STREAM: &str = "file";
+use identity::{Known, join_position, known};
+use input::{Begun, Input};
+use lines::{Line, Lines, Next, Step};
+use packed::Format;
+use shape::{is_blank, is_whole_object, look};
+
 /// A line longer than this is not held in memory; it goes to the quarantine with its beginning.
 const LINE_BYTES_MAX: usize = 32 << 20;
 /// Bytes of a line that is too long which the quarantine keeps.
@@ -47,122 +63,130 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub const CHUNK_BYTES_MAX: usize = 4 * CHUNK_BYTES;
 /// Lines in a chunk.
 const CHUNK_LINES: usize = 10_000;
-const DIGEST_DIGITS: usize = 54;
+/// Lines that came slowly are handed over after this long.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// How files are read.
+#[derive(Debug, Clone)]
+pub struct ReadOptions {
+    /// The largest window of a zstd file, as a power of two; zstd's own default is 27 (128 MiB).
+    pub window_log_max: u32,
+    /// Ends all waiting.
+    pub stop: CancellationToken,
+}
+
+impl ReadOptions {
+    /// Windows may be as large as the memory that the run may use, and at least as large as zstd allows by default.
+    pub fn new(memory_bytes: usize, stop: CancellationToken) -> Self {
+        Self { window_log_max: memory_bytes.max(1).ilog2().clamp(27, 31), stop }
+    }
+}
+
+/// How the opening of a file ended.
+#[derive(Debug)]
+pub enum Opened {
+    /// There are lines to read.
+    Reader(Box<FileReader>),
+    /// The file is empty.
+    Empty,
+    /// A signal came first.
+    Stopped {
+        /// Bytes that were read, are not in the lake, and cannot be read again.
+        bytes: u64,
+    },
+}
 
 /// Reads one file from where the lake has come to.
 pub struct FileReader {
-    name: String,
-    input: Input,
-    hasher: Sha256,
-    offset: u64,
-    /// What was read to name the shard and not handed over yet: the first line, with its line break.
-    first: Vec<u8>,
+    path: PathBuf,
+    lines: Lines,
     shard: ShardKey,
-    skip_to: u64,
+    resumed: Option<(SequenceNumber, u64)>,
+    options: ReadOptions,
+    /// Why the next call of [`FileReader::next_chunk`] fails.
+    failed: Option<SourceError>,
+    is_done: bool,
     torn_bytes: Option<usize>,
+    /// The reader was stopped before the end of its file.
+    is_stopped: bool,
 }
 
 impl std::fmt::Debug for FileReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FileReader").field("name", &self.name).field("offset", &self.offset).finish_non_exhaustive()
+        f.debug_struct("FileReader").field("path", &self.path).field("offset", &self.offset()).finish_non_exhaustive()
     }
 }
 
 impl FileReader {
-    /// Opens a file and finds its shard. `committed` answers the position of a shard in the lake. Once `stop` is cancelled a
-    /// pipe ends with what it has given.
+    /// Opens a file and finds its shard. `committed` answers the position of a shard in the lake.
     ///
-    /// Returns `None` for a file without a first line.
+    /// Blocks until enough is there to know the shard, and no longer than until `options.stop`.
     ///
     /// # Errors
-    /// The file cannot be read, or is no lines of events; or a pipe began like something committed and then differed, which
-    /// cannot be told in time to start over.
+    /// The file cannot be read or unpacked, or has another shape than one event a line.
     pub fn open(
         path: &Path,
-        stop: &CancellationToken,
+        options: &ReadOptions,
         committed: impl Fn(&ShardKey) -> Option<SequenceNumber>,
-    ) -> Result<Option<Self>, SourceError> {
-        let name = path.display().to_string();
-        let fail = |source| SourceError::File { path: name.clone(), source };
-        let mut input = Input::open(path, stop).map_err(fail)?;
-        let head = input.fill_buf().map_err(fail)?;
-        let other = shape::other_than_lines(&head[..head.len().min(shape::HEAD_BYTES)], &name);
-        let first = read_first(&mut input).map_err(fail)?;
-        if first.is_empty() {
-            return Ok(None);
-        }
-        let base = shard_name(content(&first));
-        // Every shard that began with this line, until one that is free.
-        let mut known = Vec::new();
-        let free = loop {
-            let shard = shard_key(&base, known.len())?;
-            match committed(&shard).as_ref().map(split_position) {
-                Some(at) => known.push((shard, at.0, at.1)),
-                None => break shard,
-            }
+    ) -> Result<Opened, SourceError> {
+        let stop = &options.stop;
+        let input = match Input::open(path, options).map_err(|error| failure(path, Format::Plain, error))? {
+            Begun::Input(input) => input,
+            Begun::Stopped { bytes } => return Ok(Opened::Stopped { bytes }),
         };
-        let mut reader = Self {
-            name: name.clone(),
-            input,
-            hasher: Sha256::new(),
-            offset: 0,
-            first,
-            shard: free,
-            skip_to: 0,
-            torn_bytes: None,
-        };
-        if known.is_empty() {
-            return match other {
-                Some(what) => Err(SourceError::Invalid(format!("{name} {what}"))),
-                None => Ok(Some(reader)),
-            };
+        let format = input.format();
+        let fail = |error| failure(path, format, error);
+        if let Format::Foreign(kind, command) = format {
+            return Err(refusal(path, Format::Plain, format!("is packed as {kind}"), (command, " ")));
         }
-        let mut matched: Option<(ShardKey, u64)> = None;
-        let mut marks: Vec<u64> = known.iter().map(|(_, offset, _)| *offset).collect();
+        let mut lines = Lines::new(input);
+        let seen = look(&mut lines, stop).map_err(fail)?;
+        let Some(first) = seen.first else { return Ok(Opened::Empty) };
+        let (known, free) = known(&first.bytes, committed)?;
+        drop(first);
+        let start = Sha256::new();
+        if !lines.rewind(0, &start, stop).map_err(fail)? {
+            return Ok(Opened::Stopped { bytes: 0 });
+        }
+        let mut best: Option<(&Known, Sha256)> = None;
+        let mut marks: Vec<u64> = known.iter().map(|known| known.offset).collect();
         marks.sort_unstable();
         marks.dedup();
         for mark in marks {
-            if !reader.hash_to(mark).map_err(fail)? {
+            let step = loop {
+                match lines.step_to(mark).map_err(fail)? {
+                    // Whether it goes on like something in the lake is not known yet, so nothing of it may be committed.
+                    Step::Under if stop.is_cancelled() => {
+                        let bytes = if lines.input().is_gone() { lines.offset() } else { 0 };
+                        return Ok(Opened::Stopped { bytes });
+                    }
+                    Step::Under => {}
+                    step => break step,
+                }
+            };
+            if matches!(step, Step::End) {
                 break;
             }
-            let digest = digest_digits(&reader.hasher);
-            if let Some((shard, offset, _)) = known.iter().find(|(_, o, d)| *o == mark && *d == digest) {
-                matched = Some((shard.clone(), *offset));
+            if let Some(found) = known.iter().find(|known| known.offset == mark && known.is_at(lines.digest())) {
+                best = Some((found, lines.digest().clone()));
+                lines.forget_before();
             }
         }
-        if reader.input.is_pipe() {
-            // What was read is gone; only the longest match, which is where we stand, can be continued.
-            return match matched {
-                Some((shard, offset)) if offset == reader.offset => {
-                    reader.shard = shard;
-                    reader.skip_to = offset;
-                    Ok(Some(reader))
-                }
-                _ if stop.is_cancelled() => Ok(None),
-                _ => Err(SourceError::Invalid(format!(
-                    "{} begins like a file that is in the lake and then differs; save it to a file and ingest that",
-                    if name == "-" { "standard input" } else { &name }
-                ))),
-            };
+        if let (None, Some(shape)) = (&best, seen.shape) {
+            return Err(refusal(path, format, shape.to_string(), shape.remedy()));
         }
-        let (shard, offset) = matched.unwrap_or((reader.shard.clone(), 0));
-        let mut again = Self {
-            name: name.clone(),
-            input: Input::open(path, stop).map_err(fail)?,
-            hasher: Sha256::new(),
-            offset: 0,
-            first: Vec::new(),
-            shard,
-            skip_to: offset,
-            torn_bytes: None,
-        };
-        again.hash_to(offset).map_err(fail)?;
-        Ok(Some(again))
-    }
-
-    /// Whether what is read here cannot be read again.
-    pub fn is_pipe(&self) -> bool {
-        self.input.is_pipe()
+        let (offset, digest) = best.as_ref().map_or((0, &start), |(found, digest)| (found.offset, digest));
+        if lines.offset() != offset && !lines.rewind(offset, digest, stop).map_err(fail)? {
+            return Ok(Opened::Stopped { bytes: 0 });
+        }
+        lines.forget();
+        let resumed = best.as_ref().map(|(found, _)| (found.position.clone(), found.offset));
+        let shard = best.map_or(free, |(found, _)| found.shard.clone());
+        let options = options.clone();
+        let (failed, is_done, torn_bytes, is_stopped) = (None, false, None, false);
+        let path = path.to_owned();
+        let reader = Self { path, lines, shard, resumed, options, failed, is_done, torn_bytes, is_stopped };
+        Ok(Opened::Reader(Box::new(reader)))
     }
 
     /// The file's shard.
@@ -172,84 +196,84 @@ impl FileReader {
 
     /// Unpacked bytes read so far, those of earlier runs included.
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.lines.offset()
     }
 
     /// Unpacked bytes that earlier runs had committed.
     pub fn resumed_at(&self) -> u64 {
-        self.skip_to
+        self.resumed.as_ref().map_or(0, |(_, offset)| *offset)
+    }
+
+    /// The position of the shard in the lake from which this reader goes on.
+    pub fn resumed_position(&self) -> Option<&SequenceNumber> {
+        self.resumed.as_ref().map(|(position, _)| position)
     }
 
     /// Path, as the user named it.
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> String {
+        shown(&self.path)
     }
 
-    /// Bytes of a last line that was left for the next run; known once [`FileReader::next_chunk`] has returned `None`.
+    /// Whether what was read cannot be read again by another run.
+    pub fn is_gone(&self) -> bool {
+        self.lines.input().is_gone()
+    }
+
+    /// Bytes of a last line that was not taken; known once [`FileReader::next_chunk`] has returned `None`.
     pub fn torn_bytes(&self) -> Option<usize> {
         self.torn_bytes
     }
 
-    /// Reads and hashes up to `offset`; `false` if the file ends before. An offset may lie inside the first line: where an
-    /// earlier run took it without its line break.
-    fn hash_to(&mut self, offset: u64) -> std::io::Result<bool> {
-        let length_to = |at: u64| usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX);
-        let take = self.first.len().min(length_to(self.offset));
-        self.hasher.update(&self.first[..take]);
-        self.first.drain(..take);
-        self.offset += take as u64;
-        while self.offset < offset {
-            let buffer = self.input.fill_buf()?;
-            if buffer.is_empty() {
-                return Ok(false);
-            }
-            let take = buffer.len().min(length_to(self.offset));
-            self.hasher.update(&buffer[..take]);
-            self.input.consume(take);
-            self.offset += take as u64;
-        }
-        Ok(true)
+    /// Bytes that were read, were not handed over, and cannot be read again; known at the end. Of packed data this may
+    /// be more than can be counted, so zero bytes are a loss, too.
+    pub fn lost_bytes(&self) -> Option<u64> {
+        let is_cut = self.is_stopped && self.lines.input().format() != Format::Plain;
+        let torn = self.torn_bytes.map(|bytes| bytes as u64).or(is_cut.then_some(0));
+        torn.filter(|_| self.is_gone())
     }
 
-    /// The next records; `None` at the end of the file. `now` is when they count as arrived, µs since the epoch.
+    /// The next records; `None` at the end of the file, and after `stop` once everything that was there is handed over.
+    /// `now` is when they count as arrived, µs since the epoch.
     ///
     /// # Errors
-    /// The file cannot be read or unpacked.
+    /// The file cannot be read or unpacked. What was read before has been handed over.
     pub fn next_chunk(&mut self, now: i64) -> Result<Option<Chunk>, SourceError> {
+        if let Some(error) = self.failed.take() {
+            self.is_done = true;
+            return Err(error);
+        }
         let mut records = Vec::new();
         let mut bytes = 0;
-        while bytes < CHUNK_BYTES && records.len() < CHUNK_LINES {
-            // What a pipe has given is handed over, and not held until there is more.
-            if !records.is_empty() && self.input.may_wait() {
+        let mut since: Option<Instant> = None;
+        while !self.is_done && bytes < CHUNK_BYTES && records.len() < CHUNK_LINES {
+            if since.is_some_and(|since| self.lines.input().is_live() && since.elapsed() >= LINGER) {
                 break;
             }
-            let first = std::mem::take(&mut self.first);
-            let line = read_line(&mut first.as_slice().chain(&mut self.input), &self.hasher);
-            let line = line.map_err(|source| SourceError::File { path: self.name.clone(), source })?;
-            let Some(line) = line else { break };
-            if !line.ended && !is_whole_object(&line.bytes) {
-                self.torn_bytes = Some(line.length);
-                break;
-            }
-            self.hasher = line.hasher;
-            self.offset += line.length as u64;
+            // Asked before the read: a signal that comes after it may come after more bytes, too.
+            let is_stopped = self.options.stop.is_cancelled();
+            let line = match self.lines.next() {
+                Ok(Next::Line(line)) => line,
+                Ok(Next::Wait) if !records.is_empty() => break,
+                Ok(Next::Wait) if !is_stopped => continue,
+                Ok(next) => {
+                    self.is_done = true;
+                    self.is_stopped = matches!(next, Next::Wait);
+                    match self.last_line() {
+                        Some(line) => line,
+                        None => break,
+                    }
+                }
+                Err(error) => {
+                    self.failed = Some(failure(&self.path, self.lines.input().format(), error));
+                    break;
+                }
+            };
             if line.bytes.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            let cut = (line.length > LINE_BYTES_MAX).then(|| {
-                let (length, end) = (line.length, self.offset);
-                format!(
-                    "line of {length} bytes, of which the first {CUT_BYTES} are kept; it ends at byte {end} of its file"
-                )
-            });
-            let mut content = line.bytes;
-            if cut.is_some() {
-                content.truncate(CUT_BYTES);
-            }
-            bytes += content.len() + 256;
-            let sequence_number = SequenceNumber::from_u64(self.offset);
-            let record =
-                Record { sequence_number, arrived_at: now, bytes: Bytes::from(content), cut, payloads: Vec::new() };
+            since.get_or_insert_with(Instant::now);
+            let record = self.record(line, now);
+            bytes += record.bytes.len() + 256;
             // What a record points at is fetched before the next one is read: one at a time is held.
             let points = Payloads::concern(&record);
             records.push(record);
@@ -258,173 +282,93 @@ impl FileReader {
             }
         }
         if records.is_empty() {
-            return Ok(None);
+            return match self.failed.take() {
+                Some(error) => {
+                    self.is_done = true;
+                    Err(error)
+                }
+                None => Ok(None),
+            };
         }
-        let position = join_position(self.offset, &digest_digits(&self.hasher));
+        let position = join_position(self.offset(), self.lines.digest());
         Ok(Some(Chunk { shard: self.shard.clone(), records, position }))
+    }
+
+    /// What follows the last line break, if it is to be taken.
+    fn last_line(&mut self) -> Option<Line> {
+        let line = self.lines.rest()?;
+        if is_whole_object(&line.bytes) {
+            self.lines.accept(&line);
+            return Some(line);
+        }
+        self.torn_bytes = (!is_blank(&line.bytes)).then_some(line.length);
+        None
+    }
+
+    /// The record of a line that was accepted last.
+    fn record(&self, line: Line, now: i64) -> Record {
+        let cut = (line.length > LINE_BYTES_MAX).then(|| {
+            let (length, end) = (line.length, self.offset());
+            format!(
+                "line of {length} bytes, of which the first {CUT_BYTES} are kept; it ends at byte {end} of its file"
+            )
+        });
+        let mut content = line.bytes;
+        if cut.is_some() {
+            content.truncate(CUT_BYTES);
+        }
+        let sequence_number = SequenceNumber::from_u64(self.offset());
+        Record { sequence_number, arrived_at: now, bytes: Bytes::from(content), cut, payloads: Vec::new() }
     }
 }
 
 /// Bytes of the file if it is not packed, for a progress bar; `None` when that cannot be known.
 pub fn plain_bytes(path: &Path) -> Option<u64> {
-    let packed = path.extension().is_some_and(|e| e == "gz" || e == "zst");
+    let packed = path.extension().is_some_and(|e| e == "gz" || e == "zst") || path == Path::new("-");
     std::fs::metadata(path).ok().filter(|m| m.is_file() && !packed).map(|m| m.len())
 }
 
-/// The first line with its line break; of one that is too long, as much as is held.
-fn read_first(input: &mut Input) -> std::io::Result<Vec<u8>> {
-    let mut first = Vec::new();
-    input.take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut first)?;
-    Ok(first)
-}
-
-/// A line without its line break.
-fn content(line: &[u8]) -> &[u8] {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    line.strip_suffix(b"\r").unwrap_or(line)
-}
-
-struct Line {
-    /// Without its line break, and no longer than the limit.
-    bytes: Vec<u8>,
-    /// The digest of the file up to the end of this line.
-    hasher: Sha256,
-    /// With its line break.
-    length: usize,
-    ended: bool,
-}
-
-/// Reads a line; `before` is the digest of all that precedes it.
-fn read_line(input: &mut impl BufRead, before: &Sha256) -> std::io::Result<Option<Line>> {
-    let mut bytes = Vec::new();
-    let mut length = input.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut bytes)?;
-    if length == 0 {
-        return Ok(None);
+/// A path as messages show it.
+pub fn shown(path: &Path) -> String {
+    if path == Path::new("-") {
+        return "standard input".to_owned();
     }
-    let mut hasher = before.clone();
-    hasher.update(&bytes);
-    let mut ended = bytes.last() == Some(&b'\n');
-    // The rest of a line that is too long is digested and not held.
-    while !ended && length > LINE_BYTES_MAX {
-        let buffer = input.fill_buf()?;
-        if buffer.is_empty() {
-            break;
+    crate::terminal::escaped(&path.display().to_string(), "")
+}
+
+fn failure(path: &Path, format: Format, error: std::io::Error) -> SourceError {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::UnexpectedEof => SourceError::CutOff { path: shown(path) },
+        ErrorKind::InvalidData => SourceError::Damaged { path: shown(path), reason: error.to_string() },
+        ErrorKind::Unsupported if format == Format::Zstd => {
+            let what = "needs a zstd window larger than --memory (--memory 2GiB suffices for any)".to_owned();
+            refusal(path, Format::Plain, what, ("zstd -dc --long=31", " "))
         }
-        let end = buffer.iter().position(|b| *b == b'\n');
-        let take = end.map_or(buffer.len(), |at| at + 1);
-        hasher.update(&buffer[..take]);
-        input.consume(take);
-        length += take;
-        ended = end.is_some();
+        _ => SourceError::File { path: shown(path), source: error },
     }
-    bytes.truncate(content(&bytes).len());
-    Ok(Some(Line { bytes, hasher, length, ended }))
 }
 
-fn is_whole_object(bytes: &[u8]) -> bool {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
-        && serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
+/// A file that is refused as it is, and the command that makes lines of events of it: its text, and how it takes a file.
+fn refusal(path: &Path, format: Format, what: String, (command, takes): (&str, &str)) -> SourceError {
+    let file = if path == Path::new("-") { String::new() } else { quoted(path) };
+    let given = |takes: &str| if file.is_empty() { String::new() } else { format!("{takes}{file}") };
+    let lines = match format {
+        Format::Gzip => format!("gzip -dc{} | {command}", given(" ")),
+        Format::Zstd => format!("zstd -dc{} | {command}", given(" ")),
+        Format::Plain | Format::Foreign(..) => format!("{command}{}", given(takes)),
+    };
+    SourceError::Refused { path: shown(path), what, remedy: format!("{lines} | synclake ingest --source file:-") }
 }
 
-fn shard_name(first_line: &[u8]) -> String {
-    let digest = Sha256::digest(first_line);
-    digest.iter().take(8).fold(String::from("file-"), |name, byte| format!("{name}{byte:02x}"))
-}
-
-fn shard_key(base: &str, attempt: usize) -> Result<ShardKey, SourceError> {
-    let name = if attempt == 0 { base.to_owned() } else { format!("{base}-{attempt}") };
-    ShardKey::new(STREAM, &name).ok_or_else(|| SourceError::Invalid(format!("shard name {name}")))
-}
-
-/// 54 decimal digits of the digest of what was read so far.
-fn digest_digits(hasher: &Sha256) -> String {
-    let digest = hasher.clone().finalize();
-    // Three times 18 digits, from three times eight bytes: far more than chance can hit.
-    let limb = |n: usize| digest[n * 8..n * 8 + 8].iter().fold(0u64, |v, b| v << 8 | u64::from(*b));
-    (0..3).map(|n| format!("{:018}", limb(n) % 1_000_000_000_000_000_000)).collect()
-}
-
-fn join_position(offset: u64, digest: &str) -> SequenceNumber {
-    let digits = format!("{offset}{digest}");
-    SequenceNumber::parse(digits.trim_start_matches('0')).unwrap_or_else(|| SequenceNumber::from_u64(0))
-}
-
-/// The offset in a position of a file, as the sequence number of the record that ends there.
-pub fn offset_of(position: &SequenceNumber) -> SequenceNumber {
-    SequenceNumber::from_u64(split_position(position).0)
-}
-
-fn split_position(position: &SequenceNumber) -> (u64, String) {
-    let text = position.as_str();
-    let (offset, digest) = text.split_at(text.len().saturating_sub(DIGEST_DIGITS));
-    (offset.parse().unwrap_or(0), digest.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    fn drain(reader: &mut FileReader) -> (Vec<String>, Option<SequenceNumber>) {
-        let (mut lines, mut position) = (Vec::new(), None);
-        while let Some(chunk) = reader.next_chunk(0).unwrap() {
-            lines.extend(chunk.records.iter().map(|r| String::from_utf8_lossy(&r.bytes).into_owned()));
-            position = Some(chunk.position);
-        }
-        (lines, position)
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let dash = if path.as_os_str().as_encoded_bytes().starts_with(b"-") { "./" } else { "" };
+    let text = format!("{dash}{}", path.display());
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./,+=@%:".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text;
     }
-
-    #[test]
-    fn a_grown_file_is_continued_and_a_different_one_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.ndjson");
-        std::fs::write(&path, "{\"a\":1}\n{\"b\":2}\n").unwrap();
-        let mut reader = FileReader::open(&path, &CancellationToken::new(), |_| None).unwrap().unwrap();
-        let shard = reader.shard().clone();
-        let (lines, position) = drain(&mut reader);
-        assert_eq!(lines, ["{\"a\":1}", "{\"b\":2}"]);
-        let lake = |key: &ShardKey| (*key == shard).then(|| position.clone().unwrap());
-
-        let mut again = FileReader::open(&path, &CancellationToken::new(), lake).unwrap().unwrap();
-        assert_eq!((again.shard(), again.resumed_at()), (&shard, 16));
-        assert!(drain(&mut again).0.is_empty());
-
-        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"c\":3}\n{\"torn").unwrap();
-        let mut grown = FileReader::open(&path, &CancellationToken::new(), lake).unwrap().unwrap();
-        assert_eq!(drain(&mut grown).0, ["{\"c\":3}"]);
-        assert_eq!(grown.torn_bytes(), Some(6));
-
-        let other = folder.path().join("b.ndjson");
-        std::fs::write(&other, "{\"a\":1}\n{\"x\":2}\n{\"c\":3}\n").unwrap();
-        let mut other = FileReader::open(&other, &CancellationToken::new(), lake).unwrap().unwrap();
-        assert_eq!(other.shard().shard(), format!("{}-1", shard.shard()));
-        assert_eq!(drain(&mut other).0.len(), 3);
-
-        let shorter = folder.path().join("c.ndjson");
-        std::fs::write(&shorter, "{\"a\":1}\n").unwrap();
-        let mut shorter = FileReader::open(&shorter, &CancellationToken::new(), lake).unwrap().unwrap();
-        assert_eq!(drain(&mut shorter).0.len(), 1, "a shorter file holds a record that was never seen under its shard");
-    }
-
-    #[test]
-    fn packed_files_have_unpacked_offsets() {
-        let folder = tempfile::tempdir().unwrap();
-        let text = "{\"a\":1}\r\n\n{\"b\":2}";
-        let plain = folder.path().join("a");
-        std::fs::write(&plain, text).unwrap();
-        let gz = folder.path().join("a.gz");
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(text.as_bytes()).unwrap();
-        std::fs::write(&gz, encoder.finish().unwrap()).unwrap();
-        let zst = folder.path().join("a.zst");
-        std::fs::write(&zst, zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap();
-        let read = |path: &Path| {
-            let mut reader = FileReader::open(path, &CancellationToken::new(), |_| None).unwrap().unwrap();
-            (reader.shard().clone(), drain(&mut reader))
-        };
-        assert_eq!(read(&plain).1.0, ["{\"a\":1}", "{\"b\":2}"]);
-        assert_eq!(read(&plain), read(&gz));
-        assert_eq!(read(&plain), read(&zst));
-    }
+    let text = text.replace('\'', r"'\''");
+    format!("'{}'", crate::terminal::escaped(&text, ""))
 }

@@ -346,7 +346,7 @@ impl Generator {
                 let other = self.pick(&["null", "cast(null as boolean)", "key_is_null"]);
                 match other {
                     "key_is_null" => format!("({} and {column} is null)", self.predicate(of, deeper)),
-                    null if null == "null" => format!("({} and {column} = null)", self.predicate(of, deeper)),
+                    "null" => format!("({} and {column} = null)", self.predicate(of, deeper)),
                     null => format!("({} {} {null})", self.predicate(of, deeper), self.pick(&["and", "or"])),
                 }
             }

@@ -160,7 +160,7 @@ async fn poison_is_quarantined_and_the_shard_goes_on() {
     let output = synclake()
         .args(["ingest", "--source", "kinesis:poison", "--lake", lake, "--until-idle", "1s"])
         .args(["--endpoint-url", &setting("SYNCLAKE_TEST_KINESIS")])
-        .env("SYNCLAKE_LOG", "debug")
+        .env("SYNCLAKE_LOG", "debug,synclake=debug")
         .output()
         .unwrap();
     assert!(output.status.success());

@@ -8,6 +8,7 @@ mod crash;
 mod damage;
 mod decoder;
 mod extract;
+mod files;
 mod fleet;
 #[path = "../fuzz_sql/mod.rs"]
 mod fuzz_sql;

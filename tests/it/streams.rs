@@ -50,7 +50,7 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
         ok(&mut ingest(&endpoint, lake, &[&["--until-idle", "1s"], &more[..]].concat()));
     }
     assert_eq!(count(lake, "select count(*) from sync_records"), 5, "each of the new ones once");
-    assert_eq!(rows(lake, "select * from gaps"), [json!({}); 0], "all of the old one was read");
+    assert!(rows(lake, "select * from gaps").is_empty(), "all of the old one was read");
     assert_whole(lake);
     // Made again a day after the last look at it: what came in between may be lost, and is told.
     *stream.lock().unwrap() = made(now() + 86_400.0, 1, vec![("shardId-0", shard(&[9], &[], false))]);

@@ -167,7 +167,12 @@ pub fn ingest(endpoint: &str, lake: &str, more: &[&str]) -> std::process::Comman
 async fn what_was_trimmed_unread_is_told_once() {
     let folder = tempfile::tempdir().unwrap();
     let lake = folder.path().to_str().unwrap();
-    let stream = Arc::new(Mutex::new(Stream { retention_hours: 168, behind_ms: 3 * DAY_MS, ..Stream::default() }));
+    let stream = Arc::new(Mutex::new(Stream {
+        retention_hours: 168,
+        behind_ms: 3 * DAY_MS,
+        created: 1.7e9,
+        ..Stream::default()
+    }));
     let shards = |spec: &[(&str, &[&str], &[u64], bool)]| {
         let shard = |(id, parents, numbers, closed): &(&str, &[&str], &[u64], bool)| {
             let parents = parents.iter().map(|p| (*p).to_owned()).collect();
@@ -182,7 +187,7 @@ async fn what_was_trimmed_unread_is_told_once() {
     let child = ingest(&endpoint, lake, &["--flush-age", "100ms"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut child = child.unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !folder.path().join("sync_records/_delta_log/00000000000000000002.json").exists() {
+    while !folder.path().join("sync_records/_delta_log/00000000000000000003.json").exists() {
         assert!(Instant::now() < deadline, "no commit in a minute");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

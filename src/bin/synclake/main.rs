@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn run_on_large_stack(cli: Cli) -> Result<()> {
+    terminal::check_threads()?;
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -149,10 +150,10 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
         let message = "--lease-table and --import-kcl-checkpoints are for --source kinesis:<stream>";
         return Err(Unusable(message.to_owned()).into());
     } else if let Some(path) = source.strip_prefix("file:") {
-        let paths = files::expand(path)?;
+        let found = files::expand(path)?;
         let packed = |p: &PathBuf| files::plain_bytes(p);
-        total = paths.iter().map(packed).sum::<Option<u64>>();
-        ingest::Source::Files(paths)
+        total = found.files.iter().map(packed).sum::<Option<u64>>();
+        ingest::Source::Files(found)
     } else {
         let message = format!("--source {source:?} is neither kinesis:<stream> nor file:<path>");
         return Err(Unusable(message).into());
@@ -197,17 +198,9 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
     refreshing.inspect(tokio::task::JoinHandle::abort);
     bar.finish_and_clear();
     let summary = done?;
-    let unreadable = summary.unreadable.iter().next().map(|(name, error)| {
-        let others = match summary.unreadable.len() {
-            1 => String::new(),
-            count => format!("{count} files could not be read to their end; the first: "),
-        };
-        // The error names the file in most cases, and a chain tells nothing twice.
-        let name = if error.contains(name.as_str()) { String::new() } else { format!("{name}: ") };
-        anyhow::anyhow!("{others}{name}{error}")
-    });
-    if let (Some(error), 0) = (&unreadable, summary.records) {
-        anyhow::bail!("{error}");
+    let failure = summary.failure();
+    if let (Some(failure), 0, true) = (&failure, summary.records, summary.lost_bytes.is_empty()) {
+        anyhow::bail!("{failure}");
     }
     let quarantined: u64 = summary.quarantined.values().sum();
     let reasons: Vec<String> = summary.quarantined.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
@@ -235,7 +228,7 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
     }
     let line = serde_json::to_string(&summary).context("encode the summary")?;
     print_line(&line)?;
-    unreadable.map_or(Ok(()), Err)
+    failure.map_or(Ok(()), |failure| anyhow::bail!("{failure}"))
 }
 
 /// Refreshes the state at an interval, within a memory of its own and on one thread: ingest comes first.

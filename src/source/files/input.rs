@@ -1,227 +1,191 @@
-//! The bytes of a file or pipe, unpacked.
+//! The unpacked bytes of a file, whatever it is: a regular file, or what can be read only once.
 //!
-//! A pipe is read by a thread of its own, because a read of one may wait for ever: whoever takes the blocks can stop waiting,
-//! and sees whether there are more. A block that the thread has taken from the pipe is never dropped by a stop: the blocks that
-//! are there are handed out first.
+//! What is read to identify the file is read again afterwards. A regular file is read again through the descriptor that
+//! was opened, because its name may lead to another file by then. What can be read only once is kept until then, in
+//! memory and beyond [`KEPT_BYTES`] in an unnamed temporary file.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use tempfile::SpooledTempFile;
 
-use super::list::is_pipe;
+use super::ahead::{Ahead, BUFFER_BYTES};
+use super::packed::{Format, Gunzip, Unzstd, sniff};
+use super::pipe::Pipe;
+use super::{ReadOptions, shown};
 
-const BUFFER: usize = 1 << 18;
-/// Blocks of a pipe that wait to be taken.
-const BLOCKS: usize = 4;
-const BLOCK_BYTES: usize = 1 << 16;
-/// How often a reader that waits for a pipe looks whether it should stop.
-const LOOK: Duration = Duration::from_millis(50);
-/// zstd's own default: a frame with a larger window needs more memory than is promised.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// Bytes that are kept in memory of what can be read only once.
+const KEPT_BYTES: usize = 8 << 20;
 
-/// The unpacked bytes of a file.
+type Reader = Box<dyn BufRead + Send>;
+
 pub(super) struct Input {
-    bytes: BufReader<Box<dyn Read + Send>>,
-    /// Blocks that wait, if this is a pipe.
-    waiting: Option<Arc<AtomicUsize>>,
+    reader: Reader,
+    origin: Origin,
+    format: Format,
+    name: String,
+    window_log_max: u32,
+}
+
+enum Origin {
+    Regular(Arc<File>),
+    Once {
+        is_gone: bool,
+        /// What was read since this offset; `None` once it is not needed any more.
+        kept: Option<(u64, SpooledTempFile)>,
+    },
+}
+
+/// How an opening ended.
+pub(super) enum Begun {
+    Input(Input),
+    /// A signal came before the first bytes did. What was read by then is lost.
+    Stopped {
+        bytes: u64,
+    },
 }
 
 impl Input {
-    /// Opens a path. For a pipe nothing is waited for once `stop` is cancelled: what is there is read to its end.
-    pub(super) fn open(path: &Path, stop: &CancellationToken) -> io::Result<Self> {
-        if !is_pipe(path) {
-            let file = BufReader::with_capacity(BUFFER, std::fs::File::open(path)?);
-            return Ok(Self { bytes: unpacked(file)?, waiting: None });
-        }
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let blocks = Blocks {
-            taken: read_pipe(path, waiting.clone(), stop.clone())?,
-            waiting: waiting.clone(),
-            stop: stop.clone(),
-            rest: Vec::new(),
-            at: 0,
-        };
-        let bytes = unpacked(BufReader::with_capacity(BLOCK_BYTES, blocks))?;
-        Ok(Self { bytes, waiting: Some(waiting) })
-    }
-
-    /// Whether the bytes come from a pipe, which cannot be read again.
-    pub(super) fn is_pipe(&self) -> bool {
-        self.waiting.is_some()
-    }
-
-    /// Whether the next line may have to be waited for.
-    pub(super) fn may_wait(&self) -> bool {
-        let is_dry = |waiting: &Arc<AtomicUsize>| waiting.load(Ordering::Acquire) == 0;
-        self.waiting.as_ref().is_some_and(is_dry) && memchr::memchr(b'\n', self.bytes.buffer()).is_none()
-    }
-}
-
-impl Read for Input {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.bytes.read(out)
-    }
-}
-
-impl BufRead for Input {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.bytes.fill_buf()
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.bytes.consume(amount);
-    }
-}
-
-/// Starts the thread that reads a pipe. It is not waited for: it may hang in a read, or in opening a pipe without a writer.
-fn read_pipe(
-    path: &Path,
-    waiting: Arc<AtomicUsize>,
-    stop: CancellationToken,
-) -> io::Result<Receiver<io::Result<Vec<u8>>>> {
-    let (send, taken) = sync_channel(BLOCKS);
-    let path = path.to_owned();
-    let read = move || {
-        let input: io::Result<Box<dyn Read>> = match path == Path::new("-") {
-            true => Ok(Box::new(io::stdin())),
-            false => std::fs::File::open(&path).map(|file| Box::new(file) as Box<dyn Read>),
-        };
-        match input {
-            Ok(input) => pump(input, &send, &waiting, &stop),
-            Err(error) => drop(send.send(Err(error))),
-        }
-    };
-    std::thread::Builder::new().name("pipe".to_owned()).spawn(read)?;
-    Ok(taken)
-}
-
-fn pump(
-    mut input: Box<dyn Read>,
-    send: &SyncSender<io::Result<Vec<u8>>>,
-    waiting: &AtomicUsize,
-    stop: &CancellationToken,
-) {
-    // A writer that never pauses must not keep a stopped run alive.
-    while !stop.is_cancelled() {
-        let mut block = vec![0; BLOCK_BYTES];
-        let read = match input.read(&mut block) {
-            Ok(0) => return,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Ok(length) => {
-                block.truncate(length);
-                Ok(block)
+    /// Opens a file; `-` is standard input. Opening a named pipe does not wait for its writer.
+    pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Begun> {
+        let name = shown(path);
+        let pipe = if path == Path::new("-") {
+            Pipe::stdin(options.stop.clone())?
+        } else {
+            // Without the flag, opening a named pipe waits for its writer. Regular files do not know it.
+            let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+            let meta = file.metadata()?;
+            if meta.is_dir() {
+                return Err(ErrorKind::IsADirectory.into());
             }
-            Err(error) => Err(error),
+            if meta.is_file() {
+                let file = Arc::new(file);
+                let mut input = Ahead::new(Shared(file.clone()));
+                let format = sniff(&mut input)?;
+                let reader = unpack(input, format, &name, options.window_log_max)?;
+                let window_log_max = options.window_log_max;
+                return Ok(Begun::Input(Self { reader, origin: Origin::Regular(file), format, name, window_log_max }));
+            }
+            Pipe::new(file, options.stop.clone())
         };
-        let failed = read.is_err();
-        waiting.fetch_add(1, Ordering::AcqRel);
-        if send.send(read).is_err() || failed {
-            return;
-        }
-    }
-}
-
-/// The blocks of a pipe as one stream.
-struct Blocks {
-    taken: Receiver<io::Result<Vec<u8>>>,
-    waiting: Arc<AtomicUsize>,
-    stop: CancellationToken,
-    rest: Vec<u8>,
-    at: usize,
-}
-
-impl Read for Blocks {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.rest.len() {
-            match self.taken.recv_timeout(LOOK) {
-                Ok(block) => {
-                    self.waiting.fetch_sub(1, Ordering::AcqRel);
-                    (self.rest, self.at) = (block?, 0);
+        let is_gone = pipe.is_gone();
+        let mut input = Ahead::new(pipe);
+        let format = loop {
+            // Asked before the read: a signal that comes after it may come after more bytes, too.
+            let is_stopped = options.stop.is_cancelled();
+            match sniff(&mut input) {
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+                Err(_) if is_stopped => {
+                    return Ok(Begun::Stopped { bytes: if is_gone { input.buffered() as u64 } else { 0 } });
                 }
-                Err(RecvTimeoutError::Disconnected) => return Ok(0),
-                Err(RecvTimeoutError::Timeout) if self.stop.is_cancelled() => return Ok(0),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(_) => {}
+                Ok(format) => break format,
+            }
+        };
+        let reader = unpack(input, format, &name, options.window_log_max)?;
+        let kept = Some((0, SpooledTempFile::new(KEPT_BYTES)));
+        let window_log_max = options.window_log_max;
+        Ok(Begun::Input(Self { reader, origin: Origin::Once { is_gone, kept }, format, name, window_log_max }))
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether bytes come when their writer sends them, and not all at once.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.origin, Origin::Once { .. })
+    }
+
+    /// Whether what was read cannot be read again by another run.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.origin, Origin::Once { is_gone: true, .. })
+    }
+
+    /// The next bytes; none at the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WouldBlock`] when there are none yet; others for what cannot be read or unpacked.
+    pub(super) fn fill_buf(&mut self) -> Result<&[u8]> {
+        self.reader.fill_buf()
+    }
+
+    /// Goes past bytes that [`Input::fill_buf`] gave.
+    pub(super) fn consume(&mut self, count: usize) -> Result<()> {
+        if let Origin::Once { kept: Some((_, kept)), .. } = &mut self.origin {
+            let buffer = self.reader.fill_buf()?;
+            kept.write_all(&buffer[..count])?;
+        }
+        self.reader.consume(count);
+        Ok(())
+    }
+
+    /// Goes back to an offset. Returns the offset from which the next bytes really come: regular files begin anew.
+    pub(super) fn rewind(&mut self, offset: u64) -> Result<u64> {
+        match &mut self.origin {
+            Origin::Regular(file) => {
+                (&**file).seek(SeekFrom::Start(0))?;
+                let input = Ahead::new(Shared(file.clone()));
+                self.reader = unpack(input, self.format, &self.name, self.window_log_max)?;
+                Ok(0)
+            }
+            Origin::Once { kept, .. } => {
+                let (from, mut bytes) = kept.take().ok_or_else(|| Error::other("nothing was kept to read again"))?;
+                bytes.seek(SeekFrom::Start(offset.saturating_sub(from)))?;
+                *kept = Some((offset, SpooledTempFile::new(KEPT_BYTES)));
+                let rest = std::mem::replace(&mut self.reader, Box::new(std::io::empty()));
+                self.reader = Box::new(BufReader::new(bytes).chain(rest));
+                Ok(offset)
             }
         }
-        let length = (self.rest.len() - self.at).min(out.len());
-        out[..length].copy_from_slice(&self.rest[self.at..self.at + length]);
-        self.at += length;
-        Ok(length)
+    }
+
+    /// Promises never to go back to before `offset`, which is where the reader stands.
+    pub(super) fn forget_before(&mut self, offset: u64) {
+        if let Origin::Once { kept: Some(kept), .. } = &mut self.origin {
+            *kept = (offset, SpooledTempFile::new(KEPT_BYTES));
+        }
+    }
+
+    /// Promises never to go back.
+    pub(super) fn forget(&mut self) {
+        if let Origin::Once { kept, .. } = &mut self.origin {
+            *kept = None;
+        }
     }
 }
 
-/// Unpacks by the content, not by the name: files are renamed, and a pipe has no name.
-fn unpacked<R: BufRead + Send + 'static>(mut input: R) -> io::Result<BufReader<Box<dyn Read + Send>>> {
-    let head = input.fill_buf()?;
-    let head: [u8; 4] = std::array::from_fn(|n| head.get(n).copied().unwrap_or(0));
-    // A frame, or a frame to be skipped, which tools put first.
-    let is_zstd = head == [0x28, 0xb5, 0x2f, 0xfd] || (head[0] & 0xf0 == 0x50 && head[1..] == [0x2a, 0x4d, 0x18]);
-    let bytes: Box<dyn Read + Send> = if head.starts_with(&[0x1f, 0x8b]) {
-        Box::new(Gzip { member: Some(flate2::bufread::GzDecoder::new(input)) })
-    } else if is_zstd {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-        Box::new(Zstd(decoder))
-    } else {
-        // What is buffered here is all that a pipe has given so far: it must be seen by `may_wait`.
-        Box::new(input)
+/// Whether what is read of a path cannot be read again by another run.
+pub fn is_gone(path: &Path) -> bool {
+    let meta = match path == Path::new("-") {
+        true => std::io::stdin().as_fd().try_clone_to_owned().and_then(|input| File::from(input).metadata()),
+        false => std::fs::metadata(path),
     };
-    Ok(BufReader::with_capacity(BUFFER, bytes))
+    meta.is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
 }
 
-/// Members one after the other, as `gzip -d` reads them: zeros behind the last one are padding, anything else is ignored.
-struct Gzip<R> {
-    member: Option<flate2::bufread::GzDecoder<R>>,
+fn unpack<R: Read + Send + 'static>(
+    input: Ahead<R>,
+    format: Format,
+    name: &str,
+    window_log_max: u32,
+) -> Result<Reader> {
+    Ok(match format {
+        Format::Gzip => Box::new(BufReader::with_capacity(BUFFER_BYTES, Gunzip::new(input, name.to_owned()))),
+        Format::Zstd => Box::new(BufReader::with_capacity(BUFFER_BYTES, Unzstd::new(input, window_log_max)?)),
+        Format::Plain | Format::Foreign(..) => Box::new(input),
+    })
 }
 
-impl<R: BufRead> Read for Gzip<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while let Some(member) = &mut self.member {
-            let length = member.read(out)?;
-            if length > 0 || out.is_empty() {
-                return Ok(length);
-            }
-            let Some(mut input) = self.member.take().map(flate2::bufread::GzDecoder::into_inner) else { return Ok(0) };
-            loop {
-                let rest = input.fill_buf()?;
-                let zeros = rest.iter().take_while(|byte| **byte == 0).count();
-                match rest.get(zeros) {
-                    None if rest.is_empty() => return Ok(0),
-                    None => input.consume(zeros),
-                    Some(0x1f) => {
-                        input.consume(zeros);
-                        self.member = Some(flate2::bufread::GzDecoder::new(input));
-                        break;
-                    }
-                    Some(_) => {
-                        tracing::warn!(
-                            "bytes behind the end of a gzip file are no gzip, and are ignored, as gzip does"
-                        );
-                        return Ok(0);
-                    }
-                }
-            }
-        }
-        Ok(0)
-    }
-}
+/// A regular file that can also be sought from elsewhere.
+struct Shared(Arc<File>);
 
-/// Says what to do where zstd's own tool could go on.
-struct Zstd<R: Read>(R);
-
-impl<R: Read> Read for Zstd<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.0.read(out).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => error,
-            kind => {
-                let way = "if `zstd -dc --long=31 FILE` reads it, pipe it: zstd -dc --long=31 FILE | synclake ingest --source file:-";
-                io::Error::new(kind, format!("{error}; {way}"))
-            }
-        })
+impl Read for Shared {
+    fn read(&mut self, into: &mut [u8]) -> Result<usize> {
+        (&*self.0).read(into)
     }
 }

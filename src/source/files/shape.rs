@@ -1,76 +1,213 @@
-//! Text that is JSON and not one event a line: told by its shape before anything is read of it, because each of its lines would
-//! go to the quarantine.
+//! What the beginning of a file says of its shape: events one a line, or something that another tool makes that of.
+//!
+//! Only files that begin in another shape *as a whole* are refused. One bad line among good ones goes to the quarantine.
+
+use std::fmt;
+use std::io::Result;
 
 use serde::de::IgnoredAny;
+use tokio_util::sync::CancellationToken;
 
-/// Says what the beginning of a file holds in place of one event a line, and how to turn it into that; `None` when it may be
-/// lines of events.
-pub(super) fn other_than_lines(head: &[u8], name: &str) -> Option<String> {
-    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
-    let text = text.trim_ascii_start();
-    let line = text.split(|b| *b == b'\n').next().unwrap_or_default();
-    let from = if name == "-" { "jq -c FILTER" } else { "jq -c FILTER FILE" };
-    let piped = |filter: &str| {
-        format!("{} | synclake ingest --source file:-", from.replace("FILTER", filter).replace("FILE", name))
-    };
-    if text.first() == Some(&b'[') && text[1..].trim_ascii_start().first() == Some(&b'{') {
-        return Some(format!("holds one JSON array, not an event a line; turn it into lines: {}", piped("'.[]'")));
-    }
-    if text.first() == Some(&b'{') && line.len() < text.len() {
-        // A value that goes on behind the first line break.
-        let mut values = serde_json::Deserializer::from_slice(text).into_iter::<IgnoredAny>();
-        let spans = match values.next() {
-            Some(Ok(_)) => values.byte_offset() > line.len() + 1,
-            // Too long to see its end here; every break so far lies inside of it.
-            Some(Err(error)) => error.is_eof() && text.len() >= HEAD_BYTES / 2 && line.len() < 1_024,
-            None => false,
-        };
-        if spans {
-            return Some(format!(
-                "holds JSON that spans lines, not an event a line; turn it into lines: {}",
-                piped("'.'")
-            ));
-        }
-    }
-    let body = line.strip_suffix(b"\r").unwrap_or(line);
-    if text.first() == Some(&b'{') && body.windows(2).any(|pair| pair[0] == b'\r' && matches!(pair[1], b'{' | b'\r')) {
-        let file = if name == "-" { "" } else { name };
-        return Some(format!(
-            "ends its lines with CR alone; turn them into lines: tr '\\r' '\\n' < {file} | synclake ingest --source file:-"
-        ));
-    }
-    None
+use super::LINE_BYTES_MAX;
+use super::lines::{Line, Lines, Next};
+
+/// No more than this is looked at behind the first line, to find out where its value ends.
+const LOOK_BYTES: usize = 1 << 20;
+const LOOK_LINES: usize = 10_000;
+const BOM: &[u8] = "\u{feff}".as_bytes();
+
+/// A shape that is not one event a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    Array,
+    Pretty,
+    Concatenated,
+    CarriageReturns,
+    Commas,
+    /// With a byte order mark.
+    Utf16,
+    Utf16Le,
+    Utf16Be,
 }
 
-/// Bytes of a file that decide.
-pub(super) const HEAD_BYTES: usize = 1 << 16;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shapes() {
-        let told = |text: &str| other_than_lines(text.as_bytes(), "f.json");
-        for lines in [
-            "",
-            "x\n",
-            "{\"a\":1}\n{\"b\":2}\n",
-            "{\"a\":1}",
-            "[]\n",
-            "[1]\n",
-            "{\"a\":\n",
-            "{\"torn\n{\"a\":1}\n",
-            "\u{feff}{\"a\":1}\r\n{}\r\n",
-            "{\"a\":\"\\r{\"}\n",
-            " {\"a\":1} \n",
-        ] {
-            assert_eq!(told(lines), None, "{lines:?}");
+impl Shape {
+    /// The command that makes one event a line of it, and how that command takes a file.
+    pub(super) fn remedy(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Array => ("jq -c '.[]'", " "),
+            Self::Pretty | Self::Concatenated => ("jq -c .", " "),
+            Self::CarriageReturns => (r"tr '\r' '\n'", " < "),
+            Self::Commas => ("sed 's/,[[:space:]]*$//'", " "),
+            Self::Utf16 => ("iconv -f UTF-16 -t UTF-8", " "),
+            Self::Utf16Le => ("iconv -f UTF-16LE -t UTF-8", " "),
+            Self::Utf16Be => ("iconv -f UTF-16BE -t UTF-8", " "),
         }
-        assert!(told("[{\"a\":1},{\"b\":2}]\n").unwrap().contains("jq -c '.[]' f.json"));
-        assert!(told("\u{feff}[\n  {\"a\":1}\n]").unwrap().contains("array"));
-        assert!(told("{\n  \"a\": 1\n}\n{\n  \"a\": 2\n}\n").unwrap().contains("jq -c '.' f.json"));
-        assert!(told(&format!("{{\n  \"a\": [\n{}", "1,\n".repeat(HEAD_BYTES / 3))).unwrap().contains("spans lines"));
-        assert!(told("{\"a\":1}\r{\"b\":2}\r").unwrap().contains("tr '\\r' '\\n' < f.json"));
     }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Array => "is a JSON array, not one event a line",
+            Self::Pretty => "has events that span several lines, not one event a line",
+            Self::Concatenated => "has several events on one line",
+            Self::CarriageReturns => "has carriage returns where line breaks belong",
+            Self::Commas => "has commas between its lines",
+            Self::Utf16 | Self::Utf16Le | Self::Utf16Be => "is UTF-16, not UTF-8",
+        })
+    }
+}
+
+/// The beginning of a file.
+pub(super) struct Look {
+    /// The first line, with or without a line break; `None` for an empty file.
+    pub(super) first: Option<Line>,
+    pub(super) shape: Option<Shape>,
+}
+
+/// Reads the first line, and as many more as it takes to know the shape. After a signal, what is there has to do.
+pub(super) fn look(lines: &mut Lines, stop: &CancellationToken) -> Result<Look> {
+    let Some(first) = read(lines, stop)? else { return Ok(Look { first: None, shape: None }) };
+    let shape = shape_of(&first, &mut || read(lines, stop))?;
+    Ok(Look { first: Some(first), shape })
+}
+
+fn read(lines: &mut Lines, stop: &CancellationToken) -> Result<Option<Line>> {
+    loop {
+        let is_stopped = stop.is_cancelled();
+        match lines.next()? {
+            Next::Line(line) => return Ok(Some(line)),
+            Next::Wait if !is_stopped => {}
+            Next::Wait | Next::End => return Ok(lines.rest()),
+        }
+    }
+}
+
+type More<'a> = &'a mut dyn FnMut() -> Result<Option<Line>>;
+
+fn shape_of(first: &Line, more: More<'_>) -> Result<Option<Shape>> {
+    match first.bytes.as_slice() {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Ok(Some(Shape::Utf16)),
+        [b'{' | b'[', 0, ..] => return Ok(Some(Shape::Utf16Le)),
+        [0, b'{' | b'[', ..] => return Ok(Some(Shape::Utf16Be)),
+        _ => {}
+    }
+    let mut next = None;
+    if is_blank(&first.bytes) {
+        next = next_full(more)?;
+        if next.is_none() {
+            return Ok(None);
+        }
+    }
+    let line = next.as_ref().unwrap_or(first);
+    let text = trimmed(&line.bytes);
+    match text.first() {
+        Some(b'[') => {
+            let mut inner = trimmed(&text[1..]).first().copied();
+            if inner.is_none() {
+                inner = next_full(more)?.and_then(|line| trimmed(&line.bytes).first().copied());
+            }
+            // Anything else that begins with a bracket is a bad line.
+            Ok((inner == Some(b'{')).then_some(Shape::Array))
+        }
+        Some(b'{') => shape_of_object(line, text, more),
+        _ => Ok(None),
+    }
+}
+
+fn shape_of_object(line: &Line, text: &[u8], more: More<'_>) -> Result<Option<Shape>> {
+    match first_value(text) {
+        Value::Whole(end) => {
+            let rest = &text[end..];
+            let gap = rest.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            match rest.get(gap) {
+                Some(b',') if is_blank(&rest[gap + 1..]) => Ok(Some(Shape::Commas)),
+                Some(b'{') if !line.ended || line.length > LINE_BYTES_MAX || next_full(more)?.is_none() => {
+                    let by_returns = rest[..gap].contains(&b'\r');
+                    Ok(Some(if by_returns { Shape::CarriageReturns } else { Shape::Concatenated }))
+                }
+                _ => Ok(None),
+            }
+        }
+        Value::Unfinished if line.ended && line.length <= LINE_BYTES_MAX => {
+            Ok(is_continued(text, more)?.then_some(Shape::Pretty))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Whether the value that begins with `text` goes on in the lines that follow.
+fn is_continued(text: &[u8], more: More<'_>) -> Result<bool> {
+    let mut joined = text.to_vec();
+    let mut count = 0usize;
+    loop {
+        let is_within = count < LOOK_LINES && joined.len() < text.len() + LOOK_BYTES;
+        let line = if is_within { next_full(more)? } else { None };
+        let is_last = line.is_none();
+        if let Some(line) = line {
+            joined.push(b'\n');
+            joined.extend_from_slice(&line.bytes);
+            count += 1;
+        }
+        // Seldom enough that many lines cost little.
+        if is_last || count.is_power_of_two() {
+            match first_value(&joined) {
+                Value::Whole(_) => return Ok(true),
+                Value::Broken => return Ok(false),
+                Value::Unfinished if is_last => return Ok(count > 0),
+                Value::Unfinished => {}
+            }
+        }
+    }
+}
+
+/// The next line that is not blank.
+fn next_full(more: More<'_>) -> Result<Option<Line>> {
+    for _ in 0..LOOK_LINES {
+        match more()? {
+            Some(line) if is_blank(&line.bytes) => {}
+            line => return Ok(line),
+        }
+    }
+    Ok(None)
+}
+
+/// What a text begins with.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// A JSON object that ends before this byte.
+    Whole(usize),
+    /// The beginning of one.
+    Unfinished,
+    /// Anything else.
+    Broken,
+}
+
+/// Looks for a JSON object at the beginning of a text, behind a byte order mark and white space.
+pub(super) fn first_value(text: &[u8]) -> Value {
+    let inner = text.strip_prefix(BOM).unwrap_or(text).trim_ascii_start();
+    let skipped = text.len() - inner.len();
+    if inner.first() != Some(&b'{') {
+        return Value::Broken;
+    }
+    let mut values = serde_json::Deserializer::from_slice(inner).into_iter::<IgnoredAny>();
+    match values.next() {
+        Some(Ok(_)) => Value::Whole(skipped + values.byte_offset()),
+        Some(Err(error)) if !error.is_eof() => Value::Broken,
+        _ => Value::Unfinished,
+    }
+}
+
+/// Whether a line is one whole JSON object: nothing can be added to it.
+pub(super) fn is_whole_object(line: &[u8]) -> bool {
+    matches!(first_value(line), Value::Whole(end) if is_blank(&line[end..]))
+}
+
+pub(super) fn is_blank(bytes: &[u8]) -> bool {
+    trimmed(bytes).is_empty()
+}
+
+/// Without a byte order mark and without the white space around.
+fn trimmed(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BOM).unwrap_or(bytes).trim_ascii()
 }

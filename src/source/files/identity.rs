@@ -1,0 +1,102 @@
+//! What names the shard of a file, and how a position holds an offset together with a digest.
+
+use sha2::{Digest, Sha256};
+
+use super::shape::{Value, first_value};
+use crate::source::{SequenceNumber, ShardKey, SourceError};
+
+/// Stream name of every file.
+pub const STREAM: &str = "file";
+const DIGEST_DIGITS: usize = 54;
+/// A first line that was read before it had a line break may have grown by this much white space since.
+const GROWN_BYTES_MAX: usize = 16;
+
+/// A shard of the lake whose file began with the same line.
+pub(super) struct Known {
+    pub(super) shard: ShardKey,
+    pub(super) position: SequenceNumber,
+    pub(super) offset: u64,
+    digest: String,
+}
+
+impl Known {
+    pub(super) fn is_at(&self, hasher: &Sha256) -> bool {
+        self.digest == digest_digits(hasher)
+    }
+}
+
+/// The shards that began with this first line, and one that is free.
+pub(super) fn known(
+    first_line: &[u8],
+    committed: impl Fn(&ShardKey) -> Option<SequenceNumber>,
+) -> Result<(Vec<Known>, ShardKey), SourceError> {
+    let mut found = Vec::new();
+    let mut free = None;
+    for name in names(first_line) {
+        for attempt in 0.. {
+            let shard = shard_key(&name, attempt)?;
+            let Some(position) = committed(&shard) else {
+                // The first name is that of the line as it is now.
+                free.get_or_insert(shard);
+                break;
+            };
+            let (offset, digest) = split_position(&position);
+            found.push(Known { shard, position, offset, digest });
+        }
+    }
+    let free = free.ok_or_else(|| SourceError::Invalid("no name is free for the shard of a file".to_owned()))?;
+    Ok((found, free))
+}
+
+/// Names under which a file with this first line may be in the lake: that of the line, and those that it had while the
+/// line was still without a line break. A line is taken before it has one if it is a whole object, so it can only have
+/// been that object, with or without some of the white space behind it.
+fn names(first_line: &[u8]) -> Vec<String> {
+    let mut names = vec![shard_name(first_line)];
+    if let Value::Whole(end) = first_value(first_line) {
+        let grown =
+            first_line[end..].iter().take(GROWN_BYTES_MAX).take_while(|byte| byte.is_ascii_whitespace()).count();
+        for length in (end..=end + grown).filter(|length| *length < first_line.len()) {
+            let name = shard_name(&first_line[..length]);
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    names
+}
+
+fn shard_name(first_line: &[u8]) -> String {
+    let digest = Sha256::digest(first_line);
+    digest.iter().take(8).fold(String::from("file-"), |name, byte| format!("{name}{byte:02x}"))
+}
+
+fn shard_key(base: &str, attempt: usize) -> Result<ShardKey, SourceError> {
+    let name = if attempt == 0 { base.to_owned() } else { format!("{base}-{attempt}") };
+    ShardKey::new(STREAM, &name).ok_or_else(|| SourceError::Invalid(format!("shard name {name}")))
+}
+
+/// 54 decimal digits of the digest of what was read so far.
+fn digest_digits(hasher: &Sha256) -> String {
+    let digest = hasher.clone().finalize();
+    // Three times 18 digits, from three times eight bytes: far more than chance can hit.
+    let limb = |n: usize| digest[n * 8..n * 8 + 8].iter().fold(0u64, |v, b| v << 8 | u64::from(*b));
+    (0..3).map(|n| format!("{:018}", limb(n) % 1_000_000_000_000_000_000)).collect()
+}
+
+/// The position of a file whose first `offset` bytes have this digest.
+pub(super) fn join_position(offset: u64, hasher: &Sha256) -> SequenceNumber {
+    let digits = format!("{offset}{}", digest_digits(hasher));
+    SequenceNumber::parse(digits.trim_start_matches('0')).unwrap_or_else(|| SequenceNumber::from_u64(0))
+}
+
+/// The offset in a position of a file, as the sequence number of the record that ends there.
+pub fn offset_of(position: &SequenceNumber) -> SequenceNumber {
+    SequenceNumber::from_u64(split_position(position).0)
+}
+
+fn split_position(position: &SequenceNumber) -> (u64, String) {
+    let text = position.as_str();
+    let (offset, digest) = text.split_at(text.len().saturating_sub(DIGEST_DIGITS));
+    (offset.parse().unwrap_or(0), digest.to_owned())
+}

@@ -1,0 +1,172 @@
+//! Lines of a file, with the offset and the digest of everything before each.
+
+use std::io::{Error, ErrorKind, Result};
+
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::LINE_BYTES_MAX;
+use super::input::Input;
+
+/// A line, without its line break and no longer than one byte more than the limit.
+pub(super) struct Line {
+    pub(super) bytes: Vec<u8>,
+    /// Its length in the file, with its line break.
+    pub(super) length: usize,
+    /// Whether it has a line break.
+    pub(super) ended: bool,
+}
+
+/// What [`Lines::next`] found.
+pub(super) enum Next {
+    Line(Line),
+    /// The writer has not sent more yet.
+    Wait,
+    /// There is no further line break; [`Lines::rest`] gives what follows the last one.
+    End,
+}
+
+pub(super) struct Lines {
+    input: Input,
+    /// Bytes of all accepted lines.
+    offset: u64,
+    /// Digest of the first `offset` bytes.
+    digest: Sha256,
+    /// Digest of everything that was consumed.
+    consumed: Sha256,
+    /// The line that is being read.
+    line: Vec<u8>,
+    length: usize,
+}
+
+impl Lines {
+    pub(super) fn new(input: Input) -> Self {
+        Self { input, offset: 0, digest: Sha256::new(), consumed: Sha256::new(), line: Vec::new(), length: 0 }
+    }
+
+    pub(super) fn input(&self) -> &Input {
+        &self.input
+    }
+
+    /// Bytes of all accepted lines.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Digest of the first [`Lines::offset`] bytes.
+    pub(super) fn digest(&self) -> &Sha256 {
+        &self.digest
+    }
+
+    /// The next line that has a line break; it counts as accepted.
+    pub(super) fn next(&mut self) -> Result<Next> {
+        loop {
+            let buffer = match self.input.fill_buf() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Next::Wait),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                buffer => buffer?,
+            };
+            if buffer.is_empty() {
+                return Ok(Next::End);
+            }
+            let end = memchr::memchr(b'\n', buffer);
+            let count = end.map_or(buffer.len(), |at| at + 1);
+            self.consumed.update(&buffer[..count]);
+            // The rest of a line that is too long is digested and not held.
+            let room = (LINE_BYTES_MAX + 1).saturating_sub(self.line.len());
+            self.line.extend_from_slice(&buffer[..count.min(room)]);
+            self.length += count;
+            self.input.consume(count)?;
+            if end.is_some() {
+                let line = self.take(true);
+                self.accept(&line);
+                return Ok(Next::Line(line));
+            }
+        }
+    }
+
+    /// What follows the last line break, if anything does. It is accepted only by [`Lines::accept`].
+    pub(super) fn rest(&mut self) -> Option<Line> {
+        (self.length > 0).then(|| self.take(false))
+    }
+
+    pub(super) fn accept(&mut self, line: &Line) {
+        self.offset += line.length as u64;
+        self.digest = self.consumed.clone();
+    }
+
+    fn take(&mut self, ended: bool) -> Line {
+        let mut bytes = std::mem::take(&mut self.line);
+        for end in [b'\n', b'\r'] {
+            if bytes.last() == Some(&end) {
+                bytes.pop();
+            }
+        }
+        Line { bytes, length: std::mem::take(&mut self.length), ended }
+    }
+
+    /// Goes on towards an offset, by one buffer at most.
+    pub(super) fn step_to(&mut self, offset: u64) -> Result<Step> {
+        if self.offset < offset {
+            let buffer = match self.input.fill_buf() {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                    return Ok(Step::Under);
+                }
+                buffer => buffer?,
+            };
+            if buffer.is_empty() {
+                return Ok(Step::End);
+            }
+            let count = buffer.len().min(usize::try_from(offset - self.offset).unwrap_or(usize::MAX));
+            self.consumed.update(&buffer[..count]);
+            self.input.consume(count)?;
+            self.offset += count as u64;
+        }
+        if self.offset < offset {
+            return Ok(Step::Under);
+        }
+        self.digest = self.consumed.clone();
+        Ok(Step::There)
+    }
+
+    /// Goes back to an offset whose digest is known. Returns `false` if `stop` was cancelled meanwhile.
+    ///
+    /// # Errors
+    /// The file is another one by now, or cannot be read.
+    pub(super) fn rewind(&mut self, offset: u64, digest: &Sha256, stop: &CancellationToken) -> Result<bool> {
+        let from = self.input.rewind(offset)?;
+        (self.line, self.length) = (Vec::new(), 0);
+        (self.offset, self.consumed) = if from == offset { (offset, digest.clone()) } else { (0, Sha256::new()) };
+        self.digest = self.consumed.clone();
+        loop {
+            match self.step_to(offset)? {
+                Step::There => break,
+                Step::Under if stop.is_cancelled() => return Ok(false),
+                Step::Under => {}
+                Step::End => return Err(changed()),
+            }
+        }
+        if self.digest.clone().finalize() == digest.clone().finalize() { Ok(true) } else { Err(changed()) }
+    }
+
+    /// Promises never to go back to before where the lines stand.
+    pub(super) fn forget_before(&mut self) {
+        self.input.forget_before(self.offset);
+    }
+
+    /// Promises never to go back.
+    pub(super) fn forget(&mut self) {
+        self.input.forget();
+    }
+}
+
+/// How far [`Lines::step_to`] came.
+pub(super) enum Step {
+    There,
+    Under,
+    End,
+}
+
+fn changed() -> Error {
+    Error::other("its beginning changed while it was read; run again")
+}
