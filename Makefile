@@ -38,7 +38,8 @@ fuzz: ## fuzz the decoder, the aggregate reader and the URL policy, SECONDS_EACH
 	@test -x $(TOOLS)/fuzz/bin/cargo-fuzz || $(CARGO) install --locked --root $(TOOLS)/fuzz cargo-fuzz
 	for target in decoder aggregate url_policy; do \
 		PATH="$(CURDIR)/$(TOOLS)/fuzz/bin:$$PATH" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/fuzz" \
-		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$${SECONDS_EACH:-60} -print_final_stats=1; \
+		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$${SECONDS_EACH:-60} -print_final_stats=1 \
+			-max_len=65536 -malloc_limit_mb=64 -rss_limit_mb=1024 -timeout=10; \
 	done
 
 fuzz-sql: tools ## random queries, judged by DuckDB and by each other: SYNCLAKE_FUZZ_QUERIES (20000) from SYNCLAKE_FUZZ_SEED (1)

@@ -23,10 +23,12 @@ pub enum Engine {
 }
 
 /// Name and text, in the order in which they build on one another; and whether it reads a table that is rewritten.
-const VIEWS: [(&str, &str, bool); 7] = [
+const VIEWS: [(&str, &str, bool); 9] = [
     ("cognito_raw_data", include_str!("../sql/ansi/cognito_raw_data.sql"), false),
     ("changes", include_str!("../sql/ansi/changes.sql"), false),
     ("daily_changes", include_str!("../sql/ansi/daily_changes.sql"), false),
+    ("resolved", include_str!("../sql/ansi/resolved.sql"), false),
+    ("key_state", include_str!("../sql/ansi/key_state.sql"), false),
     ("current_state", include_str!("../sql/ansi/current_state.sql"), false),
     ("dataset_state", include_str!("../sql/ansi/dataset_state.sql"), false),
     ("refreshed_state", include_str!("../sql/ansi/refreshed_state.sql"), true),
@@ -45,6 +47,11 @@ impl Engine {
             Self::DuckdbParquet => include_str!("../sql/duckdb/parquet.sql"),
             Self::Redshift => include_str!("../sql/redshift/tables.sql"),
         }
+    }
+
+    /// Whether it reads a lake in a local folder.
+    pub fn reads_folders(self) -> bool {
+        !matches!(self, Self::Athena | Self::AthenaHive | Self::Redshift)
     }
 
     /// Whether it reads the log, and so may read tables that are rewritten.

@@ -30,7 +30,7 @@ use crate::source::files::{self, Opened, ReadOptions};
 use crate::source::kinesis::{self, Kinesis, Listing};
 use crate::source::leases::{self, Keeper};
 use crate::source::{Delivery, Hold, Reached, ShardKey, Sink, SourceError, StartAt};
-use crate::{failpoint, lake};
+use crate::{cpu, failpoint, lake};
 
 mod counters;
 mod decoding;
@@ -48,6 +48,8 @@ use writer::{Flushed, Writer};
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// The loop comes around at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// What decoding one chunk takes at most, or little more.
+const DECODING_BYTES: usize = 32 << 20;
 /// With nothing new for this long, what waits is committed.
 const IDLE_FLUSH: Duration = Duration::from_secs(5);
 
@@ -173,14 +175,15 @@ pub async fn run(
     };
     let payloads = Payloads::new(options.payloads.clone()).map_err(IngestError::Payloads)?;
     let (sink, deliveries) = Sink::new(Budget::new(options.memory_bytes), payloads);
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    // A chunk may hold a record that is worst for its length: not all processors at once have such, with little memory.
+    let decoding_max = (cpu::processors() + 1).min(options.memory_bytes / DECODING_BYTES).max(2);
     let run = Run {
         writer,
         counters: counters.clone(),
         sink: Some(sink),
         deliveries,
         decoding: FuturesOrdered::new(),
-        decoding_max: workers + 1,
+        decoding_max,
         readers: JoinSet::new(),
         reading: BTreeMap::new(),
         caught_up: BTreeMap::new(),
@@ -315,12 +318,17 @@ impl Run {
                 self.counters.received(&chunk.shard, chunk.records.len(), chunk.bytes());
                 self.caught_up.remove(&chunk.shard);
                 let skip = self.writer.skip(&chunk.shard);
-                let task = tokio::task::spawn_blocking(move || {
+                // Spawned, so that it goes on while the loop waits for a file or a commit.
+                let task = tokio::spawn(cpu::try_run(move || {
                     let decoded = decode_chunk(&chunk, &skip);
                     failpoint::hit("decode/after");
                     decoded
-                });
-                task.map(|decoded| Ok(Arrived::Decoded(hold, decoded.map_err(IngestError::task)?, reserved))).boxed()
+                }));
+                task.map(|decoded| {
+                    let decoded = decoded.and_then(|decoded| decoded).map_err(IngestError::task)?;
+                    Ok(Arrived::Decoded(hold, decoded, reserved))
+                })
+                .boxed()
             }
             Delivery::Reached(hold, reached) => {
                 self.counters.behind(&hold.shard, reached.behind_ms);

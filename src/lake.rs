@@ -17,6 +17,7 @@ pub mod log;
 pub mod parquet;
 pub mod part;
 pub mod paths;
+pub mod ranges;
 pub mod replace;
 pub mod s3;
 pub mod since;

@@ -27,6 +27,7 @@ pub mod backoff;
 pub mod batch;
 pub mod budget;
 pub mod config;
+pub mod cpu;
 pub mod ddl;
 pub mod decode;
 pub mod extract;

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::budget::{Budget, Reservation};
-use crate::decode::{Reason, Reject, parts, payload_url};
+use crate::cpu;
+use crate::decode::{Reason, Reject, parts, payload_url, redact_url};
 use crate::source::Record;
 use bytes::Bytes;
 
@@ -104,24 +105,32 @@ impl Payloads {
     /// Fetches what one record points at: for an aggregate, all of it together is held to the limit of one payload.
     pub async fn fetch(&self, record: &mut Record) {
         let mut left = self.bytes_max;
-        for part in parts(&record.bytes) {
-            let Some(url) = payload_url(&part.bytes) else { continue };
+        let bytes = record.bytes.clone();
+        let urls = move || -> Vec<(Option<i64>, String)> {
+            parts(&bytes).filter_map(|part| Some((part.sub_sequence, payload_url(&part.bytes)?))).collect()
+        };
+        for (sub_sequence, url) in cpu::run(urls).await {
             let contents = self.fetcher.fetch(&url, left).await;
             left -= contents.as_ref().map_or(0, Bytes::len).min(left);
-            record.payloads.push(Payload { sub_sequence: part.sub_sequence, contents });
+            record.payloads.push(Payload { sub_sequence, contents });
         }
     }
 }
 
+/// What a piece weighs before it ends; more than a whole read of ordinary records.
+const PIECE_WEIGHT: usize = 16 << 20;
+
 /// Records cut into pieces, each with at most one record that points elsewhere, at its end; and whether it does.
 pub fn pieces(records: Vec<Record>) -> Vec<(Vec<Record>, bool)> {
     let mut found = Vec::new();
-    let mut piece = Vec::new();
+    let (mut piece, mut weight) = (Vec::new(), 0);
     for record in records {
         let points = Payloads::concern(&record);
+        weight += record.weight();
         piece.push(record);
-        if points {
-            found.push((std::mem::take(&mut piece), true));
+        if points || weight >= PIECE_WEIGHT {
+            found.push((std::mem::take(&mut piece), points));
+            weight = 0;
         }
     }
     if !piece.is_empty() {
@@ -132,5 +141,5 @@ pub fn pieces(records: Vec<Record>) -> Vec<(Vec<Record>, bool)> {
 
 /// A reject that names the URL without its query.
 fn reject(reason: Reason, url: &str, what: &str) -> Reject {
-    Reject::new(reason, format!("{}: {what}", crate::decode::redact(url)))
+    Reject::new(reason, format!("{}: {what}", redact_url(url)))
 }

@@ -24,7 +24,7 @@ use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store};
 
 use reading::Reading;
-use rules::integers;
+use rules::{integers, sums};
 use state::Resolved;
 
 mod functions;
@@ -368,13 +368,13 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
         .build();
     let mut context = SessionContext::new_with_state(state);
     if limits.guards.checked_integers {
-        context.register_udaf(AggregateUDF::new_from_impl(integers::CheckedSum::default()));
+        context.register_udaf(AggregateUDF::new_from_impl(sums::CheckedSum::default()));
         FunctionRegistry::register_expr_planner(&mut context, Arc::new(integers::SignedCounts))?;
         for name in integers::UNSIGNED {
             let unsigned = FunctionRegistry::udf(&context, name)?;
             context.register_udf(ScalarUDF::new_from_impl(integers::Signed::new(unsigned)));
         }
     }
-    functions::register(&context);
+    functions::register(&context)?;
     Ok(context)
 }

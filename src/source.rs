@@ -167,6 +167,15 @@ pub struct Record {
     pub payloads: Vec<Payload>,
 }
 
+impl Record {
+    /// Bytes that it counts for where records are put together: its own, or more if it may become many small rows.
+    pub fn weight(&self) -> usize {
+        /// A row of fewer bytes takes more memory than its share of the record.
+        const ROW_BYTES: usize = 64;
+        self.bytes.len().max(ROW_BYTES * memchr::memchr_iter(b'{', &self.bytes).count())
+    }
+}
+
 /// Consecutive records of one shard.
 #[derive(Debug)]
 pub struct Chunk {

@@ -180,6 +180,24 @@ pub fn check_threads() -> anyhow::Result<()> {
     })
 }
 
+/// Refuses to start where the address space is limited (`ulimit -v`) to less than is set aside in it, most of which is never
+/// used: a thread or an allocation that fails would end the program without a word, or leave it waiting for ever.
+///
+/// # Errors
+/// One line that says how much is needed.
+pub fn check_address_space(needed: u64) -> anyhow::Result<()> {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space")?.split_whitespace().next());
+    if let Some(limit) = limit.and_then(|limit| limit.parse::<u64>().ok()).filter(|limit| *limit < needed) {
+        let (limit, needed) = (limit >> 20, needed.div_ceil(1 << 20));
+        anyhow::bail!(
+            "the address space is limited to {limit} MiB, and {needed} MiB are set aside at the start; raise `ulimit -v`, \
+             and limit memory by --memory or a container"
+        );
+    }
+    Ok(())
+}
+
 /// Where signals go: to whoever waits for a query, else nowhere. Never to the shell.
 #[derive(Clone, Default)]
 pub struct Interrupts(Arc<Mutex<Option<Told>>>);

@@ -2,7 +2,7 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use md5::{Digest, Md5};
-use synclake_fuzz::decode::aggregate::{pack, parts};
+use synclake_fuzz::decode::aggregate::{fields_max, pack, parts};
 
 fuzz_target!(|data: &[u8]| {
     // As it is; with the frame that makes the reader look inside; and as parts that must come back.
@@ -13,6 +13,10 @@ fuzz_target!(|data: &[u8]| {
     let inner: usize = parts(&Bytes::from(framed)).map(|p| p.bytes.len()).sum();
     assert!(inner <= data.len() + 20);
     let split: Vec<&[u8]> = data.split(|b| *b == b'|').collect();
-    let back: Vec<_> = parts(&Bytes::from(pack(&split))).map(|p| p.bytes.to_vec()).collect();
-    assert_eq!(back, split);
+    let packed = Bytes::from(pack(&split));
+    // One for its partition key.
+    if split.len() < fields_max(packed.len()) {
+        let back: Vec<_> = parts(&packed).map(|p| p.bytes.to_vec()).collect();
+        assert_eq!(back, split);
+    }
 });

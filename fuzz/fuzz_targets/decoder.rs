@@ -1,6 +1,54 @@
 #![no_main]
+//! Every outcome of the decoder, and what it costs: memory is counted by the allocator.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use libfuzzer_sys::fuzz_target;
-use synclake_fuzz::decode::{decode, decode_with, payload_url, redact_payload};
+use synclake_fuzz::decode::{decode, decode_with, payload_url, redact, redact_payload};
+
+/// Counts what is held now, and the most that was.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn grew(bytes: usize) {
+    PEAK.fetch_max(HELD.fetch_add(bytes, Relaxed) + bytes, Relaxed);
+}
+
+// SAFETY: all is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        grew(layout.size());
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Relaxed);
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // Both for a moment, as when it moves.
+        grew(size);
+        HELD.fetch_sub(layout.size(), Relaxed);
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+/// Runs `work` over a record of that many bytes: it never holds more than so many times them, and a little.
+fn costs<T>(times: usize, bytes: usize, work: impl FnOnce() -> T) -> T {
+    let before = HELD.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let done = work();
+    let peak = PEAK.load(Relaxed) - before;
+    assert!(peak <= times * bytes + (64 << 10), "{peak} bytes for a record of {bytes}");
+    done
+}
 
 fuzz_target!(|data: &[u8]| {
     // The first byte tells where an envelope ends and what lies behind its URL begins.
@@ -8,22 +56,34 @@ fuzz_target!(|data: &[u8]| {
         Some((at, rest)) => rest.split_at(rest.len() * usize::from(*at) / 255),
         None => (data, data),
     };
-    for outcome in [decode(data), decode(envelope), decode_with(envelope, Some(payload))] {
-        match outcome {
-            // Whatever is accepted has rows, on a day that can be written.
+    for (bytes, payload) in [(data, None), (envelope, None), (envelope, Some(payload))] {
+        let all = bytes.len() + payload.map_or(0, <[u8]>::len);
+        match costs(64, all, || decode_with(bytes, payload)) {
+            // Whatever is accepted has rows, on a day that can be written; and together they say little more than it did.
             Ok(event) => {
                 assert!(!event.rows.is_empty());
+                let mut said = 0;
                 for row in &event.rows {
                     assert!(row.event_date().to_string().len() == 10);
-                    assert!(row.extra.as_deref().is_none_or(|e| serde_json::from_str::<serde_json::Value>(e).is_ok()));
+                    let extra = event.extra(row);
+                    assert!(extra.as_deref().is_none_or(|e| serde_json::from_str::<serde_json::Value>(e).is_ok()));
+                    said += event.dataset_name.len() + event.op(row).map_or(0, str::len);
+                    said += extra.map_or(0, |extra| extra.len());
                 }
+                assert!(said <= 32 * all + (64 << 10), "{said} bytes in rows of a record of {all}");
             }
-            Err(reject) => assert!(!reject.detail.is_empty()),
+            Err(reject) => assert!(!reject.detail.is_empty() && reject.detail.len() < 600),
         }
     }
-    let _ = payload_url(data);
-    // What was redacted once holds nothing more to redact.
-    let once = redact_payload(data).into_owned();
+    let _ = costs(64, data.len(), || payload_url(data));
+    // What was redacted holds nothing more to redact, and is JSON if it was.
+    let once = costs(8, data.len(), || redact_payload(data).into_owned());
+    let is_json = |bytes: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
+    assert!(!is_json(data) || is_json(&once));
     let secret = b"X-Amz-Signature=";
     assert!(!once.windows(secret.len() + 1).any(|w| w.starts_with(secret) && w[secret.len()].is_ascii_alphanumeric()));
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = costs(8, text.len(), || redact(text));
+    }
+    let _ = decode(&once);
 });

@@ -5,3 +5,4 @@ CREATE OR REPLACE VIEW sync_records AS SELECT * FROM delta_scan('${lake}/sync_re
 CREATE OR REPLACE VIEW state AS SELECT * FROM delta_scan('${lake}/state');
 CREATE OR REPLACE VIEW daily_state AS SELECT * FROM delta_scan('${lake}/daily_state');
 CREATE OR REPLACE VIEW quarantine AS SELECT * FROM delta_scan('${lake}/quarantine');
+CREATE OR REPLACE VIEW gaps AS SELECT * FROM delta_scan('${lake}/gaps');

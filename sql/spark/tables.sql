@@ -4,3 +4,4 @@ CREATE TABLE IF NOT EXISTS ${db}sync_records USING DELTA LOCATION '${lake}/sync_
 CREATE TABLE IF NOT EXISTS ${db}state USING DELTA LOCATION '${lake}/state';
 CREATE TABLE IF NOT EXISTS ${db}daily_state USING DELTA LOCATION '${lake}/daily_state';
 CREATE TABLE IF NOT EXISTS ${db}quarantine USING DELTA LOCATION '${lake}/quarantine';
+CREATE TABLE IF NOT EXISTS ${db}gaps USING DELTA LOCATION '${lake}/gaps';

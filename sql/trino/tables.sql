@@ -4,3 +4,4 @@ CALL delta.system.register_table(schema_name => '${database}', table_name => 'sy
 CALL delta.system.register_table(schema_name => '${database}', table_name => 'state', table_location => '${lake}/state');
 CALL delta.system.register_table(schema_name => '${database}', table_name => 'daily_state', table_location => '${lake}/daily_state');
 CALL delta.system.register_table(schema_name => '${database}', table_name => 'quarantine', table_location => '${lake}/quarantine');
+CALL delta.system.register_table(schema_name => '${database}', table_name => 'gaps', table_location => '${lake}/gaps');

@@ -1,7 +1,8 @@
 //! The buffer of one partition, and its Arrow form.
 //!
 //! An event has many rows and they share most of their columns, so the buffer keeps events and rows apart and all text
-//! in one arena; the wide, repeated columns exist only inside the few thousand rows that are being encoded.
+//! in one arena; the wide, repeated columns exist only inside the few thousand rows that are being encoded, and no more
+//! rows are than fit into a few megabytes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,7 +16,7 @@ use arrow::datatypes::Int32Type;
 use arrow::error::ArrowError;
 use chrono::NaiveDate;
 
-use crate::decode::{Event, Reason};
+use crate::decode::{Event, Flags, Reason, Row, write_extra};
 use crate::lake::tables::Table;
 use crate::source::{SequenceNumber, ShardKey};
 
@@ -79,6 +80,8 @@ struct EventEntry {
     arrived_at: i64,
     sync_count: Option<i64>,
     last_modified_date: Option<i64>,
+    /// Shared by all partitions that its rows are in.
+    extra: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -87,12 +90,17 @@ struct RowEntry {
     record_index: i32,
     key: Span,
     value: Span,
+    /// The event's own stretch, where that is what the row did.
     op: Span,
     extra: Span,
+    flags: Flags,
     sync_count: i64,
     last_modified_date: i64,
     device_last_modified_date: Option<i64>,
 }
+
+/// About what the columns of a row take beside its texts.
+const ROW_BYTES: usize = 256;
 
 /// Rows of one partition in the order of their arrival.
 #[derive(Debug, Default)]
@@ -100,15 +108,18 @@ pub struct Partition {
     text: String,
     events: Vec<EventEntry>,
     rows: Vec<RowEntry>,
+    /// Bytes of the events' `extra`.
+    extra_bytes: usize,
 }
 
-/// Spans are 32-bit; a partition is rolled long before.
-const TEXT_MAX: usize = 1 << 31;
+/// Arrow's offsets are 31-bit; a partition is rolled long before.
+const TEXT_MAX: usize = i32::MAX as usize;
 
 impl Partition {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.text.capacity()
+            + self.extra_bytes
             + self.events.capacity() * size_of::<EventEntry>()
             + self.rows.capacity() * size_of::<RowEntry>()
     }
@@ -143,8 +154,13 @@ impl Partition {
         (span.start != u32::MAX).then(|| self.text.get(start..start + span.len as usize)).flatten()
     }
 
-    /// Adds those rows of `event` that `select` picks.
-    pub fn push(&mut self, meta: &Meta<'_>, event: &Event<'_>, select: impl Fn(NaiveDate) -> bool) {
+    /// Adds rows of an event.
+    pub fn push<'a: 'r, 'r>(
+        &mut self,
+        meta: &Meta<'_>,
+        event: &Event<'a>,
+        rows: impl IntoIterator<Item = &'r Row<'a>>,
+    ) {
         let entry = EventEntry {
             identity_id: self.put(&event.identity_id),
             dataset_name: self.put(&event.dataset_name),
@@ -154,17 +170,24 @@ impl Partition {
             arrived_at: meta.arrived_at,
             sync_count: event.sync_count,
             last_modified_date: event.last_modified_date,
+            extra: event.extra.clone(),
         };
         let index = u32::try_from(self.events.len()).unwrap_or(u32::MAX);
+        let operation = entry.operation;
+        self.extra_bytes += event.extra.as_deref().map_or(0, str::len);
         self.events.push(entry);
-        for row in event.rows.iter().filter(|row| select(row.event_date())) {
+        for row in rows {
             let row = RowEntry {
                 event: index,
                 record_index: row.record_index,
                 key: self.put_option(row.key.as_deref()),
                 value: self.put_option(row.value.as_deref()),
-                op: self.put_option(row.op.as_deref()),
+                op: match row.op.as_deref() {
+                    Some(op) if event.operation.as_deref() != Some(op) => self.put(op),
+                    _ => operation,
+                },
                 extra: self.put_option(row.extra.as_deref()),
+                flags: row.flags,
                 sync_count: row.sync_count,
                 last_modified_date: row.last_modified_date,
                 device_last_modified_date: row.device_last_modified_date,
@@ -186,6 +209,7 @@ impl Partition {
             start => Span { start: start.saturating_add(base), ..span },
         };
         self.text.push_str(&other.text);
+        self.extra_bytes += other.extra_bytes;
         self.events.extend(other.events.into_iter().map(|e| EventEntry {
             identity_id: moved(e.identity_id),
             dataset_name: moved(e.dataset_name),
@@ -272,6 +296,33 @@ impl Sorted {
         &self.partition.events[row.event as usize]
     }
 
+    /// Consecutive stretches of the rows, to be made batches one after the other, and the bytes of each as a reader gets
+    /// them: at most `rows_max` rows, and at most `bytes_max` bytes or one row.
+    pub fn stretches(&self, rows_max: usize, bytes_max: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let (mut end, mut bytes) = (start, 0);
+            for row in self.rows(start..self.len()).take(rows_max) {
+                let next = self.row_bytes(row);
+                if end > start && bytes + next > bytes_max {
+                    break;
+                }
+                (end, bytes) = (end + 1, bytes + next);
+            }
+            let stretch = (start..end, bytes);
+            start = end;
+            (bytes > 0).then_some(stretch)
+        })
+    }
+
+    /// Bytes of a row as a reader gets it, the event's included.
+    fn row_bytes(&self, row: &RowEntry) -> usize {
+        let event = self.event(row);
+        let spans = [row.key, row.value, row.op, row.extra, event.dataset_name, event.operation];
+        let text: usize = spans.iter().map(|span| span.len as usize).sum();
+        text + event.extra.as_deref().map_or(0, str::len) + ROW_BYTES
+    }
+
     /// The rows `range` of the final order, as one batch of the file schema of `sync_records`.
     ///
     /// # Errors
@@ -310,7 +361,7 @@ impl Sorted {
             Arc::new(Int64Array::from_iter(events.iter().map(|e| e.sub_sequence))),
             Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.record_index))),
             instants(events.iter().map(|e| Some(e.arrived_at)).collect()),
-            by_row(|r| r.extra),
+            self.extra(&rows),
         ];
         let fields = Table::SyncRecords.file_schema();
         let fields = fields
@@ -325,6 +376,18 @@ impl Sorted {
         let mut builder = StringBuilder::with_capacity(spans.len(), spans.len() * 16);
         for span in spans {
             builder.append_option(self.partition.get(span));
+        }
+        Arc::new(builder.finish())
+    }
+
+    fn extra(&self, rows: &[&RowEntry]) -> ArrayRef {
+        let mut builder = StringBuilder::with_capacity(rows.len(), 0);
+        let mut text = String::new();
+        for row in rows {
+            text.clear();
+            let event = self.event(row).extra.as_deref();
+            let is_any = write_extra(&mut text, self.partition.get(row.extra), event, row.flags);
+            builder.append_option(is_any.then_some(text.as_str()));
         }
         Arc::new(builder.finish())
     }
@@ -437,12 +500,15 @@ mod tests {
             "b",
             r#"[{"key":"k","value":"1","syncCount":1,"op":"replace"},{"key":"a","value":"","op":"replace"}]"#,
         );
-        first.push(&meta, &decode(json.as_bytes()).unwrap(), |_| true);
+        let one = decode(json.as_bytes()).unwrap();
+        first.push(&meta, &one, &one.rows);
         let mut second = Partition::default();
         let json = event("a", r#"[{"key":"z","op":"remove"}]"#);
-        second.push(&meta, &decode(json.as_bytes()).unwrap(), |_| true);
+        let two = decode(json.as_bytes()).unwrap();
+        second.push(&meta, &two, &two.rows);
         let json = event("b", r#"[{"key":"k","value":"2","syncCount":2,"op":"replace"}]"#);
-        second.push(&meta, &decode(json.as_bytes()).unwrap(), |_| true);
+        let three = decode(json.as_bytes()).unwrap();
+        second.push(&meta, &three, &three.rows);
         first.append(second);
         let sorted = Sorted::new(key(), first);
         let batch = sorted.batch(0..4).unwrap();

@@ -146,7 +146,8 @@ mod tests {
         let mut partition = Partition::default();
         let sequence_number = SequenceNumber::from_u64(1);
         let meta = Meta { sequence_number: &sequence_number, sub_sequence: None, arrived_at: 0 };
-        partition.push(&meta, &decode(json.as_bytes()).unwrap(), |_| true);
+        let event = decode(json.as_bytes()).unwrap();
+        partition.push(&meta, &event, &event.rows);
         partition
     }
 

@@ -11,7 +11,7 @@ use synclake::lake::{Location, Store};
 use synclake::query::print::Format;
 use synclake::query::shell::{self, Opening, Settings};
 use synclake::query::{Engine, FILES_PATIENCE, Limits, QueryError, Scope, guard};
-use synclake::terminal;
+use synclake::{cpu, terminal};
 use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +95,11 @@ fn main() -> ExitCode {
     // A panic inside a library becomes an error of its query; its backtrace would only bury the line that tells.
     if std::env::var_os("RUST_BACKTRACE").is_none_or(|v| v == "0") {
         std::panic::set_hook(Box::new(|_| {}));
+    }
+    // Each of the runtime's threads has such a stack, the main one and a few of the libraries' too.
+    let stacks = (cpu::processors() + 4) as u64 * STACK_BYTES as u64;
+    if let Err(error) = terminal::check_address_space(stacks + (1 << 30)) {
+        return terminal::fail(&error);
     }
     let done = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
         let plan = plan(cli, &matches)?;

@@ -14,8 +14,16 @@ use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 const MAGIC: [u8; 4] = [0xf3, 0x89, 0x9a, 0xc2];
 const DIGEST_BYTES: usize = 16;
-/// An aggregate of more parts than this is taken as plain bytes: ten megabytes of nothing must not become gigabytes.
-const PARTS_MAX: usize = 200_000;
+/// An aggregate of more fields than this is taken as plain bytes: ten megabytes of nothing must not become gigabytes.
+const FIELDS_MAX: usize = 200_000;
+/// Nor has it more than a few fields and one for so many bytes: an event has more than a hundred.
+const FIELD_BYTES: usize = 16;
+const FIELDS_FREE: usize = 16;
+
+/// Most fields of an aggregate of that many bytes.
+pub fn fields_max(bytes: usize) -> usize {
+    (FIELDS_FREE + bytes / FIELD_BYTES).min(FIELDS_MAX)
+}
 
 /// One user record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +67,7 @@ fn aggregate(record: &Bytes) -> Option<Aggregate> {
     }
     let body = record.slice(MAGIC.len()..MAGIC.len() + inner);
     let digest = &record[MAGIC.len() + inner..];
-    if Md5::digest(&body).as_slice() != digest || count(&body)? > PARTS_MAX {
+    if Md5::digest(&body).as_slice() != digest || count(&body)? > fields_max(record.len()) {
         return None;
     }
     Aggregate::decode(body).ok()
@@ -113,9 +121,10 @@ mod tests {
         *wrong_digest.last_mut().unwrap() ^= 1;
         let garbage = b"\xff\xff\xff\xff";
         let no_protobuf = [&MAGIC[..], garbage, Md5::digest(garbage).as_slice()].concat();
-        let too_many = pack(&vec![&b""[..]; PARTS_MAX + 1]);
+        let too_many = pack(&vec![&b"0123456789abcdef"[..]; FIELDS_MAX + 1]);
+        let too_small = pack(&[&b""[..]; 40]);
         let cut = &packed[..packed.len() - 1];
-        for plain in [&wrong_digest[..], &no_protobuf, &too_many, cut, &MAGIC, b"", b"{}"] {
+        for plain in [&wrong_digest[..], &no_protobuf, &too_many, &too_small, cut, &MAGIC, b"", b"{}"] {
             assert_eq!(opened(plain), [(None, plain.to_vec())]);
         }
     }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
 
 /// Fields outside the contract: name and JSON text.
@@ -16,6 +16,14 @@ pub type Extra<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
 pub const DUPLICATE: &str = "duplicate field";
 /// Likewise, for a value of the wrong kind.
 pub const INVALID: &str = "invalid field";
+/// Likewise, for a record without a key.
+pub const MISSING: &str = "missing field";
+/// Likewise, for more records than [`RECORDS_MAX`].
+pub const TOO_MANY: &str = "too many records";
+
+/// Most records of one event: a hundred times what the service lets a dataset hold. A record is larger in memory than on the
+/// wire, so ten megabytes of the smallest must not become hundreds.
+pub const RECORDS_MAX: usize = 100_000;
 
 /// An event as it is on the wire.
 #[derive(Debug, Default)]
@@ -63,6 +71,41 @@ pub struct WireRecord<'a> {
     pub extra: Extra<'a>,
 }
 
+/// The records of an event: at most [`RECORDS_MAX`], each with a key.
+#[derive(Debug)]
+pub struct Records<'a>(pub Vec<WireRecord<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Records<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct RecordsVisitor;
+        impl<'de> Visitor<'de> for RecordsVisitor {
+            type Value = Records<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of sync records")
+            }
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<Records<'de>, E> {
+                Err(not_text(&self))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Records<'de>, A::Error> {
+                let mut records = Vec::new();
+                while let Some(record) = seq.next_element::<WireRecord<'de>>()? {
+                    if records.len() == RECORDS_MAX {
+                        return Err(de::Error::custom(format_args!("{TOO_MANY}, more than {RECORDS_MAX}")));
+                    }
+                    // Checked here, so that `{}` a million times is never held: every record has cost eleven bytes.
+                    if record.key.is_none() {
+                        let number = records.len();
+                        return Err(de::Error::custom(format_args!("{MISSING} kinesisSyncRecords[{number}].key")));
+                    }
+                    records.push(record);
+                }
+                Ok(Records(records))
+            }
+        }
+        deserializer.deserialize_any(RecordsVisitor)
+    }
+}
+
 /// A string that borrows from the input whenever it holds no escape.
 struct Text<'a>(Cow<'a, str>);
 
@@ -83,6 +126,37 @@ impl<'de> Deserialize<'de> for Text<'de> {
         }
         deserializer.deserialize_str(TextVisitor)
     }
+}
+
+/// An integer of 64 bits.
+struct Integer(i64);
+
+impl<'de> Deserialize<'de> for Integer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IntegerVisitor;
+        impl Visitor<'_> for IntegerVisitor {
+            type Value = Integer;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer of 64 bits")
+            }
+            fn visit_i64<E>(self, v: i64) -> Result<Integer, E> {
+                Ok(Integer(v))
+            }
+            fn visit_u64<E: de::Error>(self, v: u64) -> Result<Integer, E> {
+                i64::try_from(v).map(Integer).map_err(|_| E::invalid_value(Unexpected::Unsigned(v), &self))
+            }
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<Integer, E> {
+                Err(not_text(&self))
+            }
+        }
+        // Asked for an integer, the parser would quote a string whole in its error.
+        deserializer.deserialize_any(IntegerVisitor)
+    }
+}
+
+/// The error for a string where there should be none. serde's own quotes the whole of it.
+fn not_text<E: de::Error>(expected: &dyn de::Expected) -> E {
+    E::invalid_type(Unexpected::Other("string"), expected)
 }
 
 fn set<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
@@ -113,6 +187,10 @@ fn text<'de, A: MapAccess<'de>>(
     Ok(set::<A, Option<Text<'de>>>(map, seen, bit, name)?.flatten().map(|t| t.0))
 }
 
+fn integer<'de, A: MapAccess<'de>>(map: &mut A, seen: &mut u32, bit: u32, name: &str) -> Result<Option<i64>, A::Error> {
+    Ok(set::<A, Option<Integer>>(map, seen, bit, name)?.flatten().map(|n| n.0))
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for WireEvent<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct EventVisitor;
@@ -132,14 +210,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireEvent<'a> {
                         "datasetName" => event.dataset_name = text(&mut map, seen, 3, &name)?,
                         "operation" => event.operation = text(&mut map, seen, 4, &name)?,
                         "kinesisSyncRecords" => {
-                            event.records = set::<A, Option<Vec<WireRecord<'de>>>>(&mut map, seen, 5, &name)?.flatten();
+                            let records = set::<A, Option<Records<'de>>>(&mut map, seen, 5, &name)?;
+                            event.records = records.flatten().map(|records| records.0);
                         }
-                        "lastModifiedDate" => {
-                            event.last_modified_date = set::<A, Option<i64>>(&mut map, seen, 6, &name)?.flatten();
-                        }
+                        "lastModifiedDate" => event.last_modified_date = integer(&mut map, seen, 6, &name)?,
                         "kinesisSyncRecordsURL" => event.records_url = text(&mut map, seen, 7, &name)?,
                         "payloadType" => event.payload_type = text(&mut map, seen, 8, &name)?,
-                        "syncCount" => event.sync_count = set::<A, Option<i64>>(&mut map, seen, 9, &name)?.flatten(),
+                        "syncCount" => event.sync_count = integer(&mut map, seen, 9, &name)?,
                         _ => event.extra.push((name, map.next_value()?)),
                     }
                 }
@@ -158,6 +235,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireRecord<'a> {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a sync record object")
             }
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<WireRecord<'de>, E> {
+                Err(not_text(&self))
+            }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WireRecord<'de>, A::Error> {
                 let mut record = WireRecord::default();
                 let seen = &mut 0;
@@ -165,10 +245,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireRecord<'a> {
                     match &*name {
                         "key" => record.key = text(&mut map, seen, 0, &name)?,
                         "value" => record.value = text(&mut map, seen, 1, &name)?,
-                        "syncCount" => record.sync_count = set::<A, Option<i64>>(&mut map, seen, 2, &name)?.flatten(),
-                        "lastModifiedDate" => {
-                            record.last_modified_date = set::<A, Option<i64>>(&mut map, seen, 3, &name)?.flatten();
-                        }
+                        "syncCount" => record.sync_count = integer(&mut map, seen, 2, &name)?,
+                        "lastModifiedDate" => record.last_modified_date = integer(&mut map, seen, 3, &name)?,
                         "deviceLastModifiedDate" => {
                             record.device_last_modified_date =
                                 set::<A, &'de RawValue>(&mut map, seen, 4, &name)?.filter(|raw| raw.get() != "null");
@@ -180,6 +258,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireRecord<'a> {
                 Ok(record)
             }
         }
-        deserializer.deserialize_map(RecordVisitor)
+        deserializer.deserialize_any(RecordVisitor)
     }
 }

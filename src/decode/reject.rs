@@ -1,10 +1,8 @@
 //! Why a record could not be decoded: a fixed list, which users filter by and dashboards count by.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::sync::LazyLock;
 
-use regex::bytes::Regex;
+use super::redact::redact;
 
 /// The reason in the quarantine's column of that name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,11 +41,13 @@ pub enum Reason {
     PayloadUnavailable,
     /// The record is longer than this program holds in memory.
     TooLong,
+    /// It would become far more than its bytes: too many records or days, or a long text of the event in too many rows.
+    ExpandsTooMuch,
 }
 
 impl Reason {
     /// All of them, for documentation and tests.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 18] = [
         Self::Empty,
         Self::NotUtf8,
         Self::NotJson,
@@ -65,6 +65,7 @@ impl Reason {
         Self::PayloadInvalid,
         Self::PayloadUnavailable,
         Self::TooLong,
+        Self::ExpandsTooMuch,
     ];
 
     /// The reason of that name.
@@ -92,6 +93,7 @@ impl Reason {
             Self::PayloadInvalid => "payload_invalid",
             Self::PayloadUnavailable => "payload_unavailable",
             Self::TooLong => "too_long",
+            Self::ExpandsTooMuch => "expands_too_much",
         }
     }
 }
@@ -111,106 +113,24 @@ pub struct Reject {
     pub detail: String,
 }
 
+/// Longest detail, in bytes.
+const DETAIL_BYTES_MAX: usize = 512;
+
 impl Reject {
-    /// A reject of that kind.
-    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+    /// A reject of that kind. The detail is shortened, and cleared of secrets: nobody else needs to.
+    pub fn new(reason: Reason, detail: impl AsRef<str>) -> Self {
+        let detail = detail.as_ref();
+        // Shortened first: then what a parser quotes of a record costs nothing, and no secret loses what it is known by.
+        let short = &detail[..detail.floor_char_boundary(DETAIL_BYTES_MAX)];
+        let end = if short.len() < detail.len() { "…" } else { "" };
+        Self { reason, detail: redact(short) + end }
     }
 }
 
-/// For text of our own making: the query of every URL and every signing parameter becomes `REDACTED`.
-pub fn redact(text: &str) -> String {
-    let text = replace(&URL_QUERY, text.as_bytes(), b"$1?REDACTED");
-    String::from_utf8_lossy(&redact_payload(&text)).into_owned()
-}
-
-/// For bytes that must otherwise stay as they are: the query of `kinesisSyncRecordsURL`, and signing parameters
-/// wherever they stand. A presigned query is a credential; every other URL is data.
-///
-/// A secret may be hidden from a plain look: in UTF-16, or with its letters escaped (`\u0058-Amz-…`). Bytes in which one
-/// is found only after undoing that are kept in the undone form, so that the secret can be cut.
-pub fn redact_payload(bytes: &[u8]) -> Cow<'_, [u8]> {
-    if let Some(text) = utf16(bytes) {
-        let clean = redact_bytes(text.as_bytes());
-        if clean != text.as_bytes() {
-            return Cow::Owned(clean.into_owned());
-        }
-    }
-    let clean = redact_bytes(bytes);
-    if let Some(plain) = unescaped(&clean) {
-        let cleaner = redact_bytes(&plain);
-        if cleaner != plain {
-            return Cow::Owned(cleaner.into_owned());
-        }
-    }
-    clean
-}
-
-/// The text of bytes that look like UTF-16.
-fn utf16(bytes: &[u8]) -> Option<String> {
-    let nulls = |odd: usize| bytes.iter().skip(odd).step_by(2).filter(|b| **b == 0).count();
-    let mostly = bytes.len() / 4;
-    let unit: fn([u8; 2]) -> u16 = match (nulls(0), nulls(1)) {
-        (_, little) if little > mostly => u16::from_le_bytes,
-        (big, _) if big > mostly => u16::from_be_bytes,
-        _ => return None,
-    };
-    let units = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
-    Some(char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
-}
-
-/// The bytes with every escaped letter, digit, `-` and `=` (`\u0058`) written out; `None` when there is none.
-pub(super) fn unescaped(bytes: &[u8]) -> Option<Vec<u8>> {
-    // Asked of every record: without an escape nothing is copied.
-    memchr::memmem::find(bytes, b"\\u00")?;
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    let mut found = false;
-    while let Some(at) = memchr::memmem::find(rest, b"\\u00") {
-        let digits = rest.get(at + 4..at + 6).and_then(|d| std::str::from_utf8(d).ok());
-        let letter = digits.and_then(|d| u8::from_str_radix(d, 16).ok());
-        let letter = letter.filter(|l| l.is_ascii_alphanumeric() || matches!(l, b'-' | b'=' | b'?' | b'&' | b'%'));
-        out.extend_from_slice(&rest[..at]);
-        match letter {
-            Some(letter) => {
-                out.push(letter);
-                rest = &rest[at + 6..];
-                found = true;
-            }
-            None => {
-                out.extend_from_slice(b"\\u00");
-                rest = &rest[at + 4..];
-            }
-        }
-    }
-    out.extend_from_slice(rest);
-    found.then_some(out)
-}
-
-fn redact_bytes(bytes: &[u8]) -> Cow<'_, [u8]> {
-    match replace(&RECORDS_URL, bytes, b"$1?REDACTED") {
-        Cow::Borrowed(same) => replace(&SIGNING_PARAMETER, same, b"REDACTED"),
-        Cow::Owned(changed) => Cow::Owned(replace(&SIGNING_PARAMETER, &changed, b"REDACTED").into_owned()),
-    }
-}
-
-type Pattern = LazyLock<Option<Regex>>;
-
-// JSON may write `/` as `\/` and `=` as `\u003d`; both forms are met here, before anything is decoded.
-static URL_QUERY: Pattern = LazyLock::new(|| Regex::new(r#"(?i-u)(https?:(?:\\?/){2}[^\s"?]*)\?[^\s"]*"#).ok());
-static RECORDS_URL: Pattern = LazyLock::new(|| {
-    Regex::new(r#"(?i-u)("kinesisSyncRecordsURL"\s*:\s*"[^"?%\\]*(?:(?:\\/|%[0-24-9a-f]|%3[0-9a-e]|\\u00(?:[0-24-9a-f].|3[0-9a-e]))[^"?%\\]*)*)(?:\?|%|\\)[^"]*"#).ok()
-});
-static SIGNING_PARAMETER: Pattern = LazyLock::new(|| {
-    Regex::new(r#"(?i-u)(?:X-Amz-[a-z0-9-]+|AWSAccessKeyId|Signature)(?:=|\\+u003d|%(?:25)*3d)[^&\s"\\]*"#).ok()
-});
-
-fn replace<'a>(pattern: &Pattern, bytes: &'a [u8], with: &[u8]) -> Cow<'a, [u8]> {
-    match pattern.as_ref() {
-        Some(pattern) => pattern.replace_all(bytes, with),
-        // Unreachable, as the tests compile every pattern; and if not, rather nothing than a secret.
-        None => Cow::Borrowed(b""),
-    }
+/// A text of a record as a detail shows it: its beginning, in quotes.
+pub(super) fn shown(text: &str) -> String {
+    let short: String = text.chars().take(80).collect();
+    if short.len() < text.len() { format!("{short:?}… ({} bytes)", text.len()) } else { format!("{short:?}") }
 }
 
 #[cfg(test)]
@@ -218,48 +138,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_of_urls_are_secrets() {
-        for (text, clean) in [
-            (r#"{"u":"https://b.s3/k?X-Amz-Signature=abc&x=1","n":1}"#, r#"{"u":"https://b.s3/k?REDACTED","n":1}"#),
-            (r#"https:\/\/b\/k?X-Amz-Credential=AK"#, r#"https:\/\/b\/k?REDACTED"#),
-            (r#"half of one: X-Amz-Signature\u003dsecret\u0026"#, r#"half of one: REDACTED\u0026"#),
-            ("plain? yes", "plain? yes"),
-            ("https://host/path", "https://host/path"),
-        ] {
-            assert_eq!(redact(text), clean);
-        }
-    }
-
-    #[test]
-    fn payloads_keep_all_but_the_secret() {
-        for (text, clean) in [
-            (
-                r#"{"kinesisSyncRecordsURL" : "https://b/k?a=SECRET"}"#,
-                r#"{"kinesisSyncRecordsURL" : "https://b/k?REDACTED"}"#,
-            ),
-            (
-                r#"{"kinesisSyncRecordsURL":"https:\/\/b\/k\u003fx\u0058=SECRET","n":1}"#,
-                r#"{"kinesisSyncRecordsURL":"https:\/\/b\/k?REDACTED","n":1}"#,
-            ),
-            (
-                r#"{"Data":"{\\\"u\\\":\\\"k?X-Amz-Signature\\u003dSECRET\\\"}"}"#,
-                r#"{"Data":"{\\\"u\\\":\\\"k?REDACTED\\\"}"}"#,
-            ),
-            (r#"{"value":"https://b/k?page=1"}"#, r#"{"value":"https://b/k?page=1"}"#),
-            (r#"{"value":"\u0041 and \u00e4 stay"}"#, r#"{"value":"\u0041 and \u00e4 stay"}"#),
-            (
-                r#"{"\u006binesisSyncRecordsURL":"https://b/k?a=SECRET"}"#,
-                r#"{"kinesisSyncRecordsURL":"https://b/k?REDACTED"}"#,
-            ),
-            (r#"{"u":"https://b/k?X-Amz-\u0053ignature=SECRET"}"#, r#"{"u":"https://b/k?REDACTED"}"#),
-            (r#"torn https://b/k?X-Amz-Signature=SECRET&b=1"#, r#"torn https://b/k?REDACTED&b=1"#),
-        ] {
-            assert_eq!(redact_payload(text.as_bytes()), clean.as_bytes());
-        }
-        let hidden = r#"{"kinesisSyncRecordsURL":"https://b/k?a=SECRET"}"#;
-        for unit in [u16::to_le_bytes, u16::to_be_bytes] {
-            let wide: Vec<u8> = hidden.encode_utf16().flat_map(unit).collect();
-            assert_eq!(&*redact_payload(&wide), br#"{"kinesisSyncRecordsURL":"https://b/k?REDACTED"}"#);
-        }
+    fn details_are_short_and_hold_no_secret() {
+        let long = format!("{:?} and X-Amz-Signature=SECRET{}", "é".repeat(200), "x".repeat(10_000));
+        let detail = Reject::new(Reason::InvalidField, long).detail;
+        assert!(detail.len() < DETAIL_BYTES_MAX + 4 && detail.ends_with("and REDACTED…"), "{detail}");
+        assert_eq!(Reason::ALL.map(|reason| Reason::parse(reason.as_str())), Reason::ALL.map(Some));
     }
 }

@@ -7,14 +7,22 @@
 //! | Inline or absent | null or absent | none | `remove`: a dataset tombstone; unknown operation: a marker; else contradictory |
 //! | S3Url or absent | none or `[]` | yes | payload_not_fetched |
 //! | anything else | | | contradictory |
+//!
+//! # What a record costs
+//! **Invariant: what becomes of a record is bounded by its bytes.** A text of the event is held once, however many rows
+//! share it; and where rows, days or copies of such a text would be too many, the record is refused
+//! ([`Reason::ExpandsTooMuch`]) before any of them is made. Each text has a limit far above the service's own.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use chrono::{DateTime, NaiveDate};
 use serde::de::IgnoredAny;
 
-use super::event::{DUPLICATE, Extra, WireEvent, WireRecord};
-use super::reject::{self, Reason, Reject, redact, redact_payload};
+use super::event::{DUPLICATE, Extra, MISSING, Records, TOO_MANY, WireEvent, WireRecord};
+use super::redact::{self, redact_payload, redact_url};
+use super::reject::{Reason, Reject, shown};
 
 /// The value of `op` and `operation` that removes.
 pub const REMOVE: &str = "remove";
@@ -25,6 +33,24 @@ pub const REPLACE: &str = "replace";
 const MS_MAX: i64 = 253_402_300_799_999;
 /// 0001-01-01T00:00:00Z.
 const MS_MIN: i64 = -62_135_596_800_000;
+/// 2200-01-01T00:00:00Z: no server's clock is that wrong, and every reader can show it in nanoseconds.
+const SERVER_MS_END: i64 = 7_258_118_400_000;
+
+/// Longest dataset name, in bytes. The service's limit is 128 characters, and 184 after identities were merged.
+const NAME_BYTES_MAX: usize = 1 << 10;
+/// Longest `operation` or `op`, in bytes. The service writes `replace` and `remove`.
+const OPERATION_BYTES_MAX: usize = 1 << 10;
+/// Longest key, in bytes. The service's limit is 1,024 characters.
+const KEY_BYTES_MAX: usize = 64 << 10;
+/// Longest value, in bytes. The service's limit is 1,048,575 characters.
+const VALUE_BYTES_MAX: usize = 16 << 20;
+/// Most UTC days that the rows of one event may lie in, because each becomes a file: twice the records that the service
+/// lets a dataset hold.
+const DAYS_MAX: usize = 2_048;
+/// A text of the event may stand in so many rows that together they are this many times the record's bytes,
+const REPEATED_FACTOR: usize = 16;
+/// and this many bytes in any case.
+const REPEATED_BYTES: usize = 64 << 10;
 
 /// A decoded event; all text borrows from the record where it can.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +67,8 @@ pub struct Event<'a> {
     pub sync_count: Option<i64>,
     /// The event's own date, µs since the epoch.
     pub last_modified_date: Option<i64>,
+    /// Its unknown fields, as members of a JSON object, secrets cut.
+    pub extra: Option<Arc<str>>,
     /// At least one.
     pub rows: Vec<Row<'a>>,
 }
@@ -52,7 +80,7 @@ pub struct Row<'a> {
     pub key: Option<Cow<'a, str>>,
     /// `""` and null are two things.
     pub value: Option<Cow<'a, str>>,
-    /// As it came; the event's operation where the record has none.
+    /// As it came; `None` stands for the event's operation.
     pub op: Option<Cow<'a, str>>,
     /// Own count, else the event's.
     pub sync_count: i64,
@@ -62,21 +90,81 @@ pub struct Row<'a> {
     pub device_last_modified_date: Option<i64>,
     /// Position in the event.
     pub record_index: i32,
-    /// Unknown fields and flags, as a JSON object.
+    /// What is odd about it.
+    pub flags: Flags,
+    /// The record's unknown fields, as members of a JSON object, secrets cut.
     pub extra: Option<String>,
 }
 
-impl Event<'_> {
-    /// The UTC days of its rows' server dates, each once: the partitions that it belongs to.
-    pub fn dates(&self) -> Vec<NaiveDate> {
-        let mut dates: Vec<NaiveDate> = self.rows.iter().map(Row::event_date).collect();
-        dates.sort_unstable();
-        dates.dedup();
-        dates
+/// What is odd about a row, though it was accepted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flags(u8);
+
+impl Flags {
+    const NAMES: [&str; 4] = ["unknown_operation", "unknown_payload_type", "device_date_out_of_range", "unknown_op"];
+    const UNKNOWN_OPERATION: u8 = 1;
+    const UNKNOWN_PAYLOAD_TYPE: u8 = 2;
+    const DEVICE_DATE_OUT_OF_RANGE: u8 = 4;
+    const UNKNOWN_OP: u8 = 8;
+
+    fn with(self, flag: u8, is_set: bool) -> Self {
+        Self(self.0 | if is_set { flag } else { 0 })
+    }
+}
+
+/// Writes the column `extra`: `{"record":{…},"event":{…},"flags":[…]}` with only the parts that hold something; returns
+/// `false` when none does.
+pub fn write_extra(out: &mut String, record: Option<&str>, event: Option<&str>, flags: Flags) -> bool {
+    let mut separator = "{";
+    for (name, members) in [("record", record), ("event", event)] {
+        if let Some(members) = members {
+            out.extend([separator, "\"", name, "\":{", members, "}"]);
+            separator = ",";
+        }
+    }
+    let mut before = "\"flags\":[\"";
+    for (bit, name) in Flags::NAMES.iter().enumerate() {
+        if flags.0 & (1 << bit) != 0 {
+            out.extend([separator, before, name, "\""]);
+            (separator, before) = ("", ",\"");
+        }
+    }
+    if flags != Flags::default() {
+        out.push(']');
+    }
+    let is_any = separator != "{";
+    if is_any {
+        out.push('}');
+    }
+    is_any
+}
+
+impl<'a> Event<'a> {
+    /// What a row did: its own `op`, or the event's operation.
+    pub fn op<'b>(&'b self, row: &'b Row<'_>) -> Option<&'b str> {
+        row.op.as_deref().or(self.operation.as_deref())
+    }
+
+    /// The column `extra` of a row.
+    pub fn extra(&self, row: &Row<'_>) -> Option<String> {
+        let mut text = String::new();
+        write_extra(&mut text, row.extra.as_deref(), self.extra.as_deref(), row.flags).then_some(text)
+    }
+
+    /// Its rows, those of one UTC day together: each day is a partition.
+    pub fn rows_by_day(&self) -> Vec<&Row<'a>> {
+        let mut rows: Vec<&Row<'a>> = self.rows.iter().collect();
+        rows.sort_by_key(|row| row.day());
+        rows
     }
 }
 
 impl Row<'_> {
+    /// Days since the epoch, of the server date.
+    pub fn day(&self) -> i64 {
+        self.last_modified_date.div_euclid(86_400_000_000)
+    }
+
     /// The UTC day of the server date.
     pub fn event_date(&self) -> NaiveDate {
         DateTime::from_timestamp_micros(self.last_modified_date).unwrap_or_default().date_naive()
@@ -96,7 +184,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Reject> {
 /// # Errors
 /// As [`decode`].
 pub fn decode_with<'a>(bytes: &'a [u8], payload: Option<&'a [u8]>) -> Result<Event<'a>, Reject> {
-    check(wire_event(bytes)?, payload)
+    check(wire_event(bytes)?, bytes.len(), payload)
 }
 
 /// The end of the field's name, with its quote.
@@ -106,7 +194,8 @@ const URL_FIELD: &[u8] = b"kinesisSyncRecordsURL\"";
 pub fn payload_url(bytes: &[u8]) -> Option<String> {
     // Most records are told by a look: the field is not there, under no spelling, or null.
     let named = memchr::memmem::find(bytes, URL_FIELD);
-    let hidden = || reject::unescaped(bytes).is_some_and(|plain| memchr::memmem::find(&plain, URL_FIELD).is_some());
+    // Without an escape there is no other spelling.
+    let hidden = || memchr::memmem::find(bytes, b"\\u00").is_some() && redact::names_records_url(bytes);
     let null = named.is_some_and(|at| {
         let mut rest = bytes[at + URL_FIELD.len()..].iter().copied().filter(|b| !b.is_ascii_whitespace());
         rest.next() == Some(b':') && rest.take(4).eq(*b"null")
@@ -135,18 +224,20 @@ fn wire_event(bytes: &[u8]) -> Result<WireEvent<'_>, Reject> {
             Err(e) => Reject::new(Reason::NotJson, e.to_string()),
         });
     }
-    serde_json::from_str(trimmed).map_err(|e| reject_of(&e))
+    serde_json::from_str(trimmed).map_err(|e| reject_of(&e, None))
 }
 
 /// The records behind an event's URL: a bare array of them, or the whole event again.
 fn fetched_records<'a>(payload: &'a [u8], envelope: &Event<'_>) -> Result<Vec<WireRecord<'a>>, Reject> {
-    let invalid = |what: String| Reject::new(Reason::PayloadInvalid, redact(&format!("what its URL holds {what}")));
+    let invalid = |what: String| Reject::new(Reason::PayloadInvalid, format!("what its URL holds {what}"));
     let text = std::str::from_utf8(payload).map_err(|_| invalid("is not UTF-8".to_owned()))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if !text.trim_start().starts_with('{') {
-        return serde_json::from_str(text).map_err(|e| invalid(format!("are no records: {e}")));
+        let records: Result<Records<'_>, _> = serde_json::from_str(text);
+        return records.map(|records| records.0).map_err(|e| reject_of(&e, Some("what its URL holds are no records")));
     }
-    let wire: WireEvent<'_> = serde_json::from_str(text).map_err(|e| invalid(format!("is no event: {e}")))?;
+    let wire: WireEvent<'_> =
+        serde_json::from_str(text).map_err(|e| reject_of(&e, Some("what its URL holds is no event")))?;
     let dataset = wire.data_set_name.as_deref().or(wire.dataset_name.as_deref());
     let same = [
         (wire.identity_pool_id.as_deref(), &*envelope.identity_pool_id),
@@ -163,27 +254,36 @@ fn first_char(text: &str) -> String {
     text.chars().take(1).collect()
 }
 
-fn reject_of(error: &serde_json::Error) -> Reject {
-    let detail = redact(&error.to_string());
-    let reason = match error.classify() {
-        serde_json::error::Category::Data if detail.starts_with(DUPLICATE) => Reason::DuplicateField,
-        serde_json::error::Category::Data => Reason::InvalidField,
-        _ => Reason::NotJson,
+/// What an error of the parser means; `of_payload` says what is wrong then with what was fetched.
+fn reject_of(error: &serde_json::Error, of_payload: Option<&str>) -> Reject {
+    let detail = error.to_string();
+    let is_data = error.classify() == serde_json::error::Category::Data;
+    let reason = match of_payload {
+        _ if is_data && detail.starts_with(TOO_MANY) => Reason::ExpandsTooMuch,
+        Some(_) => Reason::PayloadInvalid,
+        None if is_data && detail.starts_with(DUPLICATE) => Reason::DuplicateField,
+        None if is_data && detail.starts_with(MISSING) => Reason::MissingField,
+        None if is_data => Reason::InvalidField,
+        None => Reason::NotJson,
     };
-    Reject::new(reason, detail)
+    Reject::new(reason, of_payload.map_or_else(|| detail.clone(), |what| format!("{what}: {detail}")))
 }
 
-fn check<'a>(wire: WireEvent<'a>, payload: Option<&'a [u8]>) -> Result<Event<'a>, Reject> {
+fn check<'a>(wire: WireEvent<'a>, bytes: usize, payload: Option<&'a [u8]>) -> Result<Event<'a>, Reject> {
     let identity_pool_id = service_id("identityPoolId", wire.identity_pool_id)?;
     let identity_id = service_id("identityId", wire.identity_id)?;
     let dataset_name = match (wire.data_set_name, wire.dataset_name) {
         (Some(a), Some(b)) if a != b => {
-            let detail = format!("dataSetName {a:?} and datasetName {b:?}");
+            let detail = format!("dataSetName {} and datasetName {}", shown(&a), shown(&b));
             return Err(Reject::new(Reason::ConflictingDatasetName, detail));
         }
         (Some(name), _) | (None, Some(name)) if !name.is_empty() => name,
         _ => return Err(missing("dataSetName")),
     };
+    no_longer("dataSetName", &dataset_name, NAME_BYTES_MAX)?;
+    if let Some(operation) = &wire.operation {
+        no_longer("operation", operation, OPERATION_BYTES_MAX)?;
+    }
     let sync_count = wire.sync_count.map(|n| count("syncCount", n)).transpose()?;
     let last_modified_date = wire.last_modified_date.map(|ms| server_date("lastModifiedDate", ms)).transpose()?;
     let url = wire.records_url.as_deref().filter(|url| !url.is_empty());
@@ -194,6 +294,7 @@ fn check<'a>(wire: WireEvent<'a>, payload: Option<&'a [u8]>) -> Result<Event<'a>
         operation: wire.operation.clone(),
         sync_count,
         last_modified_date,
+        extra: None,
         rows: Vec::new(),
     };
     let asked = inline_records(wire.payload_type.as_deref(), wire.records, url, wire.operation.as_deref());
@@ -202,24 +303,26 @@ fn check<'a>(wire: WireEvent<'a>, payload: Option<&'a [u8]>) -> Result<Event<'a>
         (asked, _) => asked?,
     };
 
-    let mut flags = Vec::new();
-    if wire.operation.as_deref().is_some_and(|op| op != REPLACE && op != REMOVE) {
-        flags.push("unknown_operation");
-    }
+    let unknown_operation = wire.operation.as_deref().is_some_and(|op| op != REPLACE && op != REMOVE);
     let unknown_type = wire
         .payload_type
         .as_deref()
         .is_some_and(|t| !t.eq_ignore_ascii_case("inline") && !t.eq_ignore_ascii_case("s3url"));
-    if unknown_type {
-        flags.push("unknown_payload_type");
-    }
-    let shared = Shared { operation: wire.operation.clone(), sync_count, last_modified_date, extra: wire.extra, flags };
-    let rows = if records.is_empty() {
-        vec![row(0, WireRecord { op: shared.operation.clone(), ..Default::default() }, None, &shared)?]
+    let flags = Flags::default()
+        .with(Flags::UNKNOWN_OPERATION, unknown_operation)
+        .with(Flags::UNKNOWN_PAYLOAD_TYPE, unknown_type);
+    event.extra = members(&wire.extra, None).map(Arc::from);
+    let bytes = bytes + payload.map_or(0, <[u8]>::len);
+    repeated(&event, records.len(), bytes)?;
+    let shared = Shared { operation: wire.operation.as_deref(), sync_count, last_modified_date, flags };
+    event.rows = if records.is_empty() {
+        vec![row(0, WireRecord { op: wire.operation.clone(), ..Default::default() }, None, &shared)?]
     } else {
-        let numbered = (0..).zip(records);
+        // In place: a row is no larger than a record, so rows take the memory of the records.
+        let numbered = records.into_iter().enumerate();
         numbered
             .map(|(index, mut record)| {
+                let index = i32::try_from(index).unwrap_or(i32::MAX);
                 let key = record.key.take().ok_or_else(|| missing(&format!("kinesisSyncRecords[{index}].key")))?;
                 if key.is_empty() {
                     let detail = format!("kinesisSyncRecords[{index}].key has 0 characters");
@@ -229,8 +332,39 @@ fn check<'a>(wire: WireEvent<'a>, payload: Option<&'a [u8]>) -> Result<Event<'a>
             })
             .collect::<Result<Vec<_>, _>>()?
     };
-    event.rows = rows;
+    // Fewer rows than that lie in no more days.
+    if event.rows.len() > DAYS_MAX {
+        let days = event.rows.iter().map(Row::day).collect::<HashSet<_>>().len();
+        if days > DAYS_MAX {
+            let detail = format!("its rows lie in {days} days, more than {DAYS_MAX}");
+            return Err(Reject::new(Reason::ExpandsTooMuch, detail));
+        }
+    }
     Ok(event)
+}
+
+/// Refuses an event whose own texts would stand in so many rows that they outgrow the record.
+///
+/// What each row has of its event in the table: dataset name, operation, `op` where it has none, and unknown fields. A name
+/// of 128 characters in rows of 12 bytes, the shortest there are, still fits.
+fn repeated(event: &Event<'_>, rows: usize, bytes: usize) -> Result<(), Reject> {
+    let operation = event.operation.as_deref().map_or(0, str::len);
+    let text = event.dataset_name.len() + 2 * operation + event.extra.as_deref().map_or(0, str::len);
+    let limit = REPEATED_FACTOR * bytes + REPEATED_BYTES;
+    if rows * text > limit {
+        let detail =
+            format!("{text} bytes of its event would stand in each of {rows} rows, together more than {limit}");
+        return Err(Reject::new(Reason::ExpandsTooMuch, detail));
+    }
+    Ok(())
+}
+
+fn no_longer(field: &str, text: &str, max: usize) -> Result<(), Reject> {
+    if text.len() > max {
+        let detail = format!("{field} has {} bytes, more than {max}", text.len());
+        return Err(Reject::new(Reason::InvalidField, detail));
+    }
+    Ok(())
 }
 
 fn inline_records<'a>(
@@ -245,7 +379,7 @@ fn inline_records<'a>(
     match url {
         Some(_) if says("inline") => contradiction("payloadType Inline, and kinesisSyncRecordsURL is set"),
         Some(_) if populated => contradiction("kinesisSyncRecords and kinesisSyncRecordsURL are both populated"),
-        Some(url) => Err(Reject::new(Reason::PayloadNotFetched, redact(url))),
+        Some(url) => Err(Reject::new(Reason::PayloadNotFetched, redact_url(url))),
         None if says("s3url") => contradiction("payloadType S3Url, and kinesisSyncRecordsURL is missing or empty"),
         None => match (records, operation) {
             (Some(records), _) => Ok(records),
@@ -258,18 +392,17 @@ fn inline_records<'a>(
 
 /// What the rows of an event have in common.
 struct Shared<'a> {
-    operation: Option<Cow<'a, str>>,
+    operation: Option<&'a str>,
     sync_count: Option<i64>,
     last_modified_date: Option<i64>,
-    extra: Extra<'a>,
-    flags: Vec<&'static str>,
+    flags: Flags,
 }
 
 fn row<'a>(
     index: i32,
     record: WireRecord<'a>,
     key: Option<Cow<'a, str>>,
-    shared: &Shared<'a>,
+    shared: &Shared<'_>,
 ) -> Result<Row<'a>, Reject> {
     let field = |name: &str| match key {
         Some(_) => format!("kinesisSyncRecords[{index}].{name}"),
@@ -283,50 +416,56 @@ fn row<'a>(
         Some(ms) => server_date(&field("lastModifiedDate"), ms)?,
         None => shared.last_modified_date.ok_or_else(|| missing(&field("lastModifiedDate")))?,
     };
-    let op = record.op.or_else(|| shared.operation.clone()).ok_or_else(|| missing(&field("op")))?;
+    let op = record.op.as_deref().or(shared.operation).ok_or_else(|| missing(&field("op")))?;
+    for (name, text, max) in [
+        ("key", key.as_deref(), KEY_BYTES_MAX),
+        ("value", record.value.as_deref(), VALUE_BYTES_MAX),
+        ("op", Some(op), OPERATION_BYTES_MAX),
+    ] {
+        if text.is_some_and(|text| text.len() > max) {
+            no_longer(&field(name), text.unwrap_or_default(), max)?;
+        }
+    }
     let device = record.device_last_modified_date.map(|raw| (raw, device_date(raw.get())));
     let odd_device = device.and_then(|(raw, date)| date.is_none().then_some(raw.get()));
     let unknown_op = key.is_some() && op != REPLACE && op != REMOVE;
-    let extra = extra_json(&record.extra, odd_device, unknown_op, shared);
+    let flags =
+        shared.flags.with(Flags::DEVICE_DATE_OUT_OF_RANGE, odd_device.is_some()).with(Flags::UNKNOWN_OP, unknown_op);
     Ok(Row {
         key,
         value: record.value,
-        op: Some(op),
+        op: record.op,
         sync_count,
         last_modified_date,
         device_last_modified_date: device.and_then(|(_, date)| date),
         record_index: index,
-        extra,
+        flags,
+        extra: members(&record.extra, odd_device),
     })
 }
 
-/// `{"record":{…},"event":{…},"flags":[…]}` with only the parts that hold something.
-fn extra_json(record: &Extra<'_>, odd_device: Option<&str>, unknown_op: bool, shared: &Shared<'_>) -> Option<String> {
-    let mut parts = Vec::new();
-    let field = |name: &str, raw: &str| format!("{}:{raw}", serde_json::Value::from(name));
-    let mut fields: Vec<String> = record.iter().map(|(name, raw)| field(name, raw.get())).collect();
-    let mut flags: Vec<&str> = shared.flags.clone();
-    if let Some(raw) = odd_device {
-        fields.push(field("deviceLastModifiedDate", raw));
-        flags.push("device_date_out_of_range");
+/// Unknown fields as members of a JSON object, secrets cut; `odd_device` is a client date that cannot be shown as one.
+fn members(fields: &Extra<'_>, odd_device: Option<&str>) -> Option<String> {
+    if fields.is_empty() && odd_device.is_none() {
+        return None;
     }
-    if unknown_op {
-        flags.push("unknown_op");
+    let mut text = String::from("{");
+    let fields = fields.iter().map(|(name, raw)| (&**name, raw.get()));
+    for (name, raw) in fields.chain(odd_device.map(|raw| ("deviceLastModifiedDate", raw))) {
+        if text.len() > 1 {
+            text.push(',');
+        }
+        text.push_str(&serde_json::Value::from(name).to_string());
+        text.push(':');
+        text.push_str(raw);
     }
-    if !fields.is_empty() {
-        parts.push(format!("\"record\":{{{}}}", fields.join(",")));
+    text.push('}');
+    if let Cow::Owned(clean) = redact_payload(text.as_bytes()) {
+        text = String::from_utf8_lossy(&clean).into_owned();
     }
-    if !shared.extra.is_empty() {
-        let fields: Vec<String> = shared.extra.iter().map(|(name, raw)| field(name, raw.get())).collect();
-        parts.push(format!("\"event\":{{{}}}", fields.join(",")));
-    }
-    if !flags.is_empty() {
-        parts.push(format!("\"flags\":[\"{}\"]", flags.join("\",\"")));
-    }
-    (!parts.is_empty()).then(|| {
-        let json = format!("{{{}}}", parts.join(","));
-        String::from_utf8_lossy(&redact_payload(json.as_bytes())).into_owned()
-    })
+    text.pop();
+    text.remove(0);
+    Some(text)
 }
 
 fn missing(field: &str) -> Reject {
@@ -344,9 +483,8 @@ fn service_id<'a>(field: &str, id: Option<Cow<'a, str>>) -> Result<Cow<'a, str>,
             !region.is_empty() && !guid.is_empty() && region_ok && guid_ok
         });
     if !well_formed {
-        let shown: String = id.chars().take(80).collect();
-        let detail = format!("{field} {shown:?} is not [\\w-]+:[0-9a-f-]+ of at most 55 characters");
-        return Err(Reject::new(Reason::InvalidId, redact(&detail)));
+        let detail = format!("{field} {} is not [\\w-]+:[0-9a-f-]+ of at most 55 characters", shown(&id));
+        return Err(Reject::new(Reason::InvalidId, detail));
     }
     Ok(id)
 }
@@ -359,8 +497,8 @@ fn count(field: &str, n: i64) -> Result<i64, Reject> {
 }
 
 fn server_date(field: &str, ms: i64) -> Result<i64, Reject> {
-    if !(0..=MS_MAX).contains(&ms) {
-        return Err(Reject::new(Reason::InvalidField, format!("{field} {ms} is not between 1970 and 9999")));
+    if !(0..SERVER_MS_END).contains(&ms) {
+        return Err(Reject::new(Reason::InvalidField, format!("{field} {ms} is not between 1970 and 2200")));
     }
     Ok(ms * 1_000)
 }

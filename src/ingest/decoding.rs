@@ -1,6 +1,6 @@
 //! A chunk of records to partitions and rejects: the work that runs beside the loop, one task a chunk.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use chrono::NaiveDate;
@@ -94,33 +94,29 @@ fn decode_part<'a>(record: &'a Record, part: &'a Part) -> Result<Event<'a>, Reje
 
 struct Partitions {
     shard: ShardKey,
-    index: HashMap<Arc<str>, Vec<(NaiveDate, usize)>>,
+    index: HashMap<Arc<str>, BTreeMap<NaiveDate, usize>>,
     found: Vec<(PartitionKey, Partition)>,
 }
 
 impl Partitions {
     fn push(&mut self, record: &Record, sub_sequence: Option<i64>, event: &Event<'_>) {
         let meta = Meta { sequence_number: &record.sequence_number, sub_sequence, arrived_at: record.arrived_at };
-        for date in event.dates() {
-            self.partition(&event.identity_pool_id, date).push(&meta, event, |d| d == date);
+        for rows in event.rows_by_day().chunk_by(|a, b| a.day() == b.day()) {
+            let partition = self.partition(&event.identity_pool_id, rows[0].event_date());
+            partition.push(&meta, event, rows.iter().copied());
         }
     }
 
     fn partition(&mut self, pool: &str, date: NaiveDate) -> &mut Partition {
-        if !self.index.contains_key(pool) {
-            self.index.insert(Arc::from(pool), Vec::new());
-        }
-        let (name, dates) = match self.index.get_key_value(pool) {
-            Some((name, dates)) => (name.clone(), dates),
-            None => (Arc::from(pool), &Vec::new()),
-        };
-        let at = match dates.iter().find(|(d, _)| *d == date) {
-            Some((_, at)) => *at,
+        let known = self.index.get_key_value(pool);
+        let at = match known.and_then(|(_, days)| days.get(&date)) {
+            Some(at) => *at,
             None => {
+                let name = known.map_or_else(|| Arc::from(pool), |(name, _)| name.clone());
                 let key = PartitionKey { shard: self.shard.clone(), identity_pool_id: name.clone(), event_date: date };
                 self.found.push((key, Partition::default()));
                 let at = self.found.len() - 1;
-                self.index.entry(name).or_default().push((date, at));
+                self.index.entry(name).or_default().insert(date, at);
                 at
             }
         };

@@ -19,12 +19,14 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Counters;
+use crate::decode::Reason;
 use crate::source::Retries;
 
 /// Longer than the ten minutes for which a file or a call is tried.
@@ -167,8 +169,14 @@ pub fn metrics(counters: &Counters, retries: &Retries) -> String {
     registry.register("shard_uncommitted_records", "Records received since the last commit", gauges_of(uncommitted));
     let age = by_shard(&|c| c.last_commit.elapsed().as_secs());
     registry.register("shard_last_commit_age_seconds", "Since the shard's last commit", gauges_of(age));
-    let reasons = counters.quarantine().into_iter().map(|(reason, n)| ([("reason", reason.as_str().to_owned())], n));
+    // A series that begins with its first count has no increase: every reason is there from the start.
+    let counted = counters.quarantine();
+    let reasons = Reason::ALL.into_iter().map(|reason| {
+        let n = counted.get(&reason).copied().unwrap_or(0);
+        ([("reason", reason.as_str().to_owned())], n)
+    });
     registry.register("quarantined", "Records in the quarantine", counters_of(reasons.collect()));
+    registry.register("build", "This program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
     let tries = retries.counts().into_iter().map(|(call, error, n)| ([("call", call.to_owned()), ("error", error)], n));
     registry.register("retries", "Calls that were tried again", counters_of(tries.collect()));
     registry.register("commit_seconds", "Time that a commit took", counters.commit_seconds.clone());

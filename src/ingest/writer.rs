@@ -105,6 +105,8 @@ pub struct Writer {
     encoders: usize,
     /// Of `sync_records` and `quarantine`.
     sweepers: (Sweeper, Sweeper),
+    /// Shards that ended and whose leftovers this run has swept, or is about to.
+    swept: BTreeSet<ShardKey>,
     /// Checkpoints of the log, beside the work.
     chores: JoinSet<()>,
 }
@@ -118,7 +120,7 @@ impl Writer {
         let (quarantine, ledger) =
             tokio::try_join!(Ledger::open(&lake, Table::Quarantine), Ledger::open(&lake, Table::SyncRecords))?;
         // Empty for now, and there for other engines, which refuse a view of a table that is not.
-        tokio::try_join!(Table::State.ensure(&lake), Table::DailyState.ensure(&lake))?;
+        tokio::try_join!(Table::State.ensure(&lake), Table::DailyState.ensure(&lake), Table::Gaps.ensure(&lake))?;
         Ok(Self {
             sweepers: (Sweeper::new(&lake, Table::SyncRecords), Sweeper::new(&lake, Table::Quarantine)),
             lake,
@@ -134,6 +136,7 @@ impl Writer {
             is_quiet_for_long: false,
             counters,
             encoders: std::thread::available_parallelism().map_or(2, usize::from),
+            swept: BTreeSet::new(),
             chores: JoinSet::new(),
         })
     }
@@ -263,7 +266,9 @@ impl Writer {
     fn sweep_behind(&mut self, shards: &[(ShardKey, StartAt)], fenced: &States, quarantine: &States) {
         let streams: BTreeSet<&str> = shards.iter().map(|(shard, _)| shard.stream()).collect();
         let known = streams.into_iter().flat_map(|stream| self.ledger.shards(stream));
-        let ended: Vec<(ShardKey, ShardState)> = known.filter(|(_, state)| state.is_ended()).collect();
+        // Once each: nobody writes for them any more.
+        let ended: Vec<(ShardKey, ShardState)> =
+            known.filter(|(shard, state)| state.is_ended() && self.swept.insert(shard.clone())).collect();
         let number = |(shard, state): (&ShardKey, &ShardState)| (shard.clone(), state.number);
         let mut fences: BTreeMap<ShardKey, u64> = fenced.iter().map(number).collect();
         let mut quarantine_fences: BTreeMap<ShardKey, u64> = quarantine.iter().map(number).collect();
@@ -425,6 +430,8 @@ impl Writer {
         let ledger = if table == Table::Quarantine { &mut self.quarantine } else { &mut self.ledger };
         if ledger.checkpoint_due() {
             let store = table.store(&self.lake);
+            // What is done is let go of.
+            while self.chores.try_join_next().is_some() {}
             self.chores.spawn(async move {
                 failpoint::hit("checkpoint/before");
                 if let Err(error) = snapshot::checkpoint(&store).await {

@@ -26,6 +26,11 @@ use crate::batch::columns::{Sorted, Statistics};
 
 /// Rows that are turned into Arrow at a time.
 const BATCH_ROWS: usize = 8_192;
+/// Bytes of them, as a reader gets them.
+const BATCH_BYTES: usize = 8 << 20;
+/// Bytes of a row group, as a reader gets them. A reader's batch does not reach over the end of one, and no column of a batch
+/// may have 2 GiB.
+const ROW_GROUP_BYTES: usize = 256 << 20;
 /// A file of fewer bytes is not compressed: to set up zstd for each of its columns costs every reader more than the bytes.
 const COMPRESSED_BYTES_MIN: usize = 64 << 10;
 /// Small enough that a point lookup reads little, large enough that a scan does not notice.
@@ -70,12 +75,17 @@ pub fn encode_sorted(sorted: &Sorted) -> Result<Bytes, ParquetError> {
     for wide in ["value", "extra"] {
         properties = properties.set_column_statistics_enabled(ColumnPath::from(wide), EnabledStatistics::None);
     }
-    let first = sorted.batch(0..sorted.len().min(BATCH_ROWS))?;
-    let mut writer = writer(first.schema(), properties.build())?;
-    writer.write(&first)?;
-    drop(first);
-    for start in (BATCH_ROWS..sorted.len()).step_by(BATCH_ROWS) {
-        writer.write(&sorted.batch(start..sorted.len().min(start + BATCH_ROWS))?)?;
+    let mut writer = writer(sorted.batch(0..0)?.schema(), properties.build())?;
+    let mut group_bytes = 0;
+    for (rows, bytes) in sorted.stretches(BATCH_ROWS, BATCH_BYTES) {
+        if writer.in_progress_rows() == 0 {
+            group_bytes = 0;
+        } else if group_bytes + bytes > ROW_GROUP_BYTES {
+            writer.flush()?;
+            group_bytes = 0;
+        }
+        writer.write(&sorted.batch(rows)?)?;
+        group_bytes += bytes;
     }
     Ok(writer.into_inner()?.into())
 }

@@ -20,7 +20,7 @@ use super::{LakeError, Store, fault};
 use crate::backoff::Backoff;
 use crate::batch::columns::Sorted;
 use crate::batch::{Partition, PartitionKey};
-use crate::failpoint;
+use crate::{cpu, failpoint};
 
 /// How long one file is tried, beyond the store's own retries.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -65,7 +65,7 @@ pub async fn write_sorted(
     let pool = pool_partition(&key.identity_pool_id);
     let path = format!("{}/{name}", sync_records_partition(&pool, key.event_date));
     let values = [("pool", pool), ("event_date", key.event_date.to_string())];
-    let encoded = tokio::task::spawn_blocking(move || {
+    let encoded = cpu::try_run(move || {
         let sorted = Sorted::new(key, partition);
         encode_sorted(&sorted).map(|bytes| {
             let sha256 = sha256_of(&bytes);
@@ -92,9 +92,19 @@ pub async fn write_batch(
     values: &[(&str, String)],
     rows: &RecordBatch,
 ) -> Result<Add, LakeError> {
-    let encoded = encode_batches(rows.schema(), std::slice::from_ref(rows));
-    let bytes = encoded.map_err(|source| LakeError::Parquet { action: "encode", path: path.clone(), source })?;
-    let (size, sha256) = (bytes.len(), sha256_of(&bytes));
+    let batch = rows.clone();
+    let encoded = cpu::try_run(move || {
+        encode_batches(batch.schema(), &[batch]).map(|bytes| {
+            let sha256 = sha256_of(&bytes);
+            (bytes, sha256)
+        })
+    });
+    let encoded = encoded
+        .await
+        .map_err(|source| LakeError::storage("encode", table, &path, object_store::Error::JoinError { source }))?;
+    let (bytes, sha256) =
+        encoded.map_err(|source| LakeError::Parquet { action: "encode", path: path.clone(), source })?;
+    let size = bytes.len();
     put(table, &path, bytes).await?;
     let file = add(path, values, size, Utc::now().timestamp_millis(), row_count_statistics(rows.num_rows()));
     Ok(with_digest(file, sha256))

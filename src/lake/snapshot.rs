@@ -1,6 +1,6 @@
 //! One version of a table, through deltalake: for reading, for checkpoints of the log, for knowing which files live.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use deltalake::DeltaTable;
@@ -150,6 +150,33 @@ pub async fn removed_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet
     let log_store = loaded.log_store();
     let removed = loaded.snapshot().map_err(fail)?.all_tombstones(log_store.as_ref());
     removed.map_ok(|tombstone| tombstone.path().into_owned()).try_collect().await.map_err(fail)
+}
+
+/// Takes out of `paths` what lives at the loaded version, and what was taken out of the table not long ago: a reader of an
+/// older version may still be at it.
+///
+/// # Errors
+/// The log cannot be read.
+pub async fn retain_unlisted(
+    table: &Store,
+    loaded: &DeltaTable,
+    paths: &mut BTreeSet<String>,
+) -> Result<(), LakeError> {
+    let fail = |source| LakeError::delta("list the files of", table, source);
+    let snapshot = loaded.snapshot().map_err(fail)?;
+    let log_store = loaded.log_store();
+    let mut live = snapshot.snapshot().file_views(log_store.as_ref(), None);
+    while let Some(file) = live.try_next().await.map_err(fail)? {
+        paths.remove(file.path().as_ref());
+    }
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let mut removed = snapshot.all_tombstones(log_store.as_ref());
+    while let Some(file) = removed.try_next().await.map_err(fail)? {
+        paths.remove(file.path().as_ref());
+    }
+    Ok(())
 }
 
 /// Writes a checkpoint of the log at its newest version, so that readers need not replay it from the beginning.

@@ -6,6 +6,7 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
@@ -301,6 +302,15 @@ impl Store {
         relative: &str,
         offset: Option<&str>,
     ) -> Result<Vec<(String, ObjectMeta)>, LakeError> {
+        self.listed(relative, offset).try_collect().await
+    }
+
+    /// As [`Store::list_after`], one after the other: a table may have more of them than memory should hold.
+    pub fn listed<'a>(
+        &'a self,
+        relative: &'a str,
+        offset: Option<&str>,
+    ) -> BoxStream<'a, Result<(String, ObjectMeta), LakeError>> {
         let below = self.key(relative);
         let found = match offset {
             Some(offset) => self.objects.list_with_offset(Some(&below), &self.key(offset)),
@@ -311,11 +321,9 @@ impl Store {
             Some((parts.join("/"), meta))
         };
         found
-            .try_filter_map(|meta| futures::future::ready(Ok(relative_name(meta))))
+            .try_filter_map(move |meta| futures::future::ready(Ok(relative_name(meta))))
+            .map_err(move |source| LakeError::storage("list", self, relative, source))
             .boxed()
-            .try_collect()
-            .await
-            .map_err(|source| LakeError::storage("list", self, relative, source))
     }
 }
 

@@ -4,8 +4,9 @@
 //! number is at most the one that the shard has then, and no commit lists it.** No such commit can succeed any more. Our
 //! own files have higher numbers, and files of other shards are not ours to judge.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use futures::TryStreamExt;
 use object_store::ObjectMeta;
 
 use super::paths::PartName;
@@ -56,29 +57,24 @@ pub async fn delete_unlisted(
     table: &Store,
     is_candidate: impl Fn(&str, &ObjectMeta) -> bool,
 ) -> Result<usize, LakeError> {
-    let is_candidate =
-        |(path, object): &(String, ObjectMeta)| path.rsplit('/').next().is_some_and(|name| is_candidate(name, object));
-    let candidates = table.list("").await?.into_iter().filter(is_candidate);
-    let candidates: Vec<String> = candidates.map(|(path, _)| path).collect();
-    if candidates.is_empty() {
+    // Only the candidates are held, never all names of the table.
+    let mut dead = BTreeSet::new();
+    let mut objects = table.listed("", None);
+    while let Some((path, object)) = objects.try_next().await? {
+        if path.rsplit('/').next().is_some_and(|name| is_candidate(name, &object)) {
+            dead.insert(path);
+        }
+    }
+    if dead.is_empty() {
         return Ok(0);
     }
     // Loaded after the listing: what was committed before it is seen as live.
     let Some(loaded) = snapshot::load(table, None).await? else { return Ok(0) };
-    let live = snapshot::live_files(table, &loaded).await?;
-    let mut dead: Vec<&String> = candidates.iter().filter(|path| !live.contains(*path)).collect();
-    if dead.is_empty() {
-        return Ok(0);
-    }
-    // Replaced by a rewrite: a reader of an older version may still be at them.
-    let removed = snapshot::removed_files(table, &loaded).await?;
-    dead.retain(|path| !removed.contains(*path));
-    let mut swept = 0;
-    for path in dead {
+    snapshot::retain_unlisted(table, &loaded, &mut dead).await?;
+    for path in &dead {
         table.delete(path).await?;
-        swept += 1;
     }
-    Ok(swept)
+    Ok(dead.len())
 }
 
 /// The name that a staged file of a local folder (`.<name>.<token>.tmp`) would have got.

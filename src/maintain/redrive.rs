@@ -291,10 +291,11 @@ async fn encode(lake: &Store, name: &str, records: &[Kept<'_>]) -> Result<(Vec<A
             sub_sequence: record.sub_sequence,
             arrived_at: record.arrived_at,
         };
-        for event_date in event.dates() {
-            let identity_pool_id: Arc<str> = Arc::from(&*event.identity_pool_id);
+        let identity_pool_id: Arc<str> = Arc::from(&*event.identity_pool_id);
+        for rows in event.rows_by_day().chunk_by(|a, b| a.day() == b.day()) {
+            let (identity_pool_id, event_date) = (identity_pool_id.clone(), rows[0].event_date());
             let key = PartitionKey { shard: record.shard.clone(), identity_pool_id, event_date };
-            partitions.entry(key).or_default().push(&meta, &event, |date| date == event_date);
+            partitions.entry(key).or_default().push(&meta, &event, rows.iter().copied());
         }
     }
     let store = Table::SyncRecords.store(lake);

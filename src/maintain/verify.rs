@@ -11,13 +11,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use arrow::array::{Array, AsArray};
 use deltalake::kernel::{Action, Add};
 use futures::{StreamExt, TryStreamExt};
-use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ArrowReaderOptions;
+use parquet::arrow::async_reader::AsyncFileReader;
+use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
+use parquet::errors::ParquetError;
 use serde::Serialize;
 
+use crate::cpu;
 use crate::lake::ledger::{ShardState, decode_state};
 use crate::lake::log::{self, Transactions};
 use crate::lake::parquet::{SHA256, open, sha256_of};
 use crate::lake::paths::{self, PartName};
+use crate::lake::ranges::{Ranged, damage};
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, snapshot};
 use crate::query::reading::COVERS;
@@ -114,7 +119,8 @@ pub async fn run(lake: &Store, deep: bool) -> Result<Report, LakeError> {
         let mut found = check_files(&store, table, &live, deep, &mut report.faults).await?;
         let removed = snapshot::removed_files(&store, &loaded).await?;
         let listed: BTreeSet<&str> = live.iter().map(|file| file.path.as_str()).collect();
-        for (path, _) in store.list("").await? {
+        let mut objects = store.listed("", None);
+        while let Some((path, _)) = objects.try_next().await? {
             let is_ours = path.rsplit('/').next().is_some_and(|name| PartName::parse(name).is_some());
             match is_ours && !listed.contains(path.as_str()) {
                 true if removed.contains(&path) => found.superseded += 1,
@@ -190,17 +196,24 @@ async fn check_files(
     })
 }
 
-/// Rows of a file by its own footer, or what is wrong with it.
+/// Rows of a file by its own footer, or what is wrong with it. Only `deep` reads more than the footer.
 async fn check_file(store: &Store, file: &Listed, deep: bool) -> Result<Result<u64, String>, LakeError> {
-    let Some(bytes) = store.get(&file.path).await? else {
-        return Ok(Err("the log lists it and it is not there".to_owned()));
-    };
-    Ok(judge(bytes, file.sha256.as_deref(), deep))
+    let gone = || Ok(Err("the log lists it and it is not there".to_owned()));
+    if deep {
+        let Some(bytes) = store.get(&file.path).await? else { return gone() };
+        let sha256 = file.sha256.clone();
+        return Ok(cpu::run(move || judge(bytes, sha256.as_deref())).await);
+    }
+    let Some(mut reader) = Ranged::open(store, &file.path).await? else { return gone() };
+    match reader.get_metadata(None).await {
+        Ok(metadata) => Ok(Ok(u64::try_from(metadata.file_metadata().num_rows()).unwrap_or(0))),
+        Err(error) => damage(store, &file.path, error).map(Err),
+    }
 }
 
-fn judge(bytes: bytes::Bytes, sha256: Option<&str>, deep: bool) -> Result<u64, String> {
+fn judge(bytes: bytes::Bytes, sha256: Option<&str>) -> Result<u64, String> {
     let unreadable = |error: &dyn std::fmt::Display| format!("is no readable Parquet file: {error}");
-    if let Some(committed) = sha256.filter(|_| deep) {
+    if let Some(committed) = sha256 {
         let found = sha256_of(&bytes);
         if found != committed {
             return Err(format!("holds other bytes than were committed: their SHA-256 is {found}, not {committed}"));
@@ -208,7 +221,7 @@ fn judge(bytes: bytes::Bytes, sha256: Option<&str>, deep: bool) -> Result<u64, S
     }
     let builder = open(bytes).map_err(|error| unreadable(&error))?;
     let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
-    if deep && sha256.is_none() {
+    if sha256.is_none() {
         // Nobody noted what its bytes were: that all of them decode is what can be said.
         for batch in builder.build().map_err(|error| unreadable(&error))? {
             batch.map_err(|error| unreadable(&error))?;
@@ -342,8 +355,14 @@ async fn check_range(
             faults.push(format!("version {version}: {} was written for another commit", add.path));
         }
         // A file that a later rewrite has removed and vacuumed is gone for good reason; check_files judges the live.
-        let Some(bytes) = store.get(&add.path).await? else { continue };
-        let Ok(range) = sequence_range(bytes) else { continue };
+        let Some(reader) = Ranged::open(store, &add.path).await? else { continue };
+        let range = match sequence_range(reader).await {
+            Ok(range) => range,
+            Err(error) => {
+                damage(store, &add.path, error)?;
+                continue;
+            }
+        };
         let Some((low, high)) = range else { continue };
         if from.as_ref().is_some_and(|from| low <= *from) || to.as_ref().is_none_or(|to| high > *to) {
             faults.push(format!(
@@ -360,14 +379,14 @@ pub(super) fn comparable(shard: &ShardKey, position: &SequenceNumber) -> Sequenc
     if shard.stream() == files::STREAM { files::offset_of(position) } else { position.clone() }
 }
 
-fn sequence_range(
-    bytes: bytes::Bytes,
-) -> Result<Option<(SequenceNumber, SequenceNumber)>, parquet::errors::ParquetError> {
-    let builder = open(bytes)?;
+/// The lowest and the highest sequence number in a file; nothing but that column is read.
+async fn sequence_range(reader: Ranged) -> Result<Option<(SequenceNumber, SequenceNumber)>, ParquetError> {
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), ["sequence_number"]);
     let mut range: Option<(SequenceNumber, SequenceNumber)> = None;
-    for batch in builder.with_projection(mask).build()? {
-        let batch = batch?;
+    let mut batches = builder.with_projection(mask).build()?;
+    while let Some(batch) = batches.try_next().await? {
         let Some(numbers) = batch.column(0).as_string_opt::<i32>() else { continue };
         for number in (0..numbers.len()).filter(|&row| numbers.is_valid(row)) {
             let Some(number) = SequenceNumber::parse(numbers.value(number)) else { continue };

@@ -5,10 +5,10 @@
 //! | an answer that is too slow or breaks off; or anything, while the host answers others | the object's | [`PATIENCE`] |
 //! | no connection to a host that has answered in this run | an outage | while the URL is good |
 //! | 5xx and nothing else | an outage | while the URL is good; no longer than a patience that was given |
-//! | no connection to a host that has never answered | nobody knows the host | [`PATIENCE`] for all its objects together, then once each |
+//! | no connection to a host that has never answered | nobody knows the host | [`PATIENCE`] for all such hosts together, then once each |
 //!
 //! While nothing at all has answered in this run, the network may be out, and an unknown host gets [`COLD_PATIENCE`]. A host
-//! that answers once is as good as new.
+//! that answers once is as good as new. Time in which no unknown host is waited for brings a quarter of it back.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -19,6 +19,8 @@ use super::PATIENCE;
 const COLD_PATIENCE: Duration = Duration::from_secs(3_600);
 /// An outage without an end: a URL that does not tell for how long it is good is not waited for any longer.
 const OUTAGE_MAX: Duration = Duration::from_secs(6 * 3_600);
+/// What was waited for unknown hosts is forgotten so many times as slowly.
+const REST: u32 = 4;
 /// Hosts that are remembered. They come out of records, so anybody may make them up.
 const HOSTS_MAX: usize = 1_000;
 
@@ -64,6 +66,25 @@ struct Host {
     failing_since: Option<Instant>,
 }
 
+/// For how long hosts that have never answered were waited for, all together: whoever writes into the stream can make up as
+/// many of them as it likes, and a shard must not stand still for one after the other.
+#[derive(Debug, Default)]
+struct Waited {
+    total: Duration,
+    until: Option<Instant>,
+}
+
+impl Waited {
+    /// Adds a wait (those at the same time count once), and tells whether it was too long.
+    fn is_over(&mut self, began: Instant, until: Instant, limit: Duration) -> bool {
+        let before = self.until.unwrap_or(began);
+        let total = self.total.saturating_sub(began.saturating_duration_since(before) / REST);
+        let total = total + until.saturating_duration_since(before.max(began));
+        (self.total, self.until) = (total.min(limit), Some(before.max(until)));
+        total > limit
+    }
+}
+
 /// The hosts of a run.
 #[derive(Debug, Default)]
 pub struct Hosts {
@@ -71,6 +92,7 @@ pub struct Hosts {
     patience: Option<Duration>,
     known: HashMap<String, Host>,
     has_any_answered: bool,
+    unknown: Waited,
 }
 
 impl Hosts {
@@ -81,7 +103,10 @@ impl Hosts {
 
     /// The host has answered, with whatever it was.
     pub fn answered(&mut self, host: &str, now: Instant) {
-        self.has_any_answered = true;
+        if !self.has_any_answered {
+            // It was not the network: who does not answer now is waited for as such.
+            (self.has_any_answered, self.unknown) = (true, Waited::default());
+        }
         let host = self.host(host);
         (host.answered, host.failing_since) = (Some(now), None);
     }
@@ -108,11 +133,12 @@ impl Hosts {
             };
         }
         let is_unknown = trouble == Trouble::Unreachable && host.answered.is_none();
-        let (tried, limit) = match is_unknown {
-            true => (failing, if is_cold { COLD_PATIENCE } else { PATIENCE }),
-            false => (lasted, PATIENCE),
-        };
-        if tried > patience.unwrap_or(limit) { Next::GiveUp } else { Next::Again }
+        if !is_unknown {
+            return if lasted > patience.unwrap_or(PATIENCE) { Next::GiveUp } else { Next::Again };
+        }
+        let limit = patience.unwrap_or(if is_cold { COLD_PATIENCE } else { PATIENCE });
+        let is_over = self.unknown.is_over(began, again_at, limit);
+        if is_over || failing > limit { Next::GiveUp } else { Next::Again }
     }
 
     fn host(&mut self, name: &str) -> &mut Host {
@@ -182,6 +208,23 @@ mod tests {
         }
         hosts.answered("h", clock.at(4));
         assert_eq!(hosts.failed("h", clock.failed(Unreachable, 5, 60, true)), Next::Wait, "but not in an outage");
+    }
+
+    #[test]
+    fn unknown_hosts_are_waited_for_together() {
+        let clock = Clock(Instant::now());
+        let mut hosts = Hosts::new(None);
+        hosts.answered("s3", clock.at(0));
+        let mut failed =
+            |host: &str, began, again| hosts.failed(host, clock.failed(Trouble::Unreachable, began, again, true));
+        assert_eq!(failed("a", 0, 10), Next::Again);
+        assert_eq!(failed("b", 2, 12), Next::Again, "at the same time");
+        assert_eq!(failed("a", 0, 16), Next::GiveUp);
+        for (minute, host) in (16..).zip(["c", "d", "e"]) {
+            assert_eq!(failed(host, minute, minute + 1), Next::GiveUp, "{host}: once");
+        }
+        assert_eq!(failed("f", 57, 66), Next::Again, "forty minutes later, ten of them are forgotten");
+        assert_eq!(failed("f", 57, 70), Next::GiveUp);
     }
 
     #[test]

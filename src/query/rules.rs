@@ -14,6 +14,8 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 
 use super::Guards;
 
+mod arithmetic;
+mod constants;
 mod fallible;
 mod guarded;
 pub(super) mod integers;
@@ -21,6 +23,7 @@ mod kinds;
 mod projections;
 mod rows;
 mod subqueries;
+pub(super) mod sums;
 mod unordered;
 
 /// Rules of the analyzer, in order.
@@ -32,7 +35,7 @@ pub(super) fn analyzer(guards: Guards) -> Vec<Arc<dyn AnalyzerRule + Send + Sync
     }
     rules.push(Arc::new(rows::DistinctRows::default()));
     if guards.checked_integers {
-        rules.push(Arc::new(integers::CheckedArithmetic));
+        rules.push(Arc::new(arithmetic::CheckedArithmetic));
     }
     if guards.ordered_conditions {
         rules.push(Arc::new(guarded::Guarded));
@@ -48,7 +51,8 @@ pub(super) fn logical(guards: Guards) -> Vec<Arc<dyn OptimizerRule + Send + Sync
             _ => rule,
         }
     };
-    Optimizer::new().rules.into_iter().map(ours).collect()
+    let rules = Optimizer::new().rules.into_iter().map(ours);
+    rules.chain([Arc::new(constants::SmallConstants) as _]).collect()
 }
 
 /// Rules of the physical optimizer, in order.

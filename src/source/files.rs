@@ -273,7 +273,7 @@ impl FileReader {
             }
             since.get_or_insert_with(Instant::now);
             let record = self.record(line, now);
-            bytes += record.bytes.len() + 256;
+            bytes += record.weight() + 256;
             // What a record points at is fetched before the next one is read: one at a time is held.
             let points = Payloads::concern(&record);
             records.push(record);

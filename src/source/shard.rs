@@ -15,7 +15,7 @@ use super::{
     Chunk, Delivery, Hold, NobodyListens, Reached, Record, SequenceNumber, ShardKey, Sink, SourceError, StartAt,
 };
 use crate::budget::Reservation;
-use crate::{failpoint, payload};
+use crate::{cpu, failpoint, payload};
 
 /// The service takes five reads a second of a shard.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
@@ -203,7 +203,8 @@ async fn deliver(
     mut reserved: Reservation,
 ) -> Result<(), NobodyListens> {
     let payloads = sink.payloads.clone();
-    let fetched = futures::stream::iter(payload::pieces(records))
+    let pieces = cpu::run(move || payload::pieces(records)).await;
+    let fetched = futures::stream::iter(pieces)
         .then(move |(records, points)| {
             let payloads = payloads.clone();
             async move {

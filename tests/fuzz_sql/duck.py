@@ -15,20 +15,6 @@ import sys
 import duckdb
 import duckdb_extension_delta
 
-RESOLVED = """
-CREATE VIEW resolved AS SELECT r.*, (key IS NULL) AS is_dataset_removal, (key IS NOT NULL AND nth = 1) AS is_latest,
-  (key IS NOT NULL AND (removal_count IS NULL OR sync_count > removal_count
-    OR (sync_count = removal_count AND last_modified_date > removal_date))) AS is_after_removal
-FROM (SELECT *, row_number() OVER (PARTITION BY pool, identity_id, dataset_name, key ORDER BY sync_count DESC,
-    last_modified_date DESC, arrived_at DESC, length(sequence_number) DESC, sequence_number DESC,
-    coalesce(sub_sequence, -1) DESC, record_index DESC, shard_id DESC) AS nth,
-  max(CASE WHEN key IS NULL THEN sync_count END) OVER d AS removal_count,
-  max(CASE WHEN key IS NULL AND sync_count = greatest_count THEN last_modified_date END) OVER d AS removal_date
-  FROM (SELECT *, max(CASE WHEN key IS NULL THEN sync_count END) OVER d AS greatest_count FROM sync_records
-    WHERE key IS NOT NULL OR op = 'remove' WINDOW d AS (PARTITION BY pool, identity_id, dataset_name))
-  WINDOW d AS (PARTITION BY pool, identity_id, dataset_name)) r
-"""
-
 
 def cell(value):
     if value is None:
@@ -61,10 +47,6 @@ def main():
         if "delta_scan" in statement:
             statement = statement.replace("OR REPLACE VIEW", "OR REPLACE TABLE")
         connection.execute(statement)
-    connection.execute(RESOLVED)
-    connection.execute(
-        "CREATE VIEW key_state AS SELECT * FROM resolved WHERE nth = 1 OR (key IS NULL AND nth = 1)"
-    )
     for line in sys.stdin:
         try:
             rows = connection.execute(json.loads(line)).fetchall()

@@ -77,6 +77,7 @@ fn what_is_quarantined() {
         (event(&[("lastModifiedDate", "1.5")]).into(), Reason::InvalidField),
         (event(&[("lastModifiedDate", "\"2024\"")]).into(), Reason::InvalidField),
         (event(&[("lastModifiedDate", "253402300800000")]).into(), Reason::InvalidField),
+        (event(&[("lastModifiedDate", "7258118400000")]).into(), Reason::InvalidField),
         (record(r#""key":"a","op":"replace","lastModifiedDate":-1"#).into(), Reason::InvalidField),
         (event(&[("identityId", "absent")]).into(), Reason::MissingField),
         (event(&[("identityId", "null")]).into(), Reason::MissingField),
@@ -140,17 +141,25 @@ fn value(json: &str) -> Option<String> {
     decode(json.as_bytes()).unwrap().rows[0].value.as_deref().map(str::to_owned)
 }
 
+fn extra(json: &str) -> Option<String> {
+    let event = decode(json.as_bytes()).unwrap();
+    event.extra(&event.rows[0])
+}
+
 #[test]
 fn what_is_accepted_byte_exact() {
     let with_bom = format!("\u{feff}{}", event(&[]));
     assert_eq!(decode(with_bom.as_bytes()).unwrap().rows.len(), 1);
 
     let unknown = event(&[("new", r#"{"a":[1, 2]}"#)]);
-    let extra = decode(unknown.as_bytes()).unwrap().rows.remove(0).extra;
-    assert_eq!(extra.as_deref(), Some(r#"{"event":{"new":{"a":[1, 2]}}}"#));
+    assert_eq!(extra(&unknown).as_deref(), Some(r#"{"event":{"new":{"a":[1, 2]}}}"#));
     let unknown = record(r#""key":"k","op":"frobnicate","x":1e400"#);
-    let row = decode(unknown.as_bytes()).unwrap().rows.remove(0).extra;
-    assert_eq!(row.as_deref(), Some(r#"{"record":{"x":1e400},"flags":["unknown_op"]}"#));
+    assert_eq!(extra(&unknown).as_deref(), Some(r#"{"record":{"x":1e400},"flags":["unknown_op"]}"#));
+    let both =
+        event(&[("new", "1"), ("kinesisSyncRecords", r#"[{"key":"k","x":2,"y":3}]"#), ("operation", r#""odd""#)]);
+    let all = r#"{"record":{"x":2,"y":3},"event":{"new":1},"flags":["unknown_operation","unknown_op"]}"#;
+    assert_eq!(extra(&both).as_deref(), Some(all));
+    assert_eq!(extra(&event(&[])), None);
 
     for (records, operation, op) in [
         ("[]", "\"replace\"", "replace"),
@@ -239,8 +248,11 @@ fn a_clients_clock_never_costs_a_row() {
         let json = record(&format!(r#""key":"k","op":"replace","deviceLastModifiedDate":{raw}"#));
         let row = decode(json.as_bytes()).unwrap().rows.remove(0).device_last_modified_date;
         assert_eq!(row, micros, "{raw}");
-        let extra = decode(json.as_bytes()).unwrap().rows.remove(0).extra;
-        assert_eq!(extra.is_some_and(|e| e.contains(&format!("\"deviceLastModifiedDate\":{raw}"))), kept, "{raw}");
+        assert_eq!(
+            extra(&json).is_some_and(|e| e.contains(&format!("\"deviceLastModifiedDate\":{raw}"))),
+            kept,
+            "{raw}"
+        );
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests end by panicking")]
 
 mod bad_input;
+mod cost;
 mod crash;
 mod damage;
 mod decoder;

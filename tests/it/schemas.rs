@@ -18,7 +18,8 @@ fn the_event_schema_names_what_the_decoder_reads() {
         let mut renamed = event.clone();
         renamed.insert(format!("{name}x"), value.clone());
         let text = Value::from(renamed).to_string();
-        let extra = synclake::decode::decode(text.as_bytes()).unwrap().rows[0].extra.clone().unwrap();
+        let event = synclake::decode::decode(text.as_bytes()).unwrap();
+        let extra = event.extra(&event.rows[0]).unwrap();
         assert!(extra.contains(&format!("\"{name}x\"")), "{extra}");
     }
     let required: Vec<_> = schema["required"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();

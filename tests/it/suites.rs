@@ -54,7 +54,7 @@ fn json_is_told_from_what_is_not() {
         match (&name[..2], decode(event.as_bytes())) {
             ("y_", Ok(decoded)) => {
                 accepted += 1;
-                let extra = decoded.rows[0].extra.clone().unwrap();
+                let extra = decoded.extra(&decoded.rows[0]).unwrap();
                 assert!(extra.contains(input.trim_matches([' ', '\n', '\t', '\r', '\u{feff}'])), "{name}: {extra}");
             }
             ("n_", Err(_)) => refused += 1,

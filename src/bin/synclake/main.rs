@@ -16,7 +16,7 @@ use synclake::maintain::{redrive, refresh, verify};
 use synclake::query::print::Format;
 use synclake::source::kinesis::Kinesis;
 use synclake::source::{Retries, files, leases};
-use synclake::{ddl, extract, query, simulate, terminal};
+use synclake::{cpu, ddl, extract, query, simulate, terminal};
 
 mod args;
 
@@ -37,15 +37,20 @@ fn main() -> ExitCode {
     done.map_or_else(|error| terminal::fail(&error), |()| ExitCode::SUCCESS)
 }
 
+/// Of each thread.
+const STACK_BYTES: usize = 16 << 20;
+
 fn run_on_large_stack(cli: Cli) -> Result<()> {
+    // Decoders and encoders, no more at a time than processors (`cpu.rs`); and what the Delta kernel blocks until its reads
+    // are done. Those run elsewhere (`lake/apart.rs`), so that no number of threads is too few; more only hold more idle
+    // memory.
+    let blocking = (4 * cpu::processors()).max(8);
+    terminal::check_address_space(((cpu::processors() + blocking) * STACK_BYTES + (512 << 20)) as u64)?;
     terminal::check_threads()?;
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .thread_stack_size(16 << 20)
-        // Decoders and encoders, and what the Delta kernel blocks until its reads are done. Those run elsewhere
-        // (`lake/apart.rs`), so that no number of threads is too few; more only hold more idle memory.
-        .max_blocking_threads((4 * threads).max(8))
+        .thread_stack_size(STACK_BYTES)
+        .max_blocking_threads(blocking)
         .build()
         .context("start the runtime")?;
     // A reader that still waits for standard input must not keep a finished run alive.
@@ -159,7 +164,8 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
         return Err(Unusable(message).into());
     };
     let stop = terminal::stop_on_signals().context("handle signals")?;
-    let lake = Store::create(&lake, &aws).await?;
+    let place = lake;
+    let lake = Store::create(&place, &aws).await?;
     let counters = Arc::new(Counters::default());
     let bar = match total {
         Some(total) => terminal::progress(Some(total), "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg}"),
@@ -187,15 +193,13 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
             None => std::future::pending().await,
         }
     };
-    let refreshing = refresh_every.map(|every| tokio::spawn(refresh_often(lake.clone(), every)));
+    let _refreshing = refresh_every.map(|every| Refreshing::start(place, aws, every)).transpose()?;
     let done = tokio::select! {
         done = ingest::run(source, lake, options, counters, stop) => done.map_err(anyhow::Error::from),
         // An address that cannot be listened on is found out at once, before anything was read.
         failed = served => failed.and_then(|()| anyhow::bail!("the metrics server ended")),
     };
     watch.abort();
-    // A refresh that ends midway has changed nothing.
-    refreshing.inspect(tokio::task::JoinHandle::abort);
     bar.finish_and_clear();
     let summary = done?;
     let failure = summary.failure();
@@ -229,6 +233,38 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
     let line = serde_json::to_string(&summary).context("encode the summary")?;
     print_line(&line)?;
     failure.map_or(Ok(()), |failure| anyhow::bail!("{failure}"))
+}
+
+/// A refresh beside an ingest, on a thread of its own: what DataFusion computes holds the thread that it runs on, and the loop
+/// of ingest must come around. When it is dropped midway, nothing has changed.
+struct Refreshing(Option<tokio::runtime::Runtime>);
+
+impl Refreshing {
+    fn start(place: Location, aws: AwsSettings, every: Duration) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("refresh")
+            .thread_stack_size(STACK_BYTES)
+            .enable_all()
+            .build()
+            .context("start the runtime of the refresh")?;
+        runtime.spawn(async move {
+            // Connections belong to the runtime that made them, so it has its own.
+            match Store::open(&place, &aws).await {
+                Ok(lake) => refresh_often(lake, every).await,
+                Err(error) => tracing::error!(%error, "the state is not refreshed"),
+            }
+        });
+        Ok(Self(Some(runtime)))
+    }
+}
+
+impl Drop for Refreshing {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Refreshes the state at an interval, within a memory of its own and on one thread: ingest comes first.
@@ -417,6 +453,14 @@ fn run_ddl(args: &DdlArgs, file: &File) -> Result<()> {
     let place = match location("lake", &place)? {
         // Other engines do not know where this program was started.
         Location::Folder(folder) => {
+            if !args.engine.reads_folders() {
+                let message = "--lake is a folder, and this engine reads S3 alone; give s3://bucket/prefix";
+                return Err(Unusable(message.to_owned()).into());
+            }
+            if !folder.join("sync_records/_delta_log").is_dir() {
+                let shown = folder.display();
+                return Err(Unusable(format!("--lake {shown} is no lake; `synclake ingest` makes one")).into());
+            }
             let folder = std::path::absolute(&folder).with_context(|| format!("find {}", folder.display()))?;
             folder.display().to_string()
         }

@@ -16,14 +16,32 @@ use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, snapshot};
 use crate::source::{SequenceNumber, ShardKey};
 
-/// Rejects by the day of their arrival: the quarantine's partition.
-pub(super) fn by_arrival(rejected: &[Rejected]) -> BTreeMap<NaiveDate, Vec<&Rejected>> {
+/// Bytes of records in a file of the quarantine, or one record: who reads it holds it whole, and a column of Arrow has less
+/// than 2 GiB.
+const FILE_BYTES_MAX: usize = 64 << 20;
+
+/// Rejects by the day of their arrival, the quarantine's partition; those of a day in as many files as they need.
+pub(super) fn by_arrival(rejected: &[Rejected]) -> Vec<(NaiveDate, Vec<&Rejected>)> {
     let mut found: BTreeMap<NaiveDate, Vec<&Rejected>> = BTreeMap::new();
     for reject in rejected {
         let date = DateTime::from_timestamp_micros(reject.arrived_at).unwrap_or_default().date_naive();
         found.entry(date).or_default().push(reject);
     }
-    found
+    let mut files: Vec<(NaiveDate, Vec<&Rejected>)> = Vec::new();
+    for (date, rejects) in found {
+        let mut bytes = usize::MAX;
+        for reject in rejects {
+            bytes = bytes.saturating_add(reject.raw.len());
+            match files.last_mut() {
+                Some((_, file)) if bytes <= FILE_BYTES_MAX => file.push(reject),
+                _ => {
+                    bytes = reject.raw.len();
+                    files.push((date, vec![reject]));
+                }
+            }
+        }
+    }
+    files
 }
 
 /// Rejects as rows of the quarantine.

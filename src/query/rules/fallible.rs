@@ -7,12 +7,13 @@ use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator, Volati
 use datafusion::scalar::ScalarValue;
 
 /// Functions that have a result for every row.
-const TOTAL: [&str; 44] = [
+const TOTAL: [&str; 45] = [
     "array_length",
     "ascii",
     "bit_length",
     "btrim",
     "cardinality",
+    "checked_concat",
     "character_length",
     "coalesce",
     "concat",

@@ -1,0 +1,35 @@
+-- Every change with its fate: whether it is its key's latest, and whether no removal of its dataset is at or after it.
+SELECT
+  l.pool, l.identity_pool_id, l.identity_id, l.dataset_name, l.key, l.value, l.op, l.sync_count,
+  l.last_modified_date, l.device_last_modified_date,
+  (l.key IS NULL) AS is_dataset_removal,
+  (l.key IS NOT NULL AND l.nth = 1) AS is_latest,
+  (l.key IS NOT NULL AND (
+    l.removal_count IS NULL
+    OR l.sync_count > l.removal_count
+    OR (l.sync_count = l.removal_count AND l.last_modified_date > l.removal_date)
+  )) AS is_after_removal
+FROM (
+  SELECT
+    pool, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count,
+    last_modified_date, device_last_modified_date,
+    row_number() OVER (
+      PARTITION BY pool, identity_id, dataset_name, key
+      ORDER BY sync_count DESC, last_modified_date DESC, arrived_at DESC,
+        length(sequence_number) DESC, sequence_number DESC, coalesce(sub_sequence, -1) DESC, record_index DESC,
+        shard_id DESC
+    ) AS nth,
+    first_value(CASE WHEN key IS NULL THEN sync_count END) OVER (
+      PARTITION BY pool, identity_id, dataset_name
+      ORDER BY CASE WHEN key IS NULL THEN 0 ELSE 1 END, sync_count DESC, last_modified_date DESC
+      ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+    ) AS removal_count,
+    first_value(CASE WHEN key IS NULL THEN last_modified_date END) OVER (
+      PARTITION BY pool, identity_id, dataset_name
+      ORDER BY CASE WHEN key IS NULL THEN 0 ELSE 1 END, sync_count DESC, last_modified_date DESC
+      ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+    ) AS removal_date
+  FROM ${db}sync_records
+  -- A row without a key that is no removal marks an event without records: it changed nothing.
+  WHERE key IS NOT NULL OR op = 'remove'
+) l

@@ -1,0 +1,675 @@
+//! Secrets are cut here and nowhere else: presigned queries, signing parameters, user names and passwords of URLs.
+//!
+//! A secret can be written in many ways: `\/`, `\u002f`, `%2F`, JSON inside a JSON string, UTF-16, a tab in the middle of a
+//! name (which `Url::parse` drops). So bytes are not searched as they are. [`Units`] yields one character after the other
+//! as the last parser would see it, with the bytes that it is written with; whatever is found is cut out of those bytes,
+//! and all other bytes stay as they are.
+//!
+//! | function | for | what it cuts |
+//! |---|---|---|
+//! | [`redact_payload`] | bytes of a record that are kept | `kinesisSyncRecordsURL` after its path; presigned parameters |
+//! | [`redact`] | text of our own (errors, logs, details) | the same of every URL; credentials in headers and settings |
+//! | [`redact_url`] | the URL of a record, inside such a text | all but scheme, host, port and path |
+//!
+//! All of them take time and memory in proportion to the text. **What was JSON is JSON afterwards**: then no cut reaches over
+//! the end of the string that it begins in.
+
+use std::borrow::Cow;
+
+use serde::de::IgnoredAny;
+use url::Url;
+
+/// What stands in for a secret.
+const CUT: &[u8] = b"REDACTED";
+/// The field that holds a presigned URL.
+const RECORDS_URL: &[u8] = b"kinesisSyncRecordsURL";
+/// Begins every parameter of a presigned URL of today.
+const AMZ: &[u8] = b"x-amz-";
+/// Longest authority of a URL inside another URL.
+const AUTHORITY_MAX: usize = 512;
+/// Longest rest of a name that begins with [`AMZ`].
+const AMZ_TAIL_MAX: usize = 64;
+/// The key id of older presigned URLs.
+const KEY_ID: &[u8] = b"AWSAccessKeyId";
+/// The signature of older presigned URLs. A name that users' own data may have.
+const SIGNATURE: &[u8] = b"Signature";
+/// Names of credentials, which are cut from our own text only: in a record they would be its user's data.
+const CREDENTIALS: [&[u8]; 10] = [
+    SIGNATURE,
+    b"authorization",
+    b"proxy-authorization",
+    b"aws_secret_access_key",
+    b"aws_session_token",
+    b"secret_access_key",
+    b"session_token",
+    b"secretAccessKey",
+    b"sessionToken",
+    b"SignatureProvided",
+];
+
+/// What a text is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Ours: rather too much is cut than too little.
+    Text,
+    /// A record's: all but a presigned query is data.
+    Payload,
+    /// The same, and it is JSON.
+    Json,
+}
+
+/// For text of our own making.
+pub fn redact(text: &str) -> String {
+    let clean = clean(text.as_bytes(), Kind::Text);
+    String::from_utf8_lossy(&clean).into_owned()
+}
+
+/// For bytes that must otherwise stay as they are.
+///
+/// UTF-16 in which a secret is found is kept as UTF-8, so that what was cut leaves no half of a character.
+pub fn redact_payload(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if let Some(text) = utf16(bytes)
+        && let Cow::Owned(clean) = clean(text.as_bytes(), Kind::Payload)
+    {
+        return Cow::Owned(clean);
+    }
+    match clean(bytes, Kind::Payload) {
+        Cow::Owned(_) if serde_json::from_slice::<IgnoredAny>(bytes).is_ok() => clean(bytes, Kind::Json),
+        clean => clean,
+    }
+}
+
+/// For the URL of a record inside a text of ours: its scheme, host, port and path; nothing of a text that is no URL.
+pub fn redact_url(url: &str) -> String {
+    let Ok(mut parsed) = Url::parse(url) else { return format!("a text of {} bytes that is no URL", url.len()) };
+    if parsed.cannot_be_a_base() {
+        return format!("{}:REDACTED", parsed.scheme());
+    }
+    let has_secret = parsed.query().is_some() || parsed.fragment().is_some();
+    // They fail for a URL that can hold neither.
+    let _ = parsed.set_username("");
+    let _ = parsed.set_password(None);
+    parsed.set_query(None);
+    parsed.set_fragment(None);
+    let shown: String = redact(parsed.as_str()).chars().take(300).collect();
+    if has_secret && !shown.ends_with("REDACTED") { format!("{shown}?REDACTED") } else { shown }
+}
+
+/// Whether the name of the field that holds a URL is anywhere, however it is written.
+pub(super) fn names_records_url(bytes: &[u8]) -> bool {
+    let mut units = Units::new(bytes);
+    loop {
+        if named(units, RECORDS_URL).is_some() {
+            return true;
+        }
+        if units.next().is_none() {
+            return false;
+        }
+    }
+}
+
+/// The text of bytes that look like UTF-16.
+fn utf16(bytes: &[u8]) -> Option<String> {
+    let nulls = |odd: usize| bytes.iter().skip(odd).step_by(2).filter(|b| **b == 0).count();
+    let mostly = bytes.len() / 4;
+    let unit: fn([u8; 2]) -> u16 = match (nulls(0), nulls(1)) {
+        (_, little) if little > mostly => u16::from_le_bytes,
+        (big, _) if big > mostly => u16::from_be_bytes,
+        _ => return None,
+    };
+    let units = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
+    Some(char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
+}
+
+/// One character as the last parser would see it; ASCII, or a byte above for anything else.
+#[derive(Clone, Copy)]
+struct Unit {
+    char: u8,
+    /// The bytes that it is written with.
+    start: usize,
+    end: usize,
+    /// Backslashes before it: how deep the JSON string is that a quote opens or closes.
+    depth: usize,
+    how: How,
+}
+
+/// How a character is written, as far as it matters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Raw,
+    Escaped,
+    Percent,
+}
+
+impl Unit {
+    fn is(self, char: u8) -> bool {
+        self.char == char && self.how != How::Percent
+    }
+
+    fn is_quote(self) -> bool {
+        self.is(b'"') || self.is(b'\'')
+    }
+
+    /// What `Url::parse` drops.
+    fn is_dropped(self) -> bool {
+        matches!(self.char, b'\t' | b'\n' | b'\r') && self.how != How::Percent
+    }
+
+    fn is_space(self) -> bool {
+        self.char.is_ascii_whitespace() && self.how == How::Raw
+    }
+
+    /// Whether it closes a string around the one that `mark` is a quote of.
+    fn closes_around(self, mark: Unit) -> bool {
+        self.closes(mark) && self.depth % (2 * mark.depth + 2) != mark.depth
+    }
+
+    /// Whether it closes the string that `open` opened, or one around it. (Inside a string, content doubles backslashes.)
+    fn closes(self, open: Unit) -> bool {
+        if !(self.is(open.char) || self.is(b'"')) {
+            return false;
+        }
+        let mut level = 1;
+        loop {
+            if self.depth % (2 * level) == level - 1 {
+                return true;
+            }
+            if level > open.depth {
+                return false;
+            }
+            level *= 2;
+        }
+    }
+}
+
+/// The characters of a text: JSON escapes undone first, then percent signs, each as often as it was done. NUL is skipped: it
+/// is the other half of a character in UTF-16.
+#[derive(Clone, Copy)]
+struct Units<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Units<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// The next character, JSON escapes undone.
+    fn unescaped(&mut self) -> Option<Unit> {
+        #[cfg(test)]
+        tests::STEPS.with(|steps| steps.set(steps.get() + 1));
+        let start = self.at + self.bytes[self.at..].iter().position(|b| *b != 0)?;
+        let first = self.bytes[start];
+        let unit = |char, end, depth, how| Unit { char, start, end, depth, how };
+        let unit = if first == b'\\' {
+            let run = self.bytes[start..].iter().take_while(|b| **b == b'\\').count();
+            let end = start + run;
+            match self.bytes.get(end) {
+                Some(quote @ (b'"' | b'\'')) => unit(*quote, end + 1, run, How::Escaped),
+                Some(b'/') => unit(b'/', end + 1, run, How::Escaped),
+                Some(b'n') if run % 2 == 1 => unit(b'\n', end + 1, run, How::Escaped),
+                Some(b'r') if run % 2 == 1 => unit(b'\r', end + 1, run, How::Escaped),
+                Some(b't') if run % 2 == 1 => unit(b'\t', end + 1, run, How::Escaped),
+                Some(b'u') => match self.bytes.get(end + 1..end + 5).and_then(code) {
+                    // Written so, a quote belongs to the text: it is one level deeper than its backslashes say.
+                    Some(code) => unit(u8::try_from(code).unwrap_or(0x80), end + 5, 2 * run - 1, How::Escaped),
+                    None => unit(b'/', end, run, How::Escaped),
+                },
+                // `Url::parse` takes a backslash for a slash.
+                _ => unit(b'/', end, run, How::Escaped),
+            }
+        } else {
+            unit(first, start + 1, 0, How::Raw)
+        };
+        self.at = unit.end;
+        Some(unit)
+    }
+}
+
+fn code(digits: &[u8]) -> Option<u16> {
+    let all = digits.iter().all(u8::is_ascii_hexdigit);
+    all.then(|| std::str::from_utf8(digits).ok().and_then(|text| u16::from_str_radix(text, 16).ok())).flatten()
+}
+
+impl Iterator for Units<'_> {
+    type Item = Unit;
+
+    fn next(&mut self) -> Option<Unit> {
+        let first = self.unescaped()?;
+        if first.char != b'%' {
+            return Some(first);
+        }
+        let mut rest = *self;
+        loop {
+            let mut ahead = rest;
+            let mut digit = || ahead.unescaped().and_then(|unit| char::from(unit.char).to_digit(16));
+            match (digit(), digit()) {
+                // A percent sign that was written so itself.
+                (Some(2), Some(5)) => rest = ahead,
+                (Some(high), Some(low)) => {
+                    *self = ahead;
+                    let char = u8::try_from(high * 16 + low).unwrap_or(0x80);
+                    return Some(Unit { char, end: ahead.at, how: How::Percent, ..first });
+                }
+                _ => break,
+            }
+        }
+        *self = rest;
+        Some(Unit { end: rest.at, ..first })
+    }
+}
+
+/// What follows `name`, if that is what comes next, in letters of any case.
+fn named<'a>(mut units: Units<'a>, name: &[u8]) -> Option<Units<'a>> {
+    for (n, wanted) in name.iter().enumerate() {
+        let mut unit = units.next()?;
+        while n > 0 && unit.is_dropped() {
+            unit = units.next()?;
+        }
+        if !unit.char.eq_ignore_ascii_case(wanted) {
+            return None;
+        }
+    }
+    Some(units)
+}
+
+/// A stretch of the text, and what is put in its place.
+struct Cut {
+    start: usize,
+    end: usize,
+    with: Vec<u8>,
+}
+
+fn clean(bytes: &[u8], kind: Kind) -> Cow<'_, [u8]> {
+    let mut text = Text { bytes, kind, has_key_id: None, quiet_until: 0, string_end: None };
+    let mut out: Option<Vec<u8>> = None;
+    let mut copied = 0;
+    let mut units = Units::new(bytes);
+    // The characters before, in small letters, the last one lowest.
+    let mut before = 0u64;
+    loop {
+        let rest = &bytes[units.at..];
+        let dull = rest.iter().position(|b| matters(*b, kind)).unwrap_or(rest.len());
+        for char in &rest[dull.saturating_sub(8)..dull] {
+            before = before << 8 | u64::from(char.to_ascii_lowercase());
+        }
+        units.at += dull;
+        let here = units;
+        let Some(unit) = units.next() else { break };
+        let Some(cut) = text.secret(here, before).or_else(|| text.url(unit, units, before)) else {
+            before = before << 8 | u64::from(unit.char.to_ascii_lowercase());
+            text.pass(unit, units);
+            continue;
+        };
+        if bytes[cut.start..cut.end] != cut.with {
+            let out = out.get_or_insert_with(|| Vec::with_capacity(bytes.len()));
+            out.extend_from_slice(&bytes[copied..cut.start]);
+            out.extend_from_slice(&cut.with);
+            copied = cut.end;
+        }
+        units.at = cut.end.max(unit.end);
+        text.jump(units);
+        before = 0;
+    }
+    match out {
+        None => Cow::Borrowed(bytes),
+        Some(mut out) => {
+            out.extend_from_slice(&bytes[copied..]);
+            Cow::Owned(out)
+        }
+    }
+}
+
+/// Whether a byte may begin a name that is looked for, or an escape, or a string, or follow the scheme of a URL.
+fn matters(byte: u8, kind: Kind) -> bool {
+    matches!(byte, b'k' | b'K' | b'x' | b'X' | b'a' | b'A' | b's' | b'S' | b'p' | b'P' | b'\\' | b'%' | b':' | 0)
+        || (byte == b'"' && kind == Kind::Json)
+}
+
+struct Text<'a> {
+    bytes: &'a [u8],
+    kind: Kind,
+    /// Whether [`KEY_ID`] is anywhere; looked up once.
+    has_key_id: Option<bool>,
+    /// Up to here a URL was looked through, and nothing in it was secret.
+    quiet_until: usize,
+    /// In JSON, where the string ends that the scan is in.
+    string_end: Option<usize>,
+}
+
+impl<'a> Text<'a> {
+    /// The scan goes over a character; `rest` follows it.
+    fn pass(&mut self, unit: Unit, mut rest: Units<'_>) {
+        let is_end = |unit: &Unit| unit.char == b'"' && unit.depth.is_multiple_of(2) && unit.how != How::Percent;
+        if self.kind != Kind::Json || !is_end(&unit) {
+            return;
+        }
+        self.string_end = match self.string_end {
+            Some(end) if unit.start >= end => None,
+            Some(end) => Some(end),
+            None => rest.find(is_end).map(|unit| unit.start),
+        };
+    }
+
+    /// The scan jumps to `rest`. Over the end of a string it jumps only to the end of another, or to where there is none.
+    fn jump(&mut self, mut rest: Units<'_>) {
+        let at = rest.at;
+        if self.string_end.is_some_and(|end| at > end) {
+            let next = rest.next().filter(|unit| unit.char == b'"' && unit.depth.is_multiple_of(2));
+            self.string_end = next.map(|_| at);
+        }
+    }
+
+    /// What follows a name: in JSON to the end of its string, unless it ends there itself, as a key does.
+    fn after(&self, named: Units<'_>) -> Units<'a> {
+        let end = self.string_end.filter(|end| named.at < *end).unwrap_or(self.bytes.len());
+        Units { bytes: &self.bytes[..end], at: named.at }
+    }
+
+    /// The value of the secret that is named here.
+    fn secret(&mut self, here: Units<'_>, before: u64) -> Option<Cut> {
+        let start = here.at;
+        match { here }.next()?.char.to_ascii_lowercase() {
+            b'k' => return named(here, RECORDS_URL).and_then(|after| self.records_url(self.after(after))),
+            b'x' => return named(here, AMZ).and_then(|after| self.value(start, self.after(amz_tail(after)), true)),
+            b'a' => {
+                if let Some(after) = named(here, KEY_ID) {
+                    return self.value(start, self.after(after), true);
+                }
+            }
+            b's' | b'p' => {}
+            // Most characters begin no name.
+            _ => return None,
+        }
+        let previous = before as u8;
+        if previous.is_ascii_alphanumeric() || previous == b'_' {
+            return None;
+        }
+        if self.kind == Kind::Text {
+            return CREDENTIALS.iter().find_map(|name| self.value(start, self.after(named(here, name)?), true));
+        }
+        // As a parameter it is one. As a JSON key it may be of a user's own data, unless a key id is there too.
+        let after = named(here, SIGNATURE)?;
+        let is_sure = self.has_key_id();
+        self.value(start, self.after(after), is_sure)
+    }
+
+    fn has_key_id(&mut self) -> bool {
+        let bytes = self.bytes;
+        *self.has_key_id.get_or_insert_with(|| {
+            let mut units = Units::new(bytes);
+            std::iter::from_fn(|| {
+                let here = units;
+                units.next().map(|_| here)
+            })
+            .any(|here| named(here, KEY_ID).is_some())
+        })
+    }
+
+    /// The value behind a name: `name=value`, `"name": "value"`, `name: value`, `<name>value<`.
+    fn value(&self, start: usize, after: Units<'_>, as_key: bool) -> Option<Cut> {
+        let mut units = after;
+        let mut next = units.next()?;
+        let mut quote = None;
+        if next.is_quote() {
+            quote = Some(next);
+            next = units.next()?;
+        }
+        while next.is_space() || next.is_dropped() {
+            next = units.next()?;
+        }
+        match next.char {
+            // As Ruby writes it.
+            b'=' if units.clone().next().is_some_and(|unit| unit.is(b'>')) => {
+                units.next();
+                as_key.then(|| self.member(units, quote))
+            }
+            b'=' => Some(self.parameter(start, units, next)),
+            b':' if as_key && next.how != How::Percent => Some(self.member(units, quote)),
+            b'>' if as_key && next.how == How::Raw && self.bytes[..start].ends_with(b"<") => {
+                Some(self.until(next.end, next.end, units, |unit| unit.is(b'<'), CUT.to_vec()))
+            }
+            _ => None,
+        }
+    }
+
+    /// `name=value`, which goes whole; inside quotes, only what they hold.
+    fn parameter(&self, start: usize, units: Units<'_>, equals: Unit) -> Cut {
+        let mut ahead = units;
+        if let Some(open) = ahead.next().filter(|unit| unit.is_quote() && opens(ahead)) {
+            return self.until(open.end, open.end, ahead, |unit| unit.closes(open), CUT.to_vec());
+        }
+        let ends = |unit: Unit| unit.is_space() || unit.is(b'&') || unit.is_quote() || unit.is(b'<') || unit.is(b'>');
+        self.until(start, equals.end, units, ends, CUT.to_vec())
+    }
+
+    /// What follows `name:`. `quote` closed the name, if it is in quotes.
+    fn member(&self, mut units: Units<'_>, quote: Option<Unit>) -> Cut {
+        let here = loop {
+            let here = units;
+            match units.next() {
+                Some(unit) if unit.is_space() || (quote.is_some() && unit.is_dropped()) => {}
+                _ => break here,
+            }
+        };
+        // As Rust writes it.
+        let here = named(here, b"Some(").unwrap_or(here);
+        let mut units = here;
+        let quoted = |mark: Option<Unit>| {
+            let mark = mark.map_or(&b""[..], |unit| &self.bytes[unit.start..unit.end]);
+            [mark, CUT, mark].concat()
+        };
+        let Some(first) = units.next() else { return Cut { start: here.at, end: here.at, with: Vec::new() } };
+        if first.is_quote() && quote.is_none() && !opens(units) {
+            return Cut { start: here.at, end: here.at, with: Vec::new() };
+        }
+        if first.is_quote() {
+            return self.until(first.end, first.end, units, |unit| unit.closes(first), CUT.to_vec());
+        }
+        if let Some(name) = quote
+            && (first.is(b'[') || first.is(b'{'))
+        {
+            let mut depth = 1usize;
+            let mut open: Option<Unit> = None;
+            let mut end = units.bytes.len();
+            for unit in units {
+                if unit.closes_around(name) {
+                    end = unit.start;
+                    break;
+                }
+                match open {
+                    Some(mark) if unit.closes(mark) => open = None,
+                    Some(_) => {}
+                    None if unit.is_quote() => open = Some(unit),
+                    None if unit.is(b'[') || unit.is(b'{') => depth += 1,
+                    None if unit.is(b']') || unit.is(b'}') => depth -= 1,
+                    None => {}
+                }
+                if depth == 0 {
+                    end = unit.end;
+                    break;
+                }
+            }
+            return Cut { start: first.start, end, with: quoted(quote) };
+        }
+        match quote {
+            // A number or a word of JSON.
+            Some(_) => {
+                let ends =
+                    |unit: Unit| unit.is_space() || unit.is(b',') || unit.is(b'}') || unit.is(b']') || unit.is_quote();
+                self.until(first.start, first.start, here, ends, quoted(quote))
+            }
+            // A header: to the end of its line, or of the string that it is in.
+            None => {
+                let ends = |unit: Unit| unit.is(b'\n') || unit.is(b'\r') || unit.is(b'"') || unit.is(b'<');
+                self.until(first.start, first.start, here, ends, CUT.to_vec())
+            }
+        }
+    }
+
+    /// Cuts from `start` to the first character at or after `from` that ends it.
+    fn until(&self, start: usize, from: usize, units: Units<'_>, ends: impl Fn(Unit) -> bool, with: Vec<u8>) -> Cut {
+        let units = Units { at: from, ..units };
+        let end = { units }.find(|unit| ends(*unit)).map_or(units.bytes.len(), |unit| unit.start);
+        Cut { start, end, with }
+    }
+
+    /// The value of the field that holds a presigned URL.
+    fn records_url(&mut self, after: Units<'_>) -> Option<Cut> {
+        let mut units = after;
+        let mut next = units.next()?;
+        let quote = next.is_quote().then_some(next);
+        if quote.is_some() {
+            next = units.next()?;
+        }
+        while next.is_space() {
+            next = units.next()?;
+        }
+        if !(next.is(b':') || next.is(b'=')) {
+            return None;
+        }
+        let here = loop {
+            let here = units;
+            if !units.next()?.is_space() {
+                break here;
+            }
+        };
+        let mut inside = here;
+        let first = inside.next()?;
+        if first.is(b'[') || first.is(b'{') {
+            return Some(self.member(here, quote));
+        }
+        match first.is_quote() && (quote.is_some() || opens(inside)) {
+            true => self.url_cut(inside, |unit| unit.closes(first), true),
+            false => self.url_cut(here, |unit| unit.is_space() || unit.is_quote(), true),
+        }
+    }
+
+    /// A URL in a text of ours: `scheme://…`, and whatever else `Url::parse` takes for http.
+    fn url(&mut self, colon: Unit, after: Units<'a>, before: u64) -> Option<Cut> {
+        if self.kind != Kind::Text || colon.char != b':' || !(before as u8).is_ascii_alphanumeric() {
+            return None;
+        }
+        let is_http = before & 0xff_ffff_ffff == u64::from_be_bytes(*b"\0\0\0https")
+            || before & 0xffff_ffff == u64::from_be_bytes(*b"\0\0\0\0http");
+        let mut ahead = after;
+        let first = ahead.next()?;
+        let is_url = if is_http { !ends_text_url(first) } else { first.char == b'/' && ahead.next()?.char == b'/' };
+        if !is_url {
+            return None;
+        }
+        self.url_cut(after, ends_text_url, false)
+    }
+
+    /// Cuts user name, password, parameters, query and fragment out of the URL that begins at `units`: with its scheme, or
+    /// behind the colon of one.
+    fn url_cut(&mut self, units: Units<'_>, ends: impl Fn(Unit) -> bool, has_scheme: bool) -> Option<Cut> {
+        let start = units.at;
+        let mut place = if has_scheme { Place::Scheme } else { Place::Slashes };
+        let mut end = units.bytes.len();
+        // Where the authority begins; what is behind the last `@` in it; and the sign behind which all is secret.
+        let (mut authority, mut at, mut tail) = (start, None, None);
+        // The next `@` of the authority, once it was looked for.
+        let mut next_at = start;
+        // In a URL that was looked through already, only what this one begins with can be secret.
+        let units_max = if start < self.quiet_until { AUTHORITY_MAX } else { usize::MAX };
+        for (n, unit) in units.enumerate() {
+            if ends(unit) {
+                end = unit.start;
+                break;
+            }
+            if n >= units_max && tail.is_none() && at.is_none() {
+                return None;
+            }
+            if tail.is_some() || unit.is_dropped() {
+                continue;
+            }
+            let opens_tail = match unit.char {
+                // As part of a path it would be harmless, and nobody wrote it so but to hide it.
+                b'?' => true,
+                b'#' | b';' => unit.how != How::Percent,
+                _ => false,
+            };
+            match (place, unit.char) {
+                (Place::Scheme, b':') => place = Place::Slashes,
+                (Place::Scheme | Place::Authority, b'/') => place = Place::Path,
+                (Place::Slashes, b'/') => {}
+                (Place::Slashes, _) => {
+                    (authority, place) = (unit.start, Place::Authority);
+                    tail = opens_tail.then_some(unit);
+                }
+                (Place::Authority, b'@') if unit.how != How::Percent => at = Some(unit.end),
+                // A password may hold one; without an `@` behind it, it ends the host.
+                (Place::Authority, b';') if opens_tail => {
+                    if unit.start >= next_at {
+                        let mut ahead = Units { at: unit.end, ..units };
+                        let found = ahead.find(|unit| ends(*unit) || matches!(unit.char, b'@' | b'/' | b'?' | b'#'));
+                        next_at = found.filter(|unit| unit.is(b'@')).map_or(0, |unit| unit.start);
+                    }
+                    tail = (unit.start >= next_at).then_some(unit);
+                }
+                _ => tail = opens_tail.then_some(unit),
+            }
+        }
+        // In a text of ours, what ends a sentence is no part of a URL.
+        while !has_scheme && end > start && matches!(self.bytes[end - 1], b':' | b',' | b'.' | b')') {
+            end -= 1;
+        }
+        // A sign at the very end hides nothing.
+        let tail: Option<Unit> = tail.filter(|sign: &Unit| sign.end < end);
+        if at.is_none() && tail.is_none() {
+            self.quiet_until = self.quiet_until.max(end);
+            return None;
+        }
+        let head = tail.map_or(end, |sign| sign.start);
+        let mut with = Vec::new();
+        if let Some(at) = at {
+            with.extend_from_slice(&self.bytes[start..authority]);
+            with.extend_from_slice(CUT);
+            with.push(b'@');
+            with.extend_from_slice(&self.bytes[at..head]);
+        } else {
+            with.extend_from_slice(&self.bytes[start..head]);
+        }
+        if let Some(sign) = tail {
+            with.push(sign.char);
+            with.extend_from_slice(CUT);
+        }
+        Some(Cut { start, end, with })
+    }
+}
+
+/// A part of a URL.
+#[derive(Clone, Copy)]
+enum Place {
+    Scheme,
+    Slashes,
+    Authority,
+    Path,
+}
+
+fn ends_text_url(unit: Unit) -> bool {
+    unit.is_space() || unit.is(b'"') || unit.is(b'<') || unit.is(b'>') || unit.is(b'`')
+}
+
+/// Whether the quote before `units` opens a string, and does not close the one that the name before it is in.
+fn opens(mut units: Units<'_>) -> bool {
+    let next = units.find(|unit| !unit.is_space());
+    next.is_some_and(|unit| !(unit.is_quote() || matches!(unit.char, b',' | b':' | b'}' | b']')))
+}
+
+/// The rest of a name that begins with [`AMZ`].
+fn amz_tail(mut units: Units<'_>) -> Units<'_> {
+    for _ in 0..AMZ_TAIL_MAX {
+        let here = units;
+        match units.next() {
+            Some(unit) if unit.char.is_ascii_alphanumeric() || unit.char == b'-' || unit.is_dropped() => {}
+            _ => return here,
+        }
+    }
+    units
+}
+
+#[cfg(test)]
+mod tests;
