@@ -574,10 +574,18 @@ impl<'a> Text<'a> {
         let mut next_at = start;
         // In a URL that was looked through already, only what this one begins with can be secret.
         let units_max = if start < self.quiet_until { AUTHORITY_MAX } else { usize::MAX };
+        // Whether `tail` is the name of a parameter, which nobody wrote into a path but to hide it.
+        let mut is_name = false;
         for (n, unit) in units.enumerate() {
             if ends(unit) {
                 end = unit.start;
                 break;
+            }
+            if tail.is_none() && is_parameter(Units { at: unit.start, ..units }, unit) {
+                // Before the path it may be part of a password: then all goes but the scheme.
+                let from = if matches!(place, Place::Path) { unit.start } else { authority };
+                (tail, is_name) = (Some(Unit { start: from, ..unit }), true);
+                continue;
             }
             if n >= units_max && tail.is_none() && at.is_none() {
                 return None;
@@ -633,11 +641,23 @@ impl<'a> Text<'a> {
             with.extend_from_slice(&self.bytes[start..head]);
         }
         if let Some(sign) = tail {
-            with.push(sign.char);
+            if !is_name {
+                with.push(sign.char);
+            }
             with.extend_from_slice(CUT);
         }
         Some(Cut { start, end, with })
     }
+}
+
+/// Whether the name of a secret parameter and its `=` are here.
+fn is_parameter(here: Units<'_>, first: Unit) -> bool {
+    let after = match first.char.to_ascii_lowercase() {
+        b'x' => named(here, AMZ).map(amz_tail),
+        b'a' => named(here, KEY_ID),
+        _ => None,
+    };
+    after.is_some_and(|mut after| after.next().is_some_and(|unit| unit.char == b'='))
 }
 
 /// A part of a URL.

@@ -3,6 +3,7 @@
 //! Those that need a server find its address in the environment, where `make test` puts it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests end by panicking")]
 
+mod answers;
 mod bad_input;
 mod cost;
 mod crash;

@@ -68,6 +68,14 @@ fn payloads_keep_all_but_the_secret() {
             r#"{"kinesisSyncRecordsURL":"https:\\b\k?REDACTED\\","n":1}"#,
         ),
         (
+            r#"{"kinesisSyncRecordsURL":"https://b/X-Amz-Signature=SECRET;x","n":1}"#,
+            r#"{"kinesisSyncRecordsURL":"https://b/REDACTED","n":1}"#,
+        ),
+        (
+            r#"{"kinesisSyncRecordsURL":"https://u:aX-Amz-Signature=SECRET@b;x","n":1}"#,
+            r#"{"kinesisSyncRecordsURL":"https://REDACTED","n":1}"#,
+        ),
+        (
             r#"{"kinesisSyncRecordsURL":"https://u:SECRET@b/k","n":1}"#,
             r#"{"kinesisSyncRecordsURL":"https://REDACTED@b/k","n":1}"#,
         ),
