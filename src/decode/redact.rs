@@ -583,7 +583,12 @@ impl<'a> Text<'a> {
             }
             if tail.is_none() && is_parameter(Units { at: unit.start, ..units }, unit) {
                 // Before the path it may be part of a password: then all goes but the scheme.
-                let from = if matches!(place, Place::Path) { unit.start } else { authority };
+                let from = if matches!(place, Place::Path) {
+                    unit.start
+                } else {
+                    at = None;
+                    authority
+                };
                 (tail, is_name) = (Some(Unit { start: from, ..unit }), true);
                 continue;
             }

@@ -76,6 +76,10 @@ fn payloads_keep_all_but_the_secret() {
             r#"{"kinesisSyncRecordsURL":"https://REDACTED","n":1}"#,
         ),
         (
+            r#"{"kinesisSyncRecordsURL":"https://u:SECRET@aX-Amz-Signature=SECRET;x","n":1}"#,
+            r#"{"kinesisSyncRecordsURL":"https://REDACTED","n":1}"#,
+        ),
+        (
             r#"{"kinesisSyncRecordsURL":"https://u:SECRET@b/k","n":1}"#,
             r#"{"kinesisSyncRecordsURL":"https://REDACTED@b/k","n":1}"#,
         ),
