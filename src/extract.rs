@@ -21,6 +21,7 @@ use deltalake::DeltaTable;
 use serde::Serialize;
 
 use crate::failpoint;
+use crate::lake::snapshot::Living;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, replace, sweep};
 use crate::query::print::Format;
@@ -35,7 +36,7 @@ mod plan;
 pub use files::Listed;
 use files::Writer;
 pub use plan::ShardMark;
-use plan::{Plan, covers_id, stale_id};
+use plan::{Plan, covers_id, extracted_id, stale_id};
 
 /// Why an extract failed. The table and an earlier manifest are as they were.
 #[derive(Debug, thiserror::Error)]
@@ -217,7 +218,11 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     covers.extend(report.stale.iter().map(|day| (stale_id(*day), version)));
     let date = plan.date.to_string();
     let files = std::mem::take(&mut writer.files);
-    report.version = replace::replace(lake, Table::DailyState, "extract_date", &date, files, covers).await?;
+    let ids = |written| {
+        let of_version = (extracted_id(plan.date), written);
+        covers.iter().cloned().chain([of_version]).collect()
+    };
+    report.version = replace::replace(lake, Table::DailyState, "extract_date", &date, files, ids).await?;
     failpoint::hit("extract/committed");
     report.manifest = writer.publish(about).await?;
     Ok(report)
@@ -225,7 +230,8 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
 
 /// A session with the state at the end of the day, and with the changes of the day.
 async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractError> {
-    let context = session(limits)?;
+    let sizes = plan.tail.iter().map(Living::rows_and_bytes).chain(plan.base_sizes.iter().copied());
+    let context = session(&limits.for_rows_of(sizes))?;
     let state = context.state();
     let tail = plan.tail.iter().map(|file| file.path.clone()).collect();
     let tail = reading::files_of(&plan.records, &state, &tail).await.map_err(QueryError::from)?;

@@ -37,6 +37,7 @@ pub const NAMES: &[&str] = &[
     "refresh/before",
     "refresh/after",
     "consumer/written",
+    "extract/planned",
     "extract/committed",
 ];
 
@@ -50,6 +51,20 @@ pub fn hit(_name: &str) {}
 pub fn hit(name: &str) {
     debug_assert!(NAMES.contains(&name), "{name}");
     fail::fail_point!(name, |action| act(action.as_deref()));
+}
+
+/// Whether a test wants this step refused, as by a store whose credentials do not allow it; never in a release.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn refuses(_name: &str) -> bool {
+    false
+}
+
+/// Whether a test wants this step refused: `FAILPOINTS=store/delete=return`.
+#[cfg(feature = "failpoints")]
+pub fn refuses(name: &str) -> bool {
+    fail::fail_point!(name, |_| true);
+    false
 }
 
 /// Whether a test wants these bytes refused, as by a decoder that does not understand them yet; never in a release.

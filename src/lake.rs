@@ -11,6 +11,7 @@ use object_store::ObjectStore;
 
 pub mod apart;
 pub mod aws;
+pub mod commit;
 pub(crate) mod fault;
 pub mod ledger;
 pub mod log;

@@ -24,7 +24,7 @@ use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store};
 
 use reading::Reading;
-use rules::{integers, sums};
+use rules::{casts, integers, sums};
 use state::Resolved;
 
 mod functions;
@@ -113,6 +113,15 @@ impl From<Told> for DataFusionError {
     }
 }
 
+/// Rows of a batch where they are small.
+const BATCH_ROWS: usize = 8_192;
+/// Rows of a batch however large they are.
+const BATCH_ROWS_MIN: usize = 16;
+/// A batch takes at most this part of the memory.
+const BATCHES_HELD: u64 = 64;
+/// How often what a file holds is larger than the file, or so.
+const PACKED: u64 = 8;
+
 /// What a session may use.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -120,6 +129,8 @@ pub struct Limits {
     pub memory_bytes: usize,
     /// Threads.
     pub threads: usize,
+    /// Rows of a batch.
+    pub batch_rows: usize,
     /// Whether the optimizer may take shortcuts (skip files, pages and rows; use statistics). Tests compare both.
     pub has_shortcuts: bool,
     /// What a session has against wrong answers.
@@ -159,7 +170,26 @@ impl Default for Guards {
 impl Default for Limits {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { memory_bytes: memory_default(), threads, has_shortcuts: true, guards: Guards::default() }
+        Self {
+            memory_bytes: memory_default(),
+            threads,
+            batch_rows: BATCH_ROWS,
+            has_shortcuts: true,
+            guards: Guards::default(),
+        }
+    }
+}
+
+impl Limits {
+    /// For rows of some files, by their number of rows and of bytes: a sort or a merge holds several batches at a time, and
+    /// DataFusion bounds a batch by its rows alone.
+    pub fn for_rows_of(&self, files: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        let (rows, bytes) =
+            files.into_iter().fold((0_u64, 0_u64), |(rows, bytes), file| (rows + file.0, bytes.saturating_add(file.1)));
+        let row_bytes = (bytes / rows.max(1)).saturating_mul(PACKED).max(1);
+        let fit = self.memory_bytes as u64 / BATCHES_HELD / row_bytes;
+        let batch_rows = usize::try_from(fit).unwrap_or(usize::MAX).clamp(BATCH_ROWS_MIN, BATCH_ROWS);
+        Self { batch_rows, ..self.clone() }
     }
 }
 
@@ -338,6 +368,7 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
         .with_extension(Arc::new(limits.guards))
         .with_information_schema(true)
         .with_target_partitions(limits.threads)
+        .with_batch_size(limits.batch_rows)
         .set_usize("datafusion.sql_parser.recursion_limit", guard::DEPTH_MAX)
         .set_usize(spill::FILE_BYTES_MAX.0, spill::FILE_BYTES_MAX.1);
     let options = config.options_mut();
@@ -367,6 +398,8 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
         .with_physical_optimizer_rules(rules::physical(limits.guards))
         .build();
     let mut context = SessionContext::new_with_state(state);
+    // First, so that those after it see the names.
+    FunctionRegistry::register_expr_planner(&mut context, Arc::new(casts::NamedCasts))?;
     if limits.guards.checked_integers {
         context.register_udaf(AggregateUDF::new_from_impl(sums::CheckedSum::default()));
         FunctionRegistry::register_expr_planner(&mut context, Arc::new(integers::SignedCounts))?;

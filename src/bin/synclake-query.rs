@@ -153,7 +153,9 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     })?;
     let location: Location = name.parse().map_err(|e| Unusable(format!("--lake {e}")))?;
     let interactive = cli.command.is_empty() && cli.file.is_empty() && std::io::stdin().is_terminal();
-    let output = cli.output.filter(|path| path.as_os_str() != "-");
+    let output = cli.output.filter(|path| {
+        !["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path.as_os_str() == *name)
+    });
     let to_terminal = output.is_none() && std::io::stdout().is_terminal();
     let format = cli.format.unwrap_or(Format::Table);
     if format == Format::Parquet && to_terminal {

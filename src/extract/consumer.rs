@@ -26,7 +26,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use datafusion::prelude::{DataFrame, SessionContext, col};
@@ -40,13 +40,16 @@ use super::{ExtractError, encode_error};
 use crate::failpoint;
 use crate::lake::parquet::conform;
 use crate::lake::since::{self, Change, Since};
+use crate::lake::snapshot::Living;
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, log, replace, snapshot};
 use crate::query::print::Format;
 use crate::query::{Limits, QueryError, reading, session};
 
-/// Rows of one file; exactly, so that a delivery made again has the same files.
+/// Rows of one file.
 const FILE_ROWS: usize = 250_000;
+/// Bytes of text in the rows of one file; one row more may pass it.
+const FILE_TEXT_BYTES: usize = 128 << 20;
 /// The order of a delivery. It leaves nothing open: the last four are what a row is known by.
 const ORDER: [&str; 7] =
     ["pool", "event_date", "arrived_at", "shard_id", "sequence_number", "sub_sequence", "record_index"];
@@ -97,10 +100,11 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
     }
     let store = Table::SyncRecords.store(lake);
     let records = snapshot::load(&store, Some(to)).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
-    let context = session(limits)?;
+    let sizes = snapshot::files(&store, &records).await?;
+    let context = session(&limits.for_rows_of(sizes.iter().map(Living::rows_and_bytes)))?;
     let rows = match from {
         None => {
-            let files = snapshot::live_files(&store, &records).await?.into_iter().collect();
+            let files = sizes.into_iter().map(|file| file.path).collect();
             rows_of(&context, &records, &files).await?
         }
         Some(from) => {
@@ -302,22 +306,25 @@ async fn deliver(
     let schema: SchemaRef = Table::SyncRecords.schema();
     let mut listed = Vec::new();
     let mut held: Vec<RecordBatch> = Vec::new();
-    let mut held_rows = 0;
+    let (mut held_rows, mut held_bytes) = (0, 0);
     if let Some(rows) = rows {
         let order = ORDER.map(|name| col(name).sort(true, true)).to_vec();
         let frame = rows.sort(order).map_err(QueryError::from)?;
         let mut batches = frame.execute_stream().await.map_err(QueryError::from)?;
         while let Some(batch) = batches.next().await {
             let batch = conform(&schema, &batch.map_err(QueryError::from)?).map_err(encode_error)?;
+            // By the rows alone, however they come in batches: a delivery made again has the same files.
             let mut start = 0;
-            while start < batch.num_rows() {
-                let take = (FILE_ROWS - held_rows).min(batch.num_rows() - start);
-                held.push(batch.slice(start, take));
-                (held_rows, start) = (held_rows + take, start + take);
-                if held_rows == FILE_ROWS {
+            for (row, bytes) in text_bytes(&batch).into_iter().enumerate() {
+                (held_rows, held_bytes) = (held_rows + 1, held_bytes + bytes);
+                if held_rows >= FILE_ROWS || held_bytes >= FILE_TEXT_BYTES {
+                    held.push(batch.slice(start, row + 1 - start));
                     listed.push(write(out, format, &folder, listed.len(), &schema, &mut held).await?);
-                    held_rows = 0;
+                    (held_rows, held_bytes, start) = (0, 0, row + 1);
                 }
+            }
+            if start < batch.num_rows() {
+                held.push(batch.slice(start, batch.num_rows() - start));
             }
         }
     }
@@ -334,6 +341,17 @@ async fn deliver(
     out.put(&path, serde_json::to_vec_pretty(&manifest).map_err(encode_error)?.into()).await?;
     delivery.manifest = Some(format!("{}{path}", out.url()));
     Ok(())
+}
+
+/// Bytes of the text in each row.
+fn text_bytes(batch: &RecordBatch) -> Vec<usize> {
+    let mut bytes = vec![0; batch.num_rows()];
+    for text in batch.columns().iter().filter_map(|column| column.as_string_opt::<i32>()) {
+        for (bytes, ends) in bytes.iter_mut().zip(text.value_offsets().windows(2)) {
+            *bytes += usize::try_from(ends[1] - ends[0]).unwrap_or(0);
+        }
+    }
+    bytes
 }
 
 async fn write(

@@ -19,6 +19,8 @@ use crate::query::QueryError;
 
 /// The extract of a day that is about to be replaced.
 pub struct Before {
+    /// Whether it holds the rows that it was written with: of another one, nothing is told from what it lacks.
+    pub is_as_written: bool,
     /// Files that may hold its live keys.
     pub state: BTreeSet<String>,
     /// Files that may hold its corrections.
@@ -49,6 +51,9 @@ const ROW: &str = "pool, identity_id, dataset_name, key, value, op, sync_count, 
 /// The corrections of a day whose state `context` has as `key_state`; `None` when there can be none.
 pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option<DataFrame>, ExtractError> {
     let Some(before) = &plan.before else { return Ok(None) };
+    if !before.is_as_written {
+        return all(context).await.map(Some);
+    }
     if before.corrections.is_empty() && before.unknown.as_ref().is_some_and(BTreeSet::is_empty) {
         return Ok(None);
     }

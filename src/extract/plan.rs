@@ -7,8 +7,8 @@
 //! day D = latest(base ∪ tail)
 //! ```
 //! **Invariant: base and tail together hold every row up to the end of day D that the newest version holds, and no other.**
-//! A file lies in one day, so whole files are chosen, by the log alone. A base that holds rows which another writer has
-//! removed or changed since is none.
+//! A file lies in one day, so whole files are chosen, by the log alone. An extract is no base when another writer has
+//! removed or changed rows that it was computed from, or rows of the extract itself.
 //!
 //! What kind of rows a file of an extract holds is told by its statistics, and in the end by the rows: whoever compacts the
 //! table gives files other names, and mixes the kinds.
@@ -20,9 +20,10 @@ use deltalake::DeltaTable;
 use serde::Serialize;
 
 use super::corrections::Before;
+use crate::failpoint;
 use crate::lake::ledger::decode_state;
 use crate::lake::log::{self, Transactions};
-use crate::lake::since::{Lost, Partition, Since, since};
+use crate::lake::since::{Lost, Partition, Since, is_untouched, since};
 use crate::lake::snapshot::{self, Living};
 use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store};
@@ -31,6 +32,11 @@ use crate::source::{ShardKey, files};
 /// Transaction id, in the log of `daily_state`, of the version of `sync_records` that a day's extract knew.
 pub fn covers_id(date: NaiveDate) -> String {
     format!("extract/{date}")
+}
+
+/// Transaction id of the version of `daily_state` that a day's extract is.
+pub fn extracted_id(date: NaiveDate) -> String {
+    format!("extracted/{date}")
 }
 
 /// Transaction id of a day whose extract was found to hold less than this version of `sync_records` does.
@@ -63,6 +69,8 @@ pub struct Plan {
     pub base: Option<NaiveDate>,
     /// The files of that extract that may hold its state.
     pub base_files: BTreeSet<String>,
+    /// The rows and the bytes of each of those files.
+    pub base_sizes: Vec<(u64, u64)>,
     /// The extract of this day that this one replaces.
     pub before: Option<Before>,
     /// The files of `sync_records` that it does not cover.
@@ -95,6 +103,7 @@ impl Plan {
         // The marks of the shards are those of the version whose rows are read.
         let read = log::read_transactions(&store).await?.ok_or_else(none)?;
         let version = read.version;
+        failpoint::hit("extract/planned");
         let records = snapshot::load(&store, Some(version)).await?.ok_or_else(none)?;
         let mut extracted = days(&known, "extract/");
         // Of an older copy of sync_records they would tell nothing.
@@ -108,12 +117,14 @@ impl Plan {
             daily,
             base: None,
             base_files: BTreeSet::new(),
+            base_sizes: Vec::new(),
             before: None,
             tail: Vec::new(),
             late: BTreeMap::new(),
             stale: Vec::new(),
             shards: marks(&read, date),
         };
+        let written = days(&known, "extracted/");
         let base = extracted.range(..date).next_back().map(|(day, covers)| (*day, *covers));
         let after_base = match base {
             Some((day, covers)) => since(&store, covers, version).await?.map(|since| (day, covers, since)),
@@ -130,6 +141,7 @@ impl Plan {
                 unknown.map(|file| file.path.clone()).collect()
             };
             plan.before = Some(Before {
+                is_as_written: is_as_written(&daily_store, &known, written.get(&date), date).await?,
                 state: of_day(&extracts, date, &["state"]),
                 corrections: of_day(&extracts, date, &["correction"]),
                 unknown: since.map(unknown),
@@ -145,10 +157,14 @@ impl Plan {
             }
             if loses(since, *covers, *day) {
                 tracing::warn!(%day, "another writer removed or changed rows that its extract holds; it is no base any more");
+            } else if !is_as_written(&daily_store, &known, written.get(day), *day).await? {
+                tracing::warn!(%day, "another writer changed its extract in daily_state; it is no base any more");
             } else {
                 added = since.files();
                 plan.base = Some(*day);
                 plan.base_files = of_day(&extracts, *day, &["state", "removed"]);
+                let of_base = extracts.iter().filter(|file| plan.base_files.contains(&file.path));
+                plan.base_sizes = of_base.map(Living::rows_and_bytes).collect();
             }
         }
         let after_base = after_base.as_ref().map(|(.., since)| since);
@@ -166,6 +182,19 @@ impl Plan {
     pub fn of_the_day(&self) -> BTreeSet<String> {
         let of_day = self.tail.iter().filter(|file| day_of(file, "event_date") == Some(self.date));
         of_day.map(|file| file.path.clone()).collect()
+    }
+}
+
+/// Whether the extract of a day, which a version wrote, holds the rows that it was written with.
+async fn is_as_written(
+    daily: &Store,
+    known: &Transactions,
+    written: Option<&u64>,
+    day: NaiveDate,
+) -> Result<bool, LakeError> {
+    match written {
+        Some(written) => is_untouched(daily, (*written, known.version), "extract_date", &day.to_string()).await,
+        None => Ok(false),
     }
 }
 
@@ -267,4 +296,49 @@ fn marks(known: &Transactions, date: NaiveDate) -> Vec<ShardMark> {
     let mut marks: Vec<ShardMark> = known.ids.keys().filter_map(shard).filter_map(mark).collect();
     marks.sort_by(|a, b| a.shard.cmp(&b.shard));
     marks
+}
+
+#[cfg(test)]
+#[cfg(feature = "failpoints")]
+mod tests {
+    use deltalake::kernel::{Action, Transaction};
+    use deltalake::protocol::SaveMode;
+
+    use super::*;
+    use crate::lake::ledger::{ShardState, encode_state};
+    use crate::lake::{AwsSettings, Location, paths};
+    use crate::source::StartAt;
+
+    async fn commit(lake: &Store, read_to_ms: i64) -> u64 {
+        let store = Table::SyncRecords.store(lake);
+        let known = log::read_transactions(&store).await.unwrap().unwrap();
+        let state =
+            ShardState { number: 1, owner: 1, position: None, from: StartAt::TrimHorizon, read_to_ms, parts_done: 0 };
+        let ids = encode_state(&ShardKey::new("stream", "shard").unwrap(), &state);
+        let actions = ids.into_iter().map(|(id, value)| Action::Txn(Transaction::new(id, value))).collect();
+        let (bytes, _) = known.encode(Table::SyncRecords, &store, actions, (SaveMode::Append, None)).unwrap();
+        store.put_new(&paths::commit(known.version + 1), bytes).await.unwrap();
+        known.version + 1
+    }
+
+    /// A shard is read to the end of the day while the day is planned: the plan has its rows, or says that it is not complete.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn marks_are_of_the_version_that_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Store::create(&Location::Folder(folder.path().into()), &AwsSettings::default()).await.unwrap();
+        Table::SyncRecords.ensure(&lake).await.unwrap();
+        let date = NaiveDate::from_ymd_opt(2026, 1, 1).unwrap();
+        let before = commit(&lake, 1_767_225_600_000).await;
+        let (runtime, of_writer) = (tokio::runtime::Handle::current(), lake.clone());
+        let write = move || {
+            let lake = of_writer.clone();
+            tokio::task::block_in_place(|| runtime.block_on(commit(&lake, 1_767_312_000_000)));
+        };
+        fail::cfg_callback("extract/planned", write).unwrap();
+        let plan = Plan::new(&lake, date).await.unwrap();
+        fail::remove("extract/planned");
+        assert_eq!((plan.version, plan.shards[0].is_complete), (before, false));
+        let plan = Plan::new(&lake, date).await.unwrap();
+        assert_eq!((plan.version, plan.shards[0].is_complete), (before + 1, true));
+    }
 }

@@ -9,13 +9,13 @@
 //! - Numbers of a shard count up by one; positions only move forward; nothing here ever deletes a data file.
 //!
 //! # What an error means
-//! After any failed write the outcome is unknown, so the log is read forward and decides:
+//! After any failed write the outcome is unknown, so the log is read forward and decides (`commit.rs`):
 //!
-//! | state of the shards in the log | meaning | what follows |
+//! | in the log | meaning | what follows |
 //! |---|---|---|
-//! | what this commit would have made them | it was stored, its answer was lost | committed |
-//! | what they were | it was not stored, or not yet | try the next version, with jitter |
-//! | anything else | another owner took over | fenced: the caller drops its buffers of that shard |
+//! | the token of this commit | it was stored, its answer was lost | committed |
+//! | no token, the shards as they were | it was not stored, or not yet | the same version again while it is free, else the next |
+//! | no token, the shards otherwise | another owner took over | fenced: the caller drops its buffers of that shard |
 //!
 //! A write that is still under way when its error arrives can only become version `v + 1` itself: every later attempt
 //! is made for a version that is still free, so one of the two loses.
@@ -29,31 +29,21 @@
 //! lake's own. (Of ids with two slashes a shard has one alone, by which tools find them.)
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use bytes::Bytes;
-use deltalake::kernel::{Action, Add, Transaction};
-use deltalake::protocol::SaveMode;
-use rand::RngExt;
-use tokio::time::Instant;
+use deltalake::kernel::Add;
 
+use super::commit::{self, Committed, Draft, Proposal};
 use super::log::{self, Transactions};
 use super::tables::Table;
-use super::{LakeError, Store, fault, paths};
-use crate::backoff::Backoff;
-use crate::failpoint;
+use super::{LakeError, Store};
 use crate::source::{SequenceNumber, ShardKey, StartAt, incarnation_of};
 
 mod once;
 mod state;
 
-use state::encode_state;
+pub use super::commit::new_token;
+pub(crate) use state::encode_state;
 pub use state::{ShardState, decode_state};
-
-/// How long a commit is tried before the caller hears of it. A cap on time, because a count says nothing.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// Versions between two checkpoints of the log; fewer where tests kill in the midst of one.
-const CHECKPOINT_EVERY: u64 = if cfg!(feature = "failpoints") { 20 } else { 100 };
 
 /// Where a shard enters the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,16 +81,6 @@ pub enum Outcome {
     },
     /// Nothing was committed: these shards belong to another owner now.
     Fenced(Vec<ShardKey>),
-}
-
-/// How the loop under every commit ended.
-enum Published {
-    Done {
-        version: u64,
-        conflicts: u32,
-    },
-    /// What the commit rests on does not hold any more.
-    Refused,
 }
 
 /// The ledger of one table for one writer.
@@ -239,105 +219,28 @@ impl Ledger {
         let lost = |known: &Transactions, s: &Step| decode_state(known, &s.shard) != s.expected;
         let free = |known: &Transactions| !steps.iter().any(|s| lost(known, s));
         Ok(match self.publish(files, ids, failpoints, free).await? {
-            Published::Done { version, conflicts } => Outcome::Committed { version, conflicts },
-            Published::Refused => {
+            Some(Committed { version, conflicts }) => Outcome::Committed { version, conflicts },
+            None => {
                 let lost = steps.iter().filter(|s| lost(&self.known, s));
                 Outcome::Fenced(lost.map(|s| s.shard.clone()).collect())
             }
         })
     }
 
-    /// The loop under every commit: writes files and transaction ids for the next version, as long as `free` holds of
-    /// what the log says; and reads the log back after every failure, by the table at the top.
-    ///
-    /// The ids tell the commit from every other one: some of them are made for it alone.
+    /// Commits files and transaction ids, as long as `free` holds of what the log says.
     async fn publish(
         &mut self,
-        files: Vec<Add>,
+        adds: Vec<Add>,
         ids: Vec<(String, i64)>,
-        (before, after): (&str, &str),
-        free: impl Fn(&Transactions) -> bool,
-    ) -> Result<Published, LakeError> {
-        let began = Instant::now();
-        let mut conflicts = 0;
-        let mut backoff = Backoff::new(10, 2_000);
-        loop {
-            if !free(&self.known) {
-                return Ok(Published::Refused);
-            }
-            // Another writer may have changed the terms, and the commit may have to carry its time: so by the newest version.
-            self.known.admit(self.table, &self.store, false)?;
-            let (bytes, in_commit_ms) = self.encode(&files, &ids)?;
-            let version = self.known.version + 1;
-            failpoint::hit(before);
-            let put = self.store.put_new(&paths::commit(version), bytes).await;
-            failpoint::hit(after);
-            let failure = match put {
-                Ok(()) => {
-                    self.known.ids.extend(ids);
-                    self.known.version = version;
-                    self.known.in_commit_ms = in_commit_ms;
-                    return Ok(Published::Done { version, conflicts });
-                }
-                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                    conflicts += 1;
-                    None
-                }
-                Err(error) if fault::is_permanent(&error) => {
-                    return Err(LakeError::storage("write commit", &self.store, &paths::commit(version), error));
-                }
-                Err(error) => {
-                    tracing::warn!(table = self.table.name(), version, error = %error, "commit failed, reading back");
-                    Some(error)
-                }
-            };
-            if began.elapsed() > PATIENCE {
-                let table = self.store.url().to_string();
-                return Err(LakeError::Contended { table, seconds: PATIENCE.as_secs(), source: failure });
-            }
-            // A lost race needs no pause when the log moved: whoever won has made progress, and whoever waits would
-            // only lose again to those who do not. An error does.
-            let before = self.known.version;
-            let read = self.read_back(&ids).await;
-            if let Ok(Some(version)) = read {
-                return Ok(Published::Done { version, conflicts });
-            }
-            if failure.is_some() || read.is_err() || self.known.version == before {
-                tokio::time::sleep(backoff.spread()).await;
-            }
-            if let Err(error) = read {
-                if matches!(error, LakeError::Log { .. } | LakeError::Unsupported { .. }) || fault::is_permanent(&error)
-                {
-                    return Err(error);
-                }
-                tracing::warn!(table = self.table.name(), error = %error, "cannot read the log back, trying again");
-            }
-        }
+        failpoints: (&'static str, &'static str),
+        free: impl Fn(&Transactions) -> bool + Sync,
+    ) -> Result<Option<Committed>, LakeError> {
+        commit::commit(self.table, &self.store, &mut self.known, &Addition { adds, ids, failpoints, free }).await
     }
 
     /// Whether it is time to write a checkpoint of the log; it is then taken to be under way.
-    ///
-    /// Asked after every commit, and by every worker: so one that dies over it delays the next by a commit, not by a
-    /// hundred. Without checkpoints a worker would start ever more slowly.
     pub fn checkpoint_due(&mut self) -> bool {
-        let due = self.known.version >= self.known.checkpoint.unwrap_or(0) + CHECKPOINT_EVERY;
-        if due {
-            self.known.checkpoint = Some(self.known.version);
-        }
-        due
-    }
-
-    /// Reads forward, and returns the version at which all the ids were as given, if there is one.
-    ///
-    /// Looks after every single commit: a later one may already have moved a shard on, by its next owner.
-    async fn read_back(&mut self, ids: &[(String, i64)]) -> Result<Option<u64>, LakeError> {
-        let mut found = None;
-        while log::read_next(&self.store, &mut self.known).await? {
-            if ids.iter().all(|(id, version)| self.known.ids.get(id) == Some(version)) {
-                found = Some(self.known.version);
-            }
-        }
-        Ok(found)
+        self.known.checkpoint_due()
     }
 
     fn failpoints(&self, files: &[Add]) -> (&'static str, &'static str) {
@@ -348,23 +251,33 @@ impl Ledger {
             _ => ("commit/before", "commit/after"),
         }
     }
-
-    fn encode(&self, files: &[Add], ids: &[(String, i64)]) -> Result<(Bytes, Option<i64>), LakeError> {
-        let mut actions: Vec<Action> = files.iter().cloned().map(Action::Add).collect();
-        actions.extend(ids.iter().map(|(id, version)| Action::Txn(Transaction::new(id.clone(), *version))));
-        self.known.encode(self.table, &self.store, actions, (SaveMode::Append, None))
-    }
 }
 
-/// A fresh owner token: 63 bits, because a transaction id's version is an i64.
-pub fn new_token() -> u64 {
-    rand::rng().random::<u64>() >> 1
+/// What a ledger commits.
+struct Addition<F> {
+    adds: Vec<Add>,
+    ids: Vec<(String, i64)>,
+    failpoints: (&'static str, &'static str),
+    free: F,
+}
+
+impl<F: Fn(&Transactions) -> bool + Sync> Proposal for Addition<F> {
+    async fn draft(&self, known: &Transactions) -> Result<Option<Draft>, LakeError> {
+        let draft = || Draft { adds: self.adds.clone(), ids: self.ids.clone(), ..Draft::default() };
+        Ok((self.free)(known).then(draft))
+    }
+
+    fn failpoints(&self) -> (&'static str, &'static str) {
+        self.failpoints
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::lake::{AwsSettings, Location};
+    use crate::lake::{AwsSettings, Location, paths};
 
     fn shard(name: &str) -> ShardKey {
         ShardKey::new("stream", name).unwrap()
@@ -411,11 +324,10 @@ mod tests {
         let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
         let held = ledger.fence(&[(key.clone(), StartAt::TrimHorizon)], 1).await.unwrap().remove(&key).unwrap();
         let step = advance(&key, &held, "10");
-        let bytes = ledger.encode(&[], &encode_state(&step.shard, &step.next)).unwrap().0;
         let stored = ledger.version() + 1;
-        ledger.store.put_new(&paths::commit(stored), bytes).await.unwrap();
+        ledger.store.loses_answer = Some(Arc::new(|| Box::pin(async { true })));
         let outcome = ledger.commit(Vec::new(), &[step]).await.unwrap();
-        assert_eq!(outcome, Outcome::Committed { version: stored, conflicts: 1 });
+        assert_eq!(outcome, Outcome::Committed { version: stored, conflicts: 0 });
     }
 
     #[tokio::test]
@@ -449,14 +361,17 @@ mod tests {
         let both = [(a.clone(), StartAt::TrimHorizon), (b.clone(), StartAt::TrimHorizon)];
         let held = ledger.fence(&both, 1).await.unwrap();
         let steps = [advance(&a, &held[&a], "10"), advance(&b, &held[&b], "20")];
-        let ids: Vec<_> = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)).collect();
-        let bytes = ledger.encode(&[], &ids).unwrap().0;
         let stored = ledger.version() + 1;
-        ledger.store.put_new(&paths::commit(stored), bytes).await.unwrap();
-        let mut other = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
-        other.fence(&[(b.clone(), StartAt::TrimHorizon)], 2).await.unwrap();
+        ledger.store.loses_answer = Some(Arc::new(move || {
+            let (lake, b) = (lake.clone(), b.clone());
+            Box::pin(async move {
+                let mut other = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+                other.fence(&[(b, StartAt::TrimHorizon)], 2).await.unwrap();
+                true
+            })
+        }));
         let outcome = ledger.commit(Vec::new(), &steps).await.unwrap();
-        assert_eq!(outcome, Outcome::Committed { version: stored, conflicts: 1 });
+        assert_eq!(outcome, Outcome::Committed { version: stored, conflicts: 0 });
     }
 
     #[tokio::test(flavor = "multi_thread")]

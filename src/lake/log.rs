@@ -32,6 +32,9 @@ const READS: usize = 16;
 /// The object that names the newest checkpoint. A hint only: it may be behind, or wrong.
 const HINT: &str = "_delta_log/_last_checkpoint";
 
+/// Versions between two checkpoints of a log; fewer where tests kill in the midst of one.
+const CHECKPOINT_EVERY: u64 = if cfg!(feature = "failpoints") { 20 } else { 100 };
+
 /// What the log says at one version.
 #[derive(Debug, Default, Clone)]
 pub struct Transactions {
@@ -59,6 +62,18 @@ impl Transactions {
             Some(reason) => Err(LakeError::Unsupported { table: store.to_string(), reason }),
             None => Ok(()),
         }
+    }
+
+    /// Whether it is time to write a checkpoint; it is then taken to be under way.
+    ///
+    /// Asked after every commit, and by every writer: so one that dies over it delays the next by a commit, not by a
+    /// hundred. Without checkpoints a writer would start ever more slowly.
+    pub fn checkpoint_due(&mut self) -> bool {
+        let due = self.version >= self.checkpoint.unwrap_or(0) + CHECKPOINT_EVERY;
+        if due {
+            self.checkpoint = Some(self.version);
+        }
+        due
     }
 
     /// The next commit: its bytes, and the time that it carries if the table asks for one.
@@ -229,7 +244,11 @@ fn in_commit_ms(action: &Action) -> Option<i64> {
     if let Action::CommitInfo(info) = action { info.in_commit_timestamp } else { None }
 }
 
-async fn last_checkpoint(table: &Store) -> Result<Option<u64>, LakeError> {
+/// The version of the newest checkpoint, as the log's hint says; `None` without a hint that can be read.
+///
+/// # Errors
+/// The store failed.
+pub async fn last_checkpoint(table: &Store) -> Result<Option<u64>, LakeError> {
     let Some(bytes) = table.get(HINT).await? else { return Ok(None) };
     // The protocol lets a reader ignore one that it cannot read, and list from the beginning.
     let hint: Value = serde_json::from_slice(&bytes).unwrap_or_default();

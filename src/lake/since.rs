@@ -198,6 +198,31 @@ pub async fn since(table: &Store, from: u64, to: u64) -> Result<Option<Since>, L
     Ok(Some(found))
 }
 
+/// Whether no commit after version `from` and up to version `to` added, removed or changed rows whose partition column has
+/// `value`. `false` also when the log does not tell.
+///
+/// # Errors
+/// The log cannot be read.
+pub async fn is_untouched(table: &Store, (from, to): (u64, u64), column: &str, value: &str) -> Result<bool, LakeError> {
+    let mut commits =
+        futures::stream::iter(from + 1..=to).map(|version| log::read_commit(table, version)).buffered(READS);
+    let is_of = |partition: Option<&Partition>| {
+        partition.and_then(|partition| partition.get(column)).is_none_or(|found| found.as_deref() == Some(value))
+    };
+    while let Some(actions) = commits.try_next().await? {
+        let Some(actions) = actions else { return Ok(false) };
+        let touches = |action: &Action| match action {
+            Action::Add(add) => add.data_change && is_of(Some(&add.partition_values)),
+            Action::Remove(remove) => remove.data_change && is_of(remove.partition_values.as_ref()),
+            _ => false,
+        };
+        if actions.iter().any(touches) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};

@@ -122,6 +122,13 @@ pub struct Living {
     pub remove: Remove,
 }
 
+impl Living {
+    /// Its rows, as far as the log tells, and its bytes.
+    pub fn rows_and_bytes(&self) -> (u64, u64) {
+        (self.statistics["numRecords"].as_u64().unwrap_or(0), self.size)
+    }
+}
+
 /// All files that live at the loaded version.
 ///
 /// # Errors
@@ -188,15 +195,11 @@ pub async fn checkpoint(table: &Store) -> Result<(), LakeError> {
     deltalake::checkpoints::create_checkpoint(&loaded, None).await.map_err(|e| LakeError::delta("checkpoint", table, e))
 }
 
-/// Versions between two checkpoints of a table that is committed to now and then.
-const CHECKPOINT_EVERY: u64 = 10;
-
-/// Writes a checkpoint when the version that was just committed is due for one. The table is as whole without it.
-pub async fn checkpoint_at_times(table: &Store, version: u64) {
-    if version > 0
-        && version.is_multiple_of(CHECKPOINT_EVERY)
+/// Writes a checkpoint of a log that is due for one. The table is as whole without it.
+pub async fn checkpoint_if_due(table: &Store, known: &mut log::Transactions) {
+    if known.checkpoint_due()
         && let Err(error) = checkpoint(table).await
     {
-        tracing::warn!(table = %table, error = %error, "cannot write a checkpoint of the log; opening it gets slower");
+        tracing::warn!(table = %table, %error, "cannot write a checkpoint of the log; opening it gets slower");
     }
 }

@@ -15,6 +15,7 @@ use url::Url;
 use super::apart::Apart;
 use super::aws::AwsSettings;
 use super::{LakeError, paths};
+use crate::failpoint;
 
 /// Root of a lake (or of an export): an object store, and the URL under which the tables live.
 #[derive(Clone)]
@@ -24,6 +25,9 @@ pub struct Store {
     prefix: Path,
     /// Set for a local folder only.
     folder: Option<PathBuf>,
+    /// Asked after an object was put that must not exist yet: whether the answer is lost.
+    #[cfg(test)]
+    pub(crate) loses_answer: Option<tests::LosesAnswer>,
 }
 
 impl fmt::Debug for Store {
@@ -121,6 +125,17 @@ fn s3_place(bucket: &str, prefix: &str) -> Result<(Url, Path), String> {
 }
 
 impl Store {
+    fn at(objects: Arc<dyn ObjectStore>, url: Url, prefix: Path, folder: Option<PathBuf>) -> Self {
+        Self {
+            objects,
+            url,
+            prefix,
+            folder,
+            #[cfg(test)]
+            loses_answer: None,
+        }
+    }
+
     /// Opens a location for reading and writing; a local folder is made if it is not there.
     ///
     /// # Errors
@@ -143,7 +158,7 @@ impl Store {
             Location::S3 { bucket, prefix } => {
                 let (url, prefix) = s3_place(bucket, prefix).map_err(LakeError::Invalid)?;
                 let objects = aws.s3(bucket).await?;
-                Ok(Self { objects, url, prefix, folder: None })
+                Ok(Self::at(objects, url, prefix, None))
             }
         }
     }
@@ -167,7 +182,7 @@ impl Store {
         let prefix = Path::from_absolute_path(&folder)
             .map_err(|e| LakeError::Invalid(format!("folder {}: {e}", folder.display())))?;
         let objects = Arc::new(Apart::new(object_store::local::LocalFileSystem::new()));
-        Ok(Self { objects, url, prefix, folder: Some(folder) })
+        Ok(Self::at(objects, url, prefix, Some(folder)))
     }
 
     /// The same storage, one folder further down.
@@ -175,7 +190,7 @@ impl Store {
         let mut url = self.url.clone();
         url.set_path(&format!("{}{name}/", self.url.path()));
         let prefix = name.split('/').fold(self.prefix.clone(), |path, part| path.join(part));
-        Self { objects: self.objects.clone(), url, prefix, folder: self.folder.as_ref().map(|f| f.join(name)) }
+        Self { url, prefix, folder: self.folder.as_ref().map(|f| f.join(name)), ..self.clone() }
     }
 
     /// The object store, rooted at the bucket or at `/`.
@@ -231,6 +246,17 @@ impl Store {
     /// # Errors
     /// As the store says; see above.
     pub async fn put_new(&self, relative: &str, bytes: Bytes) -> Result<(), object_store::Error> {
+        self.put_if_absent(relative, bytes).await?;
+        #[cfg(test)]
+        if let Some(loses_answer) = &self.loses_answer
+            && loses_answer().await
+        {
+            return Err(object_store::Error::Generic { store: "test", source: "the answer is lost".into() });
+        }
+        Ok(())
+    }
+
+    async fn put_if_absent(&self, relative: &str, bytes: Bytes) -> Result<(), object_store::Error> {
         self.own(relative)?;
         if let Some(folder) = &self.folder {
             let path = folder.join(relative);
@@ -273,6 +299,11 @@ impl Store {
     /// # Errors
     /// The store failed after its own retries.
     pub async fn delete(&self, relative: &str) -> Result<(), LakeError> {
+        if failpoint::refuses("store/delete") {
+            let (path, source) = (relative.to_owned(), "a test refuses it".into());
+            let denied = object_store::Error::PermissionDenied { path, source };
+            return Err(LakeError::storage("delete", self, relative, denied));
+        }
         match self.objects.delete(&self.key(relative)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(LakeError::storage("delete", self, relative, source)),
@@ -374,7 +405,7 @@ fn durable_write(path: &FsPath, bytes: &[u8], publish: Publish) -> std::io::Resu
         let mut file = std::fs::File::options().write(true).create_new(true).open(&staged)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        crate::failpoint::hit("file/staged");
+        failpoint::hit("file/staged");
         publish(&staged, path)
     };
     let result = write();
@@ -385,8 +416,10 @@ fn durable_write(path: &FsPath, bytes: &[u8], publish: Publish) -> std::io::Resu
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    pub(crate) type LosesAnswer = Arc<dyn Fn() -> futures::future::BoxFuture<'static, bool> + Send + Sync>;
 
     #[test]
     fn locations() {

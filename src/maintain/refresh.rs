@@ -109,6 +109,8 @@ struct Run<'a> {
 #[derive(Default)]
 struct Pool {
     tail: BTreeSet<String>,
+    /// The rows and the bytes of each of those files.
+    tail_sizes: Vec<(u64, u64)>,
     /// Files of the state, by their lowest identity.
     files: Vec<StateFile>,
 }
@@ -146,7 +148,9 @@ impl Run<'_> {
         for file in records.iter().filter(|f| self.reading.tail.as_ref().is_none_or(|tail| tail.contains(&f.path))) {
             report.files_read += 1;
             report.bytes_read += file.size;
-            pools.entry(pool_of(file)).or_default().tail.insert(file.path.clone());
+            let pool = pools.entry(pool_of(file)).or_default();
+            pool.tail.insert(file.path.clone());
+            pool.tail_sizes.push(file.rows_and_bytes());
         }
         let mut removes = Vec::new();
         let is_known = self.reading.state.is_some();
@@ -185,7 +189,8 @@ impl Run<'_> {
         version: u64,
         adds: &mut Vec<Add>,
     ) -> Result<(), RefreshError> {
-        let context = session(self.limits)?;
+        let of_state = pool.files.iter().map(|file| file.living.rows_and_bytes());
+        let context = session(&self.limits.for_rows_of(pool.tail_sizes.iter().copied().chain(of_state)))?;
         let state = context.state();
         let tail = reading::files_of(&self.reading.sync_records, &state, &pool.tail).await?;
         let Some(tail) = tail else { return Ok(()) };

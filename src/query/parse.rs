@@ -1,5 +1,5 @@
-//! Text to a statement that means what it says: operators bind as SQL says ([`dialect`]), and what the planner would drop
-//! silently is refused by name ([`ignored`]).
+//! Text to a statement that means what it says: operators bind as SQL says ([`dialect`]), what the planner would drop silently is
+//! refused by name ([`ignored`]), and what it would take for something else is written as it takes it right ([`mistaken`]).
 
 use datafusion::execution::{FunctionRegistry, SessionState};
 use datafusion::sql::parser::{DFParserBuilder, Statement as Parsed};
@@ -9,6 +9,7 @@ use super::QueryError;
 
 mod dialect;
 mod ignored;
+mod mistaken;
 
 /// Parses one statement.
 ///
@@ -19,22 +20,23 @@ pub(crate) fn statement(text: &str, session: &SessionState) -> Result<Parsed, Qu
     let limit = session.config_options().sql_parser.recursion_limit.get();
     let parser = DFParserBuilder::new(text).with_dialect(&dialect).with_recursion_limit(limit).build();
     let mut parsed = parser.and_then(|mut parser| parser.parse_statements())?;
-    let (Some(first), true) = (parsed.pop_front(), parsed.is_empty()) else {
+    let (Some(mut first), true) = (parsed.pop_front(), parsed.is_empty()) else {
         return Err(QueryError::Refused(
             "one statement is expected, and there are several; end the first one".to_owned(),
         ));
     };
-    if let Some(inner) = inner(&first) {
+    if let Some(inner) = inner(&mut first) {
         ignored::refuse(inner, session as &dyn FunctionRegistry).map_err(QueryError::Refused)?;
+        mistaken::mend(inner).map_err(QueryError::Refused)?;
     }
     Ok(first)
 }
 
 /// The statement itself, also under EXPLAIN.
-fn inner(parsed: &Parsed) -> Option<&Statement> {
+fn inner(parsed: &mut Parsed) -> Option<&mut Statement> {
     match parsed {
-        Parsed::Statement(statement) => Some(statement.as_ref()),
-        Parsed::Explain(explain) => inner(&explain.statement),
+        Parsed::Statement(statement) => Some(statement.as_mut()),
+        Parsed::Explain(explain) => inner(&mut explain.statement),
         _ => None,
     }
 }

@@ -1,9 +1,10 @@
 //! Results as text or Parquet, written as they come: no format holds a whole result in memory.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
-use arrow::array::{Array, RecordBatch};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use unicode_width::UnicodeWidthStr;
@@ -53,7 +54,7 @@ impl Style {
 ///
 /// # Errors
 /// Two columns have one name, and the format tells columns apart by their names.
-pub fn distinct_names(format: Format, schema: &arrow::datatypes::Schema) -> Result<(), String> {
+pub fn distinct_names(format: Format, schema: &Schema) -> Result<(), String> {
     if !matches!(format, Format::Json | Format::Ndjson | Format::Parquet) {
         return Ok(());
     }
@@ -121,7 +122,11 @@ impl<W: Write + Send> Printer<W> {
         };
         let mut printer = Self { format, style, schema, out, rows: 0, state };
         if matches!(format, Format::Csv | Format::Tsv) {
-            let names: Vec<_> = printer.schema.fields().iter().map(|f| Some(f.name().clone())).collect();
+            let guarded = |name: &String| match style.guards_formulas && name.starts_with(FORMULAS) {
+                true => format!("'{name}"),
+                false => name.clone(),
+            };
+            let names: Vec<_> = printer.schema.fields().iter().map(|f| Some(guarded(f.name()))).collect();
             printer.separated(&names)?;
         }
         Ok(printer)
@@ -157,8 +162,8 @@ impl<W: Write + Send> Printer<W> {
             }
             State::Text | State::Sampling(_) | State::Ruled(_) => {
                 let options = options();
-                let columns: Vec<_> = batch
-                    .columns()
+                let columns = batch.columns().iter().map(unnested).collect::<Result<Vec<_>, _>>().map_err(other)?;
+                let columns: Vec<_> = columns
                     .iter()
                     .map(|column| {
                         ArrayFormatter::try_new(column.as_ref(), &options).map(|f| (column.logical_nulls(), f))
@@ -319,6 +324,26 @@ fn json_state<F: arrow::json::writer::JsonFormat + Send + 'static>() -> State {
         }
         Ok(())
     }))
+}
+
+/// Lists and structs as JSON: so text in them is told from what separates it, and NULL from text.
+fn unnested(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    if !column.data_type().is_nested() {
+        return Ok(column.clone());
+    }
+    let field = Field::new("", column.data_type().clone(), true);
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(vec![field])), vec![column.clone()])?;
+    let builder = arrow::json::WriterBuilder::new().with_explicit_nulls(true);
+    let mut lines = builder.build::<_, arrow::json::writer::LineDelimited>(Vec::new());
+    lines.write(&batch)?;
+    lines.finish()?;
+    let lines = String::from_utf8(lines.into_inner()).map_err(|e| ArrowError::JsonError(e.to_string()))?;
+    let nulls = column.logical_nulls();
+    let cell = |(row, line): (usize, &'_ str)| {
+        let json = line.strip_prefix("{\"\":").and_then(|rest| rest.strip_suffix('}')).unwrap_or(line);
+        nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row)).then(|| json.to_owned())
+    };
+    Ok(Arc::new(lines.lines().enumerate().map(cell).collect::<StringArray>()))
 }
 
 fn csv_cell(cell: Option<&str>) -> String {

@@ -15,13 +15,16 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use super::Guards;
 
 mod arithmetic;
+pub(super) mod casts;
 mod constants;
+mod decimals;
 mod fallible;
 mod guarded;
 pub(super) mod integers;
 mod kinds;
 mod projections;
 mod rows;
+mod spans;
 mod subqueries;
 pub(super) mod sums;
 mod unordered;
@@ -30,6 +33,7 @@ mod unordered;
 pub(super) fn analyzer(guards: Guards) -> Vec<Arc<dyn AnalyzerRule + Send + Sync>> {
     let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> =
         vec![Arc::new(kinds::SameKinds), Arc::new(ResolveGroupingFunction::new()), Arc::new(TypeCoercion::new())];
+    rules.push(Arc::new(spans::Spans));
     if guards.subqueries {
         rules.push(Arc::new(subqueries::Subqueries));
     }

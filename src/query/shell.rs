@@ -105,7 +105,7 @@ async fn run_statement(
             let style = Style { guards_formulas: settings.guards_formulas, ..Style::EXACT };
             let out = BufWriter::new(file.file());
             let rows = print(batches, (settings.format, style), schema, out, &path.display().to_string()).await?;
-            file.publish(path)?;
+            file.publish()?;
             rows
         }
         None => {

@@ -1,11 +1,13 @@
-"""Another Delta writer (delta-rs) works on every table of a lake beside ingest, refresh, extract and consumers, with kills.
+"""Another Delta writer works on every table of a lake beside ingest, refresh, extract, redrive and consumers, with kills.
 
-    python foreign.py SYNCLAKE FOLDER [--rounds N] [--seed S]
+    python foreign.py SYNCLAKE FOLDER [--rounds N] [--seed S] [--spark PYTHON JARS]
 
 Two lakes get the same files: one in peace, one with the other writer. In each round a file is ingested and the maintenance
-runs, each killed now and then and begun again, while the other writer compacts, sorts, updates a person's rows in place, makes
-checkpoints and cleans logs up. At last it deletes a person and vacuums. The lakes must be equal but for the deleted person, the
-consumer must have got each row once, and `verify` must be content. The last line on stdout is a JSON object of what was seen.
+runs, each killed now and then and begun again, while the other writer (delta-rs) compacts, sorts, updates rows in place, makes
+checkpoints and cleans logs up; between rounds it compacts and restores. With --spark, Spark comes after it, with deletion
+vectors in every table, and deletes a person. At last another person is deleted, and all tables are vacuumed. The lakes must be
+equal but for the deleted persons, the consumer must have got each row once, and `verify` must be content. The last line on
+stdout is a JSON object of what was seen.
 """
 
 import argparse
@@ -21,8 +23,8 @@ import threading
 import time
 
 import pyarrow.parquet
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
+
+from other_writers import Conflict, DeltaRs, Spark
 
 # What identifies a row.
 KEY = ["shard_id", "sequence_number", "sub_sequence", "record_index"]
@@ -30,6 +32,8 @@ TABLES = ["sync_records", "quarantine", "daily_state", "state"]
 DAYS = 4
 # In each round, however fast it is.
 DEEDS_MIN = 12
+# Spark is slower than we are.
+SPARK_ROUNDS = 6
 
 
 class Lakes:
@@ -42,6 +46,7 @@ class Lakes:
         self.feed = self.folder / "feed"
         self.rng = random.Random(options.seed)
         self.seen = collections.Counter()
+        self.consume = ["extract", "--consumer", "w", "--out", str(self.feed), "--format", "parquet"]
 
     def command(self, args, lake):
         return [self.synclake, *args, "--quiet", "--lake", str(lake)]
@@ -72,43 +77,70 @@ class Lakes:
         return collections.Counter(done.stdout.splitlines())
 
 
-def deeds(rng):
+def deeds(writer, rng):
     """Everything on every table, in another order each time."""
-    every = list(itertools.product(["compact", "z_order", "checkpoint", "cleanup", "update"], TABLES))
+    every = list(itertools.product(writer.deeds, TABLES))
     while True:
         rng.shuffle(every)
         yield from every
 
 
-def meddle(lakes, stop, rng, todo):
-    """One thing after another, until the round is over. What conflicts with us is delta-rs's to try again."""
+def meddle(lakes, writer, stop, rng, todo, at_least):
+    """One thing after another, until the round is over."""
     done = 0
-    while not stop.is_set() or done < DEEDS_MIN:
+    while not stop.is_set() or done < at_least:
         done += 1
         what, table = next(todo)
         try:
-            delta = DeltaTable(lakes.lake / table)
-            if what == "compact":
-                delta.optimize.compact(target_size=rng.choice([1 << 12, 1 << 28]))
-            elif what == "z_order":
-                delta.optimize.z_order({"quarantine": ["reason"]}.get(table, ["identity_id"]))
-            elif what == "checkpoint":
-                delta.create_checkpoint()
-            elif what == "cleanup":
-                delta.cleanup_metadata()
-            elif table in ("sync_records", "quarantine"):
-                # Every row stays what it was; the files do not.
-                column = "value" if table == "sync_records" else "detail"
-                delta.update(updates={column: column}, predicate=f"{column} is not null")
-            else:
-                continue
-            lakes.seen[f"{what} {table}"] += 1
-        except (DeltaError, OSError) as error:
-            # Our commit came first, or the table is not there yet.
+            if writer.do(what, table, rng):
+                lakes.seen[f"{what} {table}"] += 1
+        except Conflict:
             lakes.seen[f"{what} conflicted"] += 1
-            if "panic" in str(error).lower():
-                raise
         stop.wait(rng.uniform(0, 0.1))
+
+
+class Meddler(threading.Thread):
+    """The other writer at work beside ours; what it raises is raised by `end`."""
+
+    def __init__(self, *args):
+        super().__init__()
+        self.stop, self.args, self.raised = threading.Event(), args, None
+
+    def run(self):
+        lakes, writer, *rest = self.args
+        try:
+            meddle(lakes, writer, self.stop, *rest)
+        except BaseException as error:
+            self.raised = error
+
+    def end(self):
+        self.stop.set()
+        self.join()
+        if self.raised:
+            raise self.raised
+
+
+def delete_until_done(writer, table, predicate):
+    for attempt in range(40):
+        try:
+            return writer.delete(table, predicate)
+        except Conflict as conflict:
+            last = conflict
+            time.sleep(0.05 * attempt)
+    raise last
+
+
+def work(lakes, number, options):
+    """More events, into both lakes; in one of them every command, in any order and with kills."""
+    events = lakes.folder / f"{number}.ndjson"
+    made = ["simulate", "--quiet", "--seed", str(options.seed * 1000 + number), "--events", "400", "--days", str(DAYS)]
+    subprocess.run([options.synclake, *made, "--identities", "30", "--poison", "0.02", "--out", str(events)], check=True)
+    lakes.run(["ingest", "--source", f"file:{events}"], lakes.peace)
+    lakes.run_killed(["ingest", "--source", f"file:{events}"])
+    steps = [["refresh"], ["extract", "--date", f"2026-01-{1 + number % DAYS:02}"], ["redrive"], lakes.consume]
+    lakes.rng.shuffle(steps)
+    for step in steps:
+        lakes.run_killed(step)
 
 
 def delivered(feed):
@@ -119,6 +151,15 @@ def delivered(feed):
             table = pyarrow.parquet.ParquetFile(feed / file["path"]).read(columns=KEY)
             found.update(tuple(str(v) for v in row.values()) for row in table.to_pylist())
     return found
+
+
+def a_person(lakes):
+    sql = "select identity_id from current_state order by 1 limit 1 offset 5"
+    return json.loads(next(iter(lakes.rows(lakes.lake, sql))))["identity_id"]
+
+
+def without(persons):
+    return " where identity_id not in (" + ", ".join(f"'{person}'" for person in persons) + ")" if persons else ""
 
 
 def different(lakes, what, sql, faults, where=""):
@@ -133,65 +174,84 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--spark", nargs=2, metavar=("PYTHON", "JARS"), help="then Spark with Delta is the other writer")
     options = parser.parse_args()
     lakes = Lakes(options)
     rng = random.Random(options.seed + 1)
-    todo = deeds(rng)
     faults = []
+    writer = DeltaRs(lakes.lake)
+    todo = deeds(writer, rng)
     for number in range(options.rounds):
-        events = lakes.folder / f"{number}.ndjson"
-        made = ["simulate", "--quiet", "--seed", str(options.seed * 1000 + number), "--events", "400", "--days", str(DAYS)]
-        subprocess.run([options.synclake, *made, "--identities", "30", "--poison", "0.02", "--out", str(events)], check=True)
-        lakes.run(["ingest", "--source", f"file:{events}"], lakes.peace)
-        stop = threading.Event()
-        other = threading.Thread(target=meddle, args=(lakes, stop, rng, todo))
+        other = Meddler(lakes, writer, rng, todo, DEEDS_MIN)
         other.start()
         try:
-            lakes.run_killed(["ingest", "--source", f"file:{events}"])
-            day = f"2026-01-{1 + number % DAYS:02}"
-            steps = [["refresh"], ["extract", "--date", day], ["redrive"],
-                     ["extract", "--consumer", "w", "--out", str(lakes.feed), "--format", "parquet"]]
-            lakes.rng.shuffle(steps)
-            for step in steps:
-                lakes.run_killed(step)
+            work(lakes, number, options)
         finally:
-            stop.set()
-            other.join()
-    lakes.run(["extract", "--consumer", "w", "--out", str(lakes.feed), "--format", "parquet"], lakes.lake)
+            other.end()
+        for table in TABLES:
+            lakes.seen[f"restore {table}"] += writer.compact_and_take_back(table)
+    forgotten = set()
+    if options.spark:
+        writer = Spark(lakes.lake, *options.spark)
+        todo = deeds(writer, rng)
+        for table in TABLES:
+            writer.do("vectors", table, rng)
+        other = Meddler(lakes, writer, rng, todo, len(writer.deeds) * len(TABLES))
+        other.start()
+        number = options.rounds + SPARK_ROUNDS
+        try:
+            for earlier in range(options.rounds, number):
+                work(lakes, earlier, options)
+        finally:
+            other.end()
+        person = a_person(lakes)
+        forgotten.add(person)
+        # By deletion vectors, beside another round.
+        eraser = threading.Thread(target=delete_until_done, args=(writer, "sync_records", f"identity_id = '{person}'"))
+        eraser.start()
+        work(lakes, number, options)
+        eraser.join()
+        delete_until_done(writer, "sync_records", f"identity_id = '{person}'")
+        for table in TABLES:
+            lakes.seen[f"restore {table}"] += writer.compact_and_take_back(table)
+    lakes.run(lakes.consume, lakes.lake)
     every = lakes.rows(lakes.peace, f"select {', '.join(KEY)} from sync_records")
     got = delivered(lakes.feed)
     expected = collections.Counter()
     for line, count in every.items():
         expected[tuple(str(v) for v in json.loads(line).values())] += count
-    if got != expected:
-        faults.append(f"consumer: {sum((expected - got).values())} rows are missing, {sum((got - expected).values())} are too many")
-    different(lakes, "sync_records", "select * except (arrived_at) from sync_records", faults)
+    # Rows that were deleted before they were delivered need not be.
+    may_lack = collections.Counter()
+    for person in forgotten:
+        sql = f"select {', '.join(KEY)} from sync_records where identity_id = '{person}'"
+        may_lack.update(tuple(str(v) for v in json.loads(line).values()) for line in lakes.rows(lakes.peace, sql))
+    if got - expected or expected - got - may_lack:
+        missing, many = expected - got - may_lack, got - expected
+        faults.append(f"consumer: {sum(missing.values())} rows are missing, {sum(many.values())} are too many")
+    different(lakes, "sync_records", "select * except (arrived_at) from sync_records", faults, without(forgotten))
     different(lakes, "quarantine", "select reason, detail, encode(raw, 'hex') from quarantine", faults)
 
     # A person is deleted, beside a refresh; whatever was computed of that person goes with it.
-    person = json.loads(next(iter(lakes.rows(lakes.peace, "select identity_id from current_state limit 1"))))["identity_id"]
+    person = a_person(lakes)
+    forgotten.add(person)
     refresh = threading.Thread(target=lakes.run_killed, args=(["refresh"],))
     refresh.start()
-    for attempt in range(20):
-        try:
-            DeltaTable(lakes.lake / "sync_records").delete(f"identity_id = '{person}'")
-            break
-        except DeltaError:
-            time.sleep(0.05 * attempt)
+    delete_until_done(writer, "sync_records", f"identity_id = '{person}'")
     refresh.join()
-    lakes.seen["deleted persons"] += 1
+    lakes.seen["deleted persons"] += len(forgotten)
     lakes.run(["refresh"], lakes.lake)
     for table in TABLES:
-        DeltaTable(lakes.lake / table).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+        writer.vacuum(table)
     lakes.run(["extract", "--date", f"2026-01-{DAYS + 1:02}"], lakes.lake)
     lakes.run(["extract", "--date", f"2026-01-{DAYS + 1:02}"], lakes.peace)
-    others = f" where identity_id <> '{person}'"
+    others = without(forgotten)
     different(lakes, "sync_records without the person", "select * except (arrived_at) from sync_records", faults, others)
     different(lakes, "current_state", "select * from current_state", faults, others)
     state = f"select pool, identity_id, dataset_name, key, value from daily_state where extract_date = '2026-01-{DAYS + 1:02}' and kind = 'state'"
-    different(lakes, "extract", state, faults, f" and identity_id <> '{person}'")
-    if lakes.rows(lakes.lake, f"select 1 from state where identity_id = '{person}'"):
-        faults.append("state: the deleted person is still there")
+    different(lakes, "extract", state, faults, others.replace("where", "and"))
+    if lakes.rows(lakes.lake, f"select 1 from state where not ({others.removeprefix(' where ')})"):
+        faults.append("state: a deleted person is still there")
+    writer.close()
     verify = subprocess.run([options.synclake, "verify", "--lake", str(lakes.lake)], capture_output=True, text=True)
     for fault in faults:
         print(fault, file=sys.stderr)

@@ -294,7 +294,7 @@ impl Generator {
 
     fn predicate(&mut self, of: &[Relation], depth: usize) -> String {
         let deeper = depth.saturating_sub(1);
-        let choice = if depth == 0 { self.below(6) } else { self.below(18) };
+        let choice = if depth == 0 { self.below(6) } else { self.below(19) };
         let Some((column, name, t)) = self.column(of, None) else { return "true".to_owned() };
         match choice {
             0 | 1 | 6 => {
@@ -366,6 +366,15 @@ impl Generator {
                     None => format!("{column} is not null"),
                 }
             }
+            // A month has 30 days and a day 24 hours.
+            16 => match (self.column(of, Some(Time)), self.column(of, Some(Time))) {
+                (Some((later, ..)), Some((earlier, ..))) => {
+                    let compare = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
+                    let (count, unit) = (self.below(12), self.pick(&["hours", "days", "months", "minutes"]));
+                    format!("({later} - {earlier}) {compare} interval '{count} {unit}'")
+                }
+                _ => format!("{column} is not null"),
+            },
             _ => self.subquery(of),
         }
     }
@@ -384,7 +393,9 @@ impl Generator {
             condition = format!("{alias}.{column} is null");
         }
         let not = self.pick(&["", "not "]);
-        match self.below(3) {
+        match self.below(5) {
+            3 => format!("{outer} = any (select {alias}.{column} from {name} {alias} where {condition})"),
+            4 => format!("{outer} <> all (select {alias}.{column} from {name} {alias} where {condition})"),
             0 => format!("{not}exists (select 1 from {name} {alias} where {alias}.{column} = {outer} and {condition})"),
             _ => format!("{outer} {not}in (select {alias}.{column} from {name} {alias} where {condition})"),
         }

@@ -262,6 +262,19 @@ fn an_output_file_keeps_its_mode() {
     assert_eq!((mode("kept.csv"), std::fs::read(folder.path().join("kept.csv")).unwrap()), (0o444, b"secret".to_vec()));
     let shown = run("select 1 as a", "-");
     assert_eq!((text(&shown.stdout).as_str(), folder.path().join("-").exists()), ("a\n1\n", false));
+    // Standard output by its other name, among other things that go there; and what a link leads to.
+    let program = env!("CARGO_BIN_EXE_synclake-query");
+    let script = format!(
+        "(echo before; {program} --lake lake --format csv -c 'select 1 as a' -o /dev/stdout; echo after) > all.txt"
+    );
+    assert!(std::process::Command::new("sh").args(["-c", &script]).current_dir(&folder).status().unwrap().success());
+    assert_eq!(std::fs::read_to_string(folder.path().join("all.txt")).unwrap(), "before\na\n1\nafter\n");
+    std::os::unix::fs::symlink("target.csv", folder.path().join("link.csv")).unwrap();
+    for sql in ["select 1 as a", "select 2 as a"] {
+        assert!(run(sql, "link.csv").status.success());
+    }
+    assert!(folder.path().join("link.csv").is_symlink());
+    assert_eq!(std::fs::read_to_string(folder.path().join("target.csv")).unwrap(), "a\n2\n");
     refused(&run("\\d current_state", "columns.txt"), 1, &["-o", "backslash"]);
     assert!(!folder.path().join("columns.txt").exists());
     // Ended while it writes: nothing is left.

@@ -130,7 +130,7 @@ fn held(event: &Event<'_>) -> usize {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, cases: 300, ..Default::default() })]
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
 
     /// Whatever an event repeats: what is held is bounded by the record's bytes, and so is what its rows say together.
     #[test]

@@ -371,3 +371,113 @@ fn a_killed_extract_leaves_nothing_for_ever() {
     extract(&lake, DAYS[1], &[]);
     assert_eq!(files(), listed);
 }
+
+/// Whatever a killed run leaves: the manifest says no more than the table holds, and all that it lists is there.
+#[test]
+fn a_manifest_is_never_ahead_of_its_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = four_files(folder.path());
+    let (lake, out) = (folder.path().join("lake"), folder.path().join("out"));
+    let day = DAYS[3];
+    let of_day = ["extract", "--no-refresh", "--date", day, "--format", "ndjson"];
+    let manifest = || -> Value {
+        serde_json::from_slice(&std::fs::read(out.join(format!("extract_date={day}/_SUCCESS"))).unwrap()).unwrap()
+    };
+    let in_table = || {
+        count(
+            lake.to_str().unwrap(),
+            &format!("select count(*) from daily_state where kind = 'state' and extract_date = '{day}'"),
+        )
+    };
+    files[..3].iter().for_each(|file| drop(ingest_file(file, &lake)));
+    ok(synclake().args(of_day).arg("--out").arg(&out).arg("--lake").arg(&lake));
+    let first = manifest();
+    ingest_file(&files[3], &lake);
+    for (point, is_committed) in [("commit/before", false), ("commit/after", true), ("extract/committed", true)] {
+        let mut run = synclake();
+        run.args(of_day).arg("--out").arg(&out).arg("--lake").arg(&lake);
+        let killed = run.env("FAILPOINTS", format!("{point}=1*return(kill)")).output().unwrap();
+        assert_eq!(killed.status.code(), None, "{point}");
+        assert_eq!(manifest(), first, "{point}");
+        assert_eq!(in_table() == first["state_rows"], !is_committed, "{point}");
+        for file in first["files"].as_array().unwrap() {
+            assert!(out.join(file["path"].as_str().unwrap()).exists(), "{point}: {file}");
+        }
+    }
+    ok(synclake().args(of_day).arg("--out").arg(&out).arg("--lake").arg(&lake));
+    assert_eq!(manifest()["state_rows"], in_table());
+}
+
+/// A delivery's files and its manifest are on disk before they have their names, and have them before the cursor moves.
+#[test]
+fn a_delivery_is_durable_before_its_cursor_moves() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "50", "--days", "1"]);
+    let (lake, out) = (folder.path().join("lake"), folder.path().join("feed"));
+    ingest_file(&events, &lake);
+    let staged = |name: &str| -> Vec<String> {
+        let place = out.join(format!("consumer={name}"));
+        let entries = std::fs::read_dir(place).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let names = entries.flat_map(|version| std::fs::read_dir(version).unwrap());
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".tmp")).map(|name| name.split('.').nth(1).unwrap().to_owned()).collect()
+    };
+    let mut seen = BTreeSet::new();
+    // Killed at its first write to disk, its second, and so on: each with a consumer of its own.
+    for writes in 0.. {
+        let name = format!("c{writes}");
+        let mut run = synclake();
+        run.args(["extract", "--consumer", &name, "--out"]).arg(&out).arg("--lake").arg(&lake);
+        let run = run
+            .env("FAILPOINTS", format!("file/staged={writes}*off->1*return(kill)").replace("=0*off->", "="))
+            .output();
+        let run = run.unwrap();
+        if run.status.success() {
+            break;
+        }
+        assert_eq!(run.status.code(), None);
+        seen.extend(staged(&name));
+        assert!(writes < 20);
+    }
+    assert_eq!(seen, ["_SUCCESS", "part-00000"].map(str::to_owned).into());
+}
+
+/// Whoever may write and not delete gets work done, and is told what is left.
+#[test]
+fn what_cannot_be_deleted_fails_nothing_that_is_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = four_files(folder.path());
+    let (lake, out) = (folder.path().join("lake"), folder.path().join("out"));
+    let run = |args: &[&str], failpoints: &str| {
+        let mut run = synclake();
+        run.args(args).arg("--lake").arg(&lake).env("FAILPOINTS", failpoints);
+        run.output().unwrap()
+    };
+    let bad = folder.path().join("bad.ndjson");
+    let line = std::fs::read_to_string(&files[1]).unwrap().lines().next().unwrap().to_owned();
+    std::fs::write(&bad, line + "\n").unwrap();
+    let source = format!("file:{}", bad.display());
+    let poisoned = run(&["ingest", "--source", &source], "poison=return(identityPoolId)");
+    assert!(poisoned.status.success());
+    ingest_file(&files[0], &lake);
+    // Each left something that the next run would delete.
+    assert_eq!(run(&["refresh"], "commit/before=1*return(kill)").status.code(), None);
+    assert_eq!(run(&["redrive"], "redrive/move/before=1*return(kill)").status.code(), None);
+    let day = ["extract", "--no-refresh", "--date", DAYS[0], "--out", out.to_str().unwrap()];
+    ok(synclake().args(day).arg("--lake").arg(&lake));
+    for (args, left) in [
+        (&["refresh"][..], "left files of the state"),
+        (&["redrive"], "left files of sync_records"),
+        (&day, "left files of earlier runs"),
+    ] {
+        let refused = run(args, "store/delete=return");
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(0), "{args:?}: {stderr}");
+        assert!(stderr.contains(left), "{args:?}: {stderr}");
+    }
+    let lake = lake.to_str().unwrap();
+    assert_eq!(count(lake, "select count(*) from quarantine"), 0);
+    let truth = "select count(*) from (select * from current_state)";
+    assert!(count(lake, truth) > 0);
+    ok(synclake().args(["verify", "--lake", lake]));
+}

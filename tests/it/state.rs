@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use serde_json::{Value, json};
 
-use crate::harness::{count, ingest_file, ok, rows, synclake};
+use crate::harness::{count, ingest_file, ok, rows, setting, simulate, synclake};
 
 /// What is live: identity, dataset and key to value and count.
 pub type Live = BTreeMap<(String, String, String), (Option<String>, i64)>;
@@ -322,6 +322,34 @@ fn a_killed_refresh_loses_nothing_and_leaves_nothing() {
         serde_json::from_str(&ok(synclake().args(["verify", "--format", "json", "--lake"]).arg(&lake))).unwrap();
     assert_eq!(report["faults"], json!([]));
     assert_eq!(report["tables"]["state"]["rows"], count(lake.to_str().unwrap(), "select count(*) from key_state"));
+}
+
+/// Another writer appends rows without an identity, which synclake never writes: each is in the state once all the same.
+#[test]
+fn rows_without_an_identity_are_in_the_state_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "60", "--days", "1"]);
+    let lake = folder.path().join("lake");
+    ingest_file(&events, &lake);
+    refresh(&lake);
+    let script = "import sys, pyarrow, pyarrow.compute as c; from deltalake import DeltaTable, write_deltalake\n\
+                  t = DeltaTable(sys.argv[1]).to_pyarrow_table(); t = t.filter(c.is_valid(t['key'])).slice(0, 1)\n\
+                  at = t.schema.get_field_index('identity_id')\n\
+                  t = t.set_column(at, t.schema.field(at), pyarrow.nulls(1, t.schema.field(at).type))\n\
+                  write_deltalake(sys.argv[1], t, mode='append')";
+    let append = || {
+        let mut python = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"));
+        ok(python.args(["-c", script]).arg(lake.join("sync_records")));
+    };
+    let of = |relation: &str| {
+        count(lake.to_str().unwrap(), &format!("select count(*) from {relation} where identity_id is null"))
+    };
+    for round in 0..3 {
+        append();
+        assert_eq!((of("sync_records"), of("key_state")), (round + 1, 1), "before refresh {round}");
+        refresh(&lake);
+        assert_eq!((of("state"), of("key_state")), (1, 1), "after refresh {round}");
+    }
 }
 
 /// A long history from a fixed seed.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{ingest_file, ok, simulate, synclake, text};
+use crate::harness::{ingest_file, ok, setting, simulate, synclake, text};
 
 fn grown_lake(folder: &Path) -> PathBuf {
     let (events, _) = simulate(folder, &["--events", "600", "--seed", "4"]);
@@ -137,4 +137,45 @@ fn each_kind_of_damage_is_found() {
         damage(&lake);
         assert_fault(&lake, part);
     }
+}
+
+/// A file that decodes, and holds other bytes than were committed.
+#[test]
+fn a_flipped_bit_is_found_by_a_deep_look() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = grown_lake(folder.path());
+    let listed = std::fs::read_to_string(&commits(&lake)[2]).unwrap();
+    let adds: Vec<Value> = listed.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).collect();
+    let path = adds.iter().find_map(|action| action["add"]["path"].as_str()).unwrap();
+    let path = lake.join("sync_records").join(path);
+    let whole = std::fs::read(&path).unwrap();
+    for at in [whole.len() / 4, whole.len() / 2, whole.len() - 20] {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1;
+        std::fs::write(&path, flipped).unwrap();
+        let deep = synclake().args(["verify", "--deep", "--lake"]).arg(&lake).output().unwrap();
+        assert_eq!(deep.status.code(), Some(1), "{at}");
+        assert!(text(&deep.stdout).contains("SHA-256"), "{at}: {}", text(&deep.stdout));
+    }
+    std::fs::write(&path, whole).unwrap();
+    ok(synclake().args(["verify", "--deep", "--lake"]).arg(&lake));
+}
+
+/// Whoever cleans a log up takes history away, and no row: `verify` says from where on it can tell.
+#[test]
+fn a_cleaned_log_is_told_and_is_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = grown_lake(folder.path());
+    let script = "import sys, deltalake; deltalake.DeltaTable(sys.argv[1]).create_checkpoint()";
+    let mut python = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"));
+    ok(python.args(["-c", script]).arg(lake.join("sync_records")));
+    for commit in &commits(&lake)[..3] {
+        std::fs::remove_file(commit).unwrap();
+    }
+    let report = ok(synclake().args(["verify", "--format", "json", "--lake"]).arg(&lake));
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!((&report["faults"], &report["tables"]["sync_records"]["log_from"]), (&serde_json::json!([]), &3.into()));
+    let shard = report["shards"].as_object().unwrap().values().next().unwrap();
+    assert_eq!((&shard["commits"], &shard["commits_checked"]), (&4.into(), &2.into()));
+    assert!(ok(synclake().args(["verify", "--lake"]).arg(&lake)).contains("nothing before version 3 is checked"));
 }

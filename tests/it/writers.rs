@@ -144,6 +144,37 @@ fn what_is_deleted_is_gone_and_is_not_delivered_again() {
     assert!(report["base"].is_null() && report["stale"] == json!(["2026-01-02"]), "{report}");
 }
 
+/// Another writer deletes rows of an extract: the next day does not build on what is left of it.
+#[test]
+fn an_extract_that_another_writer_changed_is_no_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = lake(folder.path());
+    let extract = |day: &str| -> Value {
+        let report = ok(synclake().args(["extract", "--no-refresh", "--date", day, "--lake"]).arg(&lake));
+        serde_json::from_str(&report).unwrap()
+    };
+    let of_day = |day: &str, kind: &str| -> Value {
+        let files = listed(&lake, "daily_state");
+        let path = |path: &str| path.starts_with(&format!("extract_date={day}/")) && path.contains(kind);
+        files.iter().find(|(name, _)| path(name)).unwrap().1.clone()
+    };
+    extract("2026-01-01");
+    extract("2026-01-02");
+    let right = extract("2026-01-03");
+    assert_eq!(right["base"], "2026-01-02");
+    // Retention of what nothing is built on.
+    commit(&lake, "daily_state", "DELETE", &[remove(&of_day("2026-01-01", "part-state"), true)]);
+    assert_eq!(extract("2026-01-03")["base"], "2026-01-02");
+    commit(&lake, "daily_state", "DELETE", &[remove(&of_day("2026-01-02", "part-state"), true)]);
+    let again = extract("2026-01-03");
+    assert!(again["base"].is_null(), "{again}");
+    assert_eq!(again["state_rows"], right["state_rows"]);
+    // A copy of an older state, as RESTORE brings it, is nothing to build on either.
+    let files = of_day("2026-01-03", "part-state");
+    commit(&lake, "daily_state", "RESTORE", &[json!({ "add": files })]);
+    assert!(extract("2026-01-04")["base"].is_null());
+}
+
 #[test]
 fn terms_that_are_not_kept_are_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();

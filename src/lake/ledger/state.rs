@@ -36,7 +36,7 @@ fn app_id(shard: &ShardKey) -> String {
 }
 
 /// The transaction ids of a state.
-pub(super) fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
+pub(crate) fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
     let id = app_id(shard);
     let from = match state.from {
         StartAt::TrimHorizon => 0,

@@ -1,4 +1,4 @@
-//! Arithmetic of integers that fails on overflow, and `||` that fails where it would make too much.
+//! Arithmetic of integers and decimals that fails on overflow, and `||` that fails where it would make too much.
 //!
 //! DataFusion wraps around silently. The rewrite is a logical one, after type coercion: constants are folded by it as well, and no
 //! operator is left out.
@@ -28,6 +28,7 @@ use datafusion::physical_expr::expressions::{BinaryExpr as PhysicalBinary, Colum
 use datafusion::physical_expr_common::datum::apply;
 use datafusion::scalar::ScalarValue;
 
+use super::decimals;
 use crate::query::Told;
 use crate::query::functions::{bytes_of, check};
 
@@ -204,10 +205,20 @@ fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     Ok(match expr {
         Expr::BinaryExpr(BinaryExpr {
             left,
-            op: op @ (Operator::Plus | Operator::Minus | Operator::Multiply),
+            op: op @ (Operator::Plus | Operator::Minus | Operator::Multiply | Operator::Divide),
             right,
         }) => {
             let of = type_of(&left, schema)?;
+            if of.is_decimal() || op == Operator::Divide {
+                let value = Expr::BinaryExpr(BinaryExpr { left, op, right });
+                // Of fewer digits there is always room.
+                return Ok(match type_of(&value, schema)? {
+                    DataType::Decimal128(38, _) | DataType::Decimal256(76, _) => {
+                        Transformed::yes(decimals::fitting(value))
+                    }
+                    _ => Transformed::no(value),
+                });
+            }
             if !of.is_integer() || of != type_of(&right, schema)? {
                 return Ok(Transformed::no(Expr::BinaryExpr(BinaryExpr { left, op, right })));
             }

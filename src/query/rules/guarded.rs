@@ -103,6 +103,9 @@ fn written(expr: Expr, schema: &DFSchema, only_truth: bool) -> Result<Expr> {
     if !can_fail(&expr, schema) {
         return Ok(expr);
     }
+    // Below anything else (NOT, IS FALSE, a comparison) unknown is not what false is.
+    let only_truth = only_truth
+        && matches!(&expr, Expr::Case(_) | Expr::BinaryExpr(BinaryExpr { op: Operator::And | Operator::Or, .. }));
     let rewritten = expr.transform_down(|expr| {
         let done = |expr| Ok(Transformed::new(expr, true, TreeNodeRecursion::Jump));
         match expr {

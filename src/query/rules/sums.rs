@@ -1,10 +1,11 @@
-//! `sum` of integers: exact, and an error when the total is no `bigint`.
+//! `sum` of integers and decimals: exact, and an error when the total is none of its type.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Decimal128Array};
-use arrow::datatypes::{DataType, Decimal128Type, FieldRef, Int64Type, UInt64Type};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, FieldRef, Int64Type, UInt64Type};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::functions_aggregate::sum::sum_udaf;
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
@@ -14,9 +15,10 @@ use datafusion::logical_expr::{
 };
 use datafusion::scalar::ScalarValue;
 
+use super::decimals;
 use crate::query::Told;
 
-/// `sum`, which adds integers as decimals and fails when the total is no `bigint`.
+/// `sum`, which adds what is wider, and fails when the total does not fit: integers as decimals, decimals as those of 256 bits.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CheckedSum {
     inner: Arc<AggregateUDF>,
@@ -28,15 +30,24 @@ impl Default for CheckedSum {
     }
 }
 
-fn wide(field: &FieldRef) -> FieldRef {
-    Arc::new(field.as_ref().clone().with_data_type(DataType::Decimal128(38, 0)))
+/// What a total is added as, if that is another type than its own.
+fn wide(of: &DataType) -> Option<DataType> {
+    match of {
+        DataType::Int64 => Some(DataType::Decimal128(38, 0)),
+        DataType::Decimal128(_, scale) => Some(DataType::Decimal256(76, *scale)),
+        _ => None,
+    }
 }
 
-/// Whether this is a sum of integers (only those are `bigint`), and what the sum of decimals is asked then.
-fn exact(args: AccumulatorArgs<'_>) -> (bool, AccumulatorArgs<'_>) {
-    match args.return_field.data_type() == &DataType::Int64 {
-        true => (true, AccumulatorArgs { return_field: wide(&args.return_field), ..args }),
-        false => (false, args),
+/// The type of the total if it is added as another one, and what the sum of that is asked then.
+fn exact(args: AccumulatorArgs<'_>) -> (Option<DataType>, AccumulatorArgs<'_>) {
+    let of = args.return_field.data_type().clone();
+    match wide(&of) {
+        Some(wide) => {
+            let return_field = Arc::new(args.return_field.as_ref().clone().with_data_type(wide));
+            (Some(of), AccumulatorArgs { return_field, ..args })
+        }
+        None => (None, args),
     }
 }
 
@@ -57,14 +68,19 @@ impl AggregateUDFImpl for CheckedSum {
     }
 
     fn accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        let (integers, args) = exact(args);
+        let (of, args) = exact(args);
         let inner = self.inner.accumulator(args)?;
-        Ok(if integers { Box::new(Exact { inner }) } else { inner })
+        Ok(match of {
+            Some(of) => Box::new(Exact { inner, of }),
+            None => inner,
+        })
     }
 
     fn state_fields(&self, args: StateFieldsArgs) -> Result<Vec<FieldRef>> {
-        let integers = args.return_field.data_type() == &DataType::Int64;
-        let return_field = if integers { wide(&args.return_field) } else { args.return_field.clone() };
+        let return_field = match wide(args.return_field.data_type()) {
+            Some(wide) => Arc::new(args.return_field.as_ref().clone().with_data_type(wide)),
+            None => args.return_field.clone(),
+        };
         self.inner.state_fields(StateFieldsArgs { return_field, ..args })
     }
 
@@ -73,18 +89,24 @@ impl AggregateUDFImpl for CheckedSum {
     }
 
     fn create_groups_accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
-        let (integers, args) = exact(args);
+        let (of, args) = exact(args);
         let inner = self.inner.create_groups_accumulator(args)?;
-        Ok(if integers { Box::new(ExactGroups { inner }) } else { inner })
+        Ok(match of {
+            Some(of) => Box::new(ExactGroups { inner, of }),
+            None => inner,
+        })
     }
 
     fn create_sliding_accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        let (integers, args) = exact(args);
-        if integers && args.is_distinct {
+        let (of, args) = exact(args);
+        if of == Some(DataType::Int64) && args.is_distinct {
             return Ok(Box::<SlidingDistinct>::default());
         }
         let inner = self.inner.create_sliding_accumulator(args)?;
-        Ok(if integers { Box::new(Exact { inner }) } else { inner })
+        Ok(match of {
+            Some(of) => Box::new(Exact { inner, of }),
+            None => inner,
+        })
     }
 
     fn reverse_expr(&self) -> ReversedUDAF {
@@ -99,9 +121,33 @@ impl AggregateUDFImpl for CheckedSum {
 fn widened(values: &ArrayRef) -> Result<ArrayRef> {
     let wide: Decimal128Array = match values.data_type() {
         DataType::UInt64 => values.as_primitive::<UInt64Type>().unary(i128::from),
+        DataType::Decimal128(_, scale) => return Ok(cast(values, &DataType::Decimal256(76, *scale))?),
         _ => values.as_primitive::<Int64Type>().unary(i128::from),
     };
     Ok(Arc::new(wide.with_precision_and_scale(38, 0)?))
+}
+
+/// Totals as what they are told to be.
+fn narrowed(sums: &ArrayRef, of: &DataType) -> Result<ArrayRef> {
+    if of == &DataType::Int64 {
+        let narrow = sums.as_primitive::<Decimal128Type>().try_unary::<_, Int64Type, DataFusionError>(narrow)?;
+        return Ok(Arc::new(narrow));
+    }
+    let wide = sums.as_primitive::<Decimal256Type>();
+    let narrow =
+        wide.try_unary::<_, Decimal128Type, DataFusionError>(|sum| sum.to_i128().ok_or_else(|| too_large(of)))?;
+    let narrow: ArrayRef = Arc::new(narrow.with_data_type(of.clone()));
+    decimals::check(&narrow)?;
+    Ok(narrow)
+}
+
+fn too_large(of: &DataType) -> DataFusionError {
+    let shown = match of {
+        DataType::Decimal128(precision, scale) => format!("decimal({precision},{scale})"),
+        other => other.to_string(),
+    };
+    Told(format!("overflow in sum: the total has more digits than {shown}; cast its argument to a smaller scale"))
+        .into()
 }
 
 fn narrow(sum: i128) -> Result<i64> {
@@ -112,6 +158,7 @@ fn narrow(sum: i128) -> Result<i64> {
 #[derive(Debug)]
 struct Exact {
     inner: Box<dyn Accumulator>,
+    of: DataType,
 }
 
 impl Accumulator for Exact {
@@ -128,10 +175,8 @@ impl Accumulator for Exact {
     }
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
-        match self.inner.evaluate()? {
-            ScalarValue::Decimal128(sum, ..) => Ok(ScalarValue::Int64(sum.map(narrow).transpose()?)),
-            other => Err(DataFusionError::Internal(format!("a sum of integers is {other}"))),
-        }
+        let sum = self.inner.evaluate()?.to_array()?;
+        ScalarValue::try_from_array(&narrowed(&sum, &self.of)?, 0)
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
@@ -149,6 +194,7 @@ impl Accumulator for Exact {
 
 struct ExactGroups {
     inner: Box<dyn GroupsAccumulator>,
+    of: DataType,
 }
 
 impl GroupsAccumulator for ExactGroups {
@@ -163,8 +209,7 @@ impl GroupsAccumulator for ExactGroups {
     }
 
     fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
-        let sums = self.inner.evaluate(emit_to)?;
-        Ok(Arc::new(sums.as_primitive::<Decimal128Type>().try_unary::<_, Int64Type, DataFusionError>(narrow)?))
+        narrowed(&self.inner.evaluate(emit_to)?, &self.of)
     }
 
     fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {

@@ -31,15 +31,30 @@ pub(super) struct Pending {
     file: File,
     /// Set when the file is written beside its place first.
     staged: Option<PathBuf>,
+    /// Its place: what a link leads to, and not the link.
+    path: PathBuf,
+}
+
+/// Where a link leads, also when nothing is there yet.
+fn followed(path: &Path) -> PathBuf {
+    if let Ok(there) = path.canonicalize() {
+        return there;
+    }
+    match std::fs::read_link(path) {
+        Ok(to) => path.parent().unwrap_or(Path::new("")).join(to),
+        Err(_) => path.to_owned(),
+    }
 }
 
 impl Pending {
     pub(super) fn create(path: &Path) -> Result<Self, QueryError> {
         let fail = |source| QueryError::Output { path: path.display().to_string(), source };
+        let path = followed(path);
+        let path = path.as_path();
         let old = std::fs::metadata(path).ok();
         if old.as_ref().is_some_and(|old| !old.is_file()) {
             let file = File::options().write(true).open(path).map_err(fail)?;
-            return Ok(Self { file, staged: None });
+            return Ok(Self { file, staged: None, path: path.to_owned() });
         }
         if let Some(old) = &old {
             // A file that may not be written is not replaced either; root could open it all the same.
@@ -58,7 +73,7 @@ impl Pending {
         }
         let file = options.open(&place).map_err(fail)?;
         *staged() = Some(place.clone());
-        let pending = Self { file, staged: Some(place) };
+        let pending = Self { file, staged: Some(place), path: path.to_owned() };
         if let Some(old) = old {
             // Only root may give a file away; and a new owner takes some bits off the mode, which comes after.
             let _ = fchown(&pending.file, Some(old.uid()), Some(old.gid()));
@@ -71,14 +86,14 @@ impl Pending {
         &self.file
     }
 
-    pub(super) fn publish(mut self, path: &Path) -> Result<(), QueryError> {
+    pub(super) fn publish(mut self) -> Result<(), QueryError> {
         let Some(place) = self.staged.take() else { return Ok(()) };
-        let done = self.file.sync_all().and_then(|()| std::fs::rename(&place, path));
+        let done = self.file.sync_all().and_then(|()| std::fs::rename(&place, &self.path));
         match done {
             Ok(()) => *staged() = None,
             Err(_) => remove_staged(),
         }
-        done.map_err(|source| QueryError::Output { path: path.display().to_string(), source })
+        done.map_err(|source| QueryError::Output { path: self.path.display().to_string(), source })
     }
 }
 

@@ -402,7 +402,7 @@ fn run(rng: &mut TestRng, lake: &mut Lake, path: &Path, is_last: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever is appended, rotated, copied, packed, cut, stopped and killed: each line comes out exactly once.
     #[test]

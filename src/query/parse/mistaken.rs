@@ -1,0 +1,174 @@
+//! Syntax that DataFusion takes for something else than other databases do: written as it takes it right, or refused.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use datafusion::sql::sqlparser::ast::{
+    BinaryOperator, Expr, Ident, SelectItem, SetExpr, SetOperator, SetQuantifier, Statement, Value, ValueWithSpan,
+    Visit, VisitMut, Visitor, VisitorMut,
+};
+
+type Found = ControlFlow<Box<str>>;
+
+/// Writes a statement as it is understood.
+///
+/// # Errors
+/// What is mistaken and cannot be written otherwise, and what to write.
+pub(super) fn mend(statement: &mut Statement) -> Result<(), String> {
+    if let ControlFlow::Break(found) = VisitMut::visit(statement, &mut Mender) {
+        return Err(found.into());
+    }
+    match Visit::visit(statement, &mut Finder) {
+        ControlFlow::Break(found) => Err(found.into()),
+        ControlFlow::Continue(()) => Ok(()),
+    }
+}
+
+fn refused(message: impl Into<Box<str>>) -> Found {
+    ControlFlow::Break(message.into())
+}
+
+struct Mender;
+
+impl VisitorMut for Mender {
+    type Break = Box<str>;
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> Found {
+        // The planner takes a column of the outer query for one of the subquery's that has its name.
+        let (left, op, right, negated) = match expr {
+            Expr::AnyOp { left, compare_op, right, .. } => (left, compare_op, right, false),
+            Expr::AllOp { left, compare_op, right } => (left, compare_op, right, true),
+            _ => return ControlFlow::Continue(()),
+        };
+        let mut inner = right.as_mut();
+        while let Expr::Nested(nested) = inner {
+            inner = nested;
+        }
+        let Expr::Subquery(subquery) = inner else { return ControlFlow::Continue(()) };
+        match (op, negated) {
+            (BinaryOperator::Eq, false) | (BinaryOperator::NotEq, true) => {}
+            (op, negated) => {
+                let word = if negated { "ALL" } else { "ANY" };
+                let of = match (&op, negated) {
+                    (BinaryOperator::Lt | BinaryOperator::LtEq, false)
+                    | (BinaryOperator::Gt | BinaryOperator::GtEq, true) => "max",
+                    _ => "min",
+                };
+                return refused(format!(
+                    "{op} {word} (SELECT …) is not possible; write {op} (SELECT {of}(…) …), and think of NULLs and of no rows"
+                ));
+            }
+        }
+        let placeholder = Box::new(Expr::Value(Value::Null.into()));
+        let (expr_of, subquery) = (std::mem::replace(left, placeholder), subquery.clone());
+        *expr = Expr::InSubquery { expr: expr_of, subquery, negated };
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_select(&mut self, select: &mut datafusion::sql::sqlparser::ast::Select) -> Found {
+        let mut names = HashSet::new();
+        for (at, item) in select.projection.iter_mut().enumerate() {
+            match item {
+                SelectItem::UnnamedExpr(expr) => {
+                    if names.insert(planned_name(expr)) {
+                        continue;
+                    }
+                    // The planner refuses two columns of one name, and names a cast after what it casts.
+                    let mut name = expr.to_string();
+                    if !names.insert(name.clone()) {
+                        name = format!("{name}:{}", at + 1);
+                        names.insert(name.clone());
+                    }
+                    let placeholder = Expr::Value(Value::Null.into());
+                    let expr = std::mem::replace(expr, placeholder);
+                    *item = SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', name) };
+                }
+                SelectItem::ExprWithAlias { expr, alias } => {
+                    let is_number = matches!(expr, Expr::Value(ValueWithSpan { value: Value::Number(..), .. }));
+                    if alias.quote_style == Some('\'') {
+                        return refused(format!(
+                            "{expr} {alias}: two texts are not put together, and names stand in \" \"; write ||"
+                        ));
+                    }
+                    if is_number && alias.quote_style.is_none() && alias.value.starts_with('_') {
+                        return refused(format!("{expr}{alias} is no number; write it without _"));
+                    }
+                    names.insert(alias.value.clone());
+                }
+                _ => {}
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// What the planner names a column after.
+fn planned_name(expr: &Expr) -> String {
+    match expr {
+        Expr::Cast { expr, .. } | Expr::Nested(expr) => planned_name(expr),
+        other => other.to_string(),
+    }
+}
+
+struct Finder;
+
+impl Visitor for Finder {
+    type Break = Box<str>;
+
+    fn pre_visit_query(&mut self, query: &datafusion::sql::sqlparser::ast::Query) -> Found {
+        set_operation(&query.body)
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> Found {
+        match expr {
+            Expr::BinaryOp { op: BinaryOperator::BitwiseXor, .. } => refused(
+                "^ is a power elsewhere and an exclusive or of bits here; write power(a, b), or (a | b) - (a & b) for the bits",
+            ),
+            Expr::Value(ValueWithSpan { value: Value::Number(text, _), .. }) => number(text),
+            Expr::Value(ValueWithSpan { value: Value::HexStringLiteral(digits), span }) => {
+                // As many characters as `0x` and the digits, and not as `x''` and the digits.
+                let length = span.end.column.saturating_sub(span.start.column);
+                match length > 0 && length < digits.len() as u64 + 3 {
+                    true => refused(format!("0x{digits} would be the bytes x'{digits}'; write the number in decimal")),
+                    false => ControlFlow::Continue(()),
+                }
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+/// The planner answers INTERSECT ALL and EXCEPT ALL as if it were about values, and not about copies.
+fn set_operation(body: &SetExpr) -> Found {
+    let SetExpr::SetOperation { op, set_quantifier, left, right } = body else { return ControlFlow::Continue(()) };
+    let by_copies = matches!(set_quantifier, SetQuantifier::All | SetQuantifier::AllByName);
+    if by_copies && matches!(op, SetOperator::Intersect | SetOperator::Except | SetOperator::Minus) {
+        return refused(format!(
+            "{op} ALL is not possible; number the copies on both sides by row_number() OVER (PARTITION BY …), and leave ALL out"
+        ));
+    }
+    set_operation(left)?;
+    set_operation(right)
+}
+
+/// Refuses a number that would become another one: past a bigint it would be a double.
+fn number(text: &str) -> Found {
+    if text.contains(['e', 'E']) || text.parse::<u64>().is_ok() {
+        return ControlFlow::Continue(());
+    }
+    let plain = |text: &str| {
+        let text = text.trim_start_matches('0');
+        let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text };
+        text.to_owned()
+    };
+    let is_exact = text.parse::<f64>().is_ok_and(|value| plain(&format!("{value}")) == plain(text));
+    match is_exact && text.contains('.') {
+        true => ControlFlow::Continue(()),
+        false => {
+            let scale = text.split_once('.').map_or(0, |(_, fraction)| fraction.len());
+            refused(format!(
+                "{text} has more digits than a number in SQL keeps here; write '{text}'::decimal(38,{scale})"
+            ))
+        }
+    }
+}
