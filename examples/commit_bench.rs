@@ -10,12 +10,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use synclake::aws::AwsSettings;
+use synclake::ids::{SequenceNumber, ShardKey, StartAt};
 use synclake::lake::ledger::{Ledger, Outcome, Step, new_token};
 use synclake::lake::parquet::{add, row_count_statistics};
 use synclake::lake::paths::PartName;
-use synclake::lake::tables::Table;
-use synclake::lake::{AwsSettings, Location, Store};
-use synclake::source::{SequenceNumber, ShardKey, StartAt};
+use synclake::lake::{Location, Store};
+use synclake::schema::Table;
 use tokio::sync::Barrier;
 
 async fn writer(lake: Store, name: usize, commits: u64, start: Arc<Barrier>) -> (Vec<Duration>, u32, Duration) {

@@ -8,8 +8,8 @@
 //!
 //! A partition never mixes shards: when a shard is fenced away, its buffers are dropped and nothing else is.
 
-pub mod columns;
-pub mod roll;
+pub(crate) mod columns;
+pub(crate) mod roll;
 
 pub use columns::{Meta, Partition, PartitionKey, Rejected};
 pub use roll::{Batches, Limits};

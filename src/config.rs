@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::lake::AwsSettings;
+use crate::aws::AwsSettings;
 
 /// The settings file; every key is optional.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]

@@ -3,10 +3,10 @@
 //! Nothing is dropped on the way: a record becomes rows, or goes whole to the quarantine.
 
 pub mod aggregate;
-pub mod event;
-pub mod redact;
-pub mod reject;
-pub mod rows;
+pub(crate) mod event;
+pub(crate) mod redact;
+pub(crate) mod reject;
+pub(crate) mod rows;
 
 pub use aggregate::{Part, parts};
 pub use redact::{redact, redact_payload, redact_url};

@@ -23,14 +23,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::Limits;
 use crate::budget::{Budget, Reservation};
+use crate::ids::{ShardKey, StartAt};
 use crate::lake::ledger::ShardState;
 use crate::lake::{LakeError, Store};
 use crate::payload::{self, Payloads};
 use crate::source::files::{self, Opened, ReadOptions};
 use crate::source::kinesis::{self, Kinesis, Listing};
 use crate::source::leases::{self, Keeper};
-use crate::source::{Delivery, Hold, Reached, ShardKey, Sink, SourceError, StartAt};
-use crate::{cpu, failpoint, lake};
+use crate::source::{Delivery, Hold, Reached, Sink, SourceError};
+use crate::{aws, cpu, failpoint};
 
 mod counters;
 mod decoding;
@@ -121,7 +122,7 @@ pub struct Stream {
     /// Begin where an application of the Kinesis Client Library stopped: the name of its table.
     pub import: Option<String>,
     /// How AWS is reached.
-    pub aws: lake::AwsSettings,
+    pub aws: aws::AwsSettings,
 }
 
 /// How to run.

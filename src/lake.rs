@@ -9,26 +9,27 @@ use std::path::PathBuf;
 
 use object_store::ObjectStore;
 
-pub mod apart;
-pub mod aws;
-pub mod commit;
+use crate::causes::causes;
+
+pub(crate) mod apart;
+mod bucket;
+pub(crate) mod commit;
 pub(crate) mod fault;
 pub mod ledger;
-pub mod log;
+pub(crate) mod log;
 pub mod parquet;
-pub mod part;
+pub(crate) mod part;
 pub mod paths;
-pub mod ranges;
-pub mod replace;
-pub mod s3;
-pub mod since;
-pub mod snapshot;
-pub mod store;
-pub mod sweep;
-pub mod tables;
-pub mod terms;
+pub(crate) mod ranges;
+pub(crate) mod replace;
+pub(crate) mod s3;
+pub(crate) mod since;
+pub(crate) mod snapshot;
+pub(crate) mod store;
+pub(crate) mod sweep;
+mod tables;
+pub(crate) mod terms;
 
-pub use aws::AwsSettings;
 pub use store::{Location, Store};
 
 /// Why the lake could not be read or written.
@@ -132,13 +133,7 @@ impl LakeError {
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Self::Log { .. } | Self::Parquet { .. } => true,
-            Self::Delta { source, .. } => {
-                let mut causes =
-                    std::iter::successors(Some(&**source as &(dyn std::error::Error + 'static)), |cause| {
-                        cause.source()
-                    });
-                !causes.any(|cause| cause.is::<object_store::Error>())
-            }
+            Self::Delta { source, .. } => !causes(&**source).any(|cause| cause.is::<object_store::Error>()),
             _ => false,
         }
     }

@@ -23,20 +23,26 @@
 //!
 //! `docs/architecture.md` is the map with its invariants.
 
-pub mod backoff;
-pub mod batch;
-pub mod budget;
+pub mod aws;
+pub(crate) mod backoff;
+pub(crate) mod batch;
+pub(crate) mod budget;
+pub(crate) mod causes;
 pub mod config;
 pub mod cpu;
 pub mod ddl;
 pub mod decode;
 pub mod extract;
 pub mod failpoint;
+pub mod ids;
 pub mod ingest;
 pub mod lake;
 pub mod maintain;
 pub mod payload;
 pub mod query;
+pub(crate) mod record;
+pub mod schema;
 pub mod simulate;
 pub mod source;
 pub mod terminal;
+pub(crate) mod text;

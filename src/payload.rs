@@ -19,12 +19,12 @@ use std::time::Duration;
 use crate::budget::{Budget, Reservation};
 use crate::cpu;
 use crate::decode::{Reason, Reject, parts, payload_url, redact_url};
-use crate::source::Record;
+use crate::record::{Payload, Record};
 use bytes::Bytes;
 
-pub mod fetch;
-pub mod hosts;
-pub mod policy;
+pub(crate) mod fetch;
+pub(crate) mod hosts;
+pub(crate) mod policy;
 
 use fetch::Fetcher;
 pub use policy::{Allowed, Policy};
@@ -59,15 +59,6 @@ impl Default for Options {
             patience: None,
         }
     }
-}
-
-/// What was found behind the URL of one event.
-#[derive(Debug, Clone)]
-pub struct Payload {
-    /// The event's number inside an aggregate.
-    pub sub_sequence: Option<i64>,
-    /// Its contents, unpacked; or why there are none.
-    pub contents: Result<Bytes, Reject>,
 }
 
 /// Fetches what the events of records point at.

@@ -20,8 +20,8 @@ use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext, col, lit};
 
-use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store};
+use crate::schema::Table;
 
 use reading::Reading;
 use rules::{casts, integers, sums};
@@ -31,12 +31,12 @@ mod functions;
 pub mod guard;
 mod parse;
 pub mod print;
-pub mod reading;
+pub(crate) mod reading;
 pub(crate) mod recheck;
 mod rules;
 pub mod shell;
 mod spill;
-pub mod state;
+pub(crate) mod state;
 pub mod views;
 
 /// How long a program waits at its end for the tasks of a query that failed: they hold its files on disk until they have
@@ -97,7 +97,7 @@ impl QueryError {
 
 /// The message without its hints and line breaks, and without a secret.
 fn one_line(error: &DataFusionError) -> String {
-    let text = crate::terminal::joined(&error.strip_backtrace());
+    let text = crate::text::joined(&error.strip_backtrace());
     let limited: String = text.chars().take(2_000).collect();
     crate::decode::redact(&limited)
 }

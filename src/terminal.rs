@@ -15,6 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::causes::causes;
+use crate::text::{escaped, joined};
+
 /// The arguments of a program, or its end with help or a usage error. A variable that is empty is not set.
 pub fn parse<C: CommandFactory + FromArgMatches>() -> (C, ArgMatches) {
     let matches = without_empty(C::command()).get_matches();
@@ -80,21 +83,6 @@ impl std::io::Write for Redacted {
     }
 }
 
-/// Whether a character could steer a terminal: controls C0 and C1, DEL, and what turns the direction of text.
-pub(crate) fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
-}
-
-/// The text with every such character escaped, but for those in `kept`.
-pub(crate) fn escaped(text: &str, kept: &str) -> String {
-    let escape = |c: char| match steers(c) && !kept.contains(c) {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(escape).collect()
-}
-
 /// A log line with every such character escaped, but for the colours that the formatter adds.
 fn escaped_log(line: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(line.len()), line);
@@ -116,7 +104,7 @@ fn escaped_log(line: &str) -> String {
 /// An error and its causes on one line; a cause that the text before it holds already is left out.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
-    for part in std::iter::successors(Some(error), |error| error.source()) {
+    for part in causes(error) {
         let part = joined(&part.to_string());
         if !text.contains(part.as_str()) {
             text = if text.is_empty() { part } else { format!("{text}: {part}") };
@@ -128,11 +116,6 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 /// Tells an error on stderr, on one line and with nothing in it that could steer a terminal.
 pub fn tell(error: &str) {
     eprintln!("error: {}", escaped(&crate::decode::redact(error), ""));
-}
-
-/// A message on one line. (DataFusion tells the context of an error on lines of its own.)
-pub(crate) fn joined(text: &str) -> String {
-    text.replace("\ncaused by\n", ": ").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Tells an error on one line, as a chain, and gives its exit code: 2 for usage, 1 for the rest.

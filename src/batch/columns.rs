@@ -17,8 +17,8 @@ use arrow::error::ArrowError;
 use chrono::NaiveDate;
 
 use crate::decode::{Event, Flags, Reason, Row, write_extra};
-use crate::lake::tables::Table;
-use crate::source::{SequenceNumber, ShardKey};
+use crate::ids::{SequenceNumber, ShardKey};
+use crate::schema::Table;
 
 /// Where rows belong.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::columns::{Partition, PartitionKey};
-use crate::source::ShardKey;
+use crate::ids::ShardKey;
 
 /// Up to so many files a commit is nobody's trouble, however small they are.
 pub const FILES_MAX: usize = 256;
@@ -66,12 +66,8 @@ impl Batches {
         self.bytes
     }
 
-    /// Partitions that hold rows.
-    pub fn len(&self) -> usize {
-        self.partitions.len()
-    }
-
     /// Whether nothing is held.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.partitions.is_empty()
     }
@@ -127,7 +123,7 @@ mod tests {
     use super::*;
     use crate::batch::Meta;
     use crate::decode::decode;
-    use crate::source::SequenceNumber;
+    use crate::ids::SequenceNumber;
     use chrono::NaiveDate;
 
     fn key(day: u32) -> PartitionKey {

@@ -41,10 +41,10 @@ use crate::failpoint;
 use crate::lake::parquet::conform;
 use crate::lake::since::{self, Change, Since};
 use crate::lake::snapshot::Living;
-use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, log, replace, snapshot};
 use crate::query::print::Format;
 use crate::query::{Limits, QueryError, reading, session};
+use crate::schema::Table;
 
 /// Rows of one file.
 const FILE_ROWS: usize = 250_000;

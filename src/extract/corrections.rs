@@ -14,8 +14,8 @@ use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::plan::Plan;
 use super::{ExtractError, LIVE, ORDER, rows_of};
-use crate::lake::tables::Table;
 use crate::query::QueryError;
+use crate::schema::Table;
 
 /// The extract of a day that is about to be replaced.
 pub struct Before {

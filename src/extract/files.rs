@@ -14,10 +14,10 @@ use serde::Serialize;
 
 use super::{ExtractError, encode_error};
 use crate::lake::parquet::{add, encode_batches, kind_statistics, sha256_of, with_digest};
-use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, part};
 use crate::query::QueryError;
 use crate::query::print::{Format, Printer, Style};
+use crate::schema::Table;
 
 /// Rows of one file.
 const FILE_ROWS_MAX: usize = 500_000;

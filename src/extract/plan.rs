@@ -21,13 +21,14 @@ use serde::Serialize;
 
 use super::corrections::Before;
 use crate::failpoint;
+use crate::ids::ShardKey;
 use crate::lake::ledger::decode_state;
 use crate::lake::log::{self, Transactions};
 use crate::lake::since::{Lost, Partition, Since, is_untouched, since};
 use crate::lake::snapshot::{self, Living};
-use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store};
-use crate::source::{ShardKey, files};
+use crate::schema::Table;
+use crate::source::files;
 
 /// Transaction id, in the log of `daily_state`, of the version of `sync_records` that a day's extract knew.
 pub fn covers_id(date: NaiveDate) -> String {
@@ -305,9 +306,10 @@ mod tests {
     use deltalake::protocol::SaveMode;
 
     use super::*;
+    use crate::aws::AwsSettings;
+    use crate::ids::StartAt;
     use crate::lake::ledger::{ShardState, encode_state};
-    use crate::lake::{AwsSettings, Location, paths};
-    use crate::source::StartAt;
+    use crate::lake::{Location, paths};
 
     async fn commit(lake: &Store, read_to_ms: i64) -> u64 {
         let store = Table::SyncRecords.store(lake);

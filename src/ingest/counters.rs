@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::from_files::Ends;
 use crate::decode::Reason;
-use crate::source::ShardKey;
+use crate::ids::ShardKey;
 
 /// Counts of one run.
 #[derive(Debug)]

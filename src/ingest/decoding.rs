@@ -8,7 +8,9 @@ use chrono::NaiveDate;
 use crate::batch::{Meta, Partition, PartitionKey, Rejected};
 use crate::decode::{Event, Part, Reason, Reject, decode_with, parts, redact_payload};
 use crate::failpoint;
-use crate::source::{Chunk, Record, SequenceNumber, ShardKey};
+use crate::ids::{SequenceNumber, ShardKey};
+use crate::record::Record;
+use crate::source::Chunk;
 
 /// Records that the quarantine holds already: sequence number, and number inside an aggregate.
 pub type Skip = HashSet<(SequenceNumber, Option<i64>)>;

@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{IngestError, Opened, ReadOptions, Reading, Run, Turn};
 use crate::budget::Reservation;
+use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::payload::Payloads;
 use crate::source::files::{FileReader, shown};
-use crate::source::{Delivery, Hold, SequenceNumber, ShardKey, SourceError, StartAt, files};
+use crate::source::{Delivery, Hold, SourceError, files};
 
 /// How the files ended.
 #[derive(Debug, Default, Clone)]

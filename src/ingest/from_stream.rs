@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{IngestError, RUN_AGAIN, Reading, Run, Stream, Turn, in_time};
+use crate::ids::{SequenceNumber, ShardKey, StartAt, incarnation_of};
 use crate::lake::ledger::Beginning;
 use crate::source::kinesis::{self, Begin, Incarnation, Listed, Listing, Progress};
 use crate::source::leases::{self, Keeper, Offer, Standing};
-use crate::source::{Delivery, Hold, SequenceNumber, ShardKey, SourceError, StartAt, incarnation_of};
+use crate::source::{Delivery, Hold, SourceError};
 
 /// The stream's shards are listed this often, and after every end of a shard.
 const RELIST: Duration = Duration::from_secs(30);

@@ -24,10 +24,11 @@ use super::{Counters, IngestError};
 use crate::batch::{Batches, Limits, Rejected};
 use crate::budget::Reservation;
 use crate::failpoint;
+use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::lake::ledger::{Beginning, Ledger, ShardState, new_token};
-use crate::lake::tables::Table;
 use crate::lake::{Store, snapshot};
-use crate::source::{Hold, Reached, SequenceNumber, ShardKey, StartAt};
+use crate::schema::Table;
+use crate::source::{Hold, Reached};
 
 use sweeping::Sweeper;
 

@@ -19,10 +19,10 @@ use rand::RngExt;
 use tokio::time::Instant;
 
 use super::log::{self, Transactions};
-use super::tables::Table;
 use super::{LakeError, Store, fault, paths};
 use crate::backoff::Backoff;
 use crate::failpoint;
+use crate::schema::Table;
 
 /// How long a commit is tried before the caller hears of it. A cap on time, because a count says nothing.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -200,7 +200,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::lake::{AwsSettings, Location, snapshot};
+    use crate::aws::AwsSettings;
+    use crate::lake::{Location, snapshot};
 
     struct Say(&'static str);
 

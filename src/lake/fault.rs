@@ -5,7 +5,9 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
-use super::{aws, s3};
+use super::s3;
+use crate::aws;
+use crate::causes::causes;
 
 /// Whether trying again is of no use.
 pub(crate) fn is_permanent(error: &(dyn Error + 'static)) -> bool {
@@ -75,16 +77,6 @@ fn advice(kind: ErrorKind) -> Option<(bool, &'static str)> {
             (true, "the file is larger than the file system or `ulimit -f` allows; raise the limit")
         }
         _ => return None,
-    })
-}
-
-/// An error and what caused it, outermost first.
-pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    let mut next = Some(error);
-    std::iter::from_fn(move || {
-        let this = next?;
-        next = this.source();
-        Some(this)
     })
 }
 

@@ -34,9 +34,9 @@ use deltalake::kernel::Add;
 
 use super::commit::{self, Committed, Draft, Proposal};
 use super::log::{self, Transactions};
-use super::tables::Table;
 use super::{LakeError, Store};
-use crate::source::{SequenceNumber, ShardKey, StartAt, incarnation_of};
+use crate::ids::{SequenceNumber, ShardKey, StartAt, incarnation_of};
+use crate::schema::Table;
 
 mod once;
 mod state;
@@ -277,7 +277,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::lake::{AwsSettings, Location, paths};
+    use crate::aws::AwsSettings;
+    use crate::lake::{Location, paths};
 
     fn shard(name: &str) -> ShardKey {
         ShardKey::new("stream", name).unwrap()

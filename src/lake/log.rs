@@ -23,9 +23,9 @@ use parquet::errors::ParquetError;
 use serde_json::Value;
 
 use super::parquet::open;
-use super::tables::Table;
 use super::terms::Terms;
 use super::{LakeError, Store, paths};
+use crate::schema::Table;
 
 /// Commits that are read at a time: a worker that starts must not wait for one after the other.
 const READS: usize = 16;
@@ -388,7 +388,8 @@ fn terms_of(batch: &RecordBatch) -> Result<Vec<Value>, ParquetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lake::{AwsSettings, Location};
+    use crate::aws::AwsSettings;
+    use crate::lake::Location;
 
     /// A table whose first commit sets an id, and whose second one sets it again.
     async fn table(folder: &std::path::Path) -> Store {

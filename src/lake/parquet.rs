@@ -21,8 +21,8 @@ use parquet::schema::types::ColumnPath;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::tables::Table;
 use crate::batch::columns::{Sorted, Statistics};
+use crate::schema::Table;
 
 /// Rows that are turned into Arrow at a time.
 const BATCH_ROWS: usize = 8_192;

@@ -8,19 +8,7 @@ use std::fmt;
 
 use chrono::NaiveDate;
 
-use crate::source::ShardKey;
-
-/// Folder of the table of every change, append-only.
-pub const SYNC_RECORDS: &str = "sync_records";
-/// Folder of the table of what could not be decoded.
-pub const QUARANTINE: &str = "quarantine";
-/// Folder of the table of daily extracts.
-pub const DAILY_STATE: &str = "daily_state";
-/// Folder of the table of what was never read.
-pub const GAPS: &str = "gaps";
-
-/// Folder of the table of the maintained state.
-pub const STATE: &str = "state";
+use crate::ids::ShardKey;
 
 /// A pool id as a partition value: `us-east-1:0a1b…` becomes `us-east-1_0a1b…`.
 ///

@@ -10,8 +10,8 @@ use deltalake::kernel::{Add, Remove};
 use super::commit::{self, Draft, Proposal};
 use super::log::{self, Transactions};
 use super::snapshot::{self, Living};
-use super::tables::Table;
 use super::{LakeError, Store};
+use crate::schema::Table;
 
 /// Replaces all files whose partition column has `value` by `files`, with transaction ids in the same commit, which may hold
 /// the commit's own version. Returns the version.

@@ -14,7 +14,7 @@ use object_store::client::{
     ReqwestConnector,
 };
 
-use super::aws::{Credentials, innermost};
+use crate::aws::{Credentials, innermost};
 
 /// Failures are told after this long.
 const TELL_AFTER: Duration = Duration::from_secs(2);

@@ -228,8 +228,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::lake::tables::Table;
-    use crate::lake::{AwsSettings, Location, parquet, paths};
+    use crate::aws::AwsSettings;
+    use crate::lake::{Location, parquet, paths};
+    use crate::schema::Table;
 
     fn add(path: &str, data_change: bool) -> Value {
         let mut add = parquet::add(path.to_owned(), &[], 1, 0, parquet::row_count_statistics(1));

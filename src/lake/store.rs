@@ -13,8 +13,8 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions}
 use url::Url;
 
 use super::apart::Apart;
-use super::aws::AwsSettings;
-use super::{LakeError, paths};
+use super::{LakeError, bucket, paths};
+use crate::aws::AwsSettings;
 use crate::failpoint;
 
 /// Root of a lake (or of an export): an object store, and the URL under which the tables live.
@@ -157,7 +157,7 @@ impl Store {
             Location::Folder(folder) => Self::open_folder(folder),
             Location::S3 { bucket, prefix } => {
                 let (url, prefix) = s3_place(bucket, prefix).map_err(LakeError::Invalid)?;
-                let objects = aws.s3(bucket).await?;
+                let objects = bucket::open(aws, bucket).await?;
                 Ok(Self::at(objects, url, prefix, None))
             }
         }

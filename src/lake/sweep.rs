@@ -11,7 +11,7 @@ use object_store::ObjectMeta;
 
 use super::paths::PartName;
 use super::{LakeError, Store, snapshot};
-use crate::source::ShardKey;
+use crate::ids::ShardKey;
 
 /// Deletes the leftovers of the fenced shards in one table; returns how many there were.
 ///
@@ -86,10 +86,11 @@ fn published_name(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aws::AwsSettings;
+    use crate::ids::{SequenceNumber, StartAt};
     use crate::lake::ledger::{Ledger, Step};
-    use crate::lake::tables::Table;
-    use crate::lake::{AwsSettings, Location, parquet};
-    use crate::source::{SequenceNumber, StartAt};
+    use crate::lake::{Location, parquet};
+    use crate::schema::Table;
 
     #[tokio::test]
     async fn only_what_can_never_be_committed_goes() {

@@ -17,7 +17,7 @@ use arrow::datatypes::DataType;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::tables::Table;
+use crate::schema::Table;
 
 /// The newest versions of the protocol that are known.
 const READER_VERSION: i64 = 3;

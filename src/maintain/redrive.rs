@@ -30,13 +30,13 @@ use super::verify::comparable;
 use crate::batch::{Meta, Partition, PartitionKey};
 use crate::decode::{Reason, decode};
 use crate::failpoint;
+use crate::ids::{SequenceNumber, ShardKey};
 use crate::lake::ledger::{Ledger, new_token};
 use crate::lake::parquet::conform;
 use crate::lake::part::{write_batch, write_sorted};
-use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, log, replace, snapshot, sweep};
 use crate::query::{Limits, reading, session};
-use crate::source::{SequenceNumber, ShardKey};
+use crate::schema::Table;
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]

@@ -24,11 +24,11 @@ use crate::failpoint;
 use crate::lake::ledger::new_token;
 use crate::lake::parquet::{StateWriter, conform, sha256_of, with_digest};
 use crate::lake::snapshot::{self, Living};
-use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, log, part, replace};
 use crate::query::reading::{self, COVERS, REFRESHED, Reading};
 use crate::query::state::{REBUILD, Resolved};
 use crate::query::{Limits, QueryError, session};
+use crate::schema::Table;
 
 /// Encoded bytes of one file of the state.
 const FILE_BYTES: usize = 64 << 20;

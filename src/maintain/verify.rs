@@ -18,15 +18,16 @@ use parquet::errors::ParquetError;
 use serde::Serialize;
 
 use crate::cpu;
+use crate::ids::{SequenceNumber, ShardKey};
 use crate::lake::ledger::{ShardState, decode_state};
 use crate::lake::log::{self, Transactions};
 use crate::lake::parquet::{SHA256, open, sha256_of};
 use crate::lake::paths::{self, PartName};
 use crate::lake::ranges::{Ranged, damage};
-use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, snapshot};
 use crate::query::reading::COVERS;
-use crate::source::{SequenceNumber, ShardKey, files};
+use crate::schema::Table;
+use crate::source::files;
 
 /// Files that are read at a time.
 const READERS: usize = 8;

@@ -9,7 +9,7 @@ use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use unicode_width::UnicodeWidthStr;
 
-use crate::terminal::{escaped, steers};
+use crate::text::{escaped, steers};
 
 mod spelled;
 

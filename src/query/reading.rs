@@ -10,8 +10,8 @@ use deltalake::DeltaTable;
 
 use super::Guards;
 use super::recheck::Rechecked;
-use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, log, since, snapshot};
+use crate::schema::Table;
 
 /// Transaction id, in the log of `state`, of the version of `sync_records` that it covers.
 pub const COVERS: &str = "refresh/sync_records";
@@ -34,8 +34,6 @@ pub struct Reading {
 pub struct State {
     /// The table.
     pub table: DeltaTable,
-    /// Its version.
-    pub version: u64,
     /// The version of `sync_records` that it covers.
     pub covers: u64,
 }
@@ -119,7 +117,7 @@ impl State {
                 }
             }
             let table = snapshot::load(&store, Some(known.version)).await?;
-            Ok(table.map(|table| Self { table, version: known.version, covers }))
+            Ok(table.map(|table| Self { table, covers }))
         };
         load.await.map_err(|source: LakeError| match source.is_damage() {
             true => LakeError::Derived { table: store.to_string(), source: Box::new(source) },

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::print::{Format, Printer, Style, distinct_names};
 use super::{Engine, QueryError, guard, views};
-use crate::lake::tables::Table;
+use crate::schema::Table;
 
 mod output;
 mod repl;

@@ -35,7 +35,7 @@ use datafusion::scalar::ScalarValue;
 use futures::TryStreamExt;
 
 use super::recheck::is_plain;
-use crate::lake::tables::Table;
+use crate::schema::Table;
 
 mod boundary;
 mod intake;

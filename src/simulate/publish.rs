@@ -6,7 +6,7 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 
-use crate::lake::AwsSettings;
+use crate::aws::AwsSettings;
 
 const RECORDS_MAX: usize = 500;
 const BYTES_MAX: usize = 4 << 20;

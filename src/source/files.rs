@@ -29,8 +29,10 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{Chunk, Record, SequenceNumber, ShardKey, SourceError};
+use super::{Chunk, SourceError};
+use crate::ids::{SequenceNumber, ShardKey};
 use crate::payload::Payloads;
+use crate::record::Record;
 
 mod ahead;
 mod folder;
@@ -333,7 +335,7 @@ pub fn shown(path: &Path) -> String {
     if path == Path::new("-") {
         return "standard input".to_owned();
     }
-    crate::terminal::escaped(&path.display().to_string(), "")
+    crate::text::escaped(&path.display().to_string(), "")
 }
 
 fn failure(path: &Path, format: Format, error: std::io::Error) -> SourceError {
@@ -370,5 +372,5 @@ fn quoted(path: &Path) -> String {
         return text;
     }
     let text = text.replace('\'', r"'\''");
-    format!("'{}'", crate::terminal::escaped(&text, ""))
+    format!("'{}'", crate::text::escaped(&text, ""))
 }

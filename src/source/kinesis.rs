@@ -15,9 +15,10 @@ use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 
-use super::{Retries, SequenceNumber, ShardKey, SourceError, StartAt};
+use super::{Retries, SourceError};
+use crate::aws::AwsSettings;
 use crate::backoff::{Alarm, Backoff};
-use crate::lake::AwsSettings;
+use crate::ids::{SequenceNumber, ShardKey, StartAt};
 
 pub use super::shard::{Begin, read};
 
@@ -460,8 +461,8 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     use Verdict::{Hopeless, MayPass};
-    if let Some(error) = crate::lake::aws::credentials_error(error) {
-        return match crate::lake::aws::is_hopeless(error) {
+    if let Some(error) = crate::aws::credentials_error(error) {
+        return match crate::aws::is_hopeless(error) {
             true => Hopeless("give --profile, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
             false => MayPass("what gives out the credentials fails: check the profile, the role and the network"),
         };
@@ -504,8 +505,8 @@ pub(crate) fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    if let Some(error) = crate::lake::aws::credentials_error(error) {
-        return crate::lake::aws::describe_credentials(error);
+    if let Some(error) = crate::aws::credentials_error(error) {
+        return crate::aws::describe_credentials(error);
     }
     match (error.code(), error.message(), error.raw_response()) {
         (Some(code), Some(message), _) => format!("{code}: {message}"),

@@ -11,8 +11,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{SequenceNumber, ShardKey, SourceError, StartAt};
-use crate::lake::AwsSettings;
+use super::SourceError;
+use crate::aws::AwsSettings;
+use crate::ids::{SequenceNumber, ShardKey, StartAt};
 
 pub mod keeper;
 pub mod plan;

@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::kinesis::{Kinesis, Place, Retry};
-use super::{
-    Chunk, Delivery, Hold, NobodyListens, Reached, Record, SequenceNumber, ShardKey, Sink, SourceError, StartAt,
-};
+use super::{Chunk, Delivery, Hold, NobodyListens, Reached, Sink, SourceError};
 use crate::budget::Reservation;
+use crate::ids::{SequenceNumber, ShardKey, StartAt};
+use crate::record::Record;
 use crate::{cpu, failpoint, payload};
 
 /// The service takes five reads a second of a shard.

@@ -24,7 +24,8 @@ use arrow::datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
-use synclake::lake::{AwsSettings, Location, Store};
+use synclake::aws::AwsSettings;
+use synclake::lake::{Location, Store};
 use synclake::query::{Engine, Guards, Limits, Scope};
 
 use generate::{Generator, Query};

@@ -17,6 +17,7 @@ mod fuzz_sql;
 mod harness;
 mod interop;
 mod kinesis;
+mod layers;
 mod payload;
 mod readers;
 mod readme;

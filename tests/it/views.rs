@@ -4,7 +4,8 @@ use std::path::Path;
 
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use sqllogictest::{DBOutput, DefaultColumnType};
-use synclake::lake::{AwsSettings, Location, Store};
+use synclake::aws::AwsSettings;
+use synclake::lake::{Location, Store};
 use synclake::query::{Engine, Limits, QueryError, Scope};
 
 use crate::harness::ingest_file;

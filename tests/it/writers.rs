@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use synclake::lake::{AwsSettings, Location, Store};
+use synclake::aws::AwsSettings;
+use synclake::lake::{Location, Store};
 use synclake::maintain::refresh;
 use synclake::query::Limits;
 

@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use synclake::aws::AwsSettings;
 use synclake::config::{self, File, Unusable};
 use synclake::ingest::{self, Counters};
-use synclake::lake::{AwsSettings, Location, Store};
+use synclake::lake::{Location, Store};
 
 use synclake::maintain::{redrive, refresh, verify};
 use synclake::query::print::Format;

@@ -2,13 +2,13 @@
 
 use super::rejects::{by_arrival, rejected_rows};
 use super::{Flushed, Held, Writer, gaps};
+use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::IngestError;
 use crate::lake::LakeError;
 use crate::lake::ledger::{Ledger, Outcome, ShardState, Step};
 use crate::lake::part::write_batch;
 use crate::lake::paths::PartName;
-use crate::lake::tables::Table;
-use crate::source::{SequenceNumber, ShardKey};
+use crate::schema::Table;
 
 impl Writer {
     pub(super) async fn commit_quarantine(&mut self, flushed: &mut Flushed) -> Result<(), IngestError> {

@@ -8,7 +8,7 @@ use crate::ingest::IngestError;
 use crate::lake::LakeError;
 use crate::lake::part::write_sorted;
 use crate::lake::paths::PartName;
-use crate::lake::tables::Table;
+use crate::schema::Table;
 
 impl Writer {
     /// Writes partitions to files, each for the next commit of its shard.

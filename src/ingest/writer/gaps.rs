@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::array::{BooleanArray, RecordBatch, StringArray, TimestampMicrosecondArray};
 
-use crate::lake::tables::Table;
-use crate::source::{SequenceNumber, ShardKey};
+use crate::ids::{SequenceNumber, ShardKey};
+use crate::schema::Table;
 
 /// Workers' clocks may differ by this much, and the service trims in strides.
 pub const SLACK_MS: i64 = 300_000;

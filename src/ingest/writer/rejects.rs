@@ -9,12 +9,12 @@ use chrono::{DateTime, NaiveDate};
 use parquet::arrow::ProjectionMask;
 
 use crate::batch::Rejected;
+use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::decoding::Skip;
 use crate::lake::parquet::open;
 use crate::lake::paths::PartName;
-use crate::lake::tables::Table;
 use crate::lake::{LakeError, Store, snapshot};
-use crate::source::{SequenceNumber, ShardKey};
+use crate::schema::Table;
 
 /// Bytes of records in a file of the quarantine, or one record: who reads it holds it whole, and a column of Arrow has less
 /// than 2 GiB.

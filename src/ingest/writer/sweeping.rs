@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::failpoint;
-use crate::lake::tables::Table;
+use crate::ids::ShardKey;
 use crate::lake::{Store, sweep};
-use crate::source::ShardKey;
+use crate::schema::Table;
 
 type Fences = BTreeMap<ShardKey, u64>;
 

@@ -1,7 +1,7 @@
 //! The state of a shard, and how transaction ids hold it.
 
+use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::lake::log::Transactions;
-use crate::source::{SequenceNumber, ShardKey, StartAt};
 
 const LIMB_DIGITS: usize = 18;
 

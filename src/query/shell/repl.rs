@@ -14,7 +14,8 @@ use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
 use super::{Next, Settings, command, run_text};
-use crate::lake::{AwsSettings, Location, Store};
+use crate::aws::AwsSettings;
+use crate::lake::{Location, Store};
 use crate::query::{Engine, FILES_PATIENCE, Limits, QueryError, Scope, guard};
 use crate::terminal::{self, Interrupts};
 

@@ -3,7 +3,8 @@
 use sha2::{Digest, Sha256};
 
 use super::shape::{Value, first_value};
-use crate::source::{SequenceNumber, ShardKey, SourceError};
+use crate::ids::{SequenceNumber, ShardKey};
+use crate::source::SourceError;
 
 /// Stream name of every file.
 pub const STREAM: &str = "file";

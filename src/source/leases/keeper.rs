@@ -20,8 +20,9 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::plan::{self, Lease, Observed};
 use super::table::{LeaseTable, Updated};
 use super::{Options, checkpoint_word};
-use crate::lake::AwsSettings;
-use crate::source::{SequenceNumber, ShardKey, SourceError, incarnation_of};
+use crate::aws::AwsSettings;
+use crate::ids::{SequenceNumber, ShardKey, incarnation_of};
+use crate::source::SourceError;
 
 /// Renewals under way at a time.
 const RENEWALS: usize = 16;

@@ -18,8 +18,8 @@ use aws_sdk_dynamodb::types::{
 };
 
 use super::plan::Lease;
+use crate::aws::AwsSettings;
 use crate::failpoint;
-use crate::lake::AwsSettings;
 use crate::source::SourceError;
 
 const KEY: &str = "leaseKey";

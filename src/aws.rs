@@ -12,16 +12,9 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
-use object_store::aws::{AmazonS3Builder, AwsCredential};
-use object_store::{ObjectStore, RetryConfig};
+use object_store::aws::AwsCredential;
 
-use super::LakeError;
-use super::apart::Apart;
-use super::fault::causes;
-use super::s3::Connector;
-
-/// How long one request to S3 is tried, with jitter in between, before whoever asked hears of it.
-const RETRY_PATIENCE: Duration = Duration::from_secs(60);
+use crate::causes::causes;
 
 /// What every AWS tool reads from its environment and profile, and what the user overrides.
 #[derive(Debug, Clone, Default)]
@@ -76,46 +69,12 @@ impl AwsSettings {
             .or_else("Ec2InstanceMetadata", ImdsCredentialsProvider::builder().configure(&at).build());
         config.into_builder().credentials_provider(SharedCredentialsProvider::new(chain)).build()
     }
-
-    pub(super) async fn s3(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, LakeError> {
-        let config = self.load().await;
-        let region = config.region().map_or("us-east-1", |r| r.as_ref()).to_owned();
-        let provider = config.credentials_provider().ok_or_else(|| {
-            LakeError::Invalid("no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID".to_owned())
-        })?;
-        let credentials = Arc::new(Credentials { provider, last: tokio::sync::Mutex::new(None) });
-        let mut builder = AmazonS3Builder::new()
-            .with_bucket_name(bucket)
-            .with_region(&region)
-            // Bounded by time: ten tries, the default, may be over in two seconds.
-            .with_retry(RetryConfig { max_retries: 100, retry_timeout: RETRY_PATIENCE, ..RetryConfig::default() })
-            .with_http_connector(Connector::new(bucket, &region, credentials.clone()))
-            .with_credentials(credentials);
-        // The more special setting wins, so that one flag for Kinesis does not redirect S3.
-        let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|v| !v.is_empty());
-        let endpoint = endpoint.or_else(|| config.endpoint_url().map(str::to_owned));
-        builder = match endpoint {
-            Some(endpoint) => builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint),
-            None => builder.with_virtual_hosted_style_request(is_host_label(bucket)),
-        };
-        let store = builder.build().map_err(|source| LakeError::Storage {
-            action: "open bucket",
-            path: format!("s3://{bucket}"),
-            source,
-        })?;
-        Ok(Arc::new(Apart::new(store)))
-    }
-}
-
-/// Whether a bucket can stand before S3's host name: the certificate there covers one label, so none with dots.
-fn is_host_label(bucket: &str) -> bool {
-    bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// Lends the SDK's credential chain to object_store, which asks before every request: so the last answer is kept until
 /// five minutes before it expires, or until half of its life is over if that is shorter.
 #[derive(Debug)]
-pub(super) struct Credentials {
+pub(crate) struct Credentials {
     provider: SharedCredentialsProvider,
     last: tokio::sync::Mutex<Option<(Arc<AwsCredential>, SystemTime)>>,
 }
@@ -125,8 +84,12 @@ const CREDENTIALS_SLACK: Duration = Duration::from_secs(300);
 const CREDENTIALS_AGE_MAX: Duration = Duration::from_secs(900);
 
 impl Credentials {
+    pub(crate) fn new(provider: SharedCredentialsProvider) -> Self {
+        Self { provider, last: tokio::sync::Mutex::new(None) }
+    }
+
     /// Asks for new ones at the next request: the service says that these have expired.
-    pub(super) async fn forget(&self) {
+    pub(crate) async fn forget(&self) {
         *self.last.lock().await = None;
     }
 }
@@ -188,14 +151,6 @@ pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn buckets_that_cannot_be_hosts() {
-        assert!(is_host_label("my-bucket-1"));
-        for path_style in ["my.dotted.bucket", "Upper", "under_score"] {
-            assert!(!is_host_label(path_style), "{path_style}");
-        }
-    }
 
     #[test]
     fn errors_of_credentials_are_found_and_short() {

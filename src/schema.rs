@@ -1,0 +1,189 @@
+//! The tables of a lake: their names and their columns.
+//!
+//! The columns are the contract with every reader; `schemas/*.json` holds them golden, and a test compares.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+
+/// One of the lake's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// Every change, append-only.
+    SyncRecords,
+    /// What could not be decoded, and why.
+    Quarantine,
+    /// Daily extracts.
+    DailyState,
+    /// What the stream's retention may have trimmed before it was read.
+    Gaps,
+    /// The latest change of each key, as of a version of `sync_records`.
+    State,
+}
+
+fn instant() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+}
+
+static SYNC_RECORDS: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("pool", DataType::Utf8, true),
+        Field::new("event_date", DataType::Date32, true),
+        Field::new("identity_pool_id", DataType::Utf8, true),
+        Field::new("identity_id", DataType::Utf8, true),
+        Field::new("dataset_name", DataType::Utf8, true),
+        Field::new("operation", DataType::Utf8, true),
+        Field::new("key", DataType::Utf8, true),
+        Field::new("value", DataType::Utf8, true),
+        Field::new("op", DataType::Utf8, true),
+        Field::new("sync_count", DataType::Int64, true),
+        Field::new("last_modified_date", instant(), true),
+        Field::new("device_last_modified_date", instant(), true),
+        Field::new("event_sync_count", DataType::Int64, true),
+        Field::new("event_last_modified_date", instant(), true),
+        Field::new("shard_id", DataType::Utf8, true),
+        Field::new("sequence_number", DataType::Utf8, true),
+        Field::new("sub_sequence", DataType::Int64, true),
+        Field::new("record_index", DataType::Int32, true),
+        Field::new("arrived_at", instant(), true),
+        Field::new("extra", DataType::Utf8, true),
+    ]))
+});
+
+static QUARANTINE: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("arrived_date", DataType::Date32, true),
+        Field::new("stream", DataType::Utf8, true),
+        Field::new("shard_id", DataType::Utf8, true),
+        Field::new("sequence_number", DataType::Utf8, true),
+        Field::new("sub_sequence", DataType::Int64, true),
+        Field::new("arrived_at", instant(), true),
+        Field::new("reason", DataType::Utf8, true),
+        Field::new("detail", DataType::Utf8, true),
+        Field::new("raw", DataType::Binary, true),
+    ]))
+});
+
+static DAILY_STATE: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("extract_date", DataType::Date32, true),
+        Field::new("pool", DataType::Utf8, true),
+        Field::new("kind", DataType::Utf8, true),
+        Field::new("identity_pool_id", DataType::Utf8, true),
+        Field::new("identity_id", DataType::Utf8, true),
+        Field::new("dataset_name", DataType::Utf8, true),
+        Field::new("key", DataType::Utf8, true),
+        Field::new("value", DataType::Utf8, true),
+        Field::new("op", DataType::Utf8, true),
+        Field::new("sync_count", DataType::Int64, true),
+        Field::new("last_modified_date", instant(), true),
+        Field::new("device_last_modified_date", instant(), true),
+        Field::new("is_after_removal", DataType::Boolean, true),
+        Field::new("shard_id", DataType::Utf8, true),
+        Field::new("sequence_number", DataType::Utf8, true),
+        Field::new("sub_sequence", DataType::Int64, true),
+        Field::new("record_index", DataType::Int32, true),
+        Field::new("arrived_at", instant(), true),
+    ]))
+});
+
+static GAPS: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("stream", DataType::Utf8, true),
+        Field::new("shard_id", DataType::Utf8, true),
+        Field::new("after_sequence_number", DataType::Utf8, true),
+        Field::new("arrived_from", instant(), true),
+        Field::new("arrived_until", instant(), true),
+        Field::new("whole_rest", DataType::Boolean, true),
+        Field::new("noted_at", instant(), true),
+    ]))
+});
+
+static STATE: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("pool", DataType::Utf8, true),
+        Field::new("identity_pool_id", DataType::Utf8, true),
+        Field::new("identity_id", DataType::Utf8, true),
+        Field::new("dataset_name", DataType::Utf8, true),
+        Field::new("key", DataType::Utf8, true),
+        Field::new("value", DataType::Utf8, true),
+        Field::new("op", DataType::Utf8, true),
+        Field::new("sync_count", DataType::Int64, true),
+        Field::new("last_modified_date", instant(), true),
+        Field::new("device_last_modified_date", instant(), true),
+        Field::new("is_after_removal", DataType::Boolean, true),
+        Field::new("shard_id", DataType::Utf8, true),
+        Field::new("sequence_number", DataType::Utf8, true),
+        Field::new("sub_sequence", DataType::Int64, true),
+        Field::new("record_index", DataType::Int32, true),
+        Field::new("arrived_at", instant(), true),
+    ]))
+});
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Table; 5] = [Table::SyncRecords, Table::Quarantine, Table::DailyState, Table::Gaps, Table::State];
+
+    /// Folder under the lake's root, and name in SQL.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SyncRecords => "sync_records",
+            Self::Quarantine => "quarantine",
+            Self::DailyState => "daily_state",
+            Self::Gaps => "gaps",
+            Self::State => "state",
+        }
+    }
+
+    /// Columns, partition columns first.
+    pub fn schema(self) -> SchemaRef {
+        match self {
+            Self::SyncRecords => SYNC_RECORDS.clone(),
+            Self::Quarantine => QUARANTINE.clone(),
+            Self::DailyState => DAILY_STATE.clone(),
+            Self::Gaps => GAPS.clone(),
+            Self::State => STATE.clone(),
+        }
+    }
+
+    /// Names of the partition columns.
+    pub fn partition_columns(self) -> &'static [&'static str] {
+        match self {
+            Self::SyncRecords => &["pool", "event_date"],
+            Self::Quarantine => &["arrived_date"],
+            Self::DailyState => &["extract_date", "pool"],
+            Self::Gaps => &[],
+            Self::State => &["pool"],
+        }
+    }
+
+    /// Columns that are stored in the files: all but the partition's.
+    pub fn file_schema(self) -> SchemaRef {
+        let partitions = self.partition_columns();
+        let fields = self.schema().fields().clone();
+        let stored: Vec<_> = fields.iter().filter(|f| !partitions.contains(&f.name().as_str())).cloned().collect();
+        Arc::new(Schema::new(stored))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_match_the_golden_schemas() {
+        for table in Table::ALL {
+            let columns: Vec<_> = table
+                .schema()
+                .fields()
+                .iter()
+                .map(|f| serde_json::json!({"name": f.name(), "type": f.data_type().to_string()}))
+                .collect();
+            let actual = serde_json::json!({"table": table.name(), "partitioned_by": table.partition_columns(), "columns": columns});
+            let path = format!("{}/schemas/{}.json", env!("CARGO_MANIFEST_DIR"), table.name());
+            let golden = std::fs::read_to_string(&path).unwrap_or_default();
+            let golden: serde_json::Value = serde_json::from_str(&golden).unwrap_or_default();
+            assert_eq!(golden, actual, "{path} should hold\n{actual:#}");
+        }
+    }
+}
