@@ -22,6 +22,7 @@ mod fallible;
 mod guarded;
 pub(super) mod integers;
 mod kinds;
+mod lists;
 mod projections;
 mod rows;
 mod spans;
@@ -34,6 +35,7 @@ pub(super) fn analyzer(guards: Guards) -> Vec<Arc<dyn AnalyzerRule + Send + Sync
     let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> =
         vec![Arc::new(kinds::SameKinds), Arc::new(ResolveGroupingFunction::new()), Arc::new(TypeCoercion::new())];
     rules.push(Arc::new(spans::Spans));
+    rules.push(Arc::new(lists::Lists));
     if guards.subqueries {
         rules.push(Arc::new(subqueries::Subqueries));
     }

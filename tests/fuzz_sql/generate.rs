@@ -314,6 +314,14 @@ impl Generator {
                 if self.chance(0.3) {
                     list.push("null".to_owned());
                 }
+                if self.chance(0.3) {
+                    list.extend(self.column(of, Some(Text)).map(|(other, ..)| other));
+                }
+                if self.chance(0.3) {
+                    let other = self.literal(name, Text);
+                    let how = self.pick(&["and", "or"]);
+                    return format!("({column} {not}in ({}) {how} {column} in ('name', {other}))", list.join(", "));
+                }
                 format!("{column} {not}in ({})", list.join(", "))
             }
             4 => match self.column(of, Some(Text)) {

@@ -186,6 +186,36 @@ fn what_others_understand_otherwise_is_understood_as_they_do() {
             "select count(*) from changes where key = 'x' or key = some (select key from changes where key = 'name')",
             "5",
         ),
+        // Lists are about values, and not about how they are written; and unknown is not false.
+        (
+            "select count(*) from (values ('q'), ('r'), (null)) t(a) cross join (values ('q')) s(b) where a not in ('q', 'z') and a in (b, 'w')",
+            "0",
+        ),
+        (
+            "select count(*) from (values ('x'), ('y'), ('z')) t(a) cross join (values ('y')) s(b) where a in ('x', 'y') and a in (b, 'x')",
+            "2",
+        ),
+        (
+            "select count(*) from (values ('x'), ('y'), ('z')) t(a) cross join (values ('y')) s(b) where (a = 'x' or a = 'y') and a in (b, 'x')",
+            "2",
+        ),
+        (
+            "select count(*) from (select a as c from (values ('x'), ('y'), ('z')) t(a) where a in ('x', 'y')) u cross join (values ('y')) s(b) where c in (b, 'x')",
+            "2",
+        ),
+        ("select count(*) from (values ('x'), (null)) t(a) where (a in ('x', 'y') and a in ('z', 'w')) is null", "1"),
+        (
+            "select count(*) from (values ('x'), (null)) t(a) where ((a = 'x' or a = 'y') and (a = 'z' or a = 'w')) is null",
+            "1",
+        ),
+        (
+            "select count(*) from (values ('x'), (null)) t(a) where (a not in ('x', 'y') and a in ('z', 'w', null)) is false",
+            "1",
+        ),
+        (
+            "select count(*) from (values ('q'), ('r')) t(a) cross join (values ('q')) s(b) where a not in (b, 'x') or a not in ('q', 'x')",
+            "1",
+        ),
         // A span is as long as it is.
         ("select count(*) from sync_records where now() - last_modified_date < interval '7 days'", "0"),
         (

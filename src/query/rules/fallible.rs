@@ -7,14 +7,15 @@ use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator, Volati
 use datafusion::scalar::ScalarValue;
 
 /// Functions that have a result for every row.
-const TOTAL: [&str; 45] = [
+const TOTAL: [&str; 47] = [
     "array_length",
+    "arrow_typeof",
     "ascii",
     "bit_length",
     "btrim",
     "cardinality",
-    "checked_concat",
     "character_length",
+    "checked_concat",
     "coalesce",
     "concat",
     "concat_ws",
@@ -24,6 +25,7 @@ const TOTAL: [&str; 45] = [
     "get_field",
     "greatest",
     "initcap",
+    "interval_length",
     "isnan",
     "iszero",
     "least",
@@ -39,7 +41,9 @@ const TOTAL: [&str; 45] = [
     "nvl2",
     "octet_length",
     "reverse",
+    "round",
     "rtrim",
+    "same",
     "sha224",
     "sha256",
     "sha384",
@@ -49,10 +53,8 @@ const TOTAL: [&str; 45] = [
     "struct",
     "to_hex",
     "trim",
-    "upper",
-    "arrow_typeof",
-    "round",
     "trunc",
+    "upper",
 ];
 /// Functions that have one if all their arguments but one are constants.
 const TOTAL_OF_ONE: [&str; 13] = [

@@ -186,7 +186,7 @@ fn guard_arguments<'a>(arguments: impl Iterator<Item = &'a mut Expr>, filter: Op
 }
 
 /// The parts of a chain of one operator, in order. (A loop, as a chain of thousands is no deeper than its parts.)
-fn split(expr: Expr, by: Operator) -> Vec<Expr> {
+pub(super) fn split(expr: Expr, by: Operator) -> Vec<Expr> {
     let (mut open, mut parts) = (vec![expr], Vec::new());
     while let Some(next) = open.pop() {
         match next {
@@ -197,7 +197,7 @@ fn split(expr: Expr, by: Operator) -> Vec<Expr> {
     parts
 }
 
-fn joined(op: Operator, parts: Vec<Expr>) -> Expr {
+pub(super) fn joined(op: Operator, parts: Vec<Expr>) -> Expr {
     let binary = |left, right| Expr::BinaryExpr(BinaryExpr::new(Box::new(left), op, Box::new(right)));
     parts.into_iter().reduce(binary).unwrap_or_else(|| lit(op == Operator::And))
 }
