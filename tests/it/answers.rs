@@ -216,6 +216,14 @@ fn what_others_understand_otherwise_is_understood_as_they_do() {
             "select count(*) from (values ('q'), ('r')) t(a) cross join (values ('q')) s(b) where a not in (b, 'x') or a not in ('q', 'x')",
             "1",
         ),
+        (
+            "select count(*) from (select 'y' as b) s join changes t on t.key in ('score', 'y', b) where t.key in ('name', b, 'score') and t.key in ('name', 'score', t.op)",
+            "5",
+        ),
+        (
+            "select count(*) from sync_records t where t.key in ('a', 'name') and t.key in (t.key, 'a') and t.key in (t.key, 'b') and t.key in (t.key, 'c')",
+            "5",
+        ),
         // A span is as long as it is.
         ("select count(*) from sync_records where now() - last_modified_date < interval '7 days'", "0"),
         (

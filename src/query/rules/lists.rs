@@ -2,7 +2,7 @@
 //!
 //! DataFusion puts two lists of one column together by how their values are written: `a not in ('q') and a in (b)` becomes
 //! `a in (b)`, which is another condition where `b` is `'q'`, and so is `false` in place of unknown what two lists have not in
-//! common. So no two lists of a plan are about the same expression: all but the first are about `same(a)`.
+//! common. So no two lists of a plan are about the same expression: all but the first are about a `same(a)` of their own.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub(super) const SAME: &str = "same";
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Same {
+    /// Two of different numbers are two functions.
+    number: usize,
     signature: Signature,
 }
 
@@ -55,11 +57,6 @@ fn nothing() -> DataFusionError {
     DataFusionError::Internal("nothing is given".to_owned())
 }
 
-fn same(of: Expr) -> Expr {
-    let udf = ScalarUDF::new_from_impl(Same { signature: Signature::any(1, Volatility::Immutable) });
-    Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(udf), vec![of]))
-}
-
 /// The analyzer rule that keeps lists apart. It runs after types are coerced.
 #[derive(Debug)]
 pub(crate) struct Lists;
@@ -70,7 +67,7 @@ impl AnalyzerRule for Lists {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        let mut apart = Apart { seen: HashSet::new(), has_other_names: false };
+        let mut apart = Apart { seen: HashSet::new(), has_other_names: false, made: 0 };
         // Nothing but an order stands above the names that the result has.
         let mut is_result = true;
         plan.apply_with_subqueries(|plan| {
@@ -103,9 +100,18 @@ struct Apart {
     seen: HashSet<String>,
     /// Whether a column has several names in the plan, so that a name tells nothing.
     has_other_names: bool,
+    /// How often the function was called for.
+    made: usize,
 }
 
 impl Apart {
+    fn same(&mut self, of: Expr) -> Expr {
+        self.made += 1;
+        let signature = Signature::any(1, Volatility::Immutable);
+        let udf = ScalarUDF::new_from_impl(Same { number: self.made, signature });
+        Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(udf), vec![of]))
+    }
+
     fn key(&self, of: &Expr) -> String {
         match of {
             Expr::Column(column) if !self.has_other_names => column.name.clone(),
@@ -139,7 +145,7 @@ impl Apart {
             Expr::InList(InList { expr, list, negated }) => {
                 let expr = match self.seen.insert(self.key(&expr)) {
                     true => expr,
-                    false => Box::new(same(*expr)),
+                    false => Box::new(self.same(*expr)),
                 };
                 Ok(Transformed::yes(Expr::InList(InList { expr, list, negated })))
             }
@@ -149,14 +155,14 @@ impl Apart {
     }
 
     /// What one part of an OR is about.
-    fn part(&self, of: Expr, keys: &mut Vec<String>) -> Expr {
+    fn part(&mut self, of: Expr, keys: &mut Vec<String>) -> Expr {
         if matches!(of, Expr::Literal(..)) {
             return of;
         }
         let key = self.key(&of);
         let is_seen = self.seen.contains(&key);
         keys.push(key);
-        if is_seen { same(of) } else { of }
+        if is_seen { self.same(of) } else { of }
     }
 }
 
