@@ -100,12 +100,11 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
     }
     let store = Table::SyncRecords.store(lake);
     let records = snapshot::load(&store, Some(to)).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
-    let sizes = snapshot::files(&store, &records).await?;
-    let context = session(&limits.for_rows_of(sizes.iter().map(Living::rows_and_bytes)))?;
     let rows = match from {
         None => {
-            let files = sizes.into_iter().map(|file| file.path).collect();
-            rows_of(&context, &records, &files).await?
+            let files = snapshot::files(&store, &records).await?;
+            let context = session(&limits.for_rows_of(files.iter().map(Living::rows_and_bytes)))?;
+            rows_of(&context, &records, &files.into_iter().map(|file| file.path).collect()).await?
         }
         Some(from) => {
             let since = since::since(&store, from, to).await?.ok_or_else(|| {
@@ -123,6 +122,13 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
                     "another writer removed, changed or restored rows; nothing of that is delivered to a consumer"
                 );
             }
+            let mut sizes: Vec<_> = since.new.values().map(|file| (file.rows, file.bytes)).collect();
+            if since.is_new_changed {
+                let files = snapshot::files(&store, &records).await?;
+                let heirs = files.iter().filter(|file| since.heirs.contains_key(&file.path));
+                sizes.extend(heirs.map(Living::rows_and_bytes));
+            }
+            let context = session(&limits.for_rows_of(sizes))?;
             new_rows(name, &context, &store, &records, &since).await?
         }
     };

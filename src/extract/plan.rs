@@ -24,7 +24,7 @@ use crate::failpoint;
 use crate::ids::ShardKey;
 use crate::lake::ledger::decode_state;
 use crate::lake::log::{self, Transactions};
-use crate::lake::since::{Lost, Partition, Since, is_untouched, since};
+use crate::lake::since::{self, Lost, Partition, Since, since};
 use crate::lake::snapshot::{self, Living};
 use crate::lake::{LakeError, Store};
 use crate::schema::Table;
@@ -125,8 +125,8 @@ impl Plan {
             stale: Vec::new(),
             shards: marks(&read, date),
         };
-        let written = days(&known, "extracted/");
         let base = extracted.range(..date).next_back().map(|(day, covers)| (*day, *covers));
+        let as_written = AsWritten::read(&daily_store, &known, base.iter().map(|(day, _)| *day).chain([date])).await?;
         let after_base = match base {
             Some((day, covers)) => since(&store, covers, version).await?.map(|since| (day, covers, since)),
             None => None,
@@ -142,7 +142,7 @@ impl Plan {
                 unknown.map(|file| file.path.clone()).collect()
             };
             plan.before = Some(Before {
-                is_as_written: is_as_written(&daily_store, &known, written.get(&date), date).await?,
+                is_as_written: as_written.is(date),
                 state: of_day(&extracts, date, &["state"]),
                 corrections: of_day(&extracts, date, &["correction"]),
                 unknown: since.map(unknown),
@@ -158,7 +158,7 @@ impl Plan {
             }
             if loses(since, *covers, *day) {
                 tracing::warn!(%day, "another writer removed or changed rows that its extract holds; it is no base any more");
-            } else if !is_as_written(&daily_store, &known, written.get(day), *day).await? {
+            } else if !as_written.is(*day) {
                 tracing::warn!(%day, "another writer changed its extract in daily_state; it is no base any more");
             } else {
                 added = since.files();
@@ -186,16 +186,32 @@ impl Plan {
     }
 }
 
-/// Whether the extract of a day, which a version wrote, holds the rows that it was written with.
-async fn is_as_written(
-    daily: &Store,
-    known: &Transactions,
-    written: Option<&u64>,
-    day: NaiveDate,
-) -> Result<bool, LakeError> {
-    match written {
-        Some(written) => is_untouched(daily, (*written, known.version), "extract_date", &day.to_string()).await,
-        None => Ok(false),
+/// Which extracts of some days hold the rows that they were written with.
+struct AsWritten {
+    by_day: BTreeMap<NaiveDate, u64>,
+    /// When rows of a day were written or changed; `None` when the log does not tell.
+    touched: Option<BTreeMap<Option<String>, u64>>,
+}
+
+impl AsWritten {
+    async fn read(
+        daily: &Store,
+        known: &Transactions,
+        days: impl IntoIterator<Item = NaiveDate>,
+    ) -> Result<Self, LakeError> {
+        let mut by_day = self::days(known, "extracted/");
+        let days: BTreeSet<NaiveDate> = days.into_iter().collect();
+        by_day.retain(|day, _| days.contains(day));
+        let touched = match by_day.values().min() {
+            Some(from) => since::touched(daily, (*from, known.version), "extract_date").await?,
+            None => None,
+        };
+        Ok(Self { by_day, touched })
+    }
+
+    fn is(&self, day: NaiveDate) -> bool {
+        let (Some(written), Some(touched)) = (self.by_day.get(&day), &self.touched) else { return false };
+        [Some(day.to_string()), None].iter().all(|of| touched.get(of).is_none_or(|version| version <= written))
     }
 }
 

@@ -91,26 +91,18 @@ pub async fn commit(
         let (bytes, in_commit_ms) = encode(table, store, known, draft)?;
         let version = known.version + 1;
         let path = paths::commit(version);
+        let mut found = None;
         // The same bytes, until that version is somebody's.
         while known.version + 1 == version {
             failpoint::hit(before);
             let put = store.put_new(&path, bytes.clone()).await;
             failpoint::hit(after);
             let failure = match put {
-                Ok(()) if is_buried(store, version, &token).await? => {
-                    tracing::warn!(table = table.name(), version, "the log was cleaned up meanwhile, reading it anew");
-                    // No reader begins that far down.
-                    if let Err(error) = store.delete(&path).await {
-                        tracing::warn!(table = table.name(), version, %error, "left a commit below the log's checkpoint");
-                    }
-                    *known =
-                        log::read_transactions(store).await?.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
-                    break;
-                }
                 Ok(()) => {
-                    known.ids.extend(ids);
+                    known.ids.extend(ids.iter().cloned());
                     (known.version, known.in_commit_ms) = (version, in_commit_ms);
-                    return Ok(Some(Committed { version, conflicts }));
+                    found = Some(version);
+                    break;
                 }
                 Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
                     conflicts += 1;
@@ -129,24 +121,47 @@ pub async fn commit(
                 return Err(LakeError::Contended { table, seconds, source: failure });
             }
             let read = read_back(store, known, &token).await;
-            if let Ok(Some(version)) = read {
-                return Ok(Some(Committed { version, conflicts }));
-            }
             // A lost race needs no pause when the log moved: whoever won has made progress, and whoever waits would only
             // lose again to those who do not. An error does.
             if failure.is_some() || read.is_err() || known.version + 1 == version {
                 tokio::time::sleep(backoff.spread()).await;
             }
-            if let Err(error) = read {
-                let is_lasting = matches!(error, LakeError::Log { .. } | LakeError::Unsupported { .. });
-                if is_lasting || fault::is_permanent(&error) {
-                    return Err(error);
-                }
-                tracing::warn!(table = table.name(), %error, "cannot read the log back, trying again");
+            match read {
+                Ok(read) => found = read,
+                Err(error) => transient(table, error)?,
             }
         }
+        let Some(version) = found else { continue };
+        // It is in the log: from here on nothing is proposed anew before it is known whether readers see it.
+        let is_buried = loop {
+            match is_buried(store, version, &token).await {
+                Ok(is_buried) => break is_buried,
+                Err(error) if began.elapsed() > PATIENCE => return Err(error),
+                Err(error) => transient(table, error)?,
+            }
+            tokio::time::sleep(backoff.spread()).await;
+        };
+        if !is_buried {
+            return Ok(Some(Committed { version, conflicts }));
+        }
+        tracing::warn!(table = table.name(), version, "the log was cleaned up meanwhile, reading it anew");
+        // No reader begins that far down.
+        if let Err(error) = store.delete(&paths::commit(version)).await {
+            tracing::warn!(table = table.name(), version, %error, "left a commit below the log's checkpoint");
+        }
+        *known = log::read_transactions(store).await?.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
     }
     Ok(None)
+}
+
+/// Passes on an error that would come again.
+fn transient(table: Table, error: LakeError) -> Result<(), LakeError> {
+    let is_lasting = matches!(error, LakeError::Log { .. } | LakeError::Unsupported { .. });
+    if is_lasting || fault::is_permanent(&error) {
+        return Err(error);
+    }
+    tracing::warn!(table = table.name(), %error, "cannot read the log back, trying again");
+    Ok(())
 }
 
 fn encode(
@@ -198,6 +213,7 @@ async fn is_buried(store: &Store, version: u64, (id, token): &(String, i64)) -> 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::aws::AwsSettings;
@@ -259,5 +275,23 @@ mod tests {
         let done = commit(Table::Quarantine, &store, &mut known, &Say("lost")).await.unwrap();
         assert_eq!(done, Some(Committed { version: 1, conflicts: 0 }));
         assert_eq!(log::read_transactions(&store).await.unwrap().unwrap().version, 2);
+    }
+
+    /// Its answer came, and then the store does not tell for a while whether readers see it: it is not made twice.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_is_made_once_however_long_the_store_is_silent() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = table(folder.path()).await;
+        let mut known = log::read_transactions(&store).await.unwrap().unwrap();
+        let silent = Arc::new(AtomicUsize::new(0));
+        store.silent_reads = Some(silent.clone());
+        store.loses_answer = Some(Arc::new(move || {
+            silent.store(3, Ordering::SeqCst);
+            Box::pin(async { false })
+        }));
+        let done = commit(Table::Quarantine, &store, &mut known, &Say("once")).await.unwrap();
+        assert_eq!(done, Some(Committed { version: 1, conflicts: 0 }));
+        store.silent_reads = None;
+        assert_eq!(log::read_transactions(&store).await.unwrap().unwrap().version, 1);
     }
 }

@@ -35,6 +35,8 @@ pub struct NewFile {
     pub partition: Partition,
     /// Its rows, as far as the log tells.
     pub rows: u64,
+    /// Its bytes.
+    pub bytes: u64,
 }
 
 /// A file that was taken out because rows of it were removed or changed.
@@ -115,8 +117,9 @@ impl Since {
             let Action::Add(add) = action else { continue };
             match (kind, inherited) {
                 (Kind::New, _) if add.data_change => {
-                    let (rows, partition) = (rows_of(&add), add.partition_values);
-                    self.new.insert(add.path, NewFile { version, taken_out: None, partition, rows });
+                    let (rows, bytes) = (rows_of(&add), u64::try_from(add.size).unwrap_or(0));
+                    let (taken_out, partition) = (None, add.partition_values);
+                    self.new.insert(add.path, NewFile { version, taken_out, partition, rows, bytes });
                 }
                 (Kind::Change, _) => drop(self.heirs.insert(add.path, version)),
                 (Kind::Same, Some(newest)) => drop(self.heirs.insert(add.path, newest)),
@@ -198,29 +201,34 @@ pub async fn since(table: &Store, from: u64, to: u64) -> Result<Option<Since>, L
     Ok(Some(found))
 }
 
-/// Whether no commit after version `from` and up to version `to` added, removed or changed rows whose partition column has
-/// `value`. `false` also when the log does not tell.
+/// The last version up to `to` that added, removed or changed rows of each value of a partition column. Commits up to `from` are
+/// not looked at, and those of which the log does not tell the value count for every one (`None`).
+///
+/// `None` when the log does not reach back to `from` any more.
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn is_untouched(table: &Store, (from, to): (u64, u64), column: &str, value: &str) -> Result<bool, LakeError> {
-    let mut commits =
-        futures::stream::iter(from + 1..=to).map(|version| log::read_commit(table, version)).buffered(READS);
-    let is_of = |partition: Option<&Partition>| {
-        partition.and_then(|partition| partition.get(column)).is_none_or(|found| found.as_deref() == Some(value))
-    };
-    while let Some(actions) = commits.try_next().await? {
-        let Some(actions) = actions else { return Ok(false) };
-        let touches = |action: &Action| match action {
-            Action::Add(add) => add.data_change && is_of(Some(&add.partition_values)),
-            Action::Remove(remove) => remove.data_change && is_of(remove.partition_values.as_ref()),
-            _ => false,
-        };
-        if actions.iter().any(touches) {
-            return Ok(false);
+pub async fn touched(
+    table: &Store,
+    (from, to): (u64, u64),
+    column: &str,
+) -> Result<Option<BTreeMap<Option<String>, u64>>, LakeError> {
+    let mut commits = futures::stream::iter(from + 1..=to)
+        .map(|version| async move { log::read_commit(table, version).await.map(|actions| (version, actions)) })
+        .buffered(READS);
+    let mut touched = BTreeMap::new();
+    while let Some((version, actions)) = commits.try_next().await? {
+        let Some(actions) = actions else { return Ok(None) };
+        for action in &actions {
+            let partition = match action {
+                Action::Add(add) if add.data_change => Some(&add.partition_values),
+                Action::Remove(remove) if remove.data_change => remove.partition_values.as_ref(),
+                _ => continue,
+            };
+            touched.insert(partition.and_then(|partition| partition.get(column).cloned()).flatten(), version);
         }
     }
-    Ok(true)
+    Ok(Some(touched))
 }
 
 #[cfg(test)]

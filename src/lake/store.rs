@@ -28,6 +28,9 @@ pub struct Store {
     /// Asked after an object was put that must not exist yet: whether the answer is lost.
     #[cfg(test)]
     pub(crate) loses_answer: Option<tests::LosesAnswer>,
+    /// How many reads to come get no answer.
+    #[cfg(test)]
+    pub(crate) silent_reads: Option<Arc<std::sync::atomic::AtomicUsize>>,
 }
 
 impl fmt::Debug for Store {
@@ -133,6 +136,8 @@ impl Store {
             folder,
             #[cfg(test)]
             loses_answer: None,
+            #[cfg(test)]
+            silent_reads: None,
         }
     }
 
@@ -218,6 +223,15 @@ impl Store {
     /// # Errors
     /// The store failed after its own retries.
     pub async fn get(&self, relative: &str) -> Result<Option<Bytes>, LakeError> {
+        #[cfg(test)]
+        use std::sync::atomic::Ordering::SeqCst;
+        #[cfg(test)]
+        if let Some(left) = &self.silent_reads
+            && left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
+        {
+            let silent = object_store::Error::Generic { store: "test", source: "no answer".into() };
+            return Err(LakeError::storage("read", self, relative, silent));
+        }
         let read = async { self.objects.get(&self.key(relative)).await?.bytes().await };
         match read.await {
             Ok(bytes) => Ok(Some(bytes)),

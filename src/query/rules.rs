@@ -5,7 +5,11 @@
 
 use std::sync::Arc;
 
+use datafusion::common::tree_node::Transformed;
 use datafusion::config::ConfigOptions;
+use datafusion::error::Result;
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::analyzer::resolve_grouping_function::ResolveGroupingFunction;
 use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
 use datafusion::optimizer::{AnalyzerRule, Optimizer, OptimizerRule};
@@ -20,6 +24,7 @@ mod constants;
 mod decimals;
 mod fallible;
 mod guarded;
+mod identity;
 pub(super) mod integers;
 mod kinds;
 mod lists;
@@ -29,6 +34,18 @@ mod spans;
 mod subqueries;
 pub(super) mod sums;
 mod unordered;
+
+/// A plan whose expressions are rewritten, and whose columns keep their names.
+fn keeping_names(
+    plan: LogicalPlan,
+    mut rewrite: impl FnMut(Expr) -> Result<Transformed<Expr>>,
+) -> Result<Transformed<LogicalPlan>> {
+    let names = NamePreserver::new(&plan);
+    plan.map_expressions(|expr| {
+        let name = names.save(&expr);
+        Ok(rewrite(expr)?.update_data(|expr| name.restore(expr)))
+    })
+}
 
 /// Rules of the analyzer, in order.
 pub(super) fn analyzer(guards: Guards) -> Vec<Arc<dyn AnalyzerRule + Send + Sync>> {

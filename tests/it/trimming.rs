@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ pub struct Stream {
     pub is_foreign: bool,
     /// Every read gives everything.
     pub repeats: bool,
+    /// `shardId-0` gives records without end, until a data file lies in this folder. Then it is trimmed.
+    pub trims_once_written: Option<PathBuf>,
     pub reads: u64,
     /// The access key of the last request.
     pub key: String,
@@ -78,6 +81,19 @@ impl Stream {
             "GetRecords" => {
                 let (shard, after) = body["ShardIterator"].as_str().unwrap().split_once('/').unwrap();
                 let after: u64 = after.parse().unwrap();
+                if let Some(folder) = &self.trims_once_written {
+                    if has_parquet(folder) {
+                        self.shards.remove("shardId-0");
+                    }
+                    match self.shards.get_mut(shard) {
+                        Some(Shard { records, parents, .. }) if parents.is_empty() => {
+                            records.extend((after + 1..after + 9).map(large));
+                        }
+                        Some(_) => {}
+                        // Neither a next iterator nor a child.
+                        None => return json!({"Records": [], "MillisBehindLatest": 0}),
+                    }
+                }
                 let Shard { records, closed, .. } = &self.shards[shard];
                 let record = |(number, data): &(u64, String)| {
                     use base64_of::encode;
@@ -227,4 +243,48 @@ async fn what_was_trimmed_unread_is_told_once() {
     let report = ok(synclake().args(["verify", "--lake", lake, "--format", "json"]));
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!((report["gaps"].as_array().unwrap().len(), &report["faults"]), (2, &json!([])), "{report}");
+}
+
+/// The rest of a shard is trimmed while it is read, and what was read of it lies in files that no commit lists yet: it is
+/// committed, and the gap comes after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_of_a_shard_that_is_trimmed_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().to_str().unwrap();
+    let shard = |parents: &[&str], records| Shard {
+        parents: parents.iter().map(|p| (*p).to_owned()).collect(),
+        records,
+        closed: false,
+    };
+    let shards = [("shardId-0", shard(&[], Vec::new())), ("shardId-1", shard(&["shardId-0"], vec![event(10_000)]))];
+    let stream = Arc::new(Mutex::new(Stream {
+        retention_hours: 24,
+        created: 1.7e9,
+        shards: shards.map(|(id, shard)| (id.to_owned(), shard)).into(),
+        trims_once_written: Some(folder.path().join("sync_records")),
+        ..Stream::default()
+    }));
+    let endpoint = serve(stream.clone()).await;
+    let options = ["--until-idle", "1s", "--flush-age", "1h", "--memory", "64MiB"];
+    ok(&mut ingest(&endpoint, lake, &options));
+    assert_eq!(count(lake, "select count(*) from sync_records where shard_id = 'shardId-1'"), 1);
+    let told = rows(lake, "select shard_id, whole_rest, cast(after_sequence_number as int) as after from gaps");
+    let given = told[0]["after"].as_i64().unwrap();
+    assert_eq!(told, [json!({"shard_id": "shardId-0", "whole_rest": true, "after": given})]);
+    assert_eq!(count(lake, "select count(*) from sync_records where shard_id = 'shardId-0'"), given);
+    assert_eq!(given % 8, 0, "up to the last that was given");
+}
+
+/// As [`event`], of a megabyte.
+fn large(n: u64) -> (u64, String) {
+    let (n, text) = event(n);
+    (n, text.replace(r#""v""#, &format!(r#""{}""#, "v".repeat(1_000_000))))
+}
+
+fn has_parquet(folder: &std::path::Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    entries.flatten().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => has_parquet(&entry.path()),
+        _ => entry.path().extension().is_some_and(|ext| ext == "parquet"),
+    })
 }

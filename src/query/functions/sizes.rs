@@ -4,6 +4,7 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
 use arrow::compute::kernels::length::length;
 use arrow::datatypes::{DataType, Int64Type, IntervalMonthDayNanoType, IntervalUnit, TimeUnit};
+use arrow::temporal_conversions::NANOSECONDS_IN_DAY;
 use datafusion::logical_expr::ColumnarValue;
 
 /// Bytes of all rows.
@@ -11,7 +12,6 @@ pub(super) type Measure = fn(&[ColumnarValue], usize) -> u64;
 
 /// What a list takes for an element beside its bytes.
 const ELEMENT_BYTES: u64 = 8;
-const DAY_NANOS: i64 = 86_400_000_000_000;
 
 /// The functions that may make much of little.
 pub(super) const MEASURES: &[(&str, Measure)] = &[
@@ -199,7 +199,7 @@ fn moments(args: &[ColumnarValue], at: usize) -> Vec<i64> {
             let nanos = array.as_primitive::<IntervalMonthDayNanoType>().iter().map(|interval| {
                 interval.map_or(0, |i| {
                     let days = i64::from(i.months).saturating_mul(28).saturating_add(i64::from(i.days));
-                    days.saturating_mul(DAY_NANOS).saturating_add(i.nanoseconds)
+                    days.saturating_mul(NANOSECONDS_IN_DAY).saturating_add(i.nanoseconds)
                 })
             });
             nanos.collect()

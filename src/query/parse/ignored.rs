@@ -10,6 +10,8 @@ use datafusion::sql::sqlparser::ast::{
     TableAlias, TableFactor, TypedString, Visit, Visitor, WindowType,
 };
 
+use super::mistaken;
+
 type Found = ControlFlow<Box<str>>;
 
 const WINDOW_NAME: &str =
@@ -95,6 +97,7 @@ impl Visitor for Finder<'_> {
                 }
             }
         }
+        mistaken::set_operation(&query.body)?;
         query.pipe_operators.iter().try_for_each(pipe)
     }
 
@@ -198,7 +201,7 @@ impl Visitor for Finder<'_> {
                 absent(sets.len() > 1, "trim takes one set of characters; put them into one string")
             }
             Expr::Cast { data_type: of, .. } | Expr::TypedString(TypedString { data_type: of, .. }) => data_type(of),
-            _ => ControlFlow::Continue(()),
+            other => mistaken::expression(other),
         }
     }
 }

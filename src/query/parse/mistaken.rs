@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     BinaryOperator, Expr, Ident, SelectItem, SetExpr, SetOperator, SetQuantifier, Statement, Value, ValueWithSpan,
-    Visit, VisitMut, Visitor, VisitorMut,
+    VisitMut, VisitorMut,
 };
 
 type Found = ControlFlow<Box<str>>;
@@ -15,10 +15,7 @@ type Found = ControlFlow<Box<str>>;
 /// # Errors
 /// What is mistaken and cannot be written otherwise, and what to write.
 pub(super) fn mend(statement: &mut Statement) -> Result<(), String> {
-    if let ControlFlow::Break(found) = VisitMut::visit(statement, &mut Mender) {
-        return Err(found.into());
-    }
-    match Visit::visit(statement, &mut Finder) {
+    match VisitMut::visit(statement, &mut Mender) {
         ControlFlow::Break(found) => Err(found.into()),
         ControlFlow::Continue(()) => Ok(()),
     }
@@ -110,36 +107,27 @@ fn planned_name(expr: &Expr) -> String {
     }
 }
 
-struct Finder;
-
-impl Visitor for Finder {
-    type Break = Box<str>;
-
-    fn pre_visit_query(&mut self, query: &datafusion::sql::sqlparser::ast::Query) -> Found {
-        set_operation(&query.body)
-    }
-
-    fn pre_visit_expr(&mut self, expr: &Expr) -> Found {
-        match expr {
-            Expr::BinaryOp { op: BinaryOperator::BitwiseXor, .. } => refused(
-                "^ is a power elsewhere and an exclusive or of bits here; write power(a, b), or (a | b) - (a & b) for the bits",
-            ),
-            Expr::Value(ValueWithSpan { value: Value::Number(text, _), .. }) => number(text),
-            Expr::Value(ValueWithSpan { value: Value::HexStringLiteral(digits), span }) => {
-                // As many characters as `0x` and the digits, and not as `x''` and the digits.
-                let length = span.end.column.saturating_sub(span.start.column);
-                match length > 0 && length < digits.len() as u64 + 3 {
-                    true => refused(format!("0x{digits} would be the bytes x'{digits}'; write the number in decimal")),
-                    false => ControlFlow::Continue(()),
-                }
+/// Refuses an operator or a literal that means something else here.
+pub(super) fn expression(expr: &Expr) -> Found {
+    match expr {
+        Expr::BinaryOp { op: BinaryOperator::BitwiseXor, .. } => refused(
+            "^ is a power elsewhere and an exclusive or of bits here; write power(a, b), or (a | b) - (a & b) for the bits",
+        ),
+        Expr::Value(ValueWithSpan { value: Value::Number(text, _), .. }) => number(text),
+        Expr::Value(ValueWithSpan { value: Value::HexStringLiteral(digits), span }) => {
+            // As many characters as `0x` and the digits, and not as `x''` and the digits.
+            let length = span.end.column.saturating_sub(span.start.column);
+            match length > 0 && length < digits.len() as u64 + 3 {
+                true => refused(format!("0x{digits} would be the bytes x'{digits}'; write the number in decimal")),
+                false => ControlFlow::Continue(()),
             }
-            _ => ControlFlow::Continue(()),
         }
+        _ => ControlFlow::Continue(()),
     }
 }
 
 /// The planner answers INTERSECT ALL and EXCEPT ALL as if it were about values, and not about copies.
-fn set_operation(body: &SetExpr) -> Found {
+pub(super) fn set_operation(body: &SetExpr) -> Found {
     let SetExpr::SetOperation { op, set_quantifier, left, right } = body else { return ControlFlow::Continue(()) };
     let by_copies = matches!(set_quantifier, SetQuantifier::All | SetQuantifier::AllByName);
     if by_copies && matches!(op, SetOperator::Intersect | SetOperator::Except | SetOperator::Minus) {

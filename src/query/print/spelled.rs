@@ -15,6 +15,7 @@ use arrow::datatypes::{
     Schema, TimeUnit,
 };
 use arrow::error::ArrowError;
+use arrow::temporal_conversions::NANOSECONDS_IN_DAY;
 use chrono::{DateTime, Datelike, Offset, Utc};
 
 /// The batch with every time in it as text.
@@ -60,7 +61,7 @@ fn array(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
         DataType::Duration(unit) => {
             let spelled = |v: i64| {
                 let nanos = i128::from(v) * nanos_of(*unit);
-                interval(0, nanos / DAY_NANOS, nanos % DAY_NANOS)
+                interval(0, nanos / i128::from(NANOSECONDS_IN_DAY), nanos % i128::from(NANOSECONDS_IN_DAY))
             };
             text(raw(array)?.iter().map(|v| v.map(spelled)).collect())
         }
@@ -99,8 +100,6 @@ fn array(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
         _ => Ok(array.clone()),
     }
 }
-
-const DAY_NANOS: i128 = 86_400_000_000_000;
 
 fn nanos_of(unit: TimeUnit) -> i128 {
     match unit {

@@ -16,7 +16,6 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::config::ConfigOptions;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::expr::ScalarFunction;
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
     BinaryExpr, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, ReturnFieldArgs, ScalarFunctionArgs,
@@ -28,7 +27,8 @@ use datafusion::physical_expr::expressions::{BinaryExpr as PhysicalBinary, Colum
 use datafusion::physical_expr_common::datum::apply;
 use datafusion::scalar::ScalarValue;
 
-use super::decimals;
+use super::identity::{self, Reason};
+use super::keeping_names;
 use crate::query::Told;
 use crate::query::functions::{bytes_of, check};
 
@@ -214,7 +214,7 @@ fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
                 // Of fewer digits there is always room.
                 return Ok(match type_of(&value, schema)? {
                     DataType::Decimal128(38, _) | DataType::Decimal256(76, _) => {
-                        Transformed::yes(decimals::fitting(value))
+                        Transformed::yes(identity::same(value, Reason::Fits))
                     }
                     _ => Transformed::no(value),
                 });
@@ -244,12 +244,7 @@ impl CheckedArithmetic {
         if let LogicalPlan::TableScan(scan) = &plan {
             schema.merge(&DFSchema::try_from_qualified_schema(scan.table_name.clone(), &scan.source.schema())?);
         }
-        let names = NamePreserver::new(&plan);
-        plan.map_expressions(|expr| {
-            let name = names.save(&expr);
-            let done = expr.transform_up(|expr| checked(expr, &schema))?;
-            Ok(done.update_data(|expr| name.restore(expr)))
-        })
+        keeping_names(plan, |expr| expr.transform_up(|expr| checked(expr, &schema)))
     }
 }
 

@@ -6,6 +6,8 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator, Volatility};
 use datafusion::scalar::ScalarValue;
 
+use super::identity::SAME;
+
 /// Functions that have a result for every row.
 const TOTAL: [&str; 47] = [
     "array_length",
@@ -43,7 +45,7 @@ const TOTAL: [&str; 47] = [
     "reverse",
     "round",
     "rtrim",
-    "same",
+    SAME,
     "sha224",
     "sha256",
     "sha384",

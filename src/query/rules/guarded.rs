@@ -13,7 +13,6 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::{AggregateFunctionParams, Case, WindowFunctionParams};
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::{conjunction, merge_schema, split_conjunction_owned};
 use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Filter, LogicalPlan, Operator, cast, lit, not};
 use datafusion::optimizer::optimizer::ApplyOrder;
@@ -22,6 +21,7 @@ use datafusion::optimizer::{AnalyzerRule, OptimizerConfig, OptimizerRule};
 use datafusion::scalar::ScalarValue;
 
 use super::fallible::can_fail;
+use super::keeping_names;
 use crate::query::Told;
 
 /// How large a condition may become, in nodes.
@@ -69,11 +69,7 @@ fn guarded(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
             Ok(Transformed::yes(LogicalPlan::Join(join)))
         }
         plan => {
-            let names = NamePreserver::new(&plan);
-            let plan = plan.map_expressions(|expr| {
-                let name = names.save(&expr);
-                Ok(Transformed::yes(name.restore(written(expr, &schema, false)?)))
-            })?;
+            let plan = keeping_names(plan, |expr| Ok(Transformed::yes(written(expr, &schema, false)?)))?;
             plan.map_data(LogicalPlan::recompute_schema)
         }
     }

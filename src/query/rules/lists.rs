@@ -5,57 +5,17 @@
 //! common. So no two lists of a plan are about the same expression: all but the first are about a `same(a)` of their own.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
-use arrow::datatypes::DataType;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
-use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::expr::{Alias, InList, ScalarFunction};
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{
-    BinaryExpr, ColumnarValue, Expr, LogicalPlan, Operator, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-    Volatility,
-};
+use datafusion::error::Result;
+use datafusion::logical_expr::expr::{Alias, InList};
+use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator};
 use datafusion::optimizer::AnalyzerRule;
 
 use super::guarded::{joined, split};
-
-/// The name of the function that gives what it is given.
-pub(super) const SAME: &str = "same";
-
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Same {
-    /// Two of different numbers are two functions.
-    number: usize,
-    signature: Signature,
-}
-
-impl ScalarUDFImpl for Same {
-    fn name(&self) -> &str {
-        SAME
-    }
-
-    fn schema_name(&self, args: &[Expr]) -> Result<String> {
-        args.first().map(|of| of.schema_name().to_string()).ok_or_else(nothing)
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        types.first().cloned().ok_or_else(nothing)
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        args.args.into_iter().next().ok_or_else(nothing)
-    }
-}
-
-fn nothing() -> DataFusionError {
-    DataFusionError::Internal("nothing is given".to_owned())
-}
+use super::identity::{self, Reason};
+use super::keeping_names;
 
 /// The analyzer rule that keeps lists apart. It runs after types are coerced.
 #[derive(Debug)]
@@ -84,14 +44,8 @@ impl AnalyzerRule for Lists {
                 })
             })
         })?;
-        plan.transform_up_with_subqueries(|plan| {
-            let names = NamePreserver::new(&plan);
-            plan.map_expressions(|expr| {
-                let name = names.save(&expr);
-                Ok(Transformed::yes(name.restore(apart.kept(expr)?)))
-            })
-        })
-        .data()
+        plan.transform_up_with_subqueries(|plan| keeping_names(plan, |expr| Ok(Transformed::yes(apart.kept(expr)?))))
+            .data()
     }
 }
 
@@ -107,9 +61,7 @@ struct Apart {
 impl Apart {
     fn same(&mut self, of: Expr) -> Expr {
         self.made += 1;
-        let signature = Signature::any(1, Volatility::Immutable);
-        let udf = ScalarUDF::new_from_impl(Same { number: self.made, signature });
-        Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(udf), vec![of]))
+        identity::same(of, Reason::Apart(self.made))
     }
 
     fn key(&self, of: &Expr) -> String {

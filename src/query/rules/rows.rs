@@ -12,13 +12,14 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::AggregateFunction;
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, ExprSchemable, LogicalPlan, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
     Volatility,
 };
 use datafusion::optimizer::AnalyzerRule;
+
+use super::keeping_names;
 
 /// See above. It runs after types are coerced.
 #[derive(Debug)]
@@ -49,12 +50,7 @@ impl DistinctRows {
             return Ok(Transformed::no(plan));
         }
         let schema = merge_schema(&plan.inputs());
-        let names = NamePreserver::new(&plan);
-        plan.map_expressions(|expr| {
-            let name = names.save(&expr);
-            let counted = expr.transform_up(|expr| self.counted(expr, &schema))?;
-            Ok(counted.update_data(|expr| name.restore(expr)))
-        })
+        keeping_names(plan, |expr| expr.transform_up(|expr| self.counted(expr, &schema)))
     }
 
     fn counted(&self, expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {

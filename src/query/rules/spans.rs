@@ -9,12 +9,12 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, Decimal128Array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Decimal128Type, IntervalMonthDayNanoType, IntervalUnit};
+use arrow::temporal_conversions::NANOSECONDS_IN_DAY;
 use datafusion::common::DFSchema;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::expr::{Between, InList, InSubquery, ScalarFunction};
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
     BinaryExpr, ColumnarValue, Distinct, Expr, ExprSchemable, LogicalPlan, Operator, ScalarFunctionArgs, ScalarUDF,
@@ -23,9 +23,9 @@ use datafusion::logical_expr::{
 use datafusion::optimizer::AnalyzerRule;
 use datafusion::scalar::ScalarValue;
 
+use super::keeping_names;
 use crate::query::Told;
 
-const DAY_NS: i128 = 86_400_000_000_000;
 const LENGTH: DataType = DataType::Decimal128(38, 0);
 
 /// The length of a span in nanoseconds.
@@ -55,7 +55,8 @@ impl ScalarUDFImpl for Length {
         let spans = cast(&spans, &DataType::Interval(IntervalUnit::MonthDayNano))?;
         let lengths: Decimal128Array =
             spans.as_primitive::<IntervalMonthDayNanoType>().unary::<_, Decimal128Type>(|span| {
-                (i128::from(span.months) * 30 + i128::from(span.days)) * DAY_NS + i128::from(span.nanoseconds)
+                (i128::from(span.months) * 30 + i128::from(span.days)) * i128::from(NANOSECONDS_IN_DAY)
+                    + i128::from(span.nanoseconds)
             });
         let lengths: ArrayRef = Arc::new(lengths.with_precision_and_scale(38, 0)?);
         Ok(match is_scalar {
@@ -174,12 +175,7 @@ impl Spans {
             _ => {}
         }
         drop(inputs);
-        let names = NamePreserver::new(&plan);
-        plan.map_expressions(|expr| {
-            let name = names.save(&expr);
-            let done = expr.transform_up(|expr| compared(expr, &schema))?;
-            Ok(done.update_data(|expr| name.restore(expr)))
-        })
+        keeping_names(plan, |expr| expr.transform_up(|expr| compared(expr, &schema)))
     }
 }
 

@@ -1,0 +1,73 @@
+//! Functions that give what they are given, under the name that it has: they stand in a plan for what is known about an expression.
+
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+use datafusion::scalar::ScalarValue;
+
+use super::decimals;
+
+/// The name of the function that keeps two expressions apart.
+pub(super) const SAME: &str = "same";
+
+/// Why the function stands there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Reason {
+    /// To keep an expression apart from others that are written alike. Two of different numbers are two functions.
+    Apart(usize),
+    /// To fail on a decimal that has more digits than its type.
+    Fits,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Identity {
+    reason: Reason,
+    signature: Signature,
+}
+
+/// The same value.
+pub(super) fn same(value: Expr, reason: Reason) -> Expr {
+    let signature = Signature::any(1, Volatility::Immutable);
+    let udf = ScalarUDF::new_from_impl(Identity { reason, signature });
+    Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(udf), vec![value]))
+}
+
+impl ScalarUDFImpl for Identity {
+    fn name(&self) -> &str {
+        match self.reason {
+            Reason::Apart(_) => SAME,
+            Reason::Fits => "fitting_decimal",
+        }
+    }
+
+    fn schema_name(&self, args: &[Expr]) -> Result<String> {
+        args.first().map(|value| value.schema_name().to_string()).ok_or_else(nothing)
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        types.first().cloned().ok_or_else(nothing)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let value = args.args.into_iter().next().ok_or_else(nothing)?;
+        match (self.reason, &value) {
+            (Reason::Apart(_), _) => {}
+            (Reason::Fits, ColumnarValue::Array(array)) => decimals::check(array)?,
+            (Reason::Fits, ColumnarValue::Scalar(scalar)) => decimals::check(&ScalarValue::to_array(scalar)?)?,
+        }
+        Ok(value)
+    }
+}
+
+fn nothing() -> DataFusionError {
+    DataFusionError::Internal("nothing is given".to_owned())
+}
