@@ -1,7 +1,7 @@
 //! Rows, gathered by shard, pool and date until they are worth a file. Pure: no I/O, and the clock is passed in.
 //!
 //! ```text
-//! Event ──push──▶ Partition (one shard, pool, date) ──sorted──▶ Arrow batches ──▶ lake::parquet
+//! Event ──push──▶ Partition (one shard, pool, date) ──sorted──▶ Arrow batches ──▶ Parquet
 //!                     ▲ text arena, events, rows
 //! Decoded chunks ─────┘ merged by Batches, which knows what is biggest and what is oldest
 //! ```
@@ -9,6 +9,7 @@
 //! A partition never mixes shards: when a shard is fenced away, its buffers are dropped and nothing else is.
 
 pub(crate) mod columns;
+pub(crate) mod parquet;
 pub(crate) mod roll;
 
 pub use columns::{Meta, Partition, PartitionKey, Rejected};

@@ -4,11 +4,9 @@
 
 pub mod aggregate;
 pub(crate) mod event;
-pub(crate) mod redact;
 pub(crate) mod reject;
 pub(crate) mod rows;
 
 pub use aggregate::{Part, parts};
-pub use redact::{redact, redact_payload, redact_url};
 pub use reject::{Reason, Reject};
 pub use rows::{Event, Flags, Row, decode, decode_with, payload_url, write_extra};

@@ -23,7 +23,7 @@ use serde::Serialize;
 use crate::failpoint;
 use crate::lake::snapshot::Living;
 use crate::lake::{LakeError, Store, replace, sweep};
-use crate::query::print::Format;
+use crate::print::Format;
 use crate::query::state::{Resolved, is_damage};
 use crate::query::{Limits, QueryError, reading, session, views};
 use crate::schema::Table;

@@ -40,6 +40,8 @@ mod from_stream;
 pub mod monitor;
 mod writer;
 
+pub(crate) use writer::files::write_partition;
+
 pub use counters::{Counters, Summary};
 use decoding::{Decoded, decode_chunk};
 use from_files::Ends;

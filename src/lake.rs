@@ -15,9 +15,9 @@ pub(crate) mod apart;
 mod bucket;
 pub(crate) mod commit;
 pub(crate) mod fault;
+pub mod files;
 pub mod ledger;
 pub(crate) mod log;
-pub mod parquet;
 pub(crate) mod part;
 pub mod paths;
 pub(crate) mod ranges;
@@ -102,7 +102,7 @@ pub enum LakeError {
         path: String,
         /// What the library said.
         #[source]
-        source: ::parquet::errors::ParquetError,
+        source: parquet::errors::ParquetError,
     },
     /// The place holds no lake.
     #[error("{0} is no lake: it holds no table; give the folder or prefix that `synclake ingest --lake` wrote")]

@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use crate::budget::{Budget, Reservation};
 use crate::cpu;
-use crate::decode::{Reason, Reject, parts, payload_url, redact_url};
+use crate::decode::{Reason, Reject, parts, payload_url};
 use crate::record::{Payload, Record};
+use crate::redact::redact_url;
 use bytes::Bytes;
 
 pub(crate) mod fetch;

@@ -30,13 +30,11 @@ use state::Resolved;
 mod functions;
 pub mod guard;
 mod parse;
-pub mod print;
 pub(crate) mod reading;
 pub(crate) mod recheck;
 mod rules;
-pub mod shell;
 mod spill;
-pub(crate) mod state;
+pub mod state;
 pub mod views;
 
 /// How long a program waits at its end for the tasks of a query that failed: they hold its files on disk until they have
@@ -99,7 +97,7 @@ impl QueryError {
 fn one_line(error: &DataFusionError) -> String {
     let text = crate::text::joined(&error.strip_backtrace());
     let limited: String = text.chars().take(2_000).collect();
-    crate::decode::redact(&limited)
+    crate::redact::redact(&limited)
 }
 
 /// A whole sentence for the user, on its way through DataFusion.

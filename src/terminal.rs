@@ -73,7 +73,7 @@ impl<'a> MakeWriter<'a> for Redacted {
 
 impl std::io::Write for Redacted {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        let clean = crate::decode::redact(&String::from_utf8_lossy(line));
+        let clean = crate::redact::redact(&String::from_utf8_lossy(line));
         std::io::stderr().write_all(escaped_log(&clean).as_bytes())?;
         Ok(line.len())
     }
@@ -115,7 +115,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// Tells an error on stderr, on one line and with nothing in it that could steer a terminal.
 pub fn tell(error: &str) {
-    eprintln!("error: {}", escaped(&crate::decode::redact(error), ""));
+    eprintln!("error: {}", escaped(&crate::redact::redact(error), ""));
 }
 
 /// Tells an error on one line, as a chain, and gives its exit code: 2 for usage, 1 for the rest.

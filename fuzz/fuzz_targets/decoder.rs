@@ -5,7 +5,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use libfuzzer_sys::fuzz_target;
-use synclake_fuzz::decode::{decode, decode_with, payload_url, redact, redact_payload};
+use synclake_fuzz::decode::{decode, decode_with, payload_url};
+use synclake_fuzz::redact::{redact, redact_payload};
 
 /// Counts what is held now, and the most that was.
 struct Counting;

@@ -263,19 +263,9 @@ impl Sorted {
         Self { partition, key, order, ranks, identities, datasets }
     }
 
-    /// Where the rows belong.
-    pub fn key(&self) -> &PartitionKey {
-        &self.key
-    }
-
     /// Rows in all.
     pub fn len(&self) -> usize {
         self.order.len()
-    }
-
-    /// Whether there is no row.
-    pub fn is_empty(&self) -> bool {
-        self.order.is_empty()
     }
 
     /// About how many bytes the rows have.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::redact::redact;
+use crate::redact::redact;
 
 /// The reason in the quarantine's column of that name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -21,8 +21,8 @@ use chrono::{DateTime, NaiveDate};
 use serde::de::IgnoredAny;
 
 use super::event::{DUPLICATE, Extra, MISSING, Records, TOO_MANY, WireEvent, WireRecord};
-use super::redact::{self, redact_payload, redact_url};
 use super::reject::{Reason, Reject, shown};
+use crate::redact::{self, redact_payload, redact_url};
 
 /// The value of `op` and `operation` that removes.
 pub const REMOVE: &str = "remove";

@@ -37,12 +37,12 @@ use sha2::{Digest, Sha256};
 
 use super::files::{Listed, encode, extension};
 use super::{ExtractError, encode_error};
+use crate::batch::parquet::conform;
 use crate::failpoint;
-use crate::lake::parquet::conform;
 use crate::lake::since::{self, Change, Since};
 use crate::lake::snapshot::Living;
 use crate::lake::{LakeError, Store, log, replace, snapshot};
-use crate::query::print::Format;
+use crate::print::Format;
 use crate::query::{Limits, QueryError, reading, session};
 use crate::schema::Table;
 

@@ -17,19 +17,6 @@ use super::{ExtractError, LIVE, ORDER, rows_of};
 use crate::query::QueryError;
 use crate::schema::Table;
 
-/// The extract of a day that is about to be replaced.
-pub struct Before {
-    /// Whether it holds the rows that it was written with: of another one, nothing is told from what it lacks.
-    pub is_as_written: bool,
-    /// Files that may hold its live keys.
-    pub state: BTreeSet<String>,
-    /// Files that may hold its corrections.
-    pub corrections: BTreeSet<String>,
-    /// Files of `sync_records`, of days up to this one, that may hold rows which it did not know; `None` when they do not tell
-    /// all that changed.
-    pub unknown: Option<BTreeSet<String>>,
-}
-
 /// All keys: what the corrections are when the extract before cannot be read. More of them than needed do no harm.
 pub(super) async fn all(context: &SessionContext) -> Result<DataFrame, ExtractError> {
     let sql = format!("SELECT {} FROM key_state WHERE key IS NOT NULL {ORDER}", correction());

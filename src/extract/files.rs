@@ -13,10 +13,11 @@ use futures::StreamExt;
 use serde::Serialize;
 
 use super::{ExtractError, encode_error};
-use crate::lake::parquet::{add, encode_batches, kind_statistics, sha256_of, with_digest};
+use crate::batch::parquet::{encode_batches, kind_statistics};
+use crate::lake::files::sha256_of;
 use crate::lake::{LakeError, Store, part};
+use crate::print::{Format, Printer, Style};
 use crate::query::QueryError;
-use crate::query::print::{Format, Printer, Style};
 use crate::schema::Table;
 
 /// Rows of one file.
@@ -145,15 +146,16 @@ impl<'a> Writer<'a> {
         let date = self.date.to_string();
         let name = format!("part-{kind}-{}-{:05}", self.token, self.files.len());
         let path = format!("extract_date={date}/pool={}/{name}.parquet", self.pool);
-        let fail = |source| LakeError::Parquet { action: "encode", path: path.clone(), source };
-        let bytes = encode_batches(self.schema.clone(), &batches).map_err(fail)?;
-        let (size, sha256) = (bytes.len(), sha256_of(&bytes));
-        part::put(&self.table, &path, bytes.clone()).await?;
+        let (schema, of_file) = (self.schema.clone(), batches.clone());
+        let encode_file = move || {
+            let kinds = of_file[0].column_by_name("kind").and_then(|c| c.as_string_opt::<i32>());
+            let kind = kinds.filter(|kinds| !kinds.is_empty()).map(|kinds| kinds.value(0));
+            Ok((encode_batches(schema, &of_file)?, kind_statistics(rows, kind)))
+        };
+        let encoded = part::encode(&self.table, &path, encode_file).await?;
+        let bytes = encoded.bytes.clone();
         let values = [("extract_date", date.clone()), ("pool", self.pool.clone())];
-        let now_ms = Utc::now().timestamp_millis();
-        let kinds = batches[0].column_by_name("kind").and_then(|c| c.as_string_opt::<i32>());
-        let statistics = kind_statistics(rows, kinds.filter(|kinds| !kinds.is_empty()).map(|kinds| kinds.value(0)));
-        self.files.push(with_digest(add(path, &values, size, now_ms, statistics), sha256));
+        self.files.push(part::write(&self.table, path, &values, encoded).await?);
         if let Some((out, format)) = self.out.filter(|_| kind != "removed") {
             let bytes = match format {
                 Format::Parquet => bytes,

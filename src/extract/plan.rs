@@ -19,7 +19,6 @@ use chrono::NaiveDate;
 use deltalake::DeltaTable;
 use serde::Serialize;
 
-use super::corrections::Before;
 use crate::failpoint;
 use crate::ids::ShardKey;
 use crate::lake::ledger::decode_state;
@@ -54,6 +53,19 @@ pub struct ShardMark {
     pub read_to_ms: Option<i64>,
     /// Whether that is the end of the day or later.
     pub is_complete: bool,
+}
+
+/// The extract of a day that is about to be replaced.
+pub struct Before {
+    /// Whether it holds the rows that it was written with: of another one, nothing is told from what it lacks.
+    pub is_as_written: bool,
+    /// Files that may hold its live keys.
+    pub state: BTreeSet<String>,
+    /// Files that may hold its corrections.
+    pub corrections: BTreeSet<String>,
+    /// Files of `sync_records`, of days up to this one, that may hold rows which it did not know; `None` when they do not tell
+    /// all that changed.
+    pub unknown: Option<BTreeSet<String>>,
 }
 
 /// What a day is computed from.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use chrono::NaiveDate;
 
 use crate::batch::{Meta, Partition, PartitionKey, Rejected};
-use crate::decode::{Event, Part, Reason, Reject, decode_with, parts, redact_payload};
+use crate::decode::{Event, Part, Reason, Reject, decode_with, parts};
 use crate::failpoint;
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::record::Record;
+use crate::redact::redact_payload;
 use crate::source::Chunk;
 
 /// Records that the quarantine holds already: sequence number, and number inside an aggregate.

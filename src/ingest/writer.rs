@@ -33,7 +33,7 @@ use crate::source::{Hold, Reached};
 use sweeping::Sweeper;
 
 mod commits;
-mod files;
+pub(super) mod files;
 mod gaps;
 mod rejects;
 mod sweeping;

@@ -22,7 +22,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::errors::ParquetError;
 use serde_json::Value;
 
-use super::parquet::open;
+use super::files::open;
 use super::terms::Terms;
 use super::{LakeError, Store, paths};
 use crate::schema::Table;

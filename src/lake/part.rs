@@ -3,23 +3,18 @@
 //! **Invariant: no action is made for a file on the word of an error.** A file has a name that only its writer's attempt
 //! can have, so one that exists already is its own, written by a try whose answer was lost: if its size is right.
 
-use std::fmt::Display;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
 use bytes::Bytes;
 use chrono::Utc;
 use deltalake::kernel::Add;
+use parquet::errors::ParquetError;
+use serde_json::Value;
 use tokio::time::Instant;
 
-use super::parquet::{
-    add, delta_statistics, encode_batches, encode_sorted, row_count_statistics, sha256_of, with_digest,
-};
-use super::paths::{pool_partition, sync_records_partition};
+use super::files::{add, sha256_of, with_digest};
 use super::{LakeError, Store, fault};
 use crate::backoff::Backoff;
-use crate::batch::columns::Sorted;
-use crate::batch::{Partition, PartitionKey};
 use crate::{cpu, failpoint};
 
 /// How long one file is tried, beyond the store's own retries.
@@ -29,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 /// The store refuses, or failed for ten minutes.
-pub async fn put(table: &Store, path: &str, bytes: Bytes) -> Result<(), LakeError> {
+async fn put(table: &Store, path: &str, bytes: Bytes) -> Result<(), LakeError> {
     failpoint::hit("file/before");
     let began = Instant::now();
     let mut backoff = Backoff::new(200, 10_000);
@@ -52,60 +47,43 @@ pub async fn put(table: &Store, path: &str, bytes: Bytes) -> Result<(), LakeErro
     Ok(())
 }
 
-/// Writes a partition of `sync_records` as the file `name`, sorted and with statistics.
-///
-/// # Errors
-/// As [`put`]; or it cannot be encoded (a bug, never the data).
-pub async fn write_sorted(
-    table: &Store,
-    name: impl Display,
-    key: PartitionKey,
-    partition: Partition,
-) -> Result<Add, LakeError> {
-    let pool = pool_partition(&key.identity_pool_id);
-    let path = format!("{}/{name}", sync_records_partition(&pool, key.event_date));
-    let values = [("pool", pool), ("event_date", key.event_date.to_string())];
-    let encoded = cpu::try_run(move || {
-        let sorted = Sorted::new(key, partition);
-        encode_sorted(&sorted).map(|bytes| {
-            let sha256 = sha256_of(&bytes);
-            (bytes, delta_statistics(&sorted.statistics()), sha256)
-        })
-    });
-    let encoded = encoded
-        .await
-        .map_err(|source| LakeError::storage("encode", table, &path, object_store::Error::JoinError { source }))?;
-    let (bytes, statistics, sha256) =
-        encoded.map_err(|source| LakeError::Parquet { action: "encode", path: path.clone(), source })?;
-    let size = bytes.len();
-    put(table, &path, bytes).await?;
-    Ok(with_digest(add(path, &values, size, Utc::now().timestamp_millis(), statistics), sha256))
+/// A file that was encoded and not written yet.
+pub struct Encoded {
+    /// The file.
+    pub bytes: Bytes,
+    /// Its statistics, as the Delta protocol writes them.
+    pub statistics: Value,
+    sha256: String,
 }
 
-/// Writes a batch as the file `path`, listed with its row count alone.
+/// Encodes a file on a thread for such work. `path` names the file in errors.
 ///
 /// # Errors
-/// As [`write_sorted`].
-pub async fn write_batch(
+/// The encoder refuses the rows (a bug, never the data).
+pub async fn encode(
     table: &Store,
-    path: String,
-    values: &[(&str, String)],
-    rows: &RecordBatch,
-) -> Result<Add, LakeError> {
-    let batch = rows.clone();
+    path: &str,
+    encode: impl FnOnce() -> Result<(Bytes, Value), ParquetError> + Send + 'static,
+) -> Result<Encoded, LakeError> {
     let encoded = cpu::try_run(move || {
-        encode_batches(batch.schema(), &[batch]).map(|bytes| {
+        encode().map(|(bytes, statistics)| {
             let sha256 = sha256_of(&bytes);
-            (bytes, sha256)
+            Encoded { bytes, statistics, sha256 }
         })
     });
-    let encoded = encoded
+    encoded
         .await
-        .map_err(|source| LakeError::storage("encode", table, &path, object_store::Error::JoinError { source }))?;
-    let (bytes, sha256) =
-        encoded.map_err(|source| LakeError::Parquet { action: "encode", path: path.clone(), source })?;
+        .map_err(|source| LakeError::storage("encode", table, path, object_store::Error::JoinError { source }))?
+        .map_err(|source| LakeError::Parquet { action: "encode", path: path.to_owned(), source })
+}
+
+/// Writes an encoded file under a name that only this attempt can have, and returns the action that lists it.
+///
+/// # Errors
+/// As [`put`].
+pub async fn write(table: &Store, path: String, values: &[(&str, String)], encoded: Encoded) -> Result<Add, LakeError> {
+    let Encoded { bytes, statistics, sha256 } = encoded;
     let size = bytes.len();
     put(table, &path, bytes).await?;
-    let file = add(path, values, size, Utc::now().timestamp_millis(), row_count_statistics(rows.num_rows()));
-    Ok(with_digest(file, sha256))
+    Ok(with_digest(add(path, values, size, Utc::now().timestamp_millis(), statistics), sha256))
 }

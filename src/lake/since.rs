@@ -237,11 +237,11 @@ mod tests {
 
     use super::*;
     use crate::aws::AwsSettings;
-    use crate::lake::{Location, parquet, paths};
+    use crate::lake::{Location, files, paths};
     use crate::schema::Table;
 
     fn add(path: &str, data_change: bool) -> Value {
-        let mut add = parquet::add(path.to_owned(), &[], 1, 0, parquet::row_count_statistics(1));
+        let mut add = files::add(path.to_owned(), &[], 1, 0, json!({ "numRecords": 1 }));
         add.data_change = data_change;
         json!({ "add": add })
     }

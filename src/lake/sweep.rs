@@ -89,7 +89,7 @@ mod tests {
     use crate::aws::AwsSettings;
     use crate::ids::{SequenceNumber, StartAt};
     use crate::lake::ledger::{Ledger, Step};
-    use crate::lake::{Location, parquet};
+    use crate::lake::{Location, files};
     use crate::schema::Table;
 
     #[tokio::test]
@@ -109,7 +109,7 @@ mod tests {
             table.put_new(path, "x".into()).await.unwrap();
         }
         let values = [("pool", "p_0".to_owned()), ("event_date", "2026-01-01".to_owned())];
-        let file = parquet::add(live.clone(), &values, 1, 0, parquet::row_count_statistics(0));
+        let file = files::add(live.clone(), &values, 1, 0, serde_json::json!({}));
         let mut next_state = held.clone();
         next_state.number += 1;
         next_state.position = SequenceNumber::parse("5");

@@ -100,7 +100,7 @@ impl Fetcher {
                 return Err(reject(Reason::PayloadUnavailable, url, &what));
             }
             let (lasted, is_loud) = alarm.failed(now);
-            let (url, seconds) = (crate::decode::redact_url(url), lasted.as_secs());
+            let (url, seconds) = (crate::redact::redact_url(url), lasted.as_secs());
             match (next, is_loud) {
                 (Next::Wait, true) => {
                     tracing::error!(url, error = what, seconds, "the host of a payload is out: its shard waits for it");

@@ -43,6 +43,7 @@ mod latest;
 mod names;
 mod order;
 mod overlay;
+pub mod refresh;
 mod tail;
 #[cfg(test)]
 mod tests;

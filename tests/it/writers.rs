@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use synclake::aws::AwsSettings;
 use synclake::lake::{Location, Store};
-use synclake::maintain::refresh;
 use synclake::query::Limits;
+use synclake::query::state::refresh;
 
 use crate::harness::{count, ingest_file, ok, refused, setting, simulate, synclake};
 

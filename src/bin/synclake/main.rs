@@ -13,11 +13,11 @@ use synclake::config::{self, File, Unusable};
 use synclake::ingest::{self, Counters};
 use synclake::lake::{Location, Store};
 
-use synclake::maintain::{redrive, refresh, verify};
-use synclake::query::print::Format;
+use synclake::print::Format;
+use synclake::query::state::refresh;
 use synclake::source::kinesis::Kinesis;
 use synclake::source::{Retries, files, leases};
-use synclake::{cpu, ddl, extract, query, simulate, terminal};
+use synclake::{cpu, ddl, extract, query, redrive, simulate, terminal, verify};
 
 mod args;
 

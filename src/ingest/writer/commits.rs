@@ -2,11 +2,12 @@
 
 use super::rejects::{by_arrival, rejected_rows};
 use super::{Flushed, Held, Writer, gaps};
+use crate::batch::parquet::encode_batch;
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::IngestError;
 use crate::lake::LakeError;
 use crate::lake::ledger::{Ledger, Outcome, ShardState, Step};
-use crate::lake::part::write_batch;
+use crate::lake::part;
 use crate::lake::paths::PartName;
 use crate::schema::Table;
 
@@ -32,7 +33,8 @@ impl Writer {
                         source,
                     })?;
                     let values = [("arrived_date", date.to_string())];
-                    files.push(write_batch(&store, path, &values, &rows).await?);
+                    let encoded = part::encode(&store, &path, move || encode_batch(&rows)).await?;
+                    files.push(part::write(&store, path, &values, encoded).await?);
                 }
                 rejects += held.rejected.len();
                 steps.push(Step { shard: shard.clone(), expected: Some(held.quarantine.clone()), next });
@@ -92,7 +94,8 @@ impl Writer {
                         path: path.clone(),
                         source,
                     })?;
-                    let file = write_batch(&store, path, &[], &row).await?;
+                    let encoded = part::encode(&store, &path, move || encode_batch(&row)).await?;
+                    let file = part::write(&store, path, &[], encoded).await?;
                     let next = ShardState {
                         number,
                         position: Some(told),

@@ -1,13 +1,14 @@
 //! Buffers to data files.
 
+use deltalake::kernel::Add;
 use futures::{StreamExt, TryStreamExt};
 
 use super::Writer;
+use crate::batch::parquet::encode_partition;
 use crate::batch::{Partition, PartitionKey};
 use crate::ingest::IngestError;
-use crate::lake::LakeError;
-use crate::lake::part::write_sorted;
-use crate::lake::paths::PartName;
+use crate::lake::paths::{PartName, pool_partition, sync_records_partition};
+use crate::lake::{LakeError, Store, part};
 use crate::schema::Table;
 
 impl Writer {
@@ -29,7 +30,7 @@ impl Writer {
                 let store = store.clone();
                 async move {
                     let shard = key.shard.clone();
-                    Ok::<_, LakeError>((shard, write_sorted(&store, name, key, partition).await?))
+                    Ok::<_, LakeError>((shard, write_partition(&store, &name.to_string(), key, partition).await?))
                 }
             })
             .buffer_unordered(self.encoders)
@@ -45,4 +46,20 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Encodes a partition of `sync_records`, writes it as the file `name`, and returns the action that lists it.
+///
+/// # Errors
+/// The store refuses or is out, or the partition cannot be encoded (a bug, never the data).
+pub(crate) async fn write_partition(
+    table: &Store,
+    name: &str,
+    key: PartitionKey,
+    partition: Partition,
+) -> Result<Add, LakeError> {
+    let (pool, date) = (pool_partition(&key.identity_pool_id), key.event_date);
+    let path = format!("{}/{name}", sync_records_partition(&pool, date));
+    let encoded = part::encode(table, &path, move || encode_partition(key, partition)).await?;
+    part::write(table, path, &[("pool", pool), ("event_date", date.to_string())], encoded).await
 }

@@ -11,7 +11,7 @@ use parquet::arrow::ProjectionMask;
 use crate::batch::Rejected;
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::decoding::Skip;
-use crate::lake::parquet::open;
+use crate::lake::files::open;
 use crate::lake::paths::PartName;
 use crate::lake::{LakeError, Store, snapshot};
 use crate::schema::Table;

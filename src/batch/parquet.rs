@@ -1,27 +1,22 @@
-//! The data files: how they are encoded, and what the log says of them.
+//! The encoding of data files, and their statistics as the Delta protocol writes them.
 //!
 //! zstd (small files of rows are not compressed), dictionary and plain encodings, data pages of version 1, int64
 //! microseconds in UTC: what every reader in the field understands, the old Sparks included.
-
-use std::collections::HashMap;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat};
-use deltalake::kernel::Add;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use parquet::schema::types::ColumnPath;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
-use crate::batch::columns::{Sorted, Statistics};
+use super::columns::{Partition, PartitionKey, Sorted, Statistics};
 use crate::schema::Table;
 
 /// Rows that are turned into Arrow at a time.
@@ -50,20 +45,16 @@ fn writer(schema: SchemaRef, properties: WriterProperties) -> Result<ArrowWriter
     ArrowWriter::try_new_with_options(Vec::new(), schema, options)
 }
 
-/// A file to be read as Parquet describes it: other writers leave Arrow types of their own in the footer.
-///
-/// # Errors
-/// It is no Parquet file.
-pub fn open(bytes: Bytes) -> Result<ParquetRecordBatchReaderBuilder<Bytes>, ParquetError> {
-    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options)
-}
-
-/// Encodes a partition of `sync_records`.
+/// Encodes a partition of `sync_records`, sorted. Returns the file and its statistics.
 ///
 /// # Errors
 /// The library refuses the batch (a bug, never the data).
-pub fn encode_sorted(sorted: &Sorted) -> Result<Bytes, ParquetError> {
+pub fn encode_partition(key: PartitionKey, partition: Partition) -> Result<(Bytes, Value), ParquetError> {
+    let sorted = Sorted::new(key, partition);
+    Ok((encode_sorted(&sorted)?, delta_statistics(&sorted.statistics())))
+}
+
+fn encode_sorted(sorted: &Sorted) -> Result<Bytes, ParquetError> {
     let identity = ColumnPath::from("identity_id");
     let mut properties = properties()
         .set_column_bloom_filter_enabled(identity.clone(), true)
@@ -100,6 +91,15 @@ pub fn encode_batches(schema: SchemaRef, batches: &[RecordBatch]) -> Result<Byte
         writer.write(batch)?;
     }
     Ok(writer.into_inner()?.into())
+}
+
+/// Encodes one batch. Returns the file and its statistics: the row count alone.
+///
+/// # Errors
+/// As [`encode_batches`].
+pub fn encode_batch(batch: &RecordBatch) -> Result<(Bytes, Value), ParquetError> {
+    let bytes = encode_batches(batch.schema(), std::slice::from_ref(batch))?;
+    Ok((bytes, row_count_statistics(batch.num_rows())))
 }
 
 /// Writes one file of the maintained state, whose rows come sorted by identity, dataset and key.
@@ -182,39 +182,6 @@ pub fn conform(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, A
     RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)
 }
 
-/// The action that lists a file.
-pub fn add(path: String, partition: &[(&str, String)], size: usize, now_ms: i64, statistics: Value) -> Add {
-    let values: HashMap<String, Option<String>> =
-        partition.iter().map(|(name, value)| ((*name).to_owned(), Some(value.clone()))).collect();
-    Add {
-        path,
-        partition_values: values,
-        size: i64::try_from(size).unwrap_or(i64::MAX),
-        modification_time: now_ms,
-        data_change: true,
-        stats: Some(statistics.to_string()),
-        tags: None,
-        deletion_vector: None,
-        base_row_id: None,
-        default_row_commit_version: None,
-        clustering_provider: None,
-    }
-}
-
-/// Tag of a listed file: the SHA-256 of its bytes, in hexadecimal.
-pub const SHA256: &str = "synclake.sha256";
-
-/// SHA-256 of bytes, in hexadecimal.
-pub fn sha256_of(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// The action that lists a file, with the digest of its bytes.
-pub fn with_digest(mut add: Add, sha256: String) -> Add {
-    add.tags = Some(HashMap::from([(SHA256.to_owned(), Some(sha256))]));
-    add
-}
-
 /// Statistics of a file whose rows are all of one kind.
 pub fn kind_statistics(rows: usize, kind: Option<&str>) -> Value {
     match kind {
@@ -231,7 +198,7 @@ pub fn row_count_statistics(rows: usize) -> Value {
 }
 
 /// Statistics of a partition of `sync_records`, as the Delta protocol writes them.
-pub fn delta_statistics(statistics: &Statistics) -> Value {
+fn delta_statistics(statistics: &Statistics) -> Value {
     let (mut low, mut high) = (Map::new(), Map::new());
     let mut put = |name: &str, range: Option<(Value, Value)>| {
         if let Some((min, max)) = range {

@@ -26,17 +26,17 @@ use deltalake::DeltaTable;
 use deltalake::kernel::Add;
 use serde::Serialize;
 
-use super::verify::comparable;
+use crate::batch::parquet::{conform, encode_batch};
 use crate::batch::{Meta, Partition, PartitionKey};
 use crate::decode::{Reason, decode};
 use crate::failpoint;
 use crate::ids::{SequenceNumber, ShardKey};
+use crate::ingest::write_partition;
 use crate::lake::ledger::{Ledger, new_token};
-use crate::lake::parquet::conform;
-use crate::lake::part::{write_batch, write_sorted};
-use crate::lake::{LakeError, Store, log, replace, snapshot, sweep};
+use crate::lake::{LakeError, Store, log, part, replace, snapshot, sweep};
 use crate::query::{Limits, reading, session};
 use crate::schema::Table;
+use crate::verify::comparable;
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]
@@ -236,7 +236,9 @@ async fn set_apart(
 async fn write(lake: &Store, path: &str, rows: &RecordBatch) -> Result<Add, LakeError> {
     let date = path.split('/').find_map(|part| part.strip_prefix("arrived_date=")).unwrap_or_default();
     let values = [("arrived_date", date.to_owned())];
-    write_batch(&Table::Quarantine.store(lake), path.to_owned(), &values, rows).await
+    let (store, rows) = (Table::Quarantine.store(lake), rows.clone());
+    let encoded = part::encode(&store, path, move || encode_batch(&rows)).await?;
+    part::write(&store, path.to_owned(), &values, encoded).await
 }
 
 /// Steps 2 and 3.
@@ -305,7 +307,7 @@ async fn encode(lake: &Store, name: &str, records: &[Kept<'_>]) -> Result<(Vec<A
     let mut files = Vec::new();
     for (index, (key, partition)) in partitions.into_iter().enumerate() {
         let name = format!("{stem}-{attempt:016x}-{index:05}.parquet");
-        files.push(write_sorted(&store, name, key, partition).await?);
+        files.push(write_partition(&store, &name, key, partition).await?);
     }
     Ok((files, rows))
 }

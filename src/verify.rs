@@ -19,9 +19,9 @@ use serde::Serialize;
 
 use crate::cpu;
 use crate::ids::{SequenceNumber, ShardKey};
+use crate::lake::files::{SHA256, open, sha256_of};
 use crate::lake::ledger::{ShardState, decode_state};
 use crate::lake::log::{self, Transactions};
-use crate::lake::parquet::{SHA256, open, sha256_of};
 use crate::lake::paths::{self, PartName};
 use crate::lake::ranges::{Ranged, damage};
 use crate::lake::{LakeError, Store, snapshot};

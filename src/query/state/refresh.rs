@@ -20,15 +20,16 @@ use deltalake::kernel::Add;
 use futures::StreamExt;
 use serde::Serialize;
 
+use crate::batch::parquet::{StateWriter, conform};
 use crate::failpoint;
 use crate::lake::ledger::new_token;
-use crate::lake::parquet::{StateWriter, conform, sha256_of, with_digest};
 use crate::lake::snapshot::{self, Living};
 use crate::lake::{LakeError, Store, log, part, replace};
 use crate::query::reading::{self, COVERS, REFRESHED, Reading};
-use crate::query::state::{REBUILD, Resolved};
 use crate::query::{Limits, QueryError, session};
 use crate::schema::Table;
+
+use super::{REBUILD, Resolved};
 
 /// Encoded bytes of one file of the state.
 const FILE_BYTES: usize = 64 << 20;
@@ -319,15 +320,11 @@ impl Files<'_> {
 
     async fn roll(&mut self) -> Result<(), RefreshError> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        let (bytes, statistics) = open.finish().map_err(|e| encode_error(&self.store, e))?;
         let name = format!("state-{:010}-{:016x}.parquet", self.version, new_token());
         let path = format!("pool={}/{name}", self.pool);
-        let (size, sha256) = (bytes.len(), sha256_of(&bytes));
-        part::put(&self.store, &path, bytes).await?;
+        let encoded = part::encode(&self.store, &path, move || open.finish()).await?;
         let values = [("pool", self.pool.to_owned())];
-        let now_ms = chrono::Utc::now().timestamp_millis();
-        let file = crate::lake::parquet::add(path, &values, size, now_ms, statistics);
-        self.adds.push(with_digest(file, sha256));
+        self.adds.push(part::write(&self.store, path, &values, encoded).await?);
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::print::{Format, Printer, Style, distinct_names};
-use super::{Engine, QueryError, guard, views};
+use crate::print::{Format, Printer, Style, distinct_names};
+use crate::query::{Engine, QueryError, guard, views};
 use crate::schema::Table;
 
 mod output;
