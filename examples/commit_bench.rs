@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use synclake::aws::AwsSettings;
 use synclake::ids::{SequenceNumber, ShardKey, StartAt};
-use synclake::lake::ledger::{Ledger, Outcome, Step, new_token};
 use synclake::lake::files::add;
+use synclake::lake::ledger::{Ledger, Outcome, Step, new_token};
 use synclake::lake::paths::PartName;
 use synclake::lake::{Location, Store};
 use synclake::schema::Table;

@@ -1,4 +1,4 @@
-//! How AWS is reached: region, credentials, endpoints.
+//! Access to AWS: region, credentials, endpoints.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -16,22 +16,22 @@ use object_store::aws::AwsCredential;
 
 use crate::causes::causes;
 
-/// What every AWS tool reads from its environment and profile, and what the user overrides.
+/// Settings that every AWS tool reads from its environment and profile, and the user's overrides.
 #[derive(Debug, Clone, Default)]
 pub struct AwsSettings {
-    /// Region, over the environment's.
+    /// Region, in place of the environment's.
     pub region: Option<String>,
-    /// Endpoint of all services, over the environment's.
+    /// Endpoint of all services, in place of the environment's.
     pub endpoint_url: Option<String>,
-    /// Named profile, over the environment's, keys in the environment included.
+    /// Named profile, in place of the environment's, including access keys in the environment.
     pub profile: Option<String>,
 }
 
 impl AwsSettings {
-    /// Whether the profile is there that was named.
+    /// Checks that the named profile exists.
     ///
     /// # Errors
-    /// One line that names those that are.
+    /// Returns one line that lists the existing profiles.
     pub async fn check(&self) -> Result<(), String> {
         let Some(name) = &self.profile else { return Ok(()) };
         let (files, system, variables) = (Default::default(), Default::default(), Default::default());
@@ -46,7 +46,7 @@ impl AwsSettings {
         Err(format!("--profile {name:?} is not in the AWS config and credentials files; there is {known}"))
     }
 
-    /// Loads region, credentials and endpoint the way the AWS command line does.
+    /// Loads region, credentials and endpoint like the AWS command line.
     pub async fn load(&self) -> aws_config::SdkConfig {
         let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
         if let Some(region) = &self.region {
@@ -60,7 +60,7 @@ impl AwsSettings {
         }
         let config = loader.load().await;
         let Some(profile) = &self.profile else { return config };
-        // The default chain asks the environment first; but who names a profile means it.
+        // The default chain asks the environment first. A profile that the user names must come before it.
         let at = ProviderConfig::without_region().with_region(config.region().cloned());
         let named = ProfileFileCredentialsProvider::builder().configure(&at).profile_name(profile).build();
         let chain = CredentialsProviderChain::first_try("Profile", named)
@@ -71,8 +71,8 @@ impl AwsSettings {
     }
 }
 
-/// Lends the SDK's credential chain to object_store, which asks before every request: so the last answer is kept until
-/// five minutes before it expires, or until half of its life is over if that is shorter.
+/// An adapter of the SDK's credential chain for object_store, which asks before every request. So the last answer is
+/// kept until five minutes before it expires, or until half of its life is over if that is shorter.
 #[derive(Debug)]
 pub(crate) struct Credentials {
     provider: SharedCredentialsProvider,
@@ -80,7 +80,7 @@ pub(crate) struct Credentials {
 }
 
 const CREDENTIALS_SLACK: Duration = Duration::from_secs(300);
-/// Credentials without an expiry are read again now and then: a user may have replaced them.
+/// Credentials without an expiry are read again after this time, because a user may have replaced them.
 const CREDENTIALS_AGE_MAX: Duration = Duration::from_secs(900);
 
 impl Credentials {
@@ -88,7 +88,7 @@ impl Credentials {
         Self { provider, last: tokio::sync::Mutex::new(None) }
     }
 
-    /// Asks for new ones at the next request: the service says that these have expired.
+    /// Drops the credentials, because the service reports that they have expired. The next request asks for new ones.
     pub(crate) async fn forget(&self) {
         *self.last.lock().await = None;
     }
@@ -124,17 +124,17 @@ impl object_store::CredentialProvider for Credentials {
     }
 }
 
-/// What went wrong with the credentials, if that is what an error is about.
+/// Returns the error of the credentials in a chain of errors, if there is one.
 pub(crate) fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CredentialsError> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// Whether it will be the same at the next try: there are none, or they are set up wrongly.
+/// Returns whether a retry cannot succeed: there are no credentials, or their configuration is wrong.
 pub(crate) fn is_hopeless(error: &CredentialsError) -> bool {
     matches!(error, CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_))
 }
 
-/// An error of the credentials in a few words; what the chain has tried would fill a screen.
+/// Describes an error of the credentials briefly; the chain's own list of attempts would fill a screen.
 pub(crate) fn describe_credentials(error: &CredentialsError) -> String {
     match error {
         CredentialsError::CredentialsNotLoaded(_) => "no AWS credentials were found".to_owned(),
@@ -143,7 +143,7 @@ pub(crate) fn describe_credentials(error: &CredentialsError) -> String {
     }
 }
 
-/// The last cause in a chain: what happened, without who passed it on.
+/// Returns the last cause of an error: what happened, without the layers that passed it on.
 pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
     causes(error).last().map(ToString::to_string).unwrap_or_default()
 }

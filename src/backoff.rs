@@ -1,10 +1,10 @@
-//! Pauses between tries: each twice as long as the one before, up to a limit, with jitter.
+//! Pauses between retries: each twice as long as the one before, up to a limit, with jitter.
 
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
 
-/// The pauses of one thing that is tried again.
+/// The pauses of one retried operation.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first_ms: u64,
@@ -13,24 +13,24 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses from `first_ms` up to `max_ms`.
+    /// Creates pauses from `first_ms` up to `max_ms`.
     pub fn new(first_ms: u64, max_ms: u64) -> Self {
         Self { first_ms, max_ms, next_ms: first_ms }
     }
 
-    /// The next pause, between half of it and all of it: for a service that should be left alone for a while.
+    /// Returns the next pause, between half of it and all of it. For a service that needs some time without requests.
     pub fn pause(&mut self) -> Duration {
         let whole = self.step();
         Duration::from_millis(rand::rng().random_range(whole / 2..=whole))
     }
 
-    /// The next pause, of anything up to all of it: for writers that race each other and should come apart.
+    /// Returns the next pause, any length up to all of it. For writers that race each other and must spread out.
     pub fn spread(&mut self) -> Duration {
         let whole = self.step();
         Duration::from_millis(rand::rng().random_range(1..=whole.max(1)))
     }
 
-    /// Begins anew.
+    /// Starts again with the first pause.
     pub fn reset(&mut self) {
         self.next_ms = self.first_ms;
     }
@@ -42,7 +42,7 @@ impl Backoff {
     }
 }
 
-/// When a failure that goes on is to be told as an error: after a minute, and once a minute from then on.
+/// The log level of a failure that continues: an error after a minute, and once a minute from then on.
 #[derive(Debug, Clone, Default)]
 pub struct Alarm {
     since: Option<Instant>,
@@ -52,7 +52,7 @@ pub struct Alarm {
 const LOUD_AFTER: Duration = Duration::from_secs(60);
 
 impl Alarm {
-    /// Notes a failure at `now`. Returns for how long it has gone on, and whether it is to be told as an error.
+    /// Notes a failure at `now`. Returns how long it has continued, and whether to log it as an error.
     pub fn failed(&mut self, now: Instant) -> (Duration, bool) {
         let lasted = now.saturating_duration_since(*self.since.get_or_insert(now));
         let is_due = self.told.is_none_or(|at| now.saturating_duration_since(at) >= LOUD_AFTER);

@@ -6,7 +6,7 @@
 //! Decoded chunks ─────┘ merged by Batches, which knows what is biggest and what is oldest
 //! ```
 //!
-//! A partition never mixes shards: when a shard is fenced away, its buffers are dropped and nothing else is.
+//! A partition buffer never mixes shards. When a shard is lost, only its buffers are dropped.
 
 pub(crate) mod columns;
 pub(crate) mod parquet;

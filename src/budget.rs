@@ -1,14 +1,14 @@
-//! The one byte budget for everything that is buffered, from the bytes that a read may bring to the rows that wait for a
+//! The one byte budget for everything that is buffered: from the bytes of a coming read to the rows that wait for a
 //! file.
 //!
-//! **Invariant: no deadlock.** One reservation takes at most a quarter of the budget, and the buffers begin to empty at
-//! half of it; so whatever is on its way always arrives, and whatever has arrived can always be written.
+//! **Invariant: no deadlock.** One reservation takes at most a quarter of the budget, and the buffers are written from
+//! half of it on. So reads that are under way always complete, and rows that have arrived can always be written.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Permits stand for this many bytes each.
+/// Bytes per permit.
 const UNIT: usize = 1024;
 
 /// A shared budget.
@@ -18,29 +18,29 @@ pub struct Budget {
     bytes: usize,
 }
 
-/// A part of the budget; gives itself back when dropped.
+/// A part of the budget, which returns to the budget on drop.
 #[derive(Debug)]
 pub struct Reservation {
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Budget {
-    /// A budget of that many bytes.
+    /// Creates a budget of that many bytes.
     pub fn new(bytes: usize) -> Self {
         Self { permits: Arc::new(Semaphore::new(bytes / UNIT)), bytes }
     }
 
-    /// The whole budget.
+    /// Returns the bytes of the whole budget.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bytes that are reserved now.
+    /// Returns the bytes that are reserved now.
     pub fn used(&self) -> usize {
         self.bytes.saturating_sub(self.permits.available_permits() * UNIT)
     }
 
-    /// Waits until `bytes` (at most a quarter of the budget) are free, and takes them.
+    /// Waits until `bytes` (at most a quarter of the budget) are free, and reserves them.
     pub async fn reserve(&self, bytes: usize) -> Reservation {
         let units = bytes.min(self.bytes / 4).div_ceil(UNIT).max(1);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
@@ -50,12 +50,12 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Bytes that are reserved.
+    /// Returns the reserved bytes.
     pub fn bytes(&self) -> usize {
         self.permit.as_ref().map_or(0, |p| p.num_permits() * UNIT)
     }
 
-    /// Gives back all but `bytes`.
+    /// Returns all but `bytes` to the budget.
     pub fn shrink_to(&mut self, bytes: usize) {
         if let Some(permit) = &mut self.permit {
             let surplus = permit.num_permits().saturating_sub(bytes.div_ceil(UNIT));
@@ -63,7 +63,7 @@ impl Reservation {
         }
     }
 
-    /// Takes a part of `bytes` out of this one, as far as it goes.
+    /// Splits `bytes` off this reservation, or all of it if it is smaller.
     pub fn split(&mut self, bytes: usize) -> Self {
         let units = bytes.div_ceil(UNIT);
         Self { permit: self.permit.as_mut().and_then(|permit| permit.split(units.min(permit.num_permits()))) }
@@ -78,7 +78,7 @@ impl Reservation {
         }
     }
 
-    /// A reservation of nothing.
+    /// Returns an empty reservation.
     pub fn none() -> Self {
         Self { permit: None }
     }

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-/// An error and what caused it, outermost first.
+/// Returns an error and its causes, outermost first.
 pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let mut next = Some(error);
     std::iter::from_fn(move || {

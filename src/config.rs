@@ -1,7 +1,7 @@
-//! Settings: flags over environment (`SYNCLAKE_…`) over a TOML file, checked once.
+//! Settings: flags override the environment (`SYNCLAKE_…`), which overrides a TOML file. They are checked once.
 //!
-//! clap merges the first two. The file only fills what neither gave; a key that it does not know is an error, because a
-//! misspelt setting that is silently ignored is found out months later.
+//! clap merges the first two. The file only fills settings that neither of them gave. An unknown key is an error,
+//! because a misspelt setting that is silently ignored is found out months later.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct File {
     pub endpoint_url: Option<String>,
     /// AWS profile.
     pub profile: Option<String>,
-    /// Where to begin a stream that the lake does not know.
+    /// Where to begin a stream that the lake does not have yet.
     pub from: Option<String>,
     /// Bytes that ingest may buffer, such as `256MiB`.
     pub memory: Option<String>,
@@ -32,39 +32,41 @@ pub struct File {
     pub flush_bytes: Option<String>,
     /// Time after which ingest commits, such as `60s`.
     pub flush_age: Option<String>,
-    /// Stop once there was nothing to read for this long.
+    /// Time without new records after which ingest stops.
     pub until_idle: Option<String>,
-    /// `dynamodb:<table>`: share the stream's shards with other workers.
+    /// `dynamodb:<table>`: the table through which workers share the stream's shards.
     pub lease_table: Option<String>,
-    /// How often ingest refreshes the state.
+    /// Interval at which ingest refreshes the maintained state.
     pub refresh_every: Option<String>,
-    /// Time after which a worker that was not seen to renew a lease has lost it.
+    /// Time without an observed renewal after which a worker has lost its lease.
     pub lease_failover: Option<String>,
-    /// Where metrics are served, such as `127.0.0.1:9464`.
+    /// Address that serves metrics, such as `127.0.0.1:9464`.
     pub metrics: Option<String>,
     /// Hosts beside S3's own from which payloads may be fetched.
     pub payload_hosts: Option<Vec<String>>,
-    /// Bytes that a payload may have.
+    /// Maximum bytes of a payload.
     pub payload_bytes: Option<String>,
-    /// Time for which a payload that cannot be fetched is tried.
+    /// Time limit of retries for a payload that cannot be fetched.
     pub payload_patience: Option<String>,
-    /// Whether hosts of payloads may have private addresses, as endpoints in a VPC do.
+    /// Whether hosts of payloads may have private addresses, as VPC endpoints do.
     pub payload_private_addresses: Option<bool>,
 }
 
-/// A setting that cannot be used: exit code 2.
+/// An invalid setting: exit code 2.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
 pub struct Unusable(pub String);
 
 impl File {
-    /// Reads the file; without a path, `synclake.toml` of the working folder if there is one.
+    /// Reads the file. Without a path, reads `synclake.toml` in the working folder if it exists.
     ///
-    /// **Invariant: a file that nobody has named sends no credentials anywhere.** The working folder may be one that somebody
-    /// else has filled, such as an unpacked archive; so what decides where requests go counts only in a file that was named.
+    /// **Invariant: a file that nobody named sends no credentials anywhere.** Somebody else may have filled the working
+    /// folder, for example by an unpacked archive. So keys that decide where requests go are valid only in a named
+    /// file.
     ///
     /// # Errors
-    /// It cannot be read, is no TOML, or holds an unknown key; or one that it may not hold unasked.
+    /// Fails if the file cannot be read, is no TOML, holds an unknown key, or holds a key that only a named file may
+    /// hold.
     pub fn load(path: Option<&Path>) -> Result<Self, Unusable> {
         let default = PathBuf::from("synclake.toml");
         let (path, is_named) = match path {
@@ -94,7 +96,7 @@ impl File {
         Ok(file)
     }
 
-    /// A key of the file that decides where requests go.
+    /// Returns a key of the file that decides where requests go.
     fn where_requests_go(&self) -> Option<&'static str> {
         let keys = [
             ("endpoint_url", self.endpoint_url.is_some()),
@@ -105,7 +107,7 @@ impl File {
     }
 }
 
-/// Whether a URL leads over the network without encryption.
+/// Returns whether a URL leads over the network without encryption.
 fn is_open_http(url: &str) -> bool {
     let Ok(url) = url::Url::parse(url) else { return false };
     let is_here = match url.host() {
@@ -117,7 +119,7 @@ fn is_open_http(url: &str) -> bool {
     url.scheme() == "http" && !is_here
 }
 
-/// What AWS is told, from flags and file.
+/// Combines the AWS settings of flags and file.
 pub fn aws(region: Option<String>, endpoint_url: Option<String>, profile: Option<String>, file: &File) -> AwsSettings {
     AwsSettings {
         region: region.or_else(|| file.region.clone()),
@@ -126,10 +128,10 @@ pub fn aws(region: Option<String>, endpoint_url: Option<String>, profile: Option
     }
 }
 
-/// `256MiB`, `64M`, `1000000`: a number of bytes.
+/// Parses a number of bytes: `256MiB`, `64M`, `1000000`.
 ///
 /// # Errors
-/// One line that says what a size looks like.
+/// Returns one line that shows the format of a size.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = text[digits.len()..].trim().to_ascii_lowercase();
@@ -144,35 +146,35 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| format!("{text:?} is no size; write 256MiB, 1GiB or a number of bytes"))
 }
 
-/// `60s`, `5m`, `1h`.
+/// Parses a duration: `60s`, `5m`, `1h`.
 ///
 /// # Errors
-/// One line that says what a duration looks like.
+/// Returns one line that shows the format of a duration.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(text).ok().filter(|d| !d.is_zero() && *d <= Duration::from_secs(604_800));
     parsed.ok_or_else(|| format!("{text:?} is no duration up to 7 days; write 500ms, 60s, 5m or 1h"))
 }
 
-/// A day (its beginning in UTC) or a time as RFC 3339 writes it.
+/// Parses a day (its beginning in UTC), or a time in the format of RFC 3339.
 ///
 /// # Errors
-/// One line that says what is possible.
+/// Returns one line that shows the possible formats.
 pub fn parse_time(text: &str) -> Result<chrono::DateTime<chrono::Utc>, String> {
     let day = text.parse::<chrono::NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
     let time = || chrono::DateTime::parse_from_rfc3339(text).ok().map(|at| at.to_utc());
     day.or_else(time).ok_or_else(|| format!("{text:?} is no day and no time; write 2026-11-20 or 2026-11-20T08:00:00Z"))
 }
 
-/// `trim-horizon`, `latest`, or a time as RFC 3339 writes it.
+/// Parses `trim-horizon`, `latest`, or a time in the format of RFC 3339.
 ///
 /// # Errors
-/// One line that says what is possible.
+/// Returns one line that shows the possible values.
 pub fn parse_from(text: &str) -> Result<crate::source::kinesis::From, String> {
     use crate::source::kinesis::From;
     match text {
         "trim-horizon" => Ok(From::TrimHorizon),
         "latest" => Ok(From::Latest),
-        // Before the epoch there is nothing: that is the horizon.
+        // No record is older than the epoch, so such a time is the horizon.
         _ => chrono::DateTime::parse_from_rfc3339(text)
             .map(|at| match at.timestamp_millis() {
                 ..=0 => From::TrimHorizon,
@@ -182,10 +184,10 @@ pub fn parse_from(text: &str) -> Result<crate::source::kinesis::From, String> {
     }
 }
 
-/// Hosts from which payloads may be fetched, and within which bounds.
+/// Combines the settings of payload fetches: the allowed hosts, and the limits.
 ///
 /// # Errors
-/// One line that names the setting and says what it looks like.
+/// Returns one line that names the setting and shows its format.
 pub fn payloads(
     hosts: Option<Vec<String>>,
     bytes: Option<String>,
@@ -210,16 +212,16 @@ pub fn payloads(
     Ok(options)
 }
 
-/// `dynamodb:<table>`: the name of the table.
+/// Parses `dynamodb:<table>` and returns the name of the table.
 ///
 /// # Errors
-/// One line that says what it looks like.
+/// Returns one line that shows the format.
 pub fn parse_lease_table(text: &str) -> Result<String, String> {
     let name = text.strip_prefix("dynamodb:").filter(|name| !name.is_empty());
     name.map(str::to_owned).ok_or_else(|| format!("{text:?} is not dynamodb:<table>"))
 }
 
-/// A name for this worker that no other has: the machine's, the process's, and a few random digits.
+/// Returns a unique name for this worker: the machine's name, the process id, and random digits.
 pub fn worker_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
     let host = host.map(|h| h.trim().to_owned()).filter(|h| !h.is_empty()).unwrap_or_else(|| "worker".to_owned());

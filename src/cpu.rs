@@ -1,7 +1,7 @@
-//! Work that keeps a processor busy runs here: beside the loop, and on no more threads at a time than there are processors.
+//! CPU-bound work. It runs outside of the async runtime, on at most as many threads at a time as there are processors.
 //!
-//! The threads of the runtime belong to whatever waits (requests, timers, leases), and the pool for blocking calls has room
-//! for file and name look-ups besides.
+//! The threads of the runtime are for tasks that wait (requests, timers, leases). The pool for blocking calls has
+//! threads to spare for file and name look-ups.
 
 use std::panic::resume_unwind;
 use std::sync::LazyLock;
@@ -11,7 +11,7 @@ use tokio::task::JoinError;
 
 static PROCESSORS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(processors()));
 
-/// How many there are.
+/// Returns the number of processors.
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
 }
@@ -19,9 +19,9 @@ pub fn processors() -> usize {
 /// Runs `work` when a processor is free.
 ///
 /// # Errors
-/// It panicked, or the runtime is being shut down.
+/// Fails if `work` panics, or if the runtime shuts down.
 pub async fn try_run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
-    // Never closed.
+    // The semaphore is never closed.
     let permit = PROCESSORS.acquire().await.ok();
     let work = move || {
         let _permit = permit;
@@ -30,12 +30,12 @@ pub async fn try_run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
     tokio::task::spawn_blocking(work).await
 }
 
-/// As [`try_run`]; a panic goes on in whoever waits.
+/// Runs `work` like [`try_run`]; a panic continues in the caller.
 pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match try_run(work).await {
         Ok(done) => done,
         Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
-        // Nobody waits any more.
+        // The runtime shuts down, so nobody waits for the result.
         Err(_) => std::future::pending().await,
     }
 }

@@ -1,5 +1,5 @@
-//! The tables and views for other engines, filled in for a lake: `sql/<engine>/*.sql` makes the tables known, and the views of
-//! `sql/ansi` are the same text for all.
+//! Tables and views for other engines, filled in for a lake. `sql/<engine>/*.sql` declares the tables. The views in
+//! `sql/ansi` are the same text for all engines.
 
 /// An engine that reads the lake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -22,7 +22,8 @@ pub enum Engine {
     Redshift,
 }
 
-/// Name and text, in the order in which they build on one another; and whether it reads a table that is rewritten.
+/// Name and text of the views, in the order of their dependencies, and whether the view reads a table that is
+/// rewritten.
 const VIEWS: [(&str, &str, bool); 9] = [
     ("cognito_raw_data", include_str!("../sql/ansi/cognito_raw_data.sql"), false),
     ("changes", include_str!("../sql/ansi/changes.sql"), false),
@@ -49,21 +50,21 @@ impl Engine {
         }
     }
 
-    /// Whether it reads a lake in a local folder.
+    /// Returns whether the engine reads a lake in a local folder.
     pub fn reads_folders(self) -> bool {
         !matches!(self, Self::Athena | Self::AthenaHive | Self::Redshift)
     }
 
-    /// Whether it reads the log, and so may read tables that are rewritten.
+    /// Returns whether the engine reads the log, and so may read tables that are rewritten.
     fn reads_the_log(self) -> bool {
         matches!(self, Self::Athena | Self::Spark | Self::Trino | Self::Duckdb)
     }
 }
 
-/// The statements for an engine. `lake` is the lake's URL or folder, without a slash at its end.
+/// Returns the statements for an engine. `lake` is the lake's URL or folder, without a slash at its end.
 ///
 /// # Errors
-/// One line: a name or place that cannot be written into SQL as it is.
+/// Returns one line about a name or place that cannot be written into SQL unchanged.
 pub fn render(engine: Engine, lake: &str, database: &str) -> Result<String, String> {
     let is_name = (1..=64).contains(&database.len())
         && database.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
@@ -78,7 +79,7 @@ pub fn render(engine: Engine, lake: &str, database: &str) -> Result<String, Stri
         Engine::Trino => format!("delta.{database}."),
         _ => format!("{database}."),
     };
-    // A view cannot lie in an external schema.
+    // An external schema cannot hold views.
     let (views_in, ending) = match engine {
         Engine::Redshift => (String::new(), "\nWITH NO SCHEMA BINDING"),
         _ => (schema.clone(), ""),

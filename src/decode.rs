@@ -1,6 +1,6 @@
-//! A record's bytes to the event in them, or to the reason why there is none. Pure: no I/O, no clock, no state.
+//! Decodes the bytes of a record into an event, or into the reason why it is none. Pure: no I/O, no clock, no state.
 //!
-//! Nothing is dropped on the way: a record becomes rows, or goes whole to the quarantine.
+//! Nothing is dropped on the way: a record becomes rows, or goes to the quarantine as a whole.
 
 pub mod aggregate;
 pub(crate) mod event;

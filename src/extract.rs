@@ -1,12 +1,13 @@
-//! The daily extract: the state at the end of a day and the day's net changes, into `daily_state` and, if asked for,
-//! into files elsewhere.
+//! The daily extract: the state at the end of a day and the day's net changes, written into `daily_state` and, on
+//! request, into files elsewhere.
 //!
-//! A day is computed from the newest extract of an earlier day and what was added since (`plan.rs`), by the same aggregate
-//! as the current state. With the live keys the table keeps the removed ones (`kind = 'removed'`), so that the next day can
-//! be told from it; and with a day that is extracted again, what differs from its earlier extracts (`corrections.rs`). The
-//! table's partition of the day is replaced in one commit, which also says what it covers. Files elsewhere count only once
-//! `_SUCCESS` lists them; that manifest is written after the commit, over the one of an earlier run. So it is never ahead of
-//! the table; whoever is killed between the two extracts the day again.
+//! A day is computed from the newest extract of an earlier day and the rows added since (`plan.rs`), by the same
+//! aggregate as the current state. Beside the live keys, the table keeps the removed keys (`kind = 'removed'`), because
+//! the next day is computed from them. If a day is extracted again, the table also keeps the differences from its
+//! earlier extracts (`corrections.rs`). One commit replaces the table's partition of the day, and records the version
+//! of `sync_records` it covers. Files elsewhere count only once `_SUCCESS` lists them. That manifest is written after
+//! the commit, over the manifest of an earlier run. So the manifest is never ahead of the table. A run that is killed
+//! between the two extracts the day again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -38,16 +39,16 @@ use files::Writer;
 pub use plan::ShardMark;
 use plan::{Plan, covers_id, extracted_id, stale_id};
 
-/// Why an extract failed. The table and an earlier manifest are as they were.
+/// The reason why an extract failed. The table and an earlier manifest are unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ExtractError {
-    /// The lake.
+    /// An error of the lake.
     #[error(transparent)]
     Lake(#[from] LakeError),
-    /// The views.
+    /// An error of a query.
     #[error(transparent)]
     Query(#[from] QueryError),
-    /// A batch could not be formed or printed.
+    /// A batch that cannot be built or encoded.
     #[error("encode the extract")]
     Encode(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -56,45 +57,45 @@ fn encode_error(error: impl std::error::Error + Send + Sync + 'static) -> Extrac
     ExtractError::Encode(Box::new(error))
 }
 
-/// What was extracted.
+/// The result of one extract.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 pub struct Report {
-    /// The day.
+    /// The extracted day.
     pub date: NaiveDate,
-    /// Live keys at its end.
+    /// Live keys at the end of the day.
     pub state_rows: u64,
     /// Net changes of the day.
     pub change_rows: u64,
-    /// Keys whose live row is another one than in an earlier extract of the day.
+    /// Keys whose live row differs from that in an earlier extract of the day.
     pub corrections: u64,
-    /// Files in the table's partition now.
+    /// Files in the table's partition of the day now.
     pub files: usize,
     /// Version of `daily_state`.
     pub version: u64,
     /// The version of `sync_records` that was read.
     pub covers: u64,
-    /// The day whose extract this one builds on; `None` when it was computed from all rows.
+    /// The day of the extract that this one builds on; `None` if it was computed from all rows.
     pub base: Option<NaiveDate>,
     /// Bytes of the files of `sync_records` that were read.
     pub change_bytes: u64,
-    /// Rows of days up to the base's that came after its extract, by day.
+    /// Rows of days up to the base's day that were added after the base was extracted, by day.
     pub late_rows: BTreeMap<NaiveDate, u64>,
-    /// Extracted days that hold other rows than `sync_records` does now: `correct` extracts them again.
+    /// Extracted days whose rows in `sync_records` have changed since; `correct` extracts them again.
     pub stale: Vec<NaiveDate>,
-    /// Extracted days that were, and that were extracted again by this run.
+    /// Such days that this run extracted again.
     pub corrected: Vec<NaiveDate>,
-    /// Whether every shard of a stream was read to the end of the day; `None` when the lake was read from files alone.
+    /// Whether every shard of a stream was read to the end of the day; `None` if the lake was read from files alone.
     pub is_complete: Option<bool>,
-    /// How far each shard was read.
+    /// The watermark of each shard.
     pub shards: Vec<ShardMark>,
-    /// Where the manifest is, if files were written.
+    /// Place of the manifest, if files were written.
     pub manifest: Option<String>,
 }
 
-/// `2026-11-20`, or `yesterday` or `today` (UTC).
+/// Parses `2026-11-20`, `yesterday` or `today` (UTC).
 ///
 /// # Errors
-/// One line that says what a date looks like.
+/// Returns one line that shows the format of a date.
 pub fn parse_date(text: &str) -> Result<NaiveDate, String> {
     let today = Utc::now().date_naive();
     match text {
@@ -108,12 +109,13 @@ pub fn parse_date(text: &str) -> Result<NaiveDate, String> {
     }
 }
 
-/// Extracts the days from `from` to `to`, each from the one before.
+/// Extracts the days from `from` to `to`, each from the day before.
 ///
-/// With `correct`, extracted days that late rows have changed are extracted again: earlier ones first, later ones at the end.
+/// With `correct`, extracted days that late rows have changed are extracted again: earlier days first, later days at
+/// the end.
 ///
 /// # Errors
-/// See [`ExtractError`]; days that are done stay done, and running again is always right.
+/// See [`ExtractError`]. Finished days stay finished, and running again is always safe.
 pub async fn run(
     lake: &Store,
     (from, to): (NaiveDate, NaiveDate),
@@ -127,7 +129,7 @@ pub async fn run(
         let mut plan = Plan::new(lake, date).await?;
         let mut corrected = Vec::new();
         if correct && !plan.stale.is_empty() {
-            // Later ones come after this day.
+            // Later stale days are extracted after this day.
             for stale in plan.stale.iter().copied().filter(|stale| *stale < date) {
                 day(lake, Plan::new(lake, stale).await?, out, limits).await?;
                 corrected.push(stale);
@@ -136,7 +138,7 @@ pub async fn run(
         }
         let mut report = day(lake, plan, out, limits).await?;
         if correct && date == to {
-            // Later ones, oldest first: each is then extracted from one that holds all rows.
+            // Later stale days, oldest first, so that each day builds on an extract that holds all rows.
             let later: Vec<NaiveDate> = report.stale.iter().copied().filter(|stale| *stale > date).collect();
             for stale in &later {
                 day(lake, Plan::new(lake, *stale).await?, out, limits).await?;
@@ -151,7 +153,7 @@ pub async fn run(
     match sweep::sweep_forgotten(&Table::DailyState.store(lake)).await {
         Ok(0) => {}
         Ok(files) => tracing::info!(files, "deleted files of daily_state that no commit lists"),
-        // They are invisible. The days are done.
+        // The files are invisible, and the days are done.
         Err(error) => tracing::warn!("left files of daily_state that no commit lists: {error}"),
     }
     Ok(reports)
@@ -159,9 +161,9 @@ pub async fn run(
 
 const COLUMNS: &str = "pool, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count, last_modified_date, \
                        device_last_modified_date";
-/// What the next day needs to go on from here.
+/// Columns that the next day is computed from.
 const ORDERED: &str = "is_after_removal, shard_id, sequence_number, sub_sequence, record_index, arrived_at";
-/// Which rows of the state are live keys.
+/// The condition for live keys.
 const LIVE: &str = "is_after_removal AND op <> 'remove'";
 const ORDER: &str = "ORDER BY pool, identity_id, dataset_name, key NULLS FIRST";
 
@@ -180,7 +182,7 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     let change_rows = writer.take("changes", ask(changes).await?).await?;
     let corrections = match corrections::rows(&context, &plan).await? {
         Some(rows) => match writer.take("corrections", rows).await {
-            // It groups before it gives: so nothing was written.
+            // The query groups before it emits rows, so nothing was written before the error.
             Err(ExtractError::Query(QueryError::Sql(error))) if is_damage(&error) => {
                 let date = plan.date;
                 tracing::warn!(%date, %error, "the extract before cannot be read; all keys are told as corrections");
@@ -228,7 +230,7 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
     Ok(report)
 }
 
-/// A session with the state at the end of the day, and with the changes of the day.
+/// Creates a session with the state at the end of the day, and the changes of the day.
 async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractError> {
     let sizes = plan.tail.iter().map(Living::rows_and_bytes).chain(plan.base_sizes.iter().copied());
     let context = session(&limits.for_rows_of(sizes))?;
@@ -252,7 +254,7 @@ async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractE
     Ok(context)
 }
 
-/// The columns of the state out of an extract.
+/// Selects the state's columns from an extract.
 fn as_state(context: &SessionContext, base: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>, ExtractError> {
     let columns: Vec<_> = Table::State.schema().fields().iter().map(|field| col(field.name())).collect();
     let rows = context
@@ -262,7 +264,7 @@ fn as_state(context: &SessionContext, base: Arc<dyn TableProvider>) -> Result<Ar
     Ok(rows.into_view())
 }
 
-/// Some files of a table as a relation, also when they are none.
+/// Returns some files of a table as a relation, which is empty if there are none.
 async fn rows_of(
     table: Table,
     loaded: &DeltaTable,

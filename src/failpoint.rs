@@ -1,9 +1,9 @@
 //! Places where a test may kill, stop or terminate the program: one before and one after each durable step.
 //!
-//! Compiled in by the feature `failpoints` alone, which no release has. `FAILPOINTS` says what happens where, in the
+//! Only the feature `failpoints` compiles them in, and no release has it. `FAILPOINTS` defines the actions, in the
 //! language of the crate `fail`: `commit/after=3*off->1*return(kill)`.
 
-/// Every name there is; a test kills at each of them.
+/// Names of all failpoints; a test kills the program at each of them.
 pub const NAMES: &[&str] = &[
     "read/after",
     "decode/after",
@@ -41,40 +41,43 @@ pub const NAMES: &[&str] = &[
     "extract/committed",
 ];
 
-/// Does what a test wants done here; nothing in a release.
+/// Performs the test's action here; does nothing in a release.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub fn hit(_name: &str) {}
 
-/// Does what a test wants done here.
+/// Performs the test's action here.
 #[cfg(feature = "failpoints")]
 pub fn hit(name: &str) {
     debug_assert!(NAMES.contains(&name), "{name}");
     fail::fail_point!(name, |action| act(action.as_deref()));
 }
 
-/// Whether a test wants this step refused, as by a store whose credentials do not allow it; never in a release.
+/// Returns whether a test wants this step refused, as by a store whose credentials do not allow it; always `false` in a
+/// release.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub fn refuses(_name: &str) -> bool {
     false
 }
 
-/// Whether a test wants this step refused: `FAILPOINTS=store/delete=return`.
+/// Returns whether a test wants this step refused: `FAILPOINTS=store/delete=return`.
 #[cfg(feature = "failpoints")]
 pub fn refuses(name: &str) -> bool {
     fail::fail_point!(name, |_| true);
     false
 }
 
-/// Whether a test wants these bytes refused, as by a decoder that does not understand them yet; never in a release.
+/// Returns whether a test wants these bytes refused, as by a decoder that cannot decode them yet; always `false` in a
+/// release.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub fn poisons(_bytes: &[u8]) -> bool {
     false
 }
 
-/// Whether a test wants these bytes refused: `FAILPOINTS=poison=return(text)` refuses what holds that text.
+/// Returns whether a test wants these bytes refused: `FAILPOINTS=poison=return(text)` refuses bytes that contain that
+/// text.
 #[cfg(feature = "failpoints")]
 pub fn poisons(bytes: &[u8]) -> bool {
     fail::fail_point!("poison", |text| {
@@ -90,16 +93,16 @@ fn act(action: Option<&str>) {
         Some("stop") => "-STOP",
         _ => "-KILL",
     };
-    // By way of the shell's kill, because the system call needs unsafe code.
+    // The shell's `kill` is used, because the system call needs unsafe code.
     let _ = std::process::Command::new("kill").args([signal, &std::process::id().to_string()]).status();
 }
 
-/// Reads `FAILPOINTS`. Keep what it returns for as long as the program runs.
+/// Reads `FAILPOINTS`. Keep the result for as long as the program runs.
 #[cfg(feature = "failpoints")]
 pub fn setup() -> fail::FailScenario<'static> {
     fail::FailScenario::setup()
 }
 
-/// Nothing, in a release.
+/// Does nothing in a release.
 #[cfg(not(feature = "failpoints"))]
 pub fn setup() {}

@@ -1,45 +1,46 @@
-//! What shards and positions are called, and where a shard is begun.
+//! Names of shards and positions, and where reading of a shard begins.
 
 use std::fmt;
 use std::sync::Arc;
 
 /// A non-negative decimal integer of at most 72 digits: a Kinesis sequence number, or a position of a file.
 ///
-/// Sequence numbers outgrow every machine integer (56 digits today), so they stay text and compare as integers.
+/// Sequence numbers are larger than every machine integer (56 digits today), so they stay text and compare as integers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SequenceNumber(Arc<str>);
 
 impl SequenceNumber {
-    /// The longest sequence number that a checkpoint can hold, in digits.
+    /// Maximum digits of a sequence number that a checkpoint can hold.
     pub const DIGITS_MAX: usize = 72;
 
-    /// Takes digits without leading zeros; `None` for anything else, or for more than [`Self::DIGITS_MAX`].
+    /// Parses digits without leading zeros; returns `None` for anything else, or for more than [`Self::DIGITS_MAX`]
+    /// digits.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = !text.is_empty() && text.len() <= Self::DIGITS_MAX && text.bytes().all(|b| b.is_ascii_digit());
         (digits && (text == "0" || !text.starts_with('0'))).then(|| Self(text.into()))
     }
 
-    /// From a machine integer.
+    /// Converts a machine integer.
     pub fn from_u64(value: u64) -> Self {
         Self(value.to_string().into())
     }
 
-    /// The position past every record of a shard: the shard was read to its end and all of it is committed.
+    /// Returns the position past every record of a shard: the shard was read to its end, and all of it is committed.
     pub fn shard_end() -> Self {
         Self("9".repeat(Self::DIGITS_MAX).into())
     }
 
-    /// Whether this is [`Self::shard_end`].
+    /// Returns whether this is [`Self::shard_end`].
     pub fn is_shard_end(&self) -> bool {
         self.0.len() == Self::DIGITS_MAX && self.0.bytes().all(|b| b == b'9')
     }
 
-    /// Whether a shard with this position was read to its end.
+    /// Returns whether a shard with this position was read to its end.
     pub fn is_end_of(position: &Option<Self>) -> bool {
         position.as_ref().is_some_and(Self::is_shard_end)
     }
 
-    /// The number before this one; `None` for zero.
+    /// Returns the number before this one; `None` for zero.
     pub fn before(&self) -> Option<Self> {
         let mut digits = self.0.as_bytes().to_vec();
         for digit in digits.iter_mut().rev() {
@@ -55,7 +56,7 @@ impl SequenceNumber {
         None
     }
 
-    /// The number after this one; `None` when it would be too long.
+    /// Returns the number after this one; `None` if it would be too long.
     pub fn next(&self) -> Option<Self> {
         let mut digits = self.0.as_bytes().to_vec();
         for digit in digits.iter_mut().rev() {
@@ -69,7 +70,7 @@ impl SequenceNumber {
         Self::parse(&format!("1{}", String::from_utf8(digits).ok()?))
     }
 
-    /// The digits.
+    /// Returns the digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -101,7 +102,8 @@ pub struct ShardKey {
 }
 
 impl ShardKey {
-    /// Both names hold only `[a-zA-Z0-9_.-]`, 1 to 128 of them, and the shard no `.`; `None` otherwise.
+    /// Creates a key. Both names must be 1 to 128 of `[a-zA-Z0-9_.-]`, and the shard must have no `.`; otherwise
+    /// returns `None`.
     pub fn new(stream: &str, shard: &str) -> Option<Self> {
         let plain = |s: &str| {
             (1..=128).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
@@ -110,12 +112,12 @@ impl ShardKey {
             .then(|| Self { stream: stream.into(), shard: shard.into() })
     }
 
-    /// Name of the stream; `file` for files.
+    /// Returns the name of the stream; `file` for files.
     pub fn stream(&self) -> &str {
         &self.stream
     }
 
-    /// Id of the shard inside its stream.
+    /// Returns the id of the shard inside its stream.
     pub fn shard(&self) -> &str {
         &self.shard
     }
@@ -127,18 +129,19 @@ impl fmt::Display for ShardKey {
     }
 }
 
-/// When the incarnation of `stream` was made that has `name` in the lake, in milliseconds since the epoch: 0 for the first
-/// one, which has the stream's own name; `None` when it is another stream's name.
+/// Returns the creation time of the incarnation of `stream` that is called `name` in the lake, in milliseconds since
+/// the epoch. The first incarnation has the stream's own name and the time 0. Returns `None` for the name of another
+/// stream.
 pub fn incarnation_of(stream: &str, name: &str) -> Option<i64> {
     match name.strip_prefix(stream)?.strip_prefix('.') {
-        // 13 digits until the year 2286, and so after every time that a stream can have been made at.
+        // Times have 13 digits until the year 2286, which is after every creation time of a stream.
         Some(ms) if ms.len() == 13 && ms.bytes().all(|b| b.is_ascii_digit()) => ms.parse().ok(),
         Some(_) => None,
         None => (name == stream).then_some(0),
     }
 }
 
-/// Where to begin a shard that has no checkpoint yet.
+/// Where to begin a shard that has no position yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartAt {
     /// The oldest record that the stream still holds.

@@ -1,13 +1,14 @@
-//! The loop: the only room that knows source, decode, batch and lake.
+//! The ingest loop. Only this module knows all of source, decode, batch and lake.
 //!
 //! ```text
 //! readers ──Delivery──▶ decode tasks (as many as cores, in order) ──Decoded──▶ Writer ──▶ lake
 //!    ▲                                                                           │
-//!    └────────────── Budget: no read begins without room for what it brings ◀────┘
+//!    └────────────── Budget: a read begins only once its memory is reserved ◀────┘
 //! ```
 //!
 //! # Cancellation
-//! `stop` ends the readers; what they have delivered is decoded, written and committed, and then the run ends well.
+//! `stop` ends the readers. The loop decodes, writes and commits what the readers delivered; then the run ends with
+//! success.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
@@ -47,50 +48,51 @@ use decoding::{Decoded, decode_chunk};
 use from_files::Ends;
 use writer::{Flushed, Writer};
 
-/// After a signal, what was received is committed within this time or dropped; it is then read again by the next run.
+/// After a signal, received records are committed within this time or dropped. The next run reads dropped records
+/// again.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
-/// The loop comes around at least this often.
+/// Longest time between two turns of the loop.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-/// What decoding one chunk takes at most, or little more.
+/// Approximate upper bound of the memory that decoding one chunk takes.
 const DECODING_BYTES: usize = 32 << 20;
-/// With nothing new for this long, what waits is committed.
+/// Received records are committed after this long without a new record.
 const IDLE_FLUSH: Duration = Duration::from_secs(5);
 
-/// Why an ingest ended early. Everything that was committed stays committed.
+/// Reason why an ingest ended early. Everything that was committed stays committed.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    /// The lake.
+    /// The lake failed.
     #[error(transparent)]
     Lake(#[from] LakeError),
-    /// The source.
+    /// The source failed.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// Another worker reads the same source into the same lake.
     #[error("shard {0} was taken over by another ingest; only one may read a source without a lease table")]
     TakenOver(ShardKey),
-    /// The lease table is further than the lake.
+    /// The checkpoints of the lease table are ahead of the lake.
     #[error(
         "the lease table has shard {0} as read to its end, the lake has not; give each lake a lease table of its own, or \
          delete this one if the lake was made anew: it is made again"
     )]
     OtherLake(ShardKey),
-    /// Payloads cannot be fetched on this machine.
+    /// This machine cannot fetch payloads.
     #[error("{0}; install the system's certificates (the package ca-certificates)")]
     Payloads(String),
-    /// A signal came, and what was read could not be committed in time.
+    /// A signal arrived, and the records that were read could not be committed in time.
     #[error("stopped {seconds} s after the signal with {records} records read and not committed; {remedy}")]
     Unfinished {
-        /// How long the commit was waited for.
+        /// Time that the run waited for the commit.
         seconds: u64,
         /// Records that were read and not committed.
         records: u64,
-        /// What to do.
+        /// What the user can do.
         remedy: &'static str,
     },
-    /// The system gives no more threads.
+    /// The operating system refused a new thread.
     #[error("cannot start a thread; raise the limit of threads (ulimit -u, or pids.max of the container)")]
     Thread(#[source] std::io::Error),
-    /// A task of ours ended in a way that it never should.
+    /// An internal task ended abnormally, because of a bug.
     #[error("internal task failed: {0}; please report it, and run the same command again: nothing was lost")]
     Task(String),
 }
@@ -104,44 +106,44 @@ impl IngestError {
 /// What to read.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// Files, one after the other.
+    /// Files, read one after the other.
     Files(files::Found),
     /// The shards of a stream.
     Stream(Box<Stream>),
 }
 
-/// A stream, and how to share it.
+/// A stream, and how this worker shares it.
 #[derive(Debug, Clone)]
 pub struct Stream {
     /// The stream.
     pub kinesis: Kinesis,
-    /// Where to begin if the lake does not know it.
+    /// Where to start if the lake does not know the stream.
     pub from: kinesis::From,
     /// Stop once every shard has had nothing to read for this long.
     pub until_idle: Option<Duration>,
     /// Share the shards with other workers.
     pub leases: Option<leases::Options>,
-    /// Begin where an application of the Kinesis Client Library stopped: the name of its table.
+    /// Table of a Kinesis Client Library application at whose checkpoints to start.
     pub import: Option<String>,
-    /// How AWS is reached.
+    /// How to reach AWS.
     pub aws: aws::AwsSettings,
 }
 
-/// How to run.
+/// Options of a run.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Bytes that may be buffered in all.
+    /// Upper bound of all buffers, in bytes.
     pub memory_bytes: usize,
     /// Commit after this many bytes of records.
     pub flush_bytes: u64,
-    /// Commit after this long.
+    /// Commit after this time.
     pub flush_age: Duration,
-    /// How what events point at is fetched.
+    /// How to fetch the payloads that events point at.
     pub payloads: payload::Options,
 }
 
 impl Options {
-    /// The least that the largest possible record leaves room to work in.
+    /// Minimum memory: the largest possible record still leaves room to work.
     pub const MEMORY_BYTES_MIN: usize = 64 << 20;
 
     fn limits(&self) -> Limits {
@@ -149,7 +151,7 @@ impl Options {
     }
 }
 
-/// What came out of the decode stage, still in order.
+/// Output of the decode stage, in the order of the deliveries.
 enum Arrived {
     Decoded(Hold, Decoded, [Reservation; 2]),
     Reached(Hold, Reached),
@@ -157,10 +159,10 @@ enum Arrived {
     Stopped(Hold),
 }
 
-/// Reads a source into a lake until it is exhausted, idle or stopped.
+/// Reads a source into a lake until the source is exhausted, idle or stopped.
 ///
 /// # Errors
-/// See [`IngestError`]. Running again is always right: it goes on after the last commit.
+/// See [`IngestError`]. Running again is always safe: the next run continues after the last commit.
 pub async fn run(
     source: Source,
     lake: Store,
@@ -168,17 +170,19 @@ pub async fn run(
     counters: Arc<Counters>,
     signal: CancellationToken,
 ) -> Result<Summary, IngestError> {
-    // The end of a stream or of an idle time cancels `stop` alone: only a signal limits how long the last commit may take.
+    // The end of a stream or an idle timeout cancels only `stop`. Only a signal limits how long the last commit may
+    // take.
     let stop = signal.child_token();
     let writer = tokio::select! {
         biased;
         writer = Writer::open(lake, options.limits(), counters.clone()) => writer?,
-        // Nothing was read yet; and whatever was made of the lake, the next run goes on with.
+        // Nothing has been read yet. The next run continues with whatever part of the lake was created.
         () = signal.cancelled() => return Ok(counters.summary(Ends::default())),
     };
     let payloads = Payloads::new(options.payloads.clone()).map_err(IngestError::Payloads)?;
     let (sink, deliveries) = Sink::new(Budget::new(options.memory_bytes), payloads);
-    // A chunk may hold a record that is worst for its length: not all processors at once have such, with little memory.
+    // Any chunk may hold a worst-case record for its length. With little memory, fewer chunks than processors are
+    // decoded at a time.
     let decoding_max = (cpu::processors() + 1).min(options.memory_bytes / DECODING_BYTES).max(2);
     let run = Run {
         writer,
@@ -225,11 +229,11 @@ struct Run {
     decoding_max: usize,
     readers: JoinSet<Result<(), SourceError>>,
     reading: BTreeMap<ShardKey, Reading>,
-    /// Since when a shard has had nothing to read.
+    /// Since when each caught-up shard has had nothing to read.
     caught_up: BTreeMap<ShardKey, Instant>,
-    /// Shards that another worker took although there are no leases: they are left alone.
+    /// Shards that another worker took although no leases are used. This worker does not read them again.
     foreign: BTreeSet<ShardKey>,
-    /// When a shard was last begun or left.
+    /// When this worker last started or left a shard.
     changed_at: Instant,
     keeper: Option<Keeper>,
     listing: Option<JoinHandle<Result<Listing, SourceError>>>,
@@ -237,7 +241,7 @@ struct Run {
     stop: CancellationToken,
     stopping: bool,
     ends: Arc<Mutex<Ends>>,
-    /// A file that is being opened.
+    /// The file that is being opened.
     opening: Option<oneshot::Receiver<Result<Opened, SourceError>>>,
     memory_bytes: usize,
 }
@@ -248,7 +252,7 @@ struct Reading {
     stop: CancellationToken,
 }
 
-/// What the loop noticed.
+/// Result of one turn of the loop.
 enum Turn {
     Ended(Hold),
     Stopped(Hold),
@@ -260,24 +264,24 @@ enum Turn {
 }
 
 impl Run {
-    /// Waits for one thing to happen, and handles it.
+    /// Waits for one event and handles it.
     async fn turn(&mut self, deadline: Option<Instant>) -> Result<Turn, IngestError> {
         let idle = self.writer.is_dirty().then(|| self.counters.last_arrival() + IDLE_FLUSH);
         let due = [self.writer.due(), idle].into_iter().flatten().min();
         self.counters.alive();
-        // Before anything else: under load there is always something else.
+        // A due flush comes first: under load, another event is always ready.
         if self.writer.is_quiet_for_long() || due.is_some_and(|at| Instant::now() >= at) {
             self.flush().await?;
             return Ok(Turn::Went);
         }
-        // Nothing may come for hours, as from a quiet pipe: that is no silence of the loop.
+        // A quiet pipe may deliver nothing for hours. The heartbeat keeps `/healthz` from reporting the loop as stuck.
         let wake = [due, deadline, Some(Instant::now() + HEARTBEAT)].into_iter().flatten().min();
         tokio::select! {
             biased;
             () = self.stop.cancelled(), if !self.stopping => {
                 self.stopping = true;
-                // The readers hold the other ends; when they have stopped, the channel closes. A pipe that is being opened
-                // may have given something, which still wants to be read.
+                // The readers hold the remaining senders, so the channel closes when the readers have stopped. A pipe
+                // that is being opened may already have given bytes, which its reader must still deliver.
                 if self.opening.is_none() {
                     self.sink = None;
                 }
@@ -303,7 +307,7 @@ impl Run {
             delivery = self.deliveries.recv(), if self.decoding.len() < self.decoding_max => match delivery {
                 Some(delivery) => self.decode(delivery),
                 None if self.decoding.is_empty() => return Ok(Turn::Over),
-                // Nothing more comes; the decoders are still at work.
+                // No delivery follows, but decode tasks are still running.
                 None => {
                     if let Some(arrived) = self.decoding.next().await {
                         return self.arrived(arrived?).await;
@@ -321,7 +325,7 @@ impl Run {
                 self.counters.received(&chunk.shard, chunk.records.len(), chunk.bytes());
                 self.caught_up.remove(&chunk.shard);
                 let skip = self.writer.skip(&chunk.shard);
-                // Spawned, so that it goes on while the loop waits for a file or a commit.
+                // The task is spawned so that decoding continues while the loop waits for a file or a commit.
                 let task = tokio::spawn(cpu::try_run(move || {
                     let decoded = decode_chunk(&chunk, &skip);
                     failpoint::hit("decode/after");
@@ -345,7 +349,8 @@ impl Run {
 
     async fn arrived(&mut self, arrived: Arrived) -> Result<Turn, IngestError> {
         match arrived {
-            // Payloads are let go of here: they are decoded, and their rows are in the buffers.
+            // This arm ends the reservation of the payloads: they are decoded, and their rows are in the partition
+            // buffers.
             Arrived::Decoded(hold, decoded, [reserved, _payloads]) => {
                 self.counters.decoded(decoded.rows);
                 self.writer.add(&hold, decoded, reserved, Instant::now()).await?;
@@ -369,7 +374,7 @@ impl Run {
         Ok(Turn::Went)
     }
 
-    /// Commits what waits. A shard that turns out to be another worker's is left; the others go on.
+    /// Commits all received records. Leaves the shards that other workers took over; the other shards continue.
     async fn flush(&mut self) -> Result<Flushed, IngestError> {
         let flushed = self.writer.flush().await?;
         for shard in &flushed.fenced {
@@ -388,7 +393,8 @@ impl Run {
         Ok(flushed)
     }
 
-    /// Takes shards over. **What is held of them is committed first**: a new fence makes it worthless.
+    /// Takes shards over. **Commits the buffered records of these shards first**: a new epoch makes the buffers
+    /// worthless.
     async fn acquire(&mut self, shards: &[(ShardKey, StartAt)]) -> Result<Vec<(ShardKey, ShardState)>, IngestError> {
         if shards.iter().any(|(shard, _)| self.writer.fence_of(shard).is_some()) {
             self.flush().await?;
@@ -396,7 +402,7 @@ impl Run {
         self.writer.acquire(shards).await
     }
 
-    /// Reads a shard no further.
+    /// Stops reading a shard.
     fn leave(&mut self, shard: &ShardKey) {
         if let Some(reading) = self.reading.remove(shard) {
             reading.stop.cancel();
@@ -405,7 +411,7 @@ impl Run {
         self.changed_at = Instant::now();
     }
 
-    /// Takes in what was delivered before the readers stopped, and commits it.
+    /// Processes what the readers delivered before they stopped, and commits it.
     async fn finish(&mut self) -> Result<(), IngestError> {
         self.sink = None;
         while !matches!(self.turn(None).await?, Turn::Over) {}
@@ -419,11 +425,11 @@ impl Run {
     }
 }
 
-/// What to do about records that were read and not committed.
+/// What the user can do about records that were read and not committed.
 const RUN_AGAIN: &str = "nothing is lost: the next run reads them again";
 const FEED_AGAIN: &str = "a pipe cannot be read again: feed the same input once more, what is committed is skipped";
 
-/// Runs to the end; but after a signal only for so long.
+/// Runs `work` to its end; after a signal, for at most `STOP_PATIENCE`.
 async fn in_time(
     signal: CancellationToken,
     counters: &Counters,
@@ -443,7 +449,7 @@ async fn in_time(
     }
 }
 
-/// For ever, when there is nothing to wait for.
+/// Sleeps until `at`, or forever if `at` is `None`.
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,

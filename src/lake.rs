@@ -1,9 +1,9 @@
-//! The lake: Delta tables under one root, and the ledger of what has been committed to them.
+//! The lake: Delta tables under one root, and the ledger of the committed positions.
 //!
-//! **Invariant: the commit is the truth.** A file that no commit lists does not exist; a position that no commit holds
+//! **Invariant: the commit is the truth.** A file that no commit lists does not exist. A position that no commit holds
 //! was not reached. Every commit is one put-if-absent of one object, so readers see all of it or nothing.
 //!
-//! The lake treats positions as opaque: it stores them, compares them and gives them back.
+//! The lake treats positions as opaque: it stores, compares and returns them.
 
 use std::path::PathBuf;
 
@@ -32,92 +32,92 @@ pub(crate) mod terms;
 
 pub use store::{Location, Store};
 
-/// Why the lake could not be read or written.
+/// The reason why the lake could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LakeError {
     /// A local folder is not usable.
     #[error("{action} {path}", path = path.display())]
     Folder {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
     /// The object store failed after its own retries.
     #[error("{action} {path}")]
     Storage {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The object.
         path: String,
-        /// What the store said.
+        /// The error of the store.
         #[source]
         source: object_store::Error,
     },
-    /// The Delta log holds something that it must not.
+    /// A corrupt entry of the Delta log.
     #[error("Delta log entry {path} is corrupt: {reason}")]
     Log {
         /// The object.
         path: String,
-        /// What is wrong with it.
+        /// The defect of the object.
         reason: String,
     },
-    /// The table asks for something that this version does not do.
+    /// A table that requires something which this version does not support.
     #[error("cannot use {table}: {reason}")]
     Unsupported {
         /// URL of the table.
         table: String,
-        /// What it asks for, and what to do.
+        /// The requirement, and what to do.
         reason: String,
     },
-    /// deltalake refused.
+    /// An error of deltalake.
     #[error("{action} Delta table {table}")]
     Delta {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// URL of the table.
         table: String,
-        /// What deltalake said.
+        /// The error of deltalake.
         #[source]
         source: Box<deltalake::DeltaTableError>,
     },
-    /// The log of a table that is made of others cannot be read.
+    /// The log of a derived table cannot be read.
     #[error("the log of {table} cannot be read; delete that folder, and `synclake refresh` makes it anew")]
     Derived {
         /// URL of the table.
         table: String,
-        /// What is wrong with it.
+        /// The defect of the log.
         #[source]
         source: Box<Self>,
     },
     /// A Parquet file cannot be encoded or decoded.
     #[error("{action} Parquet file {path}")]
     Parquet {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The file.
         path: String,
-        /// What the library said.
+        /// The error of the Parquet library.
         #[source]
         source: parquet::errors::ParquetError,
     },
-    /// The place holds no lake.
+    /// The location holds no lake.
     #[error("{0} is no lake: it holds no table; give the folder or prefix that `synclake ingest --lake` wrote")]
     NoLake(String),
     /// An option or a stored value is not usable.
     #[error("{0}")]
     Invalid(String),
-    /// Other writers won every round for too long.
+    /// Other writers won every race for a version for too long.
     #[error("commit to {table}: gave up after {seconds} s; nothing was lost, run the same command again")]
     Contended {
         /// The table.
         table: String,
-        /// How long it was tried.
+        /// Duration of the attempts, in seconds.
         seconds: u64,
-        /// The last answer of the store, if it was an error.
+        /// The last error of the store, if the last attempt failed with one.
         #[source]
         source: Option<object_store::Error>,
     },
@@ -129,7 +129,7 @@ impl LakeError {
         Self::Storage { action, path, source }
     }
 
-    /// Whether a log is not what it should be; not whether the store refuses it.
+    /// Returns whether the log or a file of the log is damaged. An error of the object store is no damage.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Self::Log { .. } | Self::Parquet { .. } => true,
@@ -143,5 +143,5 @@ impl LakeError {
     }
 }
 
-/// The object store of a lake, as the libraries below want it.
+/// The object store of a lake, in the type that deltalake and DataFusion expect.
 pub type Objects = std::sync::Arc<dyn ObjectStore>;

@@ -1,24 +1,24 @@
-//! synclake exports Amazon Cognito Sync streams from Kinesis into a Parquet data lake and answers SQL over it.
+//! synclake exports Amazon Cognito Streams from Kinesis into a Parquet data lake and answers SQL queries over it.
 //!
 //! ```text
 //! source ─▶ decode ─▶ batch ─▶ lake ◀─ query ◀─ extract
-//!   (ingest wires these)
+//!   (ingest connects these)
 //! ```
 //!
 //! **The promise.** Every record of a source is in the lake exactly once, or in the quarantine with a reason. A reader
 //! never sees a half-written batch. Memory is bounded.
 //!
-//! | room | what it does | what it never does |
+//! | module | what it does | what it never does |
 //! |---|---|---|
 //! | [`source`] | reads shards and files into records | decide what a record means |
-//! | [`decode`] | bytes to rows, or to a reason | I/O |
-//! | [`payload`] | fetches what an event only points at, under guard | use credentials |
-//! | [`batch`] | rows to Arrow, by shard, pool and date | I/O, look at a clock |
-//! | [`lake`] | files, commits, positions: the commit is the truth | understand a position |
-//! | [`ingest`] | the loop over those four | |
-//! | [`query`] | views over one snapshot | write; import `source`; list folders |
-//! | [`extract`] | daily extracts, and what is new for a consumer | |
-//! | [`ddl`] | tables and views for other engines | ask a lake |
+//! | [`decode`] | turns bytes into rows, or into a decode error | I/O |
+//! | [`payload`] | fetches payloads that events point to, under a policy | use credentials |
+//! | [`batch`] | turns rows into Arrow batches, by shard, pool and date | I/O, read a clock |
+//! | [`lake`] | files, commits, positions: the commit is the truth | interpret a position |
+//! | [`ingest`] | the loop over the modules above | |
+//! | [`query`] | views over one lake snapshot | write; import `source`; list folders |
+//! | [`extract`] | daily extracts, and deliveries to consumers | |
+//! | [`ddl`] | tables and views for other engines | read a lake |
 //! | [`simulate`] | a stream from a seed, and its true end state | use any of the above |
 //!
 //! `docs/architecture.md` is the map with its invariants.

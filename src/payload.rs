@@ -1,17 +1,17 @@
-//! The guarded fetch of oversize payloads: events whose contents lie behind a presigned URL.
+//! The guarded fetch of oversize payloads: events whose contents are behind a presigned URL.
 //!
-//! The URL comes from a record, and a record may come from anybody who can write into the stream. So a fetch is held to
-//! a [`Policy`]: https to S3's own hosts and nobody else unless somebody says so; addresses are checked when the
-//! connection is made, not before; no redirects, no proxy, no credentials of ours; bounded in bytes and in time.
+//! The URL comes from a record, and anybody who can write into the stream can write a record. So a [`Policy`] restricts
+//! every fetch: https to S3's own hosts only, unless an operator allows more; addresses are checked when the connection
+//! is made, not before; no redirects, no proxy, none of the worker's credentials; limits in bytes and in time.
 //!
-//! The query of the URL is a secret. It goes into the request and nowhere else: every text that is made here names the
-//! URL without it.
+//! The query of the URL is a secret. It is sent in the request and nowhere else: every message made here shows the URL
+//! without its query.
 //!
 //! # Retries
-//! What cannot pass (403, 404, a refused host, too large) is told at once. What may pass is tried again, for how long is
-//! up to whose fault it is ([`hosts`]): an object's, an unknown host's, or nobody's, because the host is out; then the shard
-//! waits while the URL is good, because an outage is no reason to give up a record. Either way it goes on afterwards: with
-//! the contents, or with the envelope in the quarantine.
+//! A permanent failure (403, 404, a refused host, a payload that is too large) is reported at once. A temporary failure
+//! is retried, and its cause decides for how long ([`hosts`]): the object, an unknown host, or an outage of the host.
+//! In an outage the shard waits while the URL is valid, because an outage is no reason to give up a record. Afterwards
+//! the shard continues in any case: with the contents, or with the envelope in the quarantine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,24 +30,24 @@ pub(crate) mod policy;
 use fetch::Fetcher;
 pub use policy::{Allowed, Policy};
 
-/// How payloads are fetched.
+/// Settings of payload fetches.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// From where.
+    /// Allowed hosts and addresses.
     pub policy: Policy,
-    /// A payload is no longer than this, unpacked.
+    /// Maximum bytes of an unpacked payload.
     pub bytes_max: usize,
-    /// One attempt takes no longer than this.
+    /// Time limit of one attempt.
     pub deadline: Duration,
-    /// What may pass is tried no longer than this, but in an outage; without it, as [`hosts`] says.
+    /// Time limit of retries, except in an outage. `None` applies the limits of [`hosts`].
     pub patience: Option<Duration>,
 }
 
-/// How long an object or a host of which nothing good is known is tried.
+/// How long a payload is retried if its object fails, or if its host has never answered.
 pub const PATIENCE: Duration = Duration::from_secs(900);
 
 impl Options {
-    /// The largest payload by default: 16 times what a dataset may hold.
+    /// The default limit of a payload, in bytes: 16 times the maximum size of a dataset.
     pub const BYTES_MAX: usize = 16 << 20;
 }
 
@@ -62,39 +62,41 @@ impl Default for Options {
     }
 }
 
-/// Fetches what the events of records point at.
+/// The fetcher of payloads that records point to.
 #[derive(Debug, Clone)]
 pub struct Payloads {
     fetcher: Fetcher,
-    /// For what is fetched and not decoded yet: beside the run's own budget, so that neither waits for the other.
+    /// The budget of payloads that are fetched and not yet decoded. It is separate from the run's own, so that neither
+    /// waits for the other.
     budget: Budget,
     bytes_max: usize,
 }
 
 impl Payloads {
-    /// Makes the client; nothing is sent yet.
+    /// Creates the client, without sending anything.
     ///
     /// # Errors
-    /// The system has no usable certificates.
+    /// Fails if the system has no usable certificates.
     pub fn new(options: Options) -> Result<Self, String> {
         let bytes_max = options.bytes_max;
-        // A reservation is at most a quarter of a budget: four of the largest at a time, and many small ones.
+        // A reservation is at most a quarter of a budget, so four payloads of maximum size fit at a time, or many small
+        // ones.
         let budget = Budget::new(bytes_max.saturating_mul(4));
         Ok(Self { fetcher: Fetcher::new(Arc::new(options))?, budget, bytes_max })
     }
 
-    /// Whether a record holds an event whose contents lie behind a URL.
+    /// Returns whether a record holds an event whose contents are behind a URL.
     pub fn concern(record: &Record) -> bool {
         record.cut.is_none() && parts(&record.bytes).any(|part| payload_url(&part.bytes).is_some())
     }
 
-    /// Waits for room for what one record may point at. Taken in the order in which records are delivered, so that the
-    /// one that is delivered next never waits for those behind it.
+    /// Waits for memory for the payloads of one record. Reservations are made in delivery order, so the record to be
+    /// delivered next never waits for later records.
     pub async fn reserve(&self) -> Reservation {
         self.budget.reserve(self.bytes_max).await
     }
 
-    /// Fetches what one record points at: for an aggregate, all of it together is held to the limit of one payload.
+    /// Fetches the payloads of one record. The payloads of an aggregate share the limit of one payload.
     pub async fn fetch(&self, record: &mut Record) {
         let mut left = self.bytes_max;
         let bytes = record.bytes.clone();
@@ -109,10 +111,11 @@ impl Payloads {
     }
 }
 
-/// What a piece weighs before it ends; more than a whole read of ordinary records.
+/// Weight at which a piece ends; larger than a whole read of ordinary records.
 const PIECE_WEIGHT: usize = 16 << 20;
 
-/// Records cut into pieces, each with at most one record that points elsewhere, at its end; and whether it does.
+/// Cuts records into pieces, each with at most one record that points to a payload, at its end. Returns with each piece
+/// whether it has such a record.
 pub fn pieces(records: Vec<Record>) -> Vec<(Vec<Record>, bool)> {
     let mut found = Vec::new();
     let (mut piece, mut weight) = (Vec::new(), 0);
@@ -131,7 +134,7 @@ pub fn pieces(records: Vec<Record>) -> Vec<(Vec<Record>, bool)> {
     found
 }
 
-/// A reject that names the URL without its query.
+/// Creates a reject whose message shows the URL without its query.
 fn reject(reason: Reason, url: &str, what: &str) -> Reject {
     Reject::new(reason, format!("{}: {what}", redact_url(url)))
 }

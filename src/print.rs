@@ -1,4 +1,4 @@
-//! Results as text or Parquet, written as they come: no format holds a whole result in memory.
+//! Results as text or Parquet, written batch by batch: no format holds a whole result in memory.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::text::{escaped, steers};
 
 mod spelled;
 
-/// How a result is written.
+/// Output format of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Ruled columns, for people.
@@ -34,26 +34,26 @@ pub enum Format {
     Parquet,
 }
 
-/// How cells are written.
+/// Options for writing cells.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Style {
-    /// Control characters stay as they are.
+    /// Whether control characters stay as they are.
     pub raw: bool,
-    /// The output is a terminal, which control characters would steer: no format sends them there.
+    /// Whether the output is a terminal. Then control characters, which steer it, are written only if `raw` is set.
     pub is_terminal: bool,
-    /// Text in CSV that a spreadsheet would take for a formula gets a `'` before it.
+    /// Whether CSV text that a spreadsheet would read as a formula gets a `'` before it.
     pub guards_formulas: bool,
 }
 
 impl Style {
-    /// For a file or a program that reads the output.
+    /// Style for a file, or for a program that reads the output.
     pub const EXACT: Self = Self { raw: true, is_terminal: false, guards_formulas: false };
 }
 
-/// Whether a format can hold a result of these columns.
+/// Checks that a format can hold a result of these columns.
 ///
 /// # Errors
-/// Two columns have one name, and the format tells columns apart by their names.
+/// Two columns have one name, and the format identifies columns by name.
 pub fn distinct_names(format: Format, schema: &Schema) -> Result<(), String> {
     if !matches!(format, Format::Json | Format::Ndjson | Format::Parquet) {
         return Ok(());
@@ -68,14 +68,14 @@ pub fn distinct_names(format: Format, schema: &Schema) -> Result<(), String> {
     }
 }
 
-/// Rows that decide how wide a table's columns are; later rows follow.
+/// Number of rows that decide the column widths of a table; later rows use the same widths.
 const TABLE_SAMPLE_ROWS: usize = 1_000;
-/// What a spreadsheet takes for the beginning of a formula.
+/// First characters of text that a spreadsheet reads as a formula.
 const FORMULAS: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
-/// Widest column of a table on a terminal.
+/// Widest column of a table; longer cells extend beyond it.
 const CELL_CHARS_MAX: usize = 120;
 
-/// Writes one result.
+/// A writer for one result.
 pub struct Printer<W: Write + Send> {
     format: Format,
     style: Style,
@@ -89,7 +89,7 @@ type JsonEncoder = Box<dyn FnMut(&mut Vec<u8>, &RecordBatch) -> Result<(), Arrow
 
 enum State {
     Text,
-    /// Cells of the sample, before the widths are known.
+    /// Cells of the sample rows, before the widths are known.
     Sampling(Vec<Vec<String>>),
     Ruled(Vec<usize>),
     Json(JsonEncoder),
@@ -105,10 +105,10 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
 }
 
 impl<W: Write + Send> Printer<W> {
-    /// A printer for results of `schema`.
+    /// Creates a printer for results of `schema`.
     ///
     /// # Errors
-    /// Parquet cannot hold a column's type.
+    /// Parquet cannot hold a column's type, or writing fails.
     pub fn new(format: Format, style: Style, schema: SchemaRef, out: W) -> io::Result<Self> {
         let state = match format {
             Format::Table | Format::Markdown => State::Sampling(Vec::new()),
@@ -171,7 +171,7 @@ impl<W: Write + Send> Printer<W> {
                     .collect::<Result<_, _>>()
                     .map_err(other)?;
                 for row in 0..batch.num_rows() {
-                    // A value that cannot be shown is an error, and not the text of one among the data.
+                    // A value that cannot be formatted is an error; error text must not appear among the data.
                     let cells = columns
                         .iter()
                         .map(|(nulls, f)| {
@@ -241,7 +241,7 @@ impl<W: Write + Send> Printer<W> {
         writeln!(self.out, "{}", line.join(separator))
     }
 
-    /// Fixes the widths and writes what was sampled.
+    /// Fixes the column widths and writes the sample rows.
     fn rule(&mut self) -> io::Result<()> {
         let State::Sampling(sample) = std::mem::replace(&mut self.state, State::Text) else { return Ok(()) };
         let names: Vec<String> = self.schema.fields().iter().map(|f| shown(Some(f.name().clone()), false)).collect();
@@ -279,7 +279,7 @@ impl<W: Write + Send> Printer<W> {
         writeln!(self.out, "|")
     }
 
-    /// Ends the result; returns how many rows it had.
+    /// Ends the result and returns its number of rows.
     ///
     /// # Errors
     /// Writing fails.
@@ -303,7 +303,7 @@ impl<W: Write + Send> Printer<W> {
     }
 }
 
-/// arrow's writer, fed one batch at a time so that its output can be passed on.
+/// Returns an encoder on arrow's JSON writer. It takes one batch at a time, so that its output can be passed on.
 fn json_state<F: arrow::json::writer::JsonFormat + Send + 'static>() -> State {
     let is_array = std::any::type_name::<F>().ends_with("JsonArray");
     let mut first = true;
@@ -326,7 +326,7 @@ fn json_state<F: arrow::json::writer::JsonFormat + Send + 'static>() -> State {
     }))
 }
 
-/// Lists and structs as JSON: so text in them is told from what separates it, and NULL from text.
+/// Converts lists and structs to JSON, which distinguishes text from separators, and NULL from text.
 fn unnested(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     if !column.data_type().is_nested() {
         return Ok(column.clone());
@@ -363,13 +363,13 @@ fn tsv_cell(cell: Option<&str>) -> String {
     }
 }
 
-/// A cell for people: null told apart from the empty string, and nothing in it that could steer a terminal.
+/// Formats a cell for people: null differs from the empty string, and nothing steers a terminal unless `raw` is set.
 fn shown(cell: Option<String>, raw: bool) -> String {
     let Some(text) = cell else { return "NULL".to_owned() };
     if raw || !text.chars().any(steers) { text } else { escaped(&text, "") }
 }
 
-/// The same JSON, without a character that could steer a terminal. (All of them fit into four digits.)
+/// Escapes the characters of JSON that could steer a terminal. Each of them fits into four hexadecimal digits.
 fn escaped_json(json: &[u8]) -> Vec<u8> {
     let escape = |c: char| if c != '\n' && steers(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
     String::from_utf8_lossy(json).chars().map(escape).collect::<String>().into_bytes()

@@ -1,7 +1,7 @@
-//! SQL over one snapshot of the lake: the tables, the views in `sql/views`, and nothing that writes.
+//! SQL over one lake snapshot: the tables, the views in `sql/views`, and nothing that writes.
 //!
 //! **Invariants.** All tables of a session are read at versions that were loaded together, before the first query. No
-//! statement can create, change, export or configure anything, and no local file is a table.
+//! statement can create, change, export or configure anything. No local file is a table.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,34 +37,34 @@ mod spill;
 pub mod state;
 pub mod views;
 
-/// How long a program waits at its end for the tasks of a query that failed: they hold its files on disk until they have
-/// gone.
+/// Time that a program waits at its end for the tasks of a failed query. These tasks hold the query's files on disk
+/// until they end.
 pub const FILES_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a query did not run.
+/// An error of a query.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    /// The lake cannot be read.
+    /// Failure to read the lake.
     #[error(transparent)]
     Lake(#[from] LakeError),
-    /// The text is refused before it is planned.
+    /// Statement that synclake rejects, before or while it is planned or executed.
     #[error("{0}")]
     Refused(String),
-    /// What it must hold is more than it may.
+    /// More memory needed than allowed.
     #[error("memory does not suffice ({0}): raise --memory, or ask for less, such as one pool or day")]
     Memory(String),
-    /// What it must hold is more than the disk takes.
+    /// Failure to keep spilled data on disk.
     #[error("{0}")]
     Disk(String),
-    /// DataFusion refuses it, or failed while it ran.
+    /// Error of DataFusion, from planning or execution.
     #[error("{}", one_line(.0))]
     Sql(#[source] DataFusionError),
-    /// The result cannot be written.
+    /// Failure to write the result.
     #[error("write {path}")]
     Output {
-        /// Where to.
+        /// Destination of the result.
         path: String,
-        /// What the system said.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
@@ -73,7 +73,7 @@ pub enum QueryError {
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> Self {
         match error.find_root() {
-            // Its own remedy names settings that nobody has here.
+            // DataFusion's message suggests settings that users cannot change here.
             DataFusionError::ResourcesExhausted(what) => {
                 Self::Memory(what.split(" with ").next().unwrap_or(what).to_owned())
             }
@@ -87,20 +87,20 @@ impl From<DataFusionError> for QueryError {
 }
 
 impl QueryError {
-    /// Whether whoever read our output has gone: then there is nobody left to tell.
+    /// Returns whether the reader of the output is gone. Then nobody is left to read an error message.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
     }
 }
 
-/// The message without its hints and line breaks, and without a secret.
+/// Formats an error without hints, line breaks and secrets.
 fn one_line(error: &DataFusionError) -> String {
     let text = crate::text::joined(&error.strip_backtrace());
     let limited: String = text.chars().take(2_000).collect();
     crate::redact::redact(&limited)
 }
 
-/// A whole sentence for the user, on its way through DataFusion.
+/// A complete message for the user, passed through DataFusion.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Told(pub String);
@@ -111,44 +111,44 @@ impl From<Told> for DataFusionError {
     }
 }
 
-/// Rows of a batch where they are small.
+/// Rows of a batch when rows are small.
 const BATCH_ROWS: usize = 8_192;
-/// Rows of a batch however large they are.
+/// Fewest rows of a batch, however large the rows are.
 const BATCH_ROWS_MIN: usize = 16;
-/// A batch takes at most this part of the memory.
+/// A batch takes at most `1 / BATCHES_HELD` of the memory.
 const BATCHES_HELD: u64 = 64;
-/// How often what a file holds is larger than the file, or so.
+/// Approximate size of decoded rows, as a multiple of the file's size.
 const PACKED: u64 = 8;
 
-/// What a session may use.
+/// Resources and guards of a session.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Bytes for sorts, joins and aggregates; past it they spill to disk.
+    /// Bytes for sorts, joins and aggregates; beyond this limit they spill to disk.
     pub memory_bytes: usize,
     /// Threads.
     pub threads: usize,
     /// Rows of a batch.
     pub batch_rows: usize,
-    /// Whether the optimizer may take shortcuts (skip files, pages and rows; use statistics). Tests compare both.
+    /// Whether the optimizer may skip files, pages and rows, and use statistics. Tests compare both settings.
     pub has_shortcuts: bool,
-    /// What a session has against wrong answers.
+    /// Guards against wrong answers.
     pub guards: Guards,
 }
 
-/// Guards against wrong answers of the libraries below. All are on, but for tests that show that a missing one is found.
+/// Guards against wrong answers of the libraries. All are on, except in tests that show that a missing guard is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guards {
-    /// Filters that are found while a query runs, or moved through joins, are not passed to other operators by column name.
+    /// Filters found at run time, or moved through joins, are not passed to other operators by column name.
     pub fixed_filters: bool,
-    /// Every filter that a table was asked is evaluated again.
+    /// Every filter that a table scan received is evaluated again.
     pub rechecked_filters: bool,
     /// Integers are signed, and their arithmetic fails on overflow.
     pub checked_integers: bool,
-    /// What a condition, a CASE or a filter guards is evaluated only where the guard holds.
+    /// An expression that a condition, a CASE or a filter guards is evaluated only where the guard holds.
     pub ordered_conditions: bool,
-    /// Subqueries as conditions know true, false and unknown, wherever they stand.
+    /// Subqueries used as conditions know true, false and unknown, wherever they stand.
     pub subqueries: bool,
-    /// What a join holds in memory lends its order to nothing.
+    /// The build side of a join, held in memory, contributes no order to the output.
     pub unordered_builds: bool,
 }
 
@@ -179,8 +179,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// For rows of some files, by their number of rows and of bytes: a sort or a merge holds several batches at a time, and
-    /// DataFusion bounds a batch by its rows alone.
+    /// Returns limits for the rows of some files, given as numbers of rows and bytes. A sort or a merge holds several
+    /// batches at a time, and DataFusion bounds a batch by its rows alone.
     pub fn for_rows_of(&self, files: impl IntoIterator<Item = (u64, u64)>) -> Self {
         let (rows, bytes) =
             files.into_iter().fold((0_u64, 0_u64), |(rows, bytes), file| (rows + file.0, bytes.saturating_add(file.1)));
@@ -191,7 +191,7 @@ impl Limits {
     }
 }
 
-/// A quarter of what this machine or container has, at least 1 GiB.
+/// Returns a quarter of the memory of this machine or container, at least 1 GiB.
 fn memory_default() -> usize {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let machine = read("/proc/meminfo")
@@ -203,14 +203,14 @@ fn memory_default() -> usize {
     all.map_or(0, |all| all / 4).max(1 << 30)
 }
 
-/// Which rows a session sees.
+/// Rows that a session sees.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Scope {
-    /// Only what the server had seen by the end of this day (UTC).
+    /// Only rows that the server had seen by the end of this day (UTC).
     pub as_of: Option<NaiveDate>,
 }
 
-/// A session over one snapshot.
+/// A session over one lake snapshot.
 pub struct Engine {
     context: SessionContext,
 }
@@ -245,7 +245,7 @@ impl Engine {
         };
         context.register_table("key_state", Arc::new(Resolved::new(tail, maintained, state::REBUILD)))?;
         let state_table = match &reading.state {
-            // The version that key_state reads, and not a second look.
+            // `key_state` reads this version; a second load could return a newer one.
             Some(maintained) => Ok(Some(maintained.table.clone())),
             None => Table::State.load(lake, None).await,
         };
@@ -268,7 +268,7 @@ impl Engine {
     /// Plans one statement.
     ///
     /// # Errors
-    /// It is refused (not read-only, too deep, more than one) or does not make sense.
+    /// The statement is refused (not read-only, too deep, more than one) or invalid.
     pub async fn sql(&self, statement: &str) -> Result<DataFrame, QueryError> {
         guard::check(statement)?;
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
@@ -288,13 +288,13 @@ impl Engine {
         })
     }
 
-    /// The session, for what SQL does not say.
+    /// Returns the session, for uses that SQL does not cover.
     pub fn context(&self) -> &SessionContext {
         &self.context
     }
 }
 
-/// A table as of a day, by the server's dates; one that has none refuses to be read.
+/// Restricts a table to the rows up to a day, by the server's dates. A table without such dates fails when read.
 fn as_of(
     context: &SessionContext,
     table: Table,
@@ -314,7 +314,7 @@ fn as_of(
     Ok(Arc::new(NotAsOf { schema: table.schema(), table: table.name(), remedy }))
 }
 
-/// A table that `--as-of` cannot be applied to.
+/// A table that does not support `--as-of`.
 #[derive(Debug)]
 struct NotAsOf {
     schema: SchemaRef,
@@ -348,17 +348,17 @@ fn day_literal(day: NaiveDate) -> datafusion::scalar::ScalarValue {
     datafusion::scalar::ScalarValue::Date32(i32::try_from(days).ok())
 }
 
-/// A session without tables.
+/// Creates a session without tables.
 ///
 /// # Errors
-/// DataFusion refuses the settings (never in practice).
+/// DataFusion rejects the settings (never in practice).
 pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
     let disk = DiskManagerBuilder::default().with_temp_file_factory(Arc::new(spill::Spills::default()));
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(FairSpillPool::new(limits.memory_bytes)))
         .with_disk_manager_builder(disk)
         .build_arc()?;
-    // Local files are read by the lake's own store, on its own threads, or not at all: no log can point a lake in S3 at them.
+    // Only the lake's own store reads local files, on its own threads. So no log can make a lake in S3 read them.
     if let Ok(local) = url::Url::parse("file:///") {
         let _ = runtime.deregister_object_store(&local);
     }
@@ -372,10 +372,10 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
     let options = config.options_mut();
     options.execution.parquet.pushdown_filters = limits.has_shortcuts;
     options.execution.time_zone = Some("UTC".to_owned());
-    // What a subquery orders, a LIMIT outside of it sees.
+    // A LIMIT outside a subquery must see the subquery's order.
     options.sql_parser.enable_subquery_sort_elimination = false;
     rules::settings(limits.guards, options);
-    // Where a first stage would keep more than four rows in ten, it only holds what the second has to hold again.
+    // A first aggregation stage that keeps more than 40% of its rows only holds what the second stage must hold again.
     options.execution.skip_partial_aggregation_probe_ratio_threshold = 0.4;
     if !limits.has_shortcuts {
         options.execution.parquet.pruning = false;
@@ -396,7 +396,7 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
         .with_physical_optimizer_rules(rules::physical(limits.guards))
         .build();
     let mut context = SessionContext::new_with_state(state);
-    // First, so that those after it see the names.
+    // This planner is registered first, so that the later planners see its names.
     FunctionRegistry::register_expr_planner(&mut context, Arc::new(casts::NamedCasts))?;
     if limits.guards.checked_integers {
         context.register_udaf(AggregateUDF::new_from_impl(sums::CheckedSum::default()));

@@ -1,27 +1,28 @@
-//! A record as a source delivers it, with what was found behind the URLs of its events.
+//! A record as a source delivers it, with the payloads of its events.
 
 use bytes::Bytes;
 
 use crate::decode::Reject;
 use crate::ids::SequenceNumber;
 
-/// One record as it was delivered.
+/// A record as it was delivered.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// Unique inside its shard.
+    /// Sequence number, unique inside its shard.
     pub sequence_number: SequenceNumber,
-    /// When the stream took it, in microseconds since the epoch.
+    /// Arrival in the stream, in microseconds since the epoch.
     pub arrived_at: i64,
-    /// The payload, untouched.
+    /// The record's bytes, unchanged.
     pub bytes: Bytes,
-    /// Why the payload is not whole (a line too long to hold); such a record goes to the quarantine.
+    /// The reason why the bytes are not whole (a line that is too long to hold); such a record goes to the quarantine.
     pub cut: Option<String>,
-    /// What was found behind the URLs of its events.
+    /// The payloads of its events.
     pub payloads: Vec<Payload>,
 }
 
 impl Record {
-    /// Bytes that it counts for where records are put together: its own, or more if it may become many small rows.
+    /// Returns the bytes that the record counts for where records are gathered: its own, or more if it may become many
+    /// small rows.
     pub fn weight(&self) -> usize {
         /// A row of fewer bytes takes more memory than its share of the record.
         const ROW_BYTES: usize = 64;
@@ -29,11 +30,11 @@ impl Record {
     }
 }
 
-/// What was found behind the URL of one event.
+/// The payload of one event.
 #[derive(Debug, Clone)]
 pub struct Payload {
-    /// The event's number inside an aggregate.
+    /// The event's number inside a KPL aggregate.
     pub sub_sequence: Option<i64>,
-    /// Its contents, unpacked; or why there are none.
+    /// Its contents, unpacked, or the reason why there are none.
     pub contents: Result<Bytes, Reject>,
 }

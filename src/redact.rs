@@ -1,39 +1,39 @@
-//! Secrets are cut here and nowhere else: presigned queries, signing parameters, user names and passwords of URLs.
+//! Redacts secrets: presigned queries, signing parameters, user names and passwords of URLs. No other module does.
 //!
-//! A secret can be written in many ways: `\/`, `\u002f`, `%2F`, JSON inside a JSON string, UTF-16, a tab in the middle of a
-//! name (which `Url::parse` drops). So bytes are not searched as they are. [`Units`] yields one character after the other
-//! as the last parser would see it, with the bytes that it is written with; whatever is found is cut out of those bytes,
-//! and all other bytes stay as they are.
+//! A secret can be written in many ways: `\/`, `\u002f`, `%2F`, JSON inside a JSON string, UTF-16, a tab in the middle
+//! of a name (which `Url::parse` drops). So the raw bytes are not searched. [`Units`] yields the characters one by one
+//! as the innermost parser sees them, each with the bytes that encode it. A secret is cut out of those bytes; all other
+//! bytes stay unchanged.
 //!
 //! | function | for | what it cuts |
 //! |---|---|---|
-//! | [`redact_payload`] | bytes of a record that are kept | `kinesisSyncRecordsURL` after its path; presigned parameters |
-//! | [`redact`] | text of our own (errors, logs, details) | the same of every URL; credentials in headers and settings |
+//! | [`redact_payload`] | kept bytes of a record | `kinesisSyncRecordsURL` after its path; presigned parameters |
+//! | [`redact`] | text of this program (errors, logs) | the same of every URL; credentials in headers and settings |
 //! | [`redact_url`] | the URL of a record, inside such a text | all but scheme, host, port and path |
 //!
-//! All of them take time and memory in proportion to the text. **What was JSON is JSON afterwards**: then no cut reaches over
-//! the end of the string that it begins in.
+//! Time and memory of all functions are proportional to the text. **JSON stays JSON**: in JSON, no cut extends past the
+//! end of the string in which it starts.
 
 use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
 use url::Url;
 
-/// What stands in for a secret.
+/// Replacement of a secret.
 const CUT: &[u8] = b"REDACTED";
-/// The field that holds a presigned URL.
+/// Field that holds a presigned URL.
 const RECORDS_URL: &[u8] = b"kinesisSyncRecordsURL";
-/// Begins every parameter of a presigned URL of today.
+/// Prefix of every parameter of a current presigned URL.
 const AMZ: &[u8] = b"x-amz-";
 /// Longest authority of a URL inside another URL.
 const AUTHORITY_MAX: usize = 512;
-/// Longest rest of a name that begins with [`AMZ`].
+/// Longest rest of a name that starts with [`AMZ`].
 const AMZ_TAIL_MAX: usize = 64;
-/// The key id of older presigned URLs.
+/// Key id parameter of older presigned URLs.
 const KEY_ID: &[u8] = b"AWSAccessKeyId";
-/// The signature of older presigned URLs. A name that users' own data may have.
+/// Signature parameter of older presigned URLs. User data may have a field of this name.
 const SIGNATURE: &[u8] = b"Signature";
-/// Names of credentials, which are cut from our own text only: in a record they would be its user's data.
+/// Names of credentials. They are cut only from text of this program: in a record they would be user data.
 const CREDENTIALS: [&[u8]; 10] = [
     SIGNATURE,
     b"authorization",
@@ -47,26 +47,26 @@ const CREDENTIALS: [&[u8]; 10] = [
     b"SignatureProvided",
 ];
 
-/// What a text is.
+/// Origin of a text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Ours: rather too much is cut than too little.
+    /// Text of this program: rather cut too much than too little.
     Text,
-    /// A record's: all but a presigned query is data.
+    /// A record: everything except a presigned query is data.
     Payload,
-    /// The same, and it is JSON.
+    /// A record that is JSON.
     Json,
 }
 
-/// For text of our own making.
+/// Redacts text of this program.
 pub fn redact(text: &str) -> String {
     let clean = clean(text.as_bytes(), Kind::Text);
     String::from_utf8_lossy(&clean).into_owned()
 }
 
-/// For bytes that must otherwise stay as they are.
+/// Redacts bytes that must otherwise stay unchanged.
 ///
-/// UTF-16 in which a secret is found is kept as UTF-8, so that what was cut leaves no half of a character.
+/// UTF-16 that contains a secret is kept as UTF-8, so that the cut leaves no half of a character.
 pub fn redact_payload(bytes: &[u8]) -> Cow<'_, [u8]> {
     if let Some(text) = utf16(bytes)
         && let Cow::Owned(clean) = clean(text.as_bytes(), Kind::Payload)
@@ -79,14 +79,15 @@ pub fn redact_payload(bytes: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// For the URL of a record inside a text of ours: its scheme, host, port and path; nothing of a text that is no URL.
+/// Redacts the URL of a record for a text of this program: keeps scheme, host, port and path. A text that is no URL is
+/// not shown at all.
 pub fn redact_url(url: &str) -> String {
     let Ok(mut parsed) = Url::parse(url) else { return format!("a text of {} bytes that is no URL", url.len()) };
     if parsed.cannot_be_a_base() {
         return format!("{}:REDACTED", parsed.scheme());
     }
     let has_secret = parsed.query().is_some() || parsed.fragment().is_some();
-    // They fail for a URL that can hold neither.
+    // The setters fail for a URL that can hold neither.
     let _ = parsed.set_username("");
     let _ = parsed.set_password(None);
     parsed.set_query(None);
@@ -95,7 +96,7 @@ pub fn redact_url(url: &str) -> String {
     if has_secret && !shown.ends_with("REDACTED") { format!("{shown}?REDACTED") } else { shown }
 }
 
-/// Whether the name of the field that holds a URL is anywhere, however it is written.
+/// Returns whether the name of the URL field occurs anywhere, in any spelling.
 pub(super) fn names_records_url(bytes: &[u8]) -> bool {
     let mut units = Units::new(bytes);
     loop {
@@ -108,7 +109,7 @@ pub(super) fn names_records_url(bytes: &[u8]) -> bool {
     }
 }
 
-/// The text of bytes that look like UTF-16.
+/// Returns the text of bytes that look like UTF-16.
 fn utf16(bytes: &[u8]) -> Option<String> {
     let nulls = |odd: usize| bytes.iter().skip(odd).step_by(2).filter(|b| **b == 0).count();
     let mostly = bytes.len() / 4;
@@ -121,19 +122,19 @@ fn utf16(bytes: &[u8]) -> Option<String> {
     Some(char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
 }
 
-/// One character as the last parser would see it; ASCII, or a byte above for anything else.
+/// One character as the innermost parser sees it: an ASCII code, or a byte above ASCII for any other character.
 #[derive(Clone, Copy)]
 struct Unit {
     char: u8,
-    /// The bytes that it is written with.
+    /// Range of the bytes that encode the character.
     start: usize,
     end: usize,
-    /// Backslashes before it: how deep the JSON string is that a quote opens or closes.
+    /// Backslashes before the character. For a quote, the nesting depth of the JSON string that it opens or closes.
     depth: usize,
     how: How,
 }
 
-/// How a character is written, as far as it matters.
+/// Encoding of a character, as far as it matters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
     Raw,
@@ -150,7 +151,7 @@ impl Unit {
         self.is(b'"') || self.is(b'\'')
     }
 
-    /// What `Url::parse` drops.
+    /// Returns whether `Url::parse` drops the character.
     fn is_dropped(self) -> bool {
         matches!(self.char, b'\t' | b'\n' | b'\r') && self.how != How::Percent
     }
@@ -159,12 +160,13 @@ impl Unit {
         self.char.is_ascii_whitespace() && self.how == How::Raw
     }
 
-    /// Whether it closes a string around the one that `mark` is a quote of.
+    /// Returns whether the character closes a string that encloses the string of the quote `mark`.
     fn closes_around(self, mark: Unit) -> bool {
         self.closes(mark) && self.depth % (2 * mark.depth + 2) != mark.depth
     }
 
-    /// Whether it closes the string that `open` opened, or one around it. (Inside a string, content doubles backslashes.)
+    /// Returns whether the character closes the string that `open` opened, or an enclosing one. (Nesting in a string
+    /// doubles the backslashes.)
     fn closes(self, open: Unit) -> bool {
         if !(self.is(open.char) || self.is(b'"')) {
             return false;
@@ -182,8 +184,8 @@ impl Unit {
     }
 }
 
-/// The characters of a text: JSON escapes undone first, then percent signs, each as often as it was done. NUL is skipped: it
-/// is the other half of a character in UTF-16.
+/// Iterator over the characters of a text. Undoes JSON escapes first, then percent-encoding, each as often as it was
+/// applied. Skips NUL, which is the other half of a character in UTF-16.
 #[derive(Clone, Copy)]
 struct Units<'a> {
     bytes: &'a [u8],
@@ -195,7 +197,7 @@ impl<'a> Units<'a> {
         Self { bytes, at: 0 }
     }
 
-    /// The next character, JSON escapes undone.
+    /// Returns the next character with JSON escapes undone.
     fn unescaped(&mut self) -> Option<Unit> {
         #[cfg(test)]
         tests::STEPS.with(|steps| steps.set(steps.get() + 1));
@@ -212,11 +214,12 @@ impl<'a> Units<'a> {
                 Some(b'r') if run % 2 == 1 => unit(b'\r', end + 1, run, How::Escaped),
                 Some(b't') if run % 2 == 1 => unit(b'\t', end + 1, run, How::Escaped),
                 Some(b'u') => match self.bytes.get(end + 1..end + 5).and_then(code) {
-                    // Written so, a quote belongs to the text: it is one level deeper than its backslashes say.
+                    // A quote written as `\u0022` is content of the string: it is one level deeper than its backslashes
+                    // indicate.
                     Some(code) => unit(u8::try_from(code).unwrap_or(0x80), end + 5, 2 * run - 1, How::Escaped),
                     None => unit(b'/', end, run, How::Escaped),
                 },
-                // `Url::parse` takes a backslash for a slash.
+                // `Url::parse` treats a backslash as a slash.
                 _ => unit(b'/', end, run, How::Escaped),
             }
         } else {
@@ -245,7 +248,7 @@ impl Iterator for Units<'_> {
             let mut ahead = rest;
             let mut digit = || ahead.unescaped().and_then(|unit| char::from(unit.char).to_digit(16));
             match (digit(), digit()) {
-                // A percent sign that was written so itself.
+                // `%25` is an encoded percent sign.
                 (Some(2), Some(5)) => rest = ahead,
                 (Some(high), Some(low)) => {
                     *self = ahead;
@@ -260,7 +263,7 @@ impl Iterator for Units<'_> {
     }
 }
 
-/// What follows `name`, if that is what comes next, in letters of any case.
+/// Returns the rest after `name` if `name` comes next, in letters of any case.
 fn named<'a>(mut units: Units<'a>, name: &[u8]) -> Option<Units<'a>> {
     for (n, wanted) in name.iter().enumerate() {
         let mut unit = units.next()?;
@@ -274,7 +277,7 @@ fn named<'a>(mut units: Units<'a>, name: &[u8]) -> Option<Units<'a>> {
     Some(units)
 }
 
-/// A stretch of the text, and what is put in its place.
+/// A range of the text, and its replacement.
 struct Cut {
     start: usize,
     end: usize,
@@ -286,7 +289,7 @@ fn clean(bytes: &[u8], kind: Kind) -> Cow<'_, [u8]> {
     let mut out: Option<Vec<u8>> = None;
     let mut copied = 0;
     let mut units = Units::new(bytes);
-    // The characters before, in small letters, the last one lowest.
+    // The previous characters in lower case, the last one in the lowest byte.
     let mut before = 0u64;
     loop {
         let rest = &bytes[units.at..];
@@ -321,7 +324,7 @@ fn clean(bytes: &[u8], kind: Kind) -> Cow<'_, [u8]> {
     }
 }
 
-/// Whether a byte may begin a name that is looked for, or an escape, or a string, or follow the scheme of a URL.
+/// Returns whether a byte may start a searched name, an escape or a string, or follow the scheme of a URL.
 fn matters(byte: u8, kind: Kind) -> bool {
     matches!(byte, b'k' | b'K' | b'x' | b'X' | b'a' | b'A' | b's' | b'S' | b'p' | b'P' | b'\\' | b'%' | b':' | 0)
         || (byte == b'"' && kind == Kind::Json)
@@ -330,16 +333,16 @@ fn matters(byte: u8, kind: Kind) -> bool {
 struct Text<'a> {
     bytes: &'a [u8],
     kind: Kind,
-    /// Whether [`KEY_ID`] is anywhere; looked up once.
+    /// Whether [`KEY_ID`] occurs anywhere; computed once.
     has_key_id: Option<bool>,
-    /// Up to here a URL was looked through, and nothing in it was secret.
+    /// Up to this offset a URL was scanned that contains no secret.
     quiet_until: usize,
-    /// In JSON, where the string ends that the scan is in.
+    /// In JSON, the end of the string that the scan is in.
     string_end: Option<usize>,
 }
 
 impl<'a> Text<'a> {
-    /// The scan goes over a character; `rest` follows it.
+    /// Updates the string state after the scan passes a character; `rest` follows the character.
     fn pass(&mut self, unit: Unit, mut rest: Units<'_>) {
         let is_end = |unit: &Unit| unit.char == b'"' && unit.depth.is_multiple_of(2) && unit.how != How::Percent;
         if self.kind != Kind::Json || !is_end(&unit) {
@@ -352,7 +355,8 @@ impl<'a> Text<'a> {
         };
     }
 
-    /// The scan jumps to `rest`. Over the end of a string it jumps only to the end of another, or to where there is none.
+    /// Updates the string state after the scan jumps to `rest`. A jump past the end of a string leads only to the end
+    /// of another string, or outside all strings.
     fn jump(&mut self, mut rest: Units<'_>) {
         let at = rest.at;
         if self.string_end.is_some_and(|end| at > end) {
@@ -361,13 +365,14 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// What follows a name: in JSON to the end of its string, unless it ends there itself, as a key does.
+    /// Returns the text after a name. In JSON it stops at the end of the name's string, unless the name ends there
+    /// itself, as a key does.
     fn after(&self, named: Units<'_>) -> Units<'a> {
         let end = self.string_end.filter(|end| named.at < *end).unwrap_or(self.bytes.len());
         Units { bytes: &self.bytes[..end], at: named.at }
     }
 
-    /// The value of the secret that is named here.
+    /// Returns the cut for the value of the secret whose name starts here.
     fn secret(&mut self, here: Units<'_>, before: u64) -> Option<Cut> {
         let start = here.at;
         match { here }.next()?.char.to_ascii_lowercase() {
@@ -379,7 +384,7 @@ impl<'a> Text<'a> {
                 }
             }
             b's' | b'p' => {}
-            // Most characters begin no name.
+            // Most characters start no searched name.
             _ => return None,
         }
         let previous = before as u8;
@@ -389,7 +394,7 @@ impl<'a> Text<'a> {
         if self.kind == Kind::Text {
             return CREDENTIALS.iter().find_map(|name| self.value(start, self.after(named(here, name)?), true));
         }
-        // As a parameter it is one. As a JSON key it may be of a user's own data, unless a key id is there too.
+        // As a URL parameter, `Signature` is a secret. As a JSON key it may be user data, unless a key id occurs too.
         let after = named(here, SIGNATURE)?;
         let is_sure = self.has_key_id();
         self.value(start, self.after(after), is_sure)
@@ -407,7 +412,7 @@ impl<'a> Text<'a> {
         })
     }
 
-    /// The value behind a name: `name=value`, `"name": "value"`, `name: value`, `<name>value<`.
+    /// Returns the cut for the value after a name: `name=value`, `"name": "value"`, `name: value`, `<name>value<`.
     fn value(&self, start: usize, after: Units<'_>, as_key: bool) -> Option<Cut> {
         let mut units = after;
         let mut next = units.next()?;
@@ -420,7 +425,7 @@ impl<'a> Text<'a> {
             next = units.next()?;
         }
         match next.char {
-            // As Ruby writes it.
+            // Ruby syntax: `name=>value`.
             b'=' if units.clone().next().is_some_and(|unit| unit.is(b'>')) => {
                 units.next();
                 as_key.then(|| self.member(units, quote))
@@ -434,7 +439,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// `name=value`, which goes whole; inside quotes, only what they hold.
+    /// Returns the cut for `name=value` as a whole. For a quoted value, it covers only the text inside the quotes.
     fn parameter(&self, start: usize, units: Units<'_>, equals: Unit) -> Cut {
         let mut ahead = units;
         if let Some(open) = ahead.next().filter(|unit| unit.is_quote() && opens(ahead)) {
@@ -444,7 +449,7 @@ impl<'a> Text<'a> {
         self.until(start, equals.end, units, ends, CUT.to_vec())
     }
 
-    /// What follows `name:`. `quote` closed the name, if it is in quotes.
+    /// Returns the cut for the value after `name:`. `quote` is the closing quote of the name, if the name is quoted.
     fn member(&self, mut units: Units<'_>, quote: Option<Unit>) -> Cut {
         let here = loop {
             let here = units;
@@ -453,7 +458,7 @@ impl<'a> Text<'a> {
                 _ => break here,
             }
         };
-        // As Rust writes it.
+        // Rust syntax.
         let here = named(here, b"Some(").unwrap_or(here);
         let mut units = here;
         let quoted = |mark: Option<Unit>| {
@@ -494,13 +499,13 @@ impl<'a> Text<'a> {
             return Cut { start: first.start, end, with: quoted(quote) };
         }
         match quote {
-            // A number or a word of JSON.
+            // A JSON number or word.
             Some(_) => {
                 let ends =
                     |unit: Unit| unit.is_space() || unit.is(b',') || unit.is(b'}') || unit.is(b']') || unit.is_quote();
                 self.until(first.start, first.start, here, ends, quoted(quote))
             }
-            // A header: to the end of its line, or of the string that it is in.
+            // A header value extends to the end of its line, or of the string that contains it.
             None => {
                 let ends = |unit: Unit| unit.is(b'\n') || unit.is(b'\r') || unit.is(b'"') || unit.is(b'<');
                 self.until(first.start, first.start, here, ends, CUT.to_vec())
@@ -508,14 +513,14 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// Cuts from `start` to the first character at or after `from` that ends it.
+    /// Cuts from `start` to the first character at or after `from` that satisfies `ends`.
     fn until(&self, start: usize, from: usize, units: Units<'_>, ends: impl Fn(Unit) -> bool, with: Vec<u8>) -> Cut {
         let units = Units { at: from, ..units };
         let end = { units }.find(|unit| ends(*unit)).map_or(units.bytes.len(), |unit| unit.start);
         Cut { start, end, with }
     }
 
-    /// The value of the field that holds a presigned URL.
+    /// Returns the cut for the value of the field that holds a presigned URL.
     fn records_url(&mut self, after: Units<'_>) -> Option<Cut> {
         let mut units = after;
         let mut next = units.next()?;
@@ -546,7 +551,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// A URL in a text of ours: `scheme://…`, and whatever else `Url::parse` takes for http.
+    /// Returns the cut for a URL in text of this program: `scheme://…`, and whatever else `Url::parse` accepts as http.
     fn url(&mut self, colon: Unit, after: Units<'a>, before: u64) -> Option<Cut> {
         if self.kind != Kind::Text || colon.char != b':' || !(before as u8).is_ascii_alphanumeric() {
             return None;
@@ -562,19 +567,19 @@ impl<'a> Text<'a> {
         self.url_cut(after, ends_text_url, false)
     }
 
-    /// Cuts user name, password, parameters, query and fragment out of the URL that begins at `units`: with its scheme, or
-    /// behind the colon of one.
+    /// Cuts user name, password, parameters, query and fragment out of a URL. `units` starts at the scheme, or after
+    /// its colon.
     fn url_cut(&mut self, units: Units<'_>, ends: impl Fn(Unit) -> bool, has_scheme: bool) -> Option<Cut> {
         let start = units.at;
         let mut place = if has_scheme { Place::Scheme } else { Place::Slashes };
         let mut end = units.bytes.len();
-        // Where the authority begins; what is behind the last `@` in it; and the sign behind which all is secret.
+        // Start of the authority; end of the last `@` in the authority; the sign after which everything is secret.
         let (mut authority, mut at, mut tail) = (start, None, None);
-        // The next `@` of the authority, once it was looked for.
+        // Next `@` of the authority, once searched.
         let mut next_at = start;
-        // In a URL that was looked through already, only what this one begins with can be secret.
+        // Inside a URL that was already scanned, only the start of this URL can hold a secret.
         let units_max = if start < self.quiet_until { AUTHORITY_MAX } else { usize::MAX };
-        // Whether `tail` is the name of a parameter, which nobody wrote into a path but to hide it.
+        // Whether `tail` is a parameter name. The only reason to write such a name into a path is to hide it.
         let mut is_name = false;
         for (n, unit) in units.enumerate() {
             if ends(unit) {
@@ -582,7 +587,7 @@ impl<'a> Text<'a> {
                 break;
             }
             if tail.is_none() && is_parameter(Units { at: unit.start, ..units }, unit) {
-                // Before the path it may be part of a password: then all goes but the scheme.
+                // Before the path, the name may be part of a password: then everything but the scheme is cut.
                 let from = if matches!(place, Place::Path) {
                     unit.start
                 } else {
@@ -599,7 +604,7 @@ impl<'a> Text<'a> {
                 continue;
             }
             let opens_tail = match unit.char {
-                // As part of a path it would be harmless, and nobody wrote it so but to hide it.
+                // An encoded `?` in a path would be harmless, but the only reason to write it is to hide a query.
                 b'?' => true,
                 b'#' | b';' => unit.how != How::Percent,
                 _ => false,
@@ -613,7 +618,7 @@ impl<'a> Text<'a> {
                     tail = opens_tail.then_some(unit);
                 }
                 (Place::Authority, b'@') if unit.how != How::Percent => at = Some(unit.end),
-                // A password may hold one; without an `@` behind it, it ends the host.
+                // A password may contain `;`. Without a later `@`, the `;` ends the host.
                 (Place::Authority, b';') if opens_tail => {
                     if unit.start >= next_at {
                         let mut ahead = Units { at: unit.end, ..units };
@@ -625,7 +630,7 @@ impl<'a> Text<'a> {
                 _ => tail = opens_tail.then_some(unit),
             }
         }
-        // In a text of ours, what ends a sentence is no part of a URL.
+        // In text of this program, trailing punctuation is not part of the URL.
         while !has_scheme && end > start && matches!(self.bytes[end - 1], b':' | b',' | b'.' | b')') {
             end -= 1;
         }
@@ -655,7 +660,7 @@ impl<'a> Text<'a> {
     }
 }
 
-/// Whether the name of a secret parameter and its `=` are here.
+/// Returns whether the name of a secret parameter and its `=` start here.
 fn is_parameter(here: Units<'_>, first: Unit) -> bool {
     let after = match first.char.to_ascii_lowercase() {
         b'x' => named(here, AMZ).map(amz_tail),
@@ -665,7 +670,7 @@ fn is_parameter(here: Units<'_>, first: Unit) -> bool {
     after.is_some_and(|mut after| after.next().is_some_and(|unit| unit.char == b'='))
 }
 
-/// A part of a URL.
+/// Part of a URL.
 #[derive(Clone, Copy)]
 enum Place {
     Scheme,
@@ -678,13 +683,13 @@ fn ends_text_url(unit: Unit) -> bool {
     unit.is_space() || unit.is(b'"') || unit.is(b'<') || unit.is(b'>') || unit.is(b'`')
 }
 
-/// Whether the quote before `units` opens a string, and does not close the one that the name before it is in.
+/// Returns whether the quote before `units` opens a string, and does not close the string that contains the name.
 fn opens(mut units: Units<'_>) -> bool {
     let next = units.find(|unit| !unit.is_space());
     next.is_some_and(|unit| !(unit.is_quote() || matches!(unit.char, b',' | b':' | b'}' | b']')))
 }
 
-/// The rest of a name that begins with [`AMZ`].
+/// Returns the text after a name that starts with [`AMZ`].
 fn amz_tail(mut units: Units<'_>) -> Units<'_> {
     for _ in 0..AMZ_TAIL_MAX {
         let here = units;

@@ -1,17 +1,19 @@
-//! Decodes what the quarantine holds again, and moves what now succeeds into `sync_records`.
+//! Decodes the quarantined records again, and moves those that now succeed into `sync_records`.
 //!
 //! # Each record once, however often it is run or killed
-//! Two tables cannot change in one commit, so what is to be moved is first set apart, file by file:
+//! Two tables cannot change in one commit, so the records to move are first set apart, file by file:
 //!
-//! 1. `quarantine`: a file becomes two, in one commit: what decodes now (named `redrive-…`) and the rest.
-//! 2. `sync_records`: the rows of a `redrive-…` file, under the transaction id `redrive/<its name>`, if that is not there.
-//! 3. `quarantine`: the `redrive-…` file goes.
+//! 1. `quarantine`: one commit replaces a file by two: the records that decode now (named `redrive-…`) and the rest.
+//! 2. `sync_records`: the rows of a `redrive-…` file are committed under the transaction id `redrive/<its name>`,
+//!    unless the log has that id.
+//! 3. `quarantine`: the `redrive-…` file is removed.
 //!
-//! Whoever finds a `redrive-…` file finishes it: with its id in the log only step 3 is left, else step 2. Between 2 and 3 a
-//! record is in both tables; **never in none**. Of two runs at once one loses the race for each step and goes on.
+//! A run that finds a `redrive-…` file finishes it: with step 3 if its id is in the log, else from step 2. Between 2
+//! and 3 a record is in both tables; **it is never in none**. Of two concurrent runs, one loses the race for each step
+//! and continues.
 //!
-//! **Only what the main position covers is touched.** A record that the quarantine holds ahead of its shard's position
-//! comes again, and is known then by being in the quarantine.
+//! **Only records that the shard's position covers are touched.** A quarantined record ahead of its shard's position is
+//! read again, and is recognised then because it is in the quarantine.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -38,35 +40,35 @@ use crate::query::{Limits, reading, session};
 use crate::schema::Table;
 use crate::verify::comparable;
 
-/// What to look at.
+/// The records to decode again.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Only records with one of these reasons; all if empty.
     pub reasons: BTreeSet<Reason>,
-    /// Only records that arrived at or after this.
+    /// Only records that arrived at or after this time.
     pub since: Option<DateTime<Utc>>,
 }
 
-/// What was done.
+/// The result of a run.
 #[derive(Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Report {
     /// Records that were decoded again.
     pub examined: u64,
     /// Records that were moved into `sync_records`.
     pub moved: u64,
-    /// Rows that they became.
+    /// Rows of the moved records.
     pub rows: u64,
-    /// Records that stay, by the reason that they have now.
+    /// Records that stay in the quarantine, by their current reason.
     pub left: BTreeMap<&'static str, u64>,
 }
 
-/// The prefix of files that are set apart.
+/// The name prefix of files that are set apart.
 const APART: &str = "redrive-";
 
-/// Goes once over the quarantine.
+/// Goes once through the quarantine.
 ///
 /// # Errors
-/// The lake cannot be read or written. Running it again goes on where it stopped.
+/// Fails if the lake cannot be read or written. Running again continues where the run stopped.
 pub async fn run(lake: &Store, options: &Options) -> Result<Report, LakeError> {
     let mut report = Report::default();
     if Table::SyncRecords.load(lake, None).await?.is_none() {
@@ -83,10 +85,10 @@ pub async fn run(lake: &Store, options: &Options) -> Result<Report, LakeError> {
     for path in files {
         let Some(held) = read(&store, &loaded, &context, &path).await? else { continue };
         if is_apart(&path) {
-            // Of a run that was killed; it goes on whatever was asked for now.
+            // The file is of a killed run. It is finished whatever the options of this run are.
             finish(lake, &mut ledger, &path, &held, &mut report).await?;
             let name = path.rsplit('/').next().unwrap_or(&path);
-            // The move is committed. What cannot be deleted stays, and no reader sees it.
+            // The move is committed. Files that cannot be deleted stay, and no reader sees them.
             if let Err(error) = sweep::sweep_attempts(&Table::SyncRecords.store(lake), stem(name)).await {
                 tracing::warn!(%error, "left files of sync_records that no commit lists");
             }
@@ -111,9 +113,10 @@ fn is_apart(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with(APART))
 }
 
-/// A file of the quarantine, whole: they are bounded by the memory of the ingest that wrote them.
+/// Reads a whole file of the quarantine. Its size is bounded by the memory of the ingest that wrote it.
 ///
-/// Read as the table has it: another writer may have taken rows out by a deletion vector, or compacted it in its own way.
+/// It is read through the table, because another writer may have taken rows out by a deletion vector, or compacted the
+/// file.
 async fn read(
     store: &Store,
     loaded: &DeltaTable,
@@ -134,7 +137,7 @@ async fn read(
     held.map(Some).map_err(|error| fail(error.into()))
 }
 
-/// A record of the quarantine.
+/// A quarantined record.
 struct Kept<'a> {
     shard: ShardKey,
     sequence_number: SequenceNumber,
@@ -168,7 +171,7 @@ fn kept(held: &RecordBatch) -> Result<Vec<Kept<'_>>, LakeError> {
         .collect()
 }
 
-/// Which records of a file decode now and may be moved.
+/// Returns which records of a file decode now and may be moved.
 fn choose(
     held: &RecordBatch,
     ledger: &Ledger,
@@ -185,7 +188,7 @@ fn choose(
             ledger.state(&record.shard)?.position.map(|position| comparable(&record.shard, &position))
         });
         let covered = reached.as_ref().is_some_and(|reached| record.sequence_number <= *reached);
-        // What was cut is not the record.
+        // A record that was cut is not whole, so it never decodes.
         let whole = reason != Some(Reason::TooLong);
         if !(wanted && recent && covered) {
             chosen.push(false);
@@ -208,7 +211,7 @@ fn try_decode(raw: &[u8]) -> Result<(), Reason> {
     decode(raw).map(drop).map_err(|reject| reject.reason)
 }
 
-/// Step 1. `None` when another run was faster.
+/// Step 1. Returns `None` if another run was faster.
 async fn set_apart(
     lake: &Store,
     path: &str,
@@ -256,7 +259,7 @@ async fn finish(
         let records = kept(taken)?;
         let decodes: BooleanArray = records.iter().map(|r| Some(try_decode(r.raw).is_ok())).collect();
         if decodes.false_count() > 0 {
-            // Set apart by a program that understood more than this one: what it does not understand goes back.
+            // A later version of synclake set these apart. Records that this version cannot decode go back.
             let Some((again, fewer)) = set_apart(lake, apart, taken, &decodes).await? else { return Ok(()) };
             return Box::pin(finish(lake, ledger, &again, &fewer, report)).await;
         }
@@ -268,7 +271,7 @@ async fn finish(
             report.rows += rows;
         } else {
             for path in paths {
-                // Another run moved them; these are seen by nobody.
+                // Another run moved the records; no reader sees these files.
                 if let Err(error) = Table::SyncRecords.store(lake).delete(&path).await {
                     tracing::warn!(path, %error, "left a file of sync_records that no commit lists");
                 }
@@ -281,7 +284,7 @@ async fn finish(
     Ok(())
 }
 
-/// The rows of records as data files, written and not yet listed.
+/// Writes the rows of records as data files, not yet listed.
 async fn encode(lake: &Store, name: &str, records: &[Kept<'_>]) -> Result<(Vec<Add>, u64), LakeError> {
     let mut partitions: BTreeMap<PartitionKey, Partition> = BTreeMap::new();
     let mut rows = 0;
@@ -302,7 +305,7 @@ async fn encode(lake: &Store, name: &str, records: &[Kept<'_>]) -> Result<(Vec<A
     }
     let store = Table::SyncRecords.store(lake);
     let stem = stem(name);
-    // Names of their own for every attempt: an earlier one may have been killed midway.
+    // Each attempt has its own names, because an earlier attempt may have been killed midway.
     let attempt = new_token();
     let mut files = Vec::new();
     for (index, (key, partition)) in partitions.into_iter().enumerate() {

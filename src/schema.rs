@@ -1,21 +1,22 @@
 //! The tables of a lake: their names and their columns.
 //!
-//! The columns are the contract with every reader; `schemas/*.json` holds them golden, and a test compares.
+//! The columns are the contract with every reader. `schemas/*.json` holds the expected columns, and a test compares
+//! them.
 
 use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
-/// One of the lake's tables.
+/// A table of the lake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     /// Every change, append-only.
     SyncRecords,
-    /// What could not be decoded, and why.
+    /// Quarantined records, with their decode errors.
     Quarantine,
     /// Daily extracts.
     DailyState,
-    /// What the stream's retention may have trimmed before it was read.
+    /// Gaps: records that retention may have trimmed before they were read.
     Gaps,
     /// The latest change of each key, as of a version of `sync_records`.
     State,
@@ -121,10 +122,10 @@ static STATE: LazyLock<SchemaRef> = LazyLock::new(|| {
 });
 
 impl Table {
-    /// All of them.
+    /// All tables.
     pub const ALL: [Table; 5] = [Table::SyncRecords, Table::Quarantine, Table::DailyState, Table::Gaps, Table::State];
 
-    /// Folder under the lake's root, and name in SQL.
+    /// Returns the folder below the lake's root, which is also the name in SQL.
     pub fn name(self) -> &'static str {
         match self {
             Self::SyncRecords => "sync_records",
@@ -135,7 +136,7 @@ impl Table {
         }
     }
 
-    /// Columns, partition columns first.
+    /// Returns the columns, partition columns first.
     pub fn schema(self) -> SchemaRef {
         match self {
             Self::SyncRecords => SYNC_RECORDS.clone(),
@@ -146,7 +147,7 @@ impl Table {
         }
     }
 
-    /// Names of the partition columns.
+    /// Returns the names of the partition columns.
     pub fn partition_columns(self) -> &'static [&'static str] {
         match self {
             Self::SyncRecords => &["pool", "event_date"],
@@ -157,7 +158,7 @@ impl Table {
         }
     }
 
-    /// Columns that are stored in the files: all but the partition's.
+    /// Returns the columns that are stored in the files: all except the partition columns.
     pub fn file_schema(self) -> SchemaRef {
         let partitions = self.partition_columns();
         let fields = self.schema().fields().clone();

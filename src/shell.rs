@@ -1,4 +1,4 @@
-//! What `synclake-query` does with its statements: run them, print them, and answer the backslash commands.
+//! Runs the statements of `synclake-query`, prints their results, and answers the backslash commands.
 
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
@@ -20,24 +20,24 @@ pub use output::remove_staged;
 use output::{Pending, Stoppable};
 pub use repl::{Opening, repl};
 
-/// How results are shown.
+/// Settings for the output of results.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Format of results.
     pub format: Format,
-    /// Leave control characters as they are.
+    /// Whether control characters stay as they are.
     pub raw: bool,
-    /// Guard text in CSV against being taken for a formula.
+    /// Whether CSV text that a spreadsheet would read as a formula gets a `'` before it.
     pub guards_formulas: bool,
-    /// Write results to this file in place of standard output.
+    /// File for results, in place of standard output.
     pub output: Option<PathBuf>,
-    /// Tell on stderr how long each statement took.
+    /// Whether the duration of each statement is written to stderr.
     pub timing: bool,
-    /// Tell nothing on stderr but errors.
+    /// Whether stderr receives nothing but errors.
     pub quiet: bool,
 }
 
-/// Whether the shell goes on.
+/// Decision whether the shell goes on.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     More,
@@ -51,10 +51,10 @@ const HELP: &str = "\
 A statement ends with a semicolon and may span lines. Everything is read-only.
 ";
 
-/// Runs a text of statements and backslash lines, and stops at the first that fails.
+/// Runs a text of statements or backslash commands, and stops at the first failure.
 ///
 /// # Errors
-/// That of the failed statement.
+/// The error of the failed statement.
 pub async fn run_text(
     engine: &Engine,
     text: &str,
@@ -99,7 +99,7 @@ async fn run_statement(
     let batches = frame.execute_stream().await?;
     let rows = match &settings.output {
         Some(path) => {
-            // Through a link to what it names; and a device or a pipe is written to, never replaced.
+            // A link is followed to its target. A device or a pipe is written to, never replaced.
             let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
             let file = Pending::create(path)?;
             let style = Style { guards_formulas: settings.guards_formulas, ..Style::EXACT };
@@ -196,7 +196,7 @@ fn columns(engine: &Engine, name: &str) -> Result<String, QueryError> {
     Ok(schema.fields().iter().map(|f| format!("{:26}  {}\n", f.name(), type_name(f.data_type()))).collect())
 }
 
-/// The type as SQL calls it.
+/// Returns the SQL name of a type.
 fn type_name(data_type: &arrow::datatypes::DataType) -> String {
     use arrow::datatypes::DataType;
     match data_type {

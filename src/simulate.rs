@@ -1,7 +1,7 @@
-//! A realistic stream from a seed, and the true state that it leads to.
+//! Generates a realistic stream from a seed, and the true state that it leads to.
 //!
-//! The state (`--oracle`) is the generator's own model, kept while it makes the events; nothing of the decoder or the
-//! query layer is used, so that it can judge both.
+//! The state (`--oracle`) is the generator's own model, kept while it makes the events. It uses nothing of the decoder
+//! or the query layer, so that it can judge both.
 
 use std::io::Write;
 
@@ -18,56 +18,57 @@ use deliver::Delivery;
 use wire::Wire;
 use world::World;
 
-/// What to simulate.
+/// Options of a simulation.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Seed of everything.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Synchronizations, copies not counted.
+    /// Number of synchronizations, without copies.
     pub events: u64,
-    /// Identity pools.
+    /// Number of identity pools.
     pub pools: u32,
-    /// Identities in all.
+    /// Number of identities in all pools together.
     pub identities: u32,
-    /// Days over which the events are spread.
+    /// Number of days over which the events are spread.
     pub days: u32,
     /// First day.
     pub start: chrono::NaiveDate,
     /// Share of events that are delivered twice.
     pub duplicates: f64,
-    /// An event is overtaken by up to this many later ones.
+    /// Number of later events that may overtake an event.
     pub reorder: u64,
     /// Share of events that come very late.
     pub late: f64,
     /// Share of events that remove a whole dataset.
     pub dataset_removals: f64,
-    /// Share of events that are followed by a bulk-publish copy of a dataset.
+    /// Share of events that are followed by bulk-publish copies of all datasets of one identity.
     pub bulk_copies: f64,
     /// Typical length of a value, in characters.
     pub value_chars: usize,
-    /// What becomes of events on their way.
+    /// Options of the wire.
     pub wire: wire::Options,
 }
 
-/// What came out.
+/// The totals of a simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Produced {
-    /// Events delivered, copies included.
+    /// Delivered events, including copies.
     pub events: u64,
-    /// Key changes in them.
+    /// Key changes in these events.
     pub changes: u64,
     /// Records that cannot be decoded.
     pub undecodable: u64,
-    /// Bytes of them.
+    /// Bytes of all records, with one line break each.
     pub bytes: u64,
     /// Keys that are live at the end.
     pub live_keys: u64,
 }
 
-/// Makes the records in the order of their delivery, each with a partition key, and returns the world at the end.
+/// Generates the records in the order of their delivery, each with a partition key. Returns the totals and the true
+/// state at the end.
 ///
 /// # Errors
-/// What `emit` returns, or that a payload cannot be written.
+/// The error of `emit`, or a payload cannot be written.
 pub fn run<E: From<std::io::Error>>(
     options: &Options,
     mut emit: impl FnMut(&str, Vec<u8>) -> Result<(), E>,
@@ -173,7 +174,7 @@ mod tests {
         }
     }
 
-    /// The wire's options change how events travel, and nothing of what they say.
+    /// The wire's options change how events travel, but not what they say.
     #[test]
     fn the_wire_loses_nothing() {
         let folder = tempfile::tempdir().unwrap();
@@ -207,7 +208,7 @@ mod tests {
                     false => text = String::from_utf8(body).unwrap(),
                 }
                 let records: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
-                // An event without records leaves one row that tells of it.
+                // An event without records becomes one row.
                 found.push(records.len().max(1));
             }
             Ok::<_, std::io::Error>(())

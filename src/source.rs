@@ -1,7 +1,7 @@
-//! Where records come from: the two sources, and what they hand over.
+//! The two sources of records (files and Kinesis streams), and the types that they deliver.
 //!
-//! A source hands over *chunks*: consecutive records of one shard together with the position that is reached once all
-//! of them are committed. The lake stores that position and gives it back; only the source understands it.
+//! A source delivers *chunks*: consecutive records of one shard, with the position that the shard reaches once all of
+//! them are committed. The lake stores that position and returns it to the source. Only the source understands it.
 
 use std::sync::Arc;
 
@@ -17,180 +17,180 @@ pub mod kinesis;
 pub mod leases;
 mod shard;
 
-/// Consecutive records of one shard.
+/// Consecutive records of one shard that travel together.
 #[derive(Debug)]
 pub struct Chunk {
-    /// The shard they come from.
+    /// Shard of the records.
     pub shard: ShardKey,
-    /// The records, in the order of their sequence numbers.
+    /// Records, in the order of their sequence numbers.
     pub records: Vec<Record>,
-    /// What the shard's checkpoint becomes once all of them are committed.
+    /// Checkpoint of the shard once all the records are committed.
     pub position: SequenceNumber,
 }
 
 impl Chunk {
-    /// Bytes of the records, without what lies behind their URLs.
+    /// Returns the bytes of the records, without the payloads behind their URLs.
     pub fn bytes(&self) -> usize {
         self.records.iter().map(|r| r.bytes.len()).sum()
     }
 }
 
-/// One taking of a shard by this worker: the shard, and the number of the fence that took it.
+/// A period in which this worker owns a shard: the shard, and the epoch (fencing token) under which the worker took it.
 ///
-/// Everything that a reader delivers carries it, because a shard may be lost and taken again while deliveries of the
-/// first time are still on their way; those must not count.
+/// Every delivery of a reader carries its hold. The worker may lose a shard and take it again while deliveries of the
+/// first period are still in flight. Those deliveries must not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {
-    /// The shard.
+    /// Shard that the worker holds.
     pub shard: ShardKey,
-    /// Number of the fence.
+    /// Epoch (fencing token) of this period.
     pub fence: u64,
 }
 
-/// How far a shard was read.
+/// Progress of a reader in its shard.
 #[derive(Debug, Clone)]
 pub struct Reached {
-    /// When the stream answered, in milliseconds since the epoch.
+    /// Time at which the stream answered, in milliseconds since the Unix epoch.
     pub at_ms: i64,
-    /// Milliseconds behind the newest record.
+    /// Lag behind the newest record, in milliseconds.
     pub behind_ms: i64,
-    /// Whether there was nothing left to read.
+    /// Whether nothing was left to read.
     pub caught_up: bool,
-    /// Where this read began: after this record.
+    /// Sequence number after which this read began.
     pub after: Option<SequenceNumber>,
 }
 
-/// What a source hands over.
+/// A message from a source to the ingest loop.
 #[derive(Debug)]
 pub enum Delivery {
-    /// Records, with what they take of the budget, and of the one for payloads.
+    /// Records, with their reservations in the read budget and in the payload budget.
     Chunk(Hold, Chunk, [Reservation; 2]),
-    /// How far behind its stream a shard is.
+    /// Progress of the reader, with its lag behind the stream.
     Reached(Hold, Reached),
-    /// Everything of a shard has been delivered; there will never be more.
+    /// All records of the shard are delivered. A Kinesis shard never has more; a file may still grow.
     End(Hold),
-    /// The reader of a shard has stopped: everything that it read has been delivered.
+    /// The reader of the shard has stopped and delivers nothing more.
     Stopped(Hold),
 }
 
-/// The other side of a [`Sink`] is gone: the run is over.
+/// The error of a [`Sink`] whose receiver is gone: the run is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NobodyListens;
 
-/// Where a source delivers to.
+/// A sender through which a source delivers.
 #[derive(Debug, Clone)]
 pub struct Sink {
-    /// What reading may take; a source reserves before it reads.
+    /// Memory budget of reading; a source reserves before it reads.
     pub budget: Budget,
-    /// What fetches the payloads that records point at.
+    /// Fetcher of the payloads that records point at.
     pub payloads: Payloads,
     deliveries: mpsc::Sender<Delivery>,
 }
 
 impl Sink {
-    /// A sink, and the end where deliveries come out.
+    /// Creates a sink, and the receiver of its deliveries.
     pub fn new(budget: Budget, payloads: Payloads) -> (Self, mpsc::Receiver<Delivery>) {
         let (deliveries, receiver) = mpsc::channel(8);
         (Self { budget, payloads, deliveries }, receiver)
     }
 
-    /// Delivers, waiting while the other side is busy.
+    /// Sends a delivery; waits while the channel is full.
     ///
     /// # Errors
-    /// Nobody listens any more.
+    /// The receiver is gone.
     pub async fn send(&self, delivery: Delivery) -> Result<(), NobodyListens> {
         self.deliveries.send(delivery).await.map_err(|_| NobodyListens)
     }
 
-    /// As [`Sink::send`], for a thread that may block.
+    /// Sends a delivery like [`Sink::send`], for a thread that may block.
     ///
     /// # Errors
-    /// Nobody listens any more.
+    /// The receiver is gone.
     pub fn blocking_send(&self, delivery: Delivery) -> Result<(), NobodyListens> {
         self.deliveries.blocking_send(delivery).map_err(|_| NobodyListens)
     }
 }
 
-/// How often calls were tried again, by call and by error: for whoever watches a run.
+/// Counts of retried calls, by call and by error, for monitoring.
 #[derive(Debug, Clone, Default)]
 pub struct Retries(Arc<std::sync::Mutex<std::collections::BTreeMap<(&'static str, String), u64>>>);
 
 impl Retries {
-    /// Counts one.
+    /// Counts one retry.
     pub fn count(&self, call: &'static str, error: &str) {
         if let Ok(mut counts) = self.0.lock() {
             *counts.entry((call, error.to_owned())).or_default() += 1;
         }
     }
 
-    /// All of them.
+    /// Returns all counts.
     pub fn counts(&self) -> Vec<(&'static str, String, u64)> {
         let counts = self.0.lock().map(|counts| counts.clone()).unwrap_or_default();
         counts.into_iter().map(|((call, error), n)| (call, error, n)).collect()
     }
 }
 
-/// Why a source cannot go on.
+/// A reason why a source cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// A file cannot be read.
+    /// A file that cannot be read.
     #[error("read {path}")]
     File {
-        /// The file as the user named it.
+        /// File as the user named it.
         path: String,
-        /// What the system said.
+        /// Error of the system.
         #[source]
         source: std::io::Error,
     },
-    /// A packed file is damaged: what came out of it before may be wrong, too.
+    /// A damaged packed file; the data unpacked before the damage may be wrong, too.
     #[error("{path} is damaged ({reason}); replace the file and run again")]
     Damaged {
-        /// The file as the user named it.
+        /// File as the user named it.
         path: String,
-        /// What the library said.
+        /// Error of the library.
         reason: String,
     },
-    /// A packed file ends too early: its writer has not finished, or it was not copied whole.
+    /// A packed file that ends too early: its writer has not finished, or the copy is incomplete.
     #[error("{path} is cut off: its packed data has no end; replace the file and run again")]
     CutOff {
-        /// The file as the user named it.
+        /// File as the user named it.
         path: String,
     },
-    /// A file does not hold one event a line.
+    /// A file that does not hold one event per line.
     #[error("{path} {what}; run `{remedy}`")]
     Refused {
-        /// The file as the user named it.
+        /// File as the user named it.
         path: String,
-        /// What it holds.
+        /// Actual content.
         what: String,
-        /// The command that reads it.
+        /// Command that reads the file.
         remedy: String,
     },
-    /// The source is not what the option says.
+    /// A source that is not what the option says, or that gives invalid answers.
     #[error("{0}")]
     Invalid(String),
-    /// The lease table refused.
+    /// A failed call of the lease table.
     #[error("{action} of lease table {table}: {reason}; {remedy}")]
     Leases {
-        /// The call, as the API names it.
+        /// Call, as the API names it.
         action: &'static str,
-        /// The DynamoDB table.
+        /// DynamoDB table.
         table: String,
-        /// The service's own words.
+        /// Error of the service, in its own words.
         reason: String,
-        /// What to do about it.
+        /// What the user must do.
         remedy: &'static str,
     },
-    /// Kinesis refused, and trying again would not help.
+    /// A Kinesis call that failed for good, so that a retry does not help.
     #[error("{action} of stream {stream}: {reason}; {remedy}")]
     Kinesis {
-        /// The call, as the API names it.
+        /// Call, as the API names it.
         action: &'static str,
-        /// The stream.
+        /// Name of the stream.
         stream: String,
-        /// The service's own words.
+        /// Error of the service, in its own words.
         reason: String,
-        /// What to do about it.
+        /// What the user must do.
         remedy: &'static str,
     },
 }

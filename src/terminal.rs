@@ -1,4 +1,4 @@
-//! What both programs do at their ends: logs, exit codes, signals, progress.
+//! The terminal side of both programs: logs, exit codes, signals, progress.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -18,7 +18,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::causes::causes;
 use crate::text::{escaped, joined};
 
-/// The arguments of a program, or its end with help or a usage error. A variable that is empty is not set.
+/// Parses the arguments of a program, or ends it with help or a usage error. An empty environment variable counts as
+/// not set.
 pub fn parse<C: CommandFactory + FromArgMatches>() -> (C, ArgMatches) {
     let matches = without_empty(C::command()).get_matches();
     let parsed = C::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
@@ -31,10 +32,10 @@ fn without_empty(command: Command) -> Command {
     command.mut_subcommands(without_empty)
 }
 
-/// Logs go to stderr: text on a terminal, JSON otherwise. `SYNCLAKE_LOG` filters, as `RUST_LOG` would; a level alone is that of
-/// synclake's own lines, because libraries dump whole requests at `info`.
+/// Sends logs to stderr: text on a terminal, JSON otherwise. `SYNCLAKE_LOG` filters like `RUST_LOG`. A level alone
+/// applies to synclake's own lines only, because libraries dump whole requests at `info`.
 pub fn init_logs(default: &str) {
-    // Libraries log as errors what they also return as errors; we tell it once, where it is handled.
+    // Libraries log errors that they also return. Each error is logged once, where it is handled.
     let quiet = [
         "deltalake_core",
         "delta_kernel",
@@ -59,7 +60,8 @@ pub fn init_logs(default: &str) {
     }
 }
 
-/// The one layer through which every log line passes: no presigned query gets by, whatever library wrote it.
+/// The writer that every log line passes through. It removes the queries of presigned URLs, whatever library logged
+/// them.
 #[derive(Debug, Clone, Copy)]
 struct Redacted;
 
@@ -83,7 +85,7 @@ impl std::io::Write for Redacted {
     }
 }
 
-/// A log line with every such character escaped, but for the colours that the formatter adds.
+/// Escapes every character of a log line that could steer a terminal, except the colours that the formatter adds.
 fn escaped_log(line: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(line.len()), line);
     while let Some(c) = rest.chars().next() {
@@ -101,7 +103,7 @@ fn escaped_log(line: &str) -> String {
     out
 }
 
-/// An error and its causes on one line; a cause that the text before it holds already is left out.
+/// Formats an error and its causes on one line, and skips a cause that the text already contains.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
     for part in causes(error) {
@@ -113,15 +115,15 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// Tells an error on stderr, on one line and with nothing in it that could steer a terminal.
+/// Prints an error to stderr, on one line and without characters that could steer a terminal.
 pub fn tell(error: &str) {
     eprintln!("error: {}", escaped(&crate::redact::redact(error), ""));
 }
 
-/// Tells an error on one line, as a chain, and gives its exit code: 2 for usage, 1 for the rest.
+/// Prints an error and its causes on one line, and returns its exit code: 2 for usage, 1 for the rest.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
     let whole: &(dyn std::error::Error + 'static) = error.as_ref();
-    // Where the cause is known, it comes first; then what was under way, and nothing of who passed it on.
+    // A known cause comes first, then the operation that failed, without the layers that passed the error on.
     match crate::lake::fault::sentence(whole) {
         None => tell(&chain(whole)),
         Some(cause) => {
@@ -133,14 +135,14 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if usage { 2 } else { 1 })
 }
 
-/// Threads beside the runtime's workers without which no command comes to an end: two read, one decodes, one writes.
+/// Threads that every command needs beside the runtime's workers: two read, one decodes, one writes.
 const THREADS_MIN: usize = 4;
 
-/// Finds out whether the system gives as many threads as a run needs at least. With fewer, the runtime waits for ever for
-/// threads that it cannot start, and says nothing.
+/// Checks that the system allows the threads that a run needs. With fewer threads, the runtime waits forever, without a
+/// message, for threads that it cannot start.
 ///
 /// # Errors
-/// It does not.
+/// Fails if the system does not allow them.
 pub fn check_threads() -> anyhow::Result<()> {
     let count = std::thread::available_parallelism().map_or(2, usize::from) + THREADS_MIN;
     let start = |_| std::thread::Builder::new().stack_size(64 << 10).spawn(std::thread::park);
@@ -163,11 +165,11 @@ pub fn check_threads() -> anyhow::Result<()> {
     })
 }
 
-/// Refuses to start where the address space is limited (`ulimit -v`) to less than is set aside in it, most of which is never
-/// used: a thread or an allocation that fails would end the program without a word, or leave it waiting for ever.
+/// Refuses to start if the address space is limited (`ulimit -v`) to less than the program sets aside, most of which is
+/// never used. A failed thread or allocation would end the program without a message, or leave it waiting forever.
 ///
 /// # Errors
-/// One line that says how much is needed.
+/// Returns one line that says how much is needed.
 pub fn check_address_space(needed: u64) -> anyhow::Result<()> {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space")?.split_whitespace().next());
@@ -181,29 +183,29 @@ pub fn check_address_space(needed: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where signals go: to whoever waits for a query, else nowhere. Never to the shell.
+/// The receiver of signals: the callback while one is set, else nobody. A signal by itself never ends the shell.
 #[derive(Clone, Default)]
 pub struct Interrupts(Arc<Mutex<Option<Told>>>);
 
-/// Gets the number of the signal.
+/// A callback that gets the number of the signal.
 type Told = Box<dyn Fn(i32) + Send>;
 
 impl Interrupts {
-    /// Takes these signals for good; returns once that is so.
+    /// Takes over these signals for good, and returns once that is done.
     ///
     /// # Errors
-    /// The system refuses the handler or the thread.
+    /// Fails if the system refuses the handler or the thread.
     pub fn install(kinds: &'static [SignalKind]) -> std::io::Result<Self> {
         let (waiting, (ready, is_ready)) = (Self::default(), std::sync::mpsc::channel());
         let heard = waiting.clone();
-        // A thread of its own: the runtime of a query may have none that is free to listen.
+        // A separate thread, because the runtime of a query may have no free thread to listen.
         std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let listened: std::io::Result<()> = runtime.and_then(|runtime| {
                 runtime.block_on(async {
                     let signals = kinds.iter().map(|kind| signal(*kind));
                     let mut signals = signals.collect::<std::io::Result<Vec<_>>>()?;
-                    // Nobody waits for a second word.
+                    // The receiver reads one message only, so a failed send does not matter.
                     let _ = ready.send(Ok(()));
                     loop {
                         let came = std::future::poll_fn(|context| {
@@ -225,20 +227,20 @@ impl Interrupts {
         Ok(waiting)
     }
 
-    /// Sets who is told, or nobody.
+    /// Sets the callback for signals, or none.
     pub fn set(&self, tell: Option<Told>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = tell;
     }
 }
 
-/// A second signal this soon is the same wish, told twice: by a shell to its whole group, by a wrapper that passes it on.
+/// Signals this close together count as one. A shell sends them to its whole group, and a wrapper passes its own on.
 const SAME_WISH: Duration = Duration::from_secs(1);
 
-/// A token that SIGTERM or SIGINT cancels. A later second signal ends the process where it is: every step is safe against
-/// that, and what was not committed is read again.
+/// Returns a token that SIGTERM or SIGINT cancels. A later second signal ends the process at once: every step is safe
+/// against that, and records that were not committed are read again.
 ///
 /// # Errors
-/// The system refuses the handlers.
+/// Fails if the system refuses the handlers.
 pub fn stop_on_signals() -> std::io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let first = Arc::new(OnceLock::new());
@@ -259,7 +261,7 @@ pub fn stop_on_signals() -> std::io::Result<CancellationToken> {
     Ok(stop)
 }
 
-/// A progress bar on stderr if that is a terminal; otherwise nothing.
+/// Returns a progress bar on stderr if that is a terminal, else a hidden one.
 pub fn progress(total: Option<u64>, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(template) {
@@ -271,10 +273,10 @@ pub fn progress(total: Option<u64>, template: &str) -> ProgressBar {
     bar
 }
 
-/// Set once somebody asked for silence.
+/// Whether the user asked for no output except errors.
 pub static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Talk: to stderr, unless silence was asked for.
+/// Prints a message to stderr, unless [`QUIET`] is set.
 pub fn say(line: &str) {
     if !QUIET.load(Ordering::Relaxed) {
         eprintln!("{}", escaped(line, "\n"));

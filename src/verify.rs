@@ -1,10 +1,10 @@
-//! Whether the lake keeps its promises, told from the log and the files alone.
+//! Checks the integrity of a lake, from the log and the files alone.
 //!
-//! For each shard, over the commits that the log still holds: numbers count up by one, positions never go back, and the
-//! rows of a commit's files lie within `(position before, position after]`. For each table: every listed file is there,
-//! with the rows that the log claims, and if asked for with the bytes that were committed; and no table was made of a newer
-//! `sync_records` than there is. Files of ours that no version lists are no fault: those that a rewrite took out wait for
-//! vacuum (`superseded`), and the others are swept by the next ingest of their shard (`orphans`).
+//! For each shard, over the commits that the log still holds: epochs count up by one, positions never go back, and the
+//! rows of a commit's files are within `(position before, position after]`. For each table: every active file exists,
+//! with the rows that the log claims and, on request, with the bytes that were committed. No table covers a newer
+//! version of `sync_records` than exists. Unlisted files that ingest wrote are no fault: files that a rewrite took out
+//! wait for vacuum (`superseded`), and the next ingest of their shard sweeps the others (`orphans`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,64 +32,64 @@ use crate::source::files;
 /// Files that are read at a time.
 const READERS: usize = 8;
 
-/// What was found.
+/// The result of a check.
 #[derive(Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Report {
-    /// Every broken promise, one line each; empty when the lake is whole.
+    /// Every fault, one line each; empty if the lake is intact.
     pub faults: Vec<String>,
-    /// By table.
+    /// Results by table.
     pub tables: BTreeMap<&'static str, TableReport>,
-    /// By shard.
+    /// Results by shard.
     pub shards: BTreeMap<String, ShardReport>,
-    /// What the stream's retention trimmed before it was read, one line each. No fault of the lake: it is accounted for.
+    /// Gaps: records that retention trimmed before they were read, one line each. They are no fault of the lake.
     pub gaps: Vec<String>,
 }
 
-/// What was found in a table.
+/// The result for a table.
 #[derive(Debug, Default, Serialize, PartialEq, Eq)]
 pub struct TableReport {
     /// Newest version.
     pub version: u64,
-    /// Files that live.
+    /// Active files.
     pub files: usize,
-    /// Rows in them.
+    /// Rows of the active files.
     pub rows: u64,
-    /// Files of ours that no commit lists or listed.
+    /// Files written by ingest that no commit lists or listed.
     pub orphans: usize,
-    /// Files of ours that were taken out by a rewrite and are there for older versions, until somebody vacuums.
+    /// Files written by ingest that a rewrite took out, and that stay for older versions until vacuum.
     pub superseded: usize,
-    /// The oldest version whose commit the log still holds. What was before cannot be checked.
+    /// The oldest version whose commit the log still holds. Earlier commits cannot be checked.
     pub log_from: u64,
 }
 
-/// A file that a table lists.
+/// An active file.
 struct Listed {
     path: String,
-    /// Rows that the log claims, those that a deletion vector has taken out included.
+    /// Rows that the log claims, including those that a deletion vector has taken out.
     rows: Option<usize>,
     /// Rows that a deletion vector has taken out.
     deleted: u64,
-    /// SHA-256 of its bytes; none of a file that another writer wrote, or an older version of this one.
+    /// SHA-256 of the bytes; `None` for a file of another writer, or of an older synclake.
     sha256: Option<String>,
 }
 
-/// What was found of a shard.
+/// The result for a shard.
 #[derive(Debug, Serialize, PartialEq, Eq)]
 pub struct ShardReport {
-    /// Its commits so far.
+    /// Commits of the shard so far.
     pub commits: u64,
-    /// Those of them that the log still holds, and that were checked.
+    /// Commits that the log still holds, and that were checked.
     pub commits_checked: u64,
-    /// Its position.
+    /// Position of the shard.
     pub position: Option<String>,
-    /// Whether it was read to its end.
+    /// Whether the shard was read to its end.
     pub ended: bool,
 }
 
-/// Checks a lake; if `deep` every byte of its files.
+/// Checks a lake; with `deep`, every byte of its files.
 ///
 /// # Errors
-/// It cannot be read. What is wrong with it is in the report.
+/// Fails if the lake cannot be read. Faults of the lake are in the report.
 pub async fn run(lake: &Store, deep: bool) -> Result<Report, LakeError> {
     let mut report = Report::default();
     if Table::SyncRecords.load(lake, None).await?.is_none() {
@@ -142,7 +142,7 @@ pub async fn run(lake: &Store, deep: bool) -> Result<Report, LakeError> {
     Ok(report)
 }
 
-/// A table that was made of a version of `sync_records` that is not there was made of another one.
+/// Reports a table that covers a version of `sync_records` that does not exist: it was computed from another one.
 async fn check_covers(store: &Store, table: Table, newest: u64, faults: &mut Vec<String>) -> Result<(), LakeError> {
     let known = log::read_transactions(store).await?.unwrap_or_default();
     let is_cover = |id: &str| match table {
@@ -197,7 +197,7 @@ async fn check_files(
     })
 }
 
-/// Rows of a file by its own footer, or what is wrong with it. Only `deep` reads more than the footer.
+/// Returns the rows of a file by its own footer, or what is wrong with it. Without `deep`, only the footer is read.
 async fn check_file(store: &Store, file: &Listed, deep: bool) -> Result<Result<u64, String>, LakeError> {
     let gone = || Ok(Err("the log lists it and it is not there".to_owned()));
     if deep {
@@ -223,7 +223,7 @@ fn judge(bytes: bytes::Bytes, sha256: Option<&str>) -> Result<u64, String> {
     let builder = open(bytes).map_err(|error| unreadable(&error))?;
     let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
     if sha256.is_none() {
-        // Nobody noted what its bytes were: that all of them decode is what can be said.
+        // There is no committed digest. Decoding the whole file is the only check left.
         for batch in builder.build().map_err(|error| unreadable(&error))? {
             batch.map_err(|error| unreadable(&error))?;
         }
@@ -231,7 +231,7 @@ fn judge(bytes: bytes::Bytes, sha256: Option<&str>) -> Result<u64, String> {
     Ok(rows)
 }
 
-/// The gap ledger, a line a row.
+/// Reads the gap ledger, one line per row.
 async fn read_gaps(store: &Store, live: &[Listed]) -> Result<Vec<String>, LakeError> {
     let mut found = Vec::new();
     for Listed { path, .. } in live {
@@ -262,7 +262,7 @@ async fn read_gaps(store: &Store, live: &[Listed]) -> Result<Vec<String>, LakeEr
     Ok(found)
 }
 
-/// Walks the commits that the log still holds.
+/// Checks the commits that the log still holds.
 async fn check_shards(store: &Store, report: &mut Report) -> Result<(), LakeError> {
     let mut versions: Vec<u64> = store
         .list("_delta_log")
@@ -273,12 +273,12 @@ async fn check_shards(store: &Store, report: &mut Report) -> Result<(), LakeErro
     versions.sort_unstable();
     let mut known = Transactions::default();
     let mut checked: BTreeMap<ShardKey, u64> = BTreeMap::new();
-    // Before the oldest commit that is left, nothing is known of a shard: its first step is taken as it is.
+    // Nothing is known of a shard before the oldest commit that is left, so its first step is accepted.
     let whole = versions.first() == Some(&0);
     for version in versions {
         let Some(actions) = log::read_commit(store, version).await? else { continue };
         let moved: BTreeSet<ShardKey> = actions.iter().filter_map(shard_of).collect();
-        // Only what a commit moves is looked at, before and after it: a log of many shards has many commits.
+        // Only shards that a commit moves are compared, because a log of many shards has many commits.
         let moved: Vec<_> = moved.into_iter().map(|shard| (decode_state(&known, &shard), shard)).collect();
         log::apply(&mut known, version, actions.clone());
         let mut adds: BTreeMap<String, Vec<&Add>> = BTreeMap::new();
@@ -337,7 +337,7 @@ fn check_step(
     }
 }
 
-/// The rows of the commit's files lie within what the commit moved over.
+/// Checks that the rows of a commit's files are within the range that the commit moved over.
 async fn check_range(
     store: &Store,
     shard: &ShardKey,
@@ -355,7 +355,8 @@ async fn check_range(
         if (name.owner, name.number) != (new.owner, new.number) {
             faults.push(format!("version {version}: {} was written for another commit", add.path));
         }
-        // A file that a later rewrite has removed and vacuumed is gone for good reason; check_files judges the live.
+        // The file may be gone because a later rewrite removed it and vacuum deleted it; check_files checks the active
+        // files.
         let Some(reader) = Ranged::open(store, &add.path).await? else { continue };
         let range = match sequence_range(reader).await {
             Ok(range) => range,
@@ -375,12 +376,12 @@ async fn check_range(
     Ok(())
 }
 
-/// Positions of files carry a digest behind the offset; sequence numbers are the offset alone.
+/// Returns a position that compares with sequence numbers. The position of a file has a digest behind the offset.
 pub(super) fn comparable(shard: &ShardKey, position: &SequenceNumber) -> SequenceNumber {
     if shard.stream() == files::STREAM { files::offset_of(position) } else { position.clone() }
 }
 
-/// The lowest and the highest sequence number in a file; nothing but that column is read.
+/// Returns the lowest and the highest sequence number in a file, and reads only that column.
 async fn sequence_range(reader: Ranged) -> Result<Option<(SequenceNumber, SequenceNumber)>, ParquetError> {
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;

@@ -1,5 +1,5 @@
 #![no_main]
-//! Every outcome of the decoder, and what it costs: memory is counted by the allocator.
+//! Fuzzes every outcome of the decoder and its memory cost, which the allocator counts.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use synclake_fuzz::decode::{decode, decode_with, payload_url};
 use synclake_fuzz::redact::{redact, redact_payload};
 
-/// Counts what is held now, and the most that was.
+/// An allocator that counts the bytes held now and the peak.
 struct Counting;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
@@ -21,7 +21,7 @@ fn grew(bytes: usize) {
     PEAK.fetch_max(HELD.fetch_add(bytes, Relaxed) + bytes, Relaxed);
 }
 
-// SAFETY: all is left to the system's allocator.
+// SAFETY: every call is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         grew(layout.size());
@@ -34,14 +34,14 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Both for a moment, as when it moves.
+        // The old and the new block both count for a moment, as when the system moves the block.
         grew(size);
         HELD.fetch_sub(layout.size(), Relaxed);
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
 
-/// Runs `work` over a record of that many bytes: it never holds more than so many times them, and a little.
+/// Runs `work` over a record of `bytes` bytes and asserts that it holds at most `times * bytes` plus 64 KiB.
 fn costs<T>(times: usize, bytes: usize, work: impl FnOnce() -> T) -> T {
     let before = HELD.load(Relaxed);
     PEAK.store(before, Relaxed);
@@ -52,7 +52,7 @@ fn costs<T>(times: usize, bytes: usize, work: impl FnOnce() -> T) -> T {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // The first byte tells where an envelope ends and what lies behind its URL begins.
+    // The first byte says where the envelope ends and the payload behind its URL begins.
     let (envelope, payload) = match data.split_first() {
         Some((at, rest)) => rest.split_at(rest.len() * usize::from(*at) / 255),
         None => (data, data),
@@ -60,7 +60,8 @@ fuzz_target!(|data: &[u8]| {
     for (bytes, payload) in [(data, None), (envelope, None), (envelope, Some(payload))] {
         let all = bytes.len() + payload.map_or(0, <[u8]>::len);
         match costs(64, all, || decode_with(bytes, payload)) {
-            // Whatever is accepted has rows, on a day that can be written; and together they say little more than it did.
+            // An accepted event has rows, each on a day that can be written. The text of its rows is bounded by the
+            // record's bytes.
             Ok(event) => {
                 assert!(!event.rows.is_empty());
                 let mut said = 0;
@@ -77,7 +78,7 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     let _ = costs(64, data.len(), || payload_url(data));
-    // What was redacted holds nothing more to redact, and is JSON if it was.
+    // Redacted bytes hold no secret any more, and stay JSON if they were JSON.
     let once = costs(8, data.len(), || redact_payload(data).into_owned());
     let is_json = |bytes: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
     assert!(!is_json(data) || is_json(&once));

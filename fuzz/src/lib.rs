@@ -1,4 +1,4 @@
-//! The rooms under test, by path.
+//! Modules under test, included by path.
 #![allow(missing_docs, dead_code)]
 
 #[path = "../../src/decode"]

@@ -1,8 +1,8 @@
 //! The buffer of one partition, and its Arrow form.
 //!
-//! An event has many rows and they share most of their columns, so the buffer keeps events and rows apart and all text
-//! in one arena; the wide, repeated columns exist only inside the few thousand rows that are being encoded, and no more
-//! rows are than fit into a few megabytes.
+//! The rows of an event share most of their columns. So the buffer keeps events and rows apart, and all text in one
+//! arena. The wide, repeated columns exist only for the few thousand rows that are being encoded, and never for more
+//! rows than fit into a few megabytes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,46 +20,46 @@ use crate::decode::{Event, Flags, Reason, Row, write_extra};
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::schema::Table;
 
-/// Where rows belong.
+/// The partition that rows belong to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PartitionKey {
-    /// The shard that delivered them.
+    /// The shard that delivered the rows.
     pub shard: ShardKey,
-    /// True id of the pool.
+    /// The pool's true id.
     pub identity_pool_id: Arc<str>,
     /// UTC day of the server date.
     pub event_date: NaiveDate,
 }
 
-/// How a record arrived.
+/// Arrival of a record.
 #[derive(Debug, Clone)]
 pub struct Meta<'a> {
-    /// Its sequence number.
+    /// Sequence number of the record.
     pub sequence_number: &'a SequenceNumber,
-    /// Its number inside an aggregate.
+    /// Number inside a KPL aggregate.
     pub sub_sequence: Option<i64>,
-    /// µs since the epoch.
+    /// Arrival, in µs since the epoch.
     pub arrived_at: i64,
 }
 
-/// A record for the quarantine.
+/// A quarantined record.
 #[derive(Debug, Clone)]
 pub struct Rejected {
-    /// Its sequence number.
+    /// Sequence number of the record.
     pub sequence_number: SequenceNumber,
-    /// Its number inside an aggregate.
+    /// Number inside a KPL aggregate.
     pub sub_sequence: Option<i64>,
-    /// µs since the epoch.
+    /// Arrival, in µs since the epoch.
     pub arrived_at: i64,
-    /// Why.
+    /// Kind of the decode error.
     pub reason: Reason,
-    /// What exactly.
+    /// Details of the decode error.
     pub detail: String,
-    /// The record's bytes, secrets removed.
+    /// The record's bytes, without secrets.
     pub raw: Vec<u8>,
 }
 
-/// A stretch of the arena; `u32::MAX` as start stands for null.
+/// A range of the arena. A start of `u32::MAX` means null.
 #[derive(Debug, Clone, Copy)]
 struct Span {
     start: u32,
@@ -80,7 +80,7 @@ struct EventEntry {
     arrived_at: i64,
     sync_count: Option<i64>,
     last_modified_date: Option<i64>,
-    /// Shared by all partitions that its rows are in.
+    /// Shared by all partition buffers that hold rows of the event.
     extra: Option<Arc<str>>,
 }
 
@@ -90,7 +90,7 @@ struct RowEntry {
     record_index: i32,
     key: Span,
     value: Span,
-    /// The event's own stretch, where that is what the row did.
+    /// The event's own span, if the row's operation is the event's.
     op: Span,
     extra: Span,
     flags: Flags,
@@ -99,10 +99,10 @@ struct RowEntry {
     device_last_modified_date: Option<i64>,
 }
 
-/// About what the columns of a row take beside its texts.
+/// Approximate bytes of a row's columns, without its text.
 const ROW_BYTES: usize = 256;
 
-/// Rows of one partition in the order of their arrival.
+/// Rows of one partition in arrival order.
 #[derive(Debug, Default)]
 pub struct Partition {
     text: String,
@@ -112,11 +112,11 @@ pub struct Partition {
     extra_bytes: usize,
 }
 
-/// Arrow's offsets are 31-bit; a partition is rolled long before.
+/// Arrow's offsets are 31-bit; a partition is written long before it gets there.
 const TEXT_MAX: usize = i32::MAX as usize;
 
 impl Partition {
-    /// Bytes held.
+    /// Returns the bytes held.
     pub fn bytes(&self) -> usize {
         self.text.capacity()
             + self.extra_bytes
@@ -124,17 +124,17 @@ impl Partition {
             + self.rows.capacity() * size_of::<RowEntry>()
     }
 
-    /// Rows held.
+    /// Returns the number of rows held.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether no row is held.
+    /// Returns whether no row is held.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Whether another `bytes` of text would outgrow the arena.
+    /// Returns whether another `bytes` of text would overflow the arena.
     pub fn is_full(&self, bytes: usize) -> bool {
         self.text.len() + bytes > TEXT_MAX
     }
@@ -230,14 +230,14 @@ impl Partition {
 
 /// A partition's rows in their final order, ready to become Arrow batches.
 ///
-/// The order is identity_id, dataset_name, key (nulls first), sync_count descending: what point lookups prune by, and
-/// what puts the newest row of a key first.
+/// The order is identity_id, dataset_name, key (nulls first), sync_count descending. Point lookups prune by it, and the
+/// newest row of a key comes first.
 #[derive(Debug)]
 pub struct Sorted {
     partition: Partition,
     key: PartitionKey,
     order: Vec<u32>,
-    /// Rank of an event's identity and dataset, by event.
+    /// Ranks of the identity and the dataset of each event.
     ranks: Vec<(i32, i32)>,
     identities: ArrayRef,
     datasets: ArrayRef,
@@ -263,17 +263,17 @@ impl Sorted {
         Self { partition, key, order, ranks, identities, datasets }
     }
 
-    /// Rows in all.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.order.len()
     }
 
-    /// About how many bytes the rows have.
+    /// Returns the approximate bytes of the rows.
     pub fn bytes(&self) -> usize {
         self.partition.text.len() + self.len() * size_of::<RowEntry>()
     }
 
-    /// Distinct identities, for the size of the Bloom filter.
+    /// Returns the number of distinct identities, for the size of the Bloom filter.
     pub fn identities(&self) -> usize {
         self.identities.len()
     }
@@ -286,8 +286,8 @@ impl Sorted {
         &self.partition.events[row.event as usize]
     }
 
-    /// Consecutive stretches of the rows, to be made batches one after the other, and the bytes of each as a reader gets
-    /// them: at most `rows_max` rows, and at most `bytes_max` bytes or one row.
+    /// Splits the rows into consecutive ranges, one per batch, and returns with each range its bytes as a reader gets
+    /// them. A range has at most `rows_max` rows, and at most `bytes_max` bytes or one row.
     pub fn stretches(&self, rows_max: usize, bytes_max: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
         let mut start = 0;
         std::iter::from_fn(move || {
@@ -305,7 +305,7 @@ impl Sorted {
         })
     }
 
-    /// Bytes of a row as a reader gets it, the event's included.
+    /// Returns the bytes of a row as a reader gets it, with those of its event.
     fn row_bytes(&self, row: &RowEntry) -> usize {
         let event = self.event(row);
         let spans = [row.key, row.value, row.op, row.extra, event.dataset_name, event.operation];
@@ -313,10 +313,10 @@ impl Sorted {
         text + event.extra.as_deref().map_or(0, str::len) + ROW_BYTES
     }
 
-    /// The rows `range` of the final order, as one batch of the file schema of `sync_records`.
+    /// Returns the rows `range` of the final order, as one batch of the file schema of `sync_records`.
     ///
     /// # Errors
-    /// Arrow refuses the columns (a bug here, never the data).
+    /// Fails if Arrow rejects the columns (a bug in this code, never the data).
     pub fn batch(&self, range: Range<usize>) -> Result<RecordBatch, ArrowError> {
         let rows: Vec<&RowEntry> = self.rows(range).collect();
         let events: Vec<&EventEntry> = rows.iter().map(|r| self.event(r)).collect();
@@ -382,7 +382,7 @@ impl Sorted {
         Arc::new(builder.finish())
     }
 
-    /// Statistics for the log: exact, because they are taken from the rows themselves.
+    /// Returns statistics for the log. They are exact, because they are computed from the rows themselves.
     pub fn statistics(&self) -> Statistics {
         let first = |values: &ArrayRef, last: bool| {
             let values = values.as_any().downcast_ref::<StringArray>()?;
@@ -414,7 +414,7 @@ impl Sorted {
 /// Ranges (lowest, highest) and null counts of one file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
     /// Range of identity_id.
     pub identity_id: Option<(String, String)>,
@@ -434,7 +434,7 @@ pub struct Statistics {
     pub null_device_dates: usize,
 }
 
-/// The rank of each event's text among the distinct ones, and those in order.
+/// Returns the rank of each event's text among the distinct texts, and the distinct texts in order.
 fn rank(partition: &Partition, span: fn(&EventEntry) -> Span) -> (Vec<i32>, ArrayRef) {
     let mut seen: HashMap<&str, i32> = HashMap::new();
     let mut distinct: Vec<&str> = Vec::new();

@@ -1,7 +1,7 @@
-//! The encoding of data files, and their statistics as the Delta protocol writes them.
+//! The Parquet encoding of data files, and their statistics in the form of the Delta protocol.
 //!
-//! zstd (small files of rows are not compressed), dictionary and plain encodings, data pages of version 1, int64
-//! microseconds in UTC: what every reader in the field understands, the old Sparks included.
+//! The encoding is zstd (small files of `sync_records` are not compressed), dictionary and plain encodings, version 1
+//! data pages, and int64 microseconds in UTC. Every reader in the field understands these, old Spark versions included.
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
@@ -19,16 +19,16 @@ use serde_json::{Map, Value, json};
 use super::columns::{Partition, PartitionKey, Sorted, Statistics};
 use crate::schema::Table;
 
-/// Rows that are turned into Arrow at a time.
+/// Maximum rows of a batch that is converted to Arrow at once.
 const BATCH_ROWS: usize = 8_192;
-/// Bytes of them, as a reader gets them.
+/// Maximum bytes of such a batch, counted as a reader decodes them.
 const BATCH_BYTES: usize = 8 << 20;
-/// Bytes of a row group, as a reader gets them. A reader's batch does not reach over the end of one, and no column of a batch
-/// may have 2 GiB.
+/// Maximum bytes of a row group, counted as a reader decodes them. A reader's batch never crosses a row group, and no
+/// column of a batch may reach 2 GiB.
 const ROW_GROUP_BYTES: usize = 256 << 20;
-/// A file of fewer bytes is not compressed: to set up zstd for each of its columns costs every reader more than the bytes.
+/// Smaller files are not compressed: a reader's zstd setup per column costs more than the saved bytes.
 const COMPRESSED_BYTES_MIN: usize = 64 << 10;
-/// Small enough that a point lookup reads little, large enough that a scan does not notice.
+/// Rows of a row group: few enough for a cheap point lookup, enough for a fast scan.
 const ROW_GROUP_ROWS: usize = 131_072;
 
 fn properties() -> WriterPropertiesBuilder {
@@ -40,7 +40,7 @@ fn properties() -> WriterPropertiesBuilder {
 }
 
 fn writer(schema: SchemaRef, properties: WriterProperties) -> Result<ArrowWriter<Vec<u8>>, ParquetError> {
-    // Without the Arrow schema in the footer a file says only what Parquet says: no reader sees our dictionaries.
+    // Without the Arrow schema in the footer, readers see only Parquet types, never Arrow dictionaries.
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
     ArrowWriter::try_new_with_options(Vec::new(), schema, options)
 }
@@ -48,7 +48,7 @@ fn writer(schema: SchemaRef, properties: WriterProperties) -> Result<ArrowWriter
 /// Encodes a partition of `sync_records`, sorted. Returns the file and its statistics.
 ///
 /// # Errors
-/// The library refuses the batch (a bug, never the data).
+/// The library rejects the batch (a bug, never the data).
 pub fn encode_partition(key: PartitionKey, partition: Partition) -> Result<(Bytes, Value), ParquetError> {
     let sorted = Sorted::new(key, partition);
     Ok((encode_sorted(&sorted)?, delta_statistics(&sorted.statistics())))
@@ -58,7 +58,7 @@ fn encode_sorted(sorted: &Sorted) -> Result<Bytes, ParquetError> {
     let identity = ColumnPath::from("identity_id");
     let mut properties = properties()
         .set_column_bloom_filter_enabled(identity.clone(), true)
-        // The default sizes the filter for a million values, a megabyte in every file.
+        // By default the filter is sized for a million values, which costs a megabyte in every file.
         .set_column_bloom_filter_max_ndv(identity, sorted.identities().max(1) as u64);
     if sorted.bytes() < COMPRESSED_BYTES_MIN {
         properties = properties.set_compression(Compression::UNCOMPRESSED);
@@ -84,7 +84,7 @@ fn encode_sorted(sorted: &Sorted) -> Result<Bytes, ParquetError> {
 /// Encodes batches that share a schema.
 ///
 /// # Errors
-/// The library refuses a batch.
+/// The library rejects a batch.
 pub fn encode_batches(schema: SchemaRef, batches: &[RecordBatch]) -> Result<Bytes, ParquetError> {
     let mut writer = writer(schema, properties().build())?;
     for batch in batches {
@@ -102,7 +102,7 @@ pub fn encode_batch(batch: &RecordBatch) -> Result<(Bytes, Value), ParquetError>
     Ok((bytes, row_count_statistics(batch.num_rows())))
 }
 
-/// Writes one file of the maintained state, whose rows come sorted by identity, dataset and key.
+/// A writer of one file of the maintained state. The rows must arrive sorted by identity, dataset and key.
 pub struct StateWriter {
     writer: ArrowWriter<Vec<u8>>,
     rows: u64,
@@ -111,14 +111,14 @@ pub struct StateWriter {
     identities: Option<(String, String)>,
 }
 
-/// Rows of a data page of the state: what a point lookup reads, and no more.
+/// Rows of a data page of the maintained state. A point lookup reads one page, so pages are small.
 const STATE_PAGE_ROWS: usize = 4_096;
 
 impl StateWriter {
-    /// An empty file.
+    /// Creates a writer without rows.
     ///
     /// # Errors
-    /// The library refuses the schema (a bug).
+    /// The library rejects the schema (a bug).
     pub fn new() -> Result<Self, ParquetError> {
         let mut properties = properties().set_data_page_row_count_limit(STATE_PAGE_ROWS);
         properties = properties.set_column_statistics_enabled(ColumnPath::from("value"), EnabledStatistics::None);
@@ -126,10 +126,10 @@ impl StateWriter {
         Ok(Self { writer, rows: 0, null_keys: 0, null_identities: 0, identities: None })
     }
 
-    /// Appends rows; none of their identities is below the last one.
+    /// Appends rows. No identity may sort before the last written one.
     ///
     /// # Errors
-    /// The library refuses the batch.
+    /// The library rejects the batch.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
         let identities = batch.column_by_name("identity_id").and_then(|c| c.as_string_opt::<i32>());
         let ends = identities.filter(|c| !c.is_empty()).map(|c| (c.value(0), c.value(c.len() - 1)));
@@ -143,20 +143,20 @@ impl StateWriter {
         self.writer.write(batch)
     }
 
-    /// The last identity that was written.
+    /// Returns the last written identity.
     pub fn last_identity(&self) -> Option<&str> {
         self.identities.as_ref().map(|(_, last)| last.as_str())
     }
 
-    /// About how large the file would be if it ended here.
+    /// Returns the approximate size of the file if it ended here, in bytes.
     pub fn bytes(&self) -> usize {
         self.writer.bytes_written() + self.writer.in_progress_size()
     }
 
-    /// The file, and its statistics for the log.
+    /// Finishes the file. Returns its bytes and its statistics for the log.
     ///
     /// # Errors
-    /// The library refuses to end it.
+    /// The library cannot finish the file.
     pub fn finish(self) -> Result<(Bytes, Value), ParquetError> {
         let range = self.identities.filter(|(low, high)| low.len() <= 256 && high.len() <= 256);
         let side = |value: Option<&String>| value.map_or_else(|| json!({}), |v| json!({ "identity_id": v }));
@@ -170,10 +170,10 @@ impl StateWriter {
     }
 }
 
-/// The columns of a batch that `schema` names, in its order and types.
+/// Selects the columns of `schema` from a batch and casts them, in the order and types of `schema`.
 ///
 /// # Errors
-/// One is missing, or of a type that cannot be turned into that of the schema.
+/// A column is missing, or its type cannot be cast to the type in `schema`.
 pub fn conform(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let columns = schema.fields().iter().map(|field| {
         let index = batch.schema().index_of(field.name())?;
@@ -182,7 +182,7 @@ pub fn conform(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, A
     RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)
 }
 
-/// Statistics of a file whose rows are all of one kind.
+/// Returns statistics of a file. If all rows have one `kind`, the statistics include that kind.
 pub fn kind_statistics(rows: usize, kind: Option<&str>) -> Value {
     match kind {
         Some(kind) => json!({
@@ -192,12 +192,12 @@ pub fn kind_statistics(rows: usize, kind: Option<&str>) -> Value {
     }
 }
 
-/// Statistics of a file of which only the row count is worth telling.
+/// Returns statistics that hold the row count only.
 pub fn row_count_statistics(rows: usize) -> Value {
     json!({ "numRecords": rows })
 }
 
-/// Statistics of a partition of `sync_records`, as the Delta protocol writes them.
+/// Converts statistics of a partition of `sync_records` to the form of the Delta protocol.
 fn delta_statistics(statistics: &Statistics) -> Value {
     let (mut low, mut high) = (Map::new(), Map::new());
     let mut put = |name: &str, range: Option<(Value, Value)>| {
@@ -232,7 +232,8 @@ fn delta_statistics(statistics: &Statistics) -> Value {
     })
 }
 
-/// The protocol writes milliseconds; every date of ours is a whole number of them, so nothing is cut off.
+/// Formats a timestamp for the log. The Delta protocol writes milliseconds; all dates here are whole milliseconds, so
+/// nothing is truncated.
 fn instant(micros: i64) -> Option<Value> {
     let instant = DateTime::from_timestamp_micros(micros)?;
     Some(Value::from(instant.to_rfc3339_opts(SecondsFormat::Millis, true)))

@@ -1,13 +1,13 @@
-//! Which partitions are held, how much they weigh, and which of them to write next.
+//! The partition buffers: which are held, how large they are, and which to write next.
 //!
-//! Two different things roll. At the byte mark the largest partitions become files early, which frees memory and commits
-//! nothing. On age, bytes or the end everything becomes files and one commit lists all of them: a position is reached
-//! only when no row at or before it is left in a buffer.
+//! Buffers are written for two reasons. At the byte mark the largest buffers become files early, which frees memory and
+//! commits nothing. On age, bytes or the end, all buffers become files, and one commit lists all of them. A position is
+//! committed only when no row at or before it is left in a buffer.
 //!
-//! A bulk publish touches every date of every pool at once: thousands of partitions, each with a few rows a minute. Such
-//! a commit would be all tiny files, so it waits: **more than [`FILES_MAX`] files of fewer than [`ROWS_FLOOR`] rows on
-//! average are written only after ten times the age**, at the byte limit, at the mark, when the stream is idle, or at
-//! the end.
+//! A bulk publish touches every date of every pool at once: thousands of partitions, each with a few rows a minute. A
+//! commit of those would consist of tiny files, so it is delayed. **More than [`FILES_MAX`] files of fewer than
+//! [`ROWS_FLOOR`] rows on average are written only after ten times the age.** The byte limit, the mark, an idle stream
+//! and the end do not wait for it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,25 +15,25 @@ use std::time::{Duration, Instant};
 use super::columns::{Partition, PartitionKey};
 use crate::ids::ShardKey;
 
-/// Up to so many files a commit is nobody's trouble, however small they are.
+/// A commit of up to this many files is harmless, however small they are.
 pub const FILES_MAX: usize = 256;
-/// Rows that a file should have on average when there are more.
+/// Average rows per file that a commit of more files should reach.
 pub const ROWS_FLOOR: usize = 1_000;
-/// By how much the age is stretched for them.
+/// Factor of the age limit for commits of many small files.
 const STRETCH: u32 = 10;
 
-/// When to write.
+/// Limits that decide when to write.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// At this many buffered bytes the largest partitions are written early.
+    /// Buffered bytes at which the largest partition buffers are written early.
     pub mark_bytes: usize,
-    /// After this many bytes of records since the last commit everything is written and committed.
+    /// Bytes of records since the last commit after which everything is written and committed.
     pub flush_bytes: u64,
-    /// After this long since the first uncommitted record likewise.
+    /// Time since the first uncommitted record after which everything is written and committed.
     pub flush_age: Duration,
 }
 
-/// All partitions that hold rows.
+/// All partition buffers that hold rows.
 #[derive(Debug, Default)]
 pub struct Batches {
     partitions: BTreeMap<PartitionKey, Partition>,
@@ -44,13 +44,14 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Notes that records of `bytes` arrived at `now`, also when they became no rows: their position waits for a commit.
+    /// Notes that records of `bytes` arrived at `now`. This includes records that became no rows, because their
+    /// position waits for a commit too.
     pub fn note(&mut self, bytes: usize, now: Instant) {
         self.received_bytes += bytes as u64;
         self.since.get_or_insert(now);
     }
 
-    /// Adds rows to a partition. Returns what had to make room, if its arena was full.
+    /// Adds rows to a partition buffer. If its arena was full, returns the rows that it held before.
     pub fn add(&mut self, key: PartitionKey, rows: Partition) -> Option<(PartitionKey, Partition)> {
         let held = self.partitions.entry(key.clone()).or_default();
         let before = (held.bytes(), held.len());
@@ -61,18 +62,18 @@ impl Batches {
         full.map(|partition| (key, partition))
     }
 
-    /// Bytes held in all.
+    /// Returns the bytes held in all.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether nothing is held.
+    /// Returns whether nothing is held.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.partitions.is_empty()
     }
 
-    /// Takes the largest partitions out until at most `bytes` are held.
+    /// Takes out the largest partition buffers until at most `bytes` are held.
     pub fn take_largest(&mut self, bytes: usize) -> Vec<(PartitionKey, Partition)> {
         let mut by_size: Vec<(usize, PartitionKey)> =
             self.partitions.iter().map(|(key, partition)| (partition.bytes(), key.clone())).collect();
@@ -90,7 +91,7 @@ impl Batches {
         taken
     }
 
-    /// Takes everything out; the clock and the byte count begin anew.
+    /// Takes everything out, and resets the age and the byte count.
     pub fn take_all(&mut self) -> Vec<(PartitionKey, Partition)> {
         self.bytes = 0;
         self.rows = 0;
@@ -99,20 +100,20 @@ impl Batches {
         std::mem::take(&mut self.partitions).into_iter().collect()
     }
 
-    /// Forgets the rows of a shard that belongs to another owner now.
+    /// Drops the rows of a lost shard.
     pub fn drop_shard(&mut self, shard: &ShardKey) {
         self.partitions.retain(|key, _| key.shard != *shard);
         self.bytes = self.partitions.values().map(Partition::bytes).sum();
         self.rows = self.partitions.values().map(Partition::len).sum();
     }
 
-    /// When the age limit will be reached; `None` while nothing waits.
+    /// Returns when the age limit is reached; `None` while nothing waits for a commit.
     pub fn due(&self, limits: &Limits) -> Option<Instant> {
         let thin = self.partitions.len() > FILES_MAX && self.rows < self.partitions.len() * ROWS_FLOOR;
         self.since.map(|since| since + if thin { limits.flush_age * STRETCH } else { limits.flush_age })
     }
 
-    /// Whether the byte limit is reached.
+    /// Returns whether the byte limit is reached.
     pub fn is_due(&self, limits: &Limits) -> bool {
         self.received_bytes >= limits.flush_bytes
     }

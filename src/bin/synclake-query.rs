@@ -1,4 +1,4 @@
-//! `synclake-query`: parse, check, run.
+//! `synclake-query`: parses the command line, checks it and runs SQL.
 
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Read-only SQL over a lake.
+/// Run read-only SQL over a lake.
 #[derive(Debug, Parser)]
 #[command(
     name = "synclake-query",
@@ -37,41 +37,41 @@ Without -c, -f or a terminal, SQL is read from standard input. Everything is rea
 Exit codes: 0 done, 1 failed, 2 usage."
 )]
 struct Cli {
-    /// s3://bucket/prefix, or a folder.
+    /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     lake: Option<String>,
-    /// Run this SQL and leave; may be given more than once.
+    /// Run this SQL and exit; may be repeated.
     #[arg(short, long = "command", value_name = "SQL", allow_hyphen_values = true)]
     command: Vec<String>,
-    /// Run this file and leave; may be given more than once.
+    /// Run this file and exit; may be repeated.
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
-    /// See only what the server had seen by the end of this day (UTC): YYYY-MM-DD, yesterday or today.
+    /// Query only what the server had seen by the end of this day (UTC): YYYY-MM-DD, yesterday or today.
     #[arg(long, value_name = "DATE", value_parser = synclake::extract::parse_date)]
     as_of: Option<chrono::NaiveDate>,
     /// Format of results [default: table].
     #[arg(long, value_enum, env = "SYNCLAKE_FORMAT")]
     format: Option<Format>,
-    /// Write the result to this file, which appears whole or not at all; - is standard output.
+    /// Write the result to this file, complete or not at all; - is standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Show control characters as they are.
+    /// Print control characters unescaped.
     #[arg(long)]
     raw: bool,
-    /// In CSV, put a ' before text that a spreadsheet would take for a formula.
+    /// In CSV, put a ' before text that a spreadsheet would treat as a formula.
     #[arg(long)]
     guard_formulas: bool,
-    /// Tell how long each statement took.
+    /// Print the time of each statement.
     #[arg(long)]
     timing: bool,
-    /// Tell nothing on stderr but errors.
+    /// Suppress all output on stderr except errors.
     #[arg(long, short)]
     quiet: bool,
-    /// Bytes that sorts and joins may take before they spill to disk, below TMPDIR [default: a quarter of this
-    /// machine's memory].
+    /// Limit the memory of sorts and joins; beyond it they spill to disk, in TMPDIR [default: a quarter of this
+    /// machine's or container's memory, at least 1GiB].
     #[arg(long, env = "SYNCLAKE_QUERY_MEMORY", value_name = "SIZE", value_parser = config::parse_bytes)]
     memory: Option<u64>,
-    /// Settings file.
+    /// Read settings from this file.
     #[arg(long, env = "SYNCLAKE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// AWS region.
@@ -80,23 +80,23 @@ struct Cli {
     /// Endpoint of all AWS services.
     #[arg(long, env = "SYNCLAKE_ENDPOINT_URL", value_name = "URL", help_heading = "AWS")]
     endpoint_url: Option<String>,
-    /// Named profile.
+    /// AWS profile.
     #[arg(long, env = "SYNCLAKE_PROFILE", value_name = "NAME", help_heading = "AWS")]
     profile: Option<String>,
 }
 
-/// Planning recurses as deep as the statement is; what the guard lets through fits in here.
+/// Stack size: planning recurses as deep as the statement, and every statement that the guard accepts fits.
 const STACK_BYTES: usize = 512 << 20;
 
 fn main() -> ExitCode {
     let (cli, matches): (Cli, ArgMatches) = terminal::parse();
-    // An outage is told, because whoever waits wants to know what for.
+    // Outages are logged, because a waiting user wants to know the reason.
     terminal::init_logs(if cli.quiet { "error" } else { "error,synclake::lake::s3=warn" });
-    // A panic inside a library becomes an error of its query; its backtrace would only bury the line that tells.
+    // A panic inside a library becomes an error of its query. A backtrace would only hide the error message.
     if std::env::var_os("RUST_BACKTRACE").is_none_or(|v| v == "0") {
         std::panic::set_hook(Box::new(|_| {}));
     }
-    // Each of the runtime's threads has such a stack, the main one and a few of the libraries' too.
+    // Each thread of the runtime has such a stack, as do the main thread and a few threads of libraries.
     let stacks = (cpu::processors() + 4) as u64 * STACK_BYTES as u64;
     if let Err(error) = terminal::check_address_space(stacks + (1 << 30)) {
         return terminal::fail(&error);
@@ -114,7 +114,7 @@ fn main() -> ExitCode {
         let interrupts = terminal::Interrupts::install(&ENDS).context("listen for signals")?;
         interrupts.set(Some(Box::new(|signal| {
             shell::remove_staged();
-            // As shells tell it.
+            // The exit code that shells use for a signal.
             std::process::exit(128 + signal);
         })));
         let result = runtime.block_on(run(&plan.opening, &texts, plan.settings));
@@ -133,16 +133,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// What ends a query that nobody may wait for any more; what it had written goes with it.
+/// Signals that end a query; its partial output is removed.
 const ENDS: [SignalKind; 3] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
 
-/// What is to be done, checked.
+/// The checked command line.
 struct Plan {
     opening: Opening,
-    /// The lake as it is shown.
+    /// Name of the lake as shown to the user.
     name: String,
     settings: Settings,
-    /// What to run; `None` for a shell.
+    /// SQL texts to run; `None` for a shell.
     texts: Option<Vec<String>>,
 }
 
@@ -176,7 +176,7 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     if let Some(bytes) = cli.memory {
         limits.memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     }
-    // In the order of the command line, which only the matches know.
+    // Only the matches know the order of the command line.
     let places = |flag| matches.indices_of(flag).into_iter().flatten();
     let mut texts: Vec<(usize, String)> = places("command").zip(cli.command).collect();
     for (place, path) in places("file").zip(&cli.file) {
@@ -188,7 +188,7 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     let mut texts: Vec<String> = texts.into_iter().map(|(_, text)| text).collect();
     if texts.is_empty() && !interactive {
         let mut text = Vec::new();
-        // One byte more than is allowed is enough to know.
+        // One byte over the limit suffices to detect a text that is too long.
         let limit = 8 * guard::TEXT_BYTES_MAX as u64 + 1;
         std::io::stdin().take(limit).read_to_end(&mut text).context("read standard input")?;
         texts.push(String::from_utf8(text).map_err(|_| anyhow::anyhow!("standard input is not UTF-8"))?);

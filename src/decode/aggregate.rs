@@ -1,11 +1,11 @@
-//! Records that the Kinesis Producer Library has put several user records into.
+//! Splits records into which the Kinesis Producer Library (KPL) has packed several user records.
 //!
 //! ```text
 //! F3 89 9A C2 | protobuf AggregatedRecord | MD5 of the protobuf, 16 bytes
 //! ```
-//! Only what carries the magic *and* the right digest *and* is that protobuf is an aggregate; everything else is a plain
-//! record, whatever it begins with. The parts of a record are committed together with its sequence number, so a position
-//! never lies inside an aggregate.
+//! A record is an aggregate only if it has the magic *and* the right digest *and* is that protobuf. Every other record
+//! is plain, whatever it starts with. The sub-records of a record are committed together with its sequence number, so a
+//! position never lies inside an aggregate.
 
 use bytes::Bytes;
 use md5::{Digest, Md5};
@@ -14,27 +14,29 @@ use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 const MAGIC: [u8; 4] = [0xf3, 0x89, 0x9a, 0xc2];
 const DIGEST_BYTES: usize = 16;
-/// An aggregate of more fields than this is taken as plain bytes: ten megabytes of nothing must not become gigabytes.
+/// An aggregate with more fields than this counts as a plain record: ten megabytes of empty fields must not become
+/// gigabytes.
 const FIELDS_MAX: usize = 200_000;
-/// Nor has it more than a few fields and one for so many bytes: an event has more than a hundred.
+/// An aggregate may have `FIELDS_FREE` fields, plus one for every so many bytes: an event has more than a hundred
+/// bytes.
 const FIELD_BYTES: usize = 16;
 const FIELDS_FREE: usize = 16;
 
-/// Most fields of an aggregate of that many bytes.
+/// Returns the most fields that an aggregate of this many bytes may have.
 pub fn fields_max(bytes: usize) -> usize {
     (FIELDS_FREE + bytes / FIELD_BYTES).min(FIELDS_MAX)
 }
 
-/// One user record.
+/// A user record: a plain record, or a sub-record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Its number inside the aggregate, from 0; `None` for a plain record.
+    /// Index inside the aggregate, from 0; `None` for a plain record.
     pub sub_sequence: Option<i64>,
-    /// The payload, untouched.
+    /// Payload, unchanged.
     pub bytes: Bytes,
 }
 
-/// The user records in a record: itself, or those that were put into it; none for an aggregate of none.
+/// Returns the user records of a record: itself, or its sub-records. An empty aggregate has none.
 pub fn parts(record: &Bytes) -> impl Iterator<Item = Part> {
     let aggregate = aggregate(record);
     let plain = aggregate.is_none().then(|| Part { sub_sequence: None, bytes: record.clone() });
@@ -73,7 +75,7 @@ fn aggregate(record: &Bytes) -> Option<Aggregate> {
     Aggregate::decode(body).ok()
 }
 
-/// How many fields a message has, without keeping any.
+/// Counts the fields of a message without keeping any.
 fn count(body: &Bytes) -> Option<usize> {
     let mut rest = body.clone();
     let mut fields = 0;
@@ -85,7 +87,7 @@ fn count(body: &Bytes) -> Option<usize> {
     Some(fields)
 }
 
-/// An aggregate of these parts, for tests and for made-up streams.
+/// Builds an aggregate of these parts, for tests and simulated streams.
 pub fn pack(parts: &[&[u8]]) -> Vec<u8> {
     let records = parts.iter().map(|part| UserRecord { partition_key: 0, data: Bytes::copy_from_slice(part) });
     let body = Aggregate { partition_keys: vec!["k".to_owned()], hash_keys: Vec::new(), records: records.collect() };
@@ -108,7 +110,7 @@ mod tests {
         let expected = [(Some(0), b"one".to_vec()), (Some(1), vec![]), (Some(2), b"three".to_vec())];
         assert_eq!(opened(&packed), expected);
         assert_eq!(opened(&pack(&[])), []);
-        // What the library itself writes: partition key table, then records with their index.
+        // An aggregate as the KPL writes it: the partition key table, then records that refer to it by index.
         let body = b"\x0a\x01a\x1a\x08\x08\x00\x1a\x04data";
         let by_library = [&MAGIC[..], body, Md5::digest(body).as_slice()].concat();
         assert_eq!(opened(&by_library), [(Some(0), b"data".to_vec())]);

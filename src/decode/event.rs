@@ -1,7 +1,7 @@
-//! The wire form of an event: what the JSON says, before anybody asks whether it makes sense.
+//! The wire form of an event: what the JSON says, before the checks of its meaning.
 //!
-//! Field names are an enum, so that a field is recognised without allocating; a field outside the contract is kept as
-//! the text it came in. Duplicates of a contract field are refused: which of the two the sender meant is a guess.
+//! Field names are matched without allocating. Fields outside the contract are kept as their JSON text. Duplicates of a
+//! contract field are rejected, because nobody can know which of the two the sender meant.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,29 +12,29 @@ use serde_json::value::RawValue;
 /// Fields outside the contract: name and JSON text.
 pub type Extra<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
 
-/// Marks an error of ours among serde_json's, with the reason that it stands for.
+/// Prefix of our errors among those of serde_json, for a duplicate field.
 pub const DUPLICATE: &str = "duplicate field";
-/// Likewise, for a value of the wrong kind.
+/// Prefix for a value of the wrong kind.
 pub const INVALID: &str = "invalid field";
-/// Likewise, for a record without a key.
+/// Prefix for a record without a key.
 pub const MISSING: &str = "missing field";
-/// Likewise, for more records than [`RECORDS_MAX`].
+/// Prefix for more records than [`RECORDS_MAX`].
 pub const TOO_MANY: &str = "too many records";
 
-/// Most records of one event: a hundred times what the service lets a dataset hold. A record is larger in memory than on the
-/// wire, so ten megabytes of the smallest must not become hundreds.
+/// Most records of one event: a hundred times what the service allows in a dataset. A record is larger in memory than
+/// on the wire, so ten megabytes of the smallest records must not become hundreds.
 pub const RECORDS_MAX: usize = 100_000;
 
-/// An event as it is on the wire.
+/// An event as on the wire.
 #[derive(Debug, Default)]
 pub struct WireEvent<'a> {
     /// `identityPoolId`.
     pub identity_pool_id: Option<Cow<'a, str>>,
     /// `identityId`.
     pub identity_id: Option<Cow<'a, str>>,
-    /// `dataSetName`, as the documents spell it.
+    /// `dataSetName`, the spelling of the documentation.
     pub data_set_name: Option<Cow<'a, str>>,
-    /// `datasetName`, as consumers of the real stream bind it.
+    /// `datasetName`, the spelling to which consumers of the real stream bind.
     pub dataset_name: Option<Cow<'a, str>>,
     /// `operation`.
     pub operation: Option<Cow<'a, str>>,
@@ -48,11 +48,11 @@ pub struct WireEvent<'a> {
     pub payload_type: Option<Cow<'a, str>>,
     /// `syncCount`.
     pub sync_count: Option<i64>,
-    /// Everything else.
+    /// Fields outside the contract.
     pub extra: Extra<'a>,
 }
 
-/// One change of one key, as it is on the wire.
+/// One change of one key, as on the wire.
 #[derive(Debug, Default)]
 pub struct WireRecord<'a> {
     /// `key`.
@@ -63,11 +63,11 @@ pub struct WireRecord<'a> {
     pub sync_count: Option<i64>,
     /// `lastModifiedDate`, in epoch milliseconds.
     pub last_modified_date: Option<i64>,
-    /// `deviceLastModifiedDate`, as it came: the client's clock may say anything.
+    /// `deviceLastModifiedDate`, unparsed: the client's clock may say anything.
     pub device_last_modified_date: Option<&'a RawValue>,
     /// `op`.
     pub op: Option<Cow<'a, str>>,
-    /// Everything else.
+    /// Fields outside the contract.
     pub extra: Extra<'a>,
 }
 
@@ -92,7 +92,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Records<'a> {
                     if records.len() == RECORDS_MAX {
                         return Err(de::Error::custom(format_args!("{TOO_MANY}, more than {RECORDS_MAX}")));
                     }
-                    // Checked here, so that `{}` a million times is never held: every record has cost eleven bytes.
+                    // Checked here, so that a million `{}` are never held: every record that is held has taken eleven
+                    // bytes of input.
                     if record.key.is_none() {
                         let number = records.len();
                         return Err(de::Error::custom(format_args!("{MISSING} kinesisSyncRecords[{number}].key")));
@@ -106,7 +107,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Records<'a> {
     }
 }
 
-/// A string that borrows from the input whenever it holds no escape.
+/// A string that borrows from the input if it contains no escape.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Text<'de> {
@@ -128,7 +129,7 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// An integer of 64 bits.
+/// A 64-bit integer.
 struct Integer(i64);
 
 impl<'de> Deserialize<'de> for Integer {
@@ -149,12 +150,12 @@ impl<'de> Deserialize<'de> for Integer {
                 Err(not_text(&self))
             }
         }
-        // Asked for an integer, the parser would quote a string whole in its error.
+        // `deserialize_i64` would quote a whole string in its error.
         deserializer.deserialize_any(IntegerVisitor)
     }
 }
 
-/// The error for a string where there should be none. serde's own quotes the whole of it.
+/// Returns the error for an unexpected string. serde's own error quotes the whole string.
 fn not_text<E: de::Error>(expected: &dyn de::Expected) -> E {
     E::invalid_type(Unexpected::Other("string"), expected)
 }
@@ -169,7 +170,7 @@ fn set<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
         return Err(de::Error::custom(format_args!("{DUPLICATE} `{name}`")));
     }
     *seen |= 1 << bit;
-    // The name is put in front here, because serde_json's own message tells only the type.
+    // The field name is added here, because serde_json's own message contains only the type.
     map.next_value().map_err(|e| match e.to_string() {
         message if message.starts_with("invalid type") || message.starts_with("invalid value") => {
             de::Error::custom(format_args!("{INVALID} `{name}`: {message}"))

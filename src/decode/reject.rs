@@ -1,52 +1,53 @@
-//! Why a record could not be decoded: a fixed list, which users filter by and dashboards count by.
+//! Reasons for decode errors: a fixed list that users filter by and dashboards count by.
 
 use std::fmt;
 
 use crate::redact::redact;
 
-/// The reason in the quarantine's column of that name.
+/// The reason of a decode error, as in the column `reason` of the quarantine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
-    /// No bytes, or white space only.
+    /// No bytes, or only white space.
     Empty,
-    /// The bytes are not UTF-8.
+    /// Bytes that are not UTF-8.
     NotUtf8,
-    /// The text is not one JSON value.
+    /// Text that is not one JSON value.
     NotJson,
-    /// It is JSON, and not an object.
+    /// JSON that is not an object.
     NotAnObject,
-    /// A field of the contract is there twice.
+    /// A contract field that occurs twice.
     DuplicateField,
-    /// A field has another type or a value out of range.
+    /// A field with the wrong type or a value out of range.
     InvalidField,
-    /// A field that the row cannot do without is missing or null.
+    /// A required field that is missing or null.
     MissingField,
-    /// `dataSetName` and `datasetName` differ.
+    /// `dataSetName` and `datasetName` that differ.
     ConflictingDatasetName,
-    /// A pool or identity id does not match the service's own pattern.
+    /// A pool or identity id that does not match the service's own pattern.
     InvalidId,
-    /// `payloadType` and what is populated contradict each other.
+    /// `payloadType` contradicts the fields that are populated.
     ContradictoryPayload,
-    /// The contents lie behind a URL that was not fetched.
+    /// Contents behind a URL that was not fetched.
     PayloadNotFetched,
-    /// The URL may not be fetched: another scheme, another host, an inner address, a redirect.
+    /// A URL that may not be fetched: another scheme, another host, a private address, a redirect.
     PayloadRefused,
-    /// Nothing is behind the URL any more (403, 404, …).
+    /// A URL with nothing behind it any more (403, 404, …).
     PayloadGone,
-    /// The contents are larger than the limit, or unpack to more.
+    /// Contents that are larger than the limit, or decompress to more.
     PayloadTooLarge,
-    /// What is behind the URL are not an event's contents.
+    /// A URL behind which there are no contents of an event.
     PayloadInvalid,
-    /// The contents could not be fetched for as long as it was tried.
+    /// Contents that could not be fetched within the retry time.
     PayloadUnavailable,
-    /// The record is longer than this program holds in memory.
+    /// A record that is longer than this program holds in memory.
     TooLong,
-    /// It would become far more than its bytes: too many records or days, or a long text of the event in too many rows.
+    /// A record that would expand far beyond its bytes: too many records or days, or a long text of the event in too
+    /// many rows.
     ExpandsTooMuch,
 }
 
 impl Reason {
-    /// All of them, for documentation and tests.
+    /// All reasons, for documentation and tests.
     pub const ALL: [Reason; 18] = [
         Self::Empty,
         Self::NotUtf8,
@@ -68,12 +69,12 @@ impl Reason {
         Self::ExpandsTooMuch,
     ];
 
-    /// The reason of that name.
+    /// Returns the reason with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == name)
     }
 
-    /// The value in the column.
+    /// Returns the value in the column.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Empty => "empty",
@@ -104,12 +105,12 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A reason, and what exactly was found.
+/// A decode error: the reason, and what exactly was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reject {
-    /// Which kind.
+    /// Kind of error.
     pub reason: Reason,
-    /// One line for a human; never holds a secret.
+    /// One line for a human; never contains a secret.
     pub detail: String,
 }
 
@@ -117,17 +118,18 @@ pub struct Reject {
 const DETAIL_BYTES_MAX: usize = 512;
 
 impl Reject {
-    /// A reject of that kind. The detail is shortened, and cleared of secrets: nobody else needs to.
+    /// Creates a decode error. Shortens the detail and redacts its secrets, so callers need not.
     pub fn new(reason: Reason, detail: impl AsRef<str>) -> Self {
         let detail = detail.as_ref();
-        // Shortened first: then what a parser quotes of a record costs nothing, and no secret loses what it is known by.
+        // Shortening comes first: then a long quote of a parser costs nothing, and every secret that remains still has
+        // the name by which it is found.
         let short = &detail[..detail.floor_char_boundary(DETAIL_BYTES_MAX)];
         let end = if short.len() < detail.len() { "…" } else { "" };
         Self { reason, detail: redact(short) + end }
     }
 }
 
-/// A text of a record as a detail shows it: its beginning, in quotes.
+/// Returns a text of a record as a detail shows it: its beginning, in quotes.
 pub(super) fn shown(text: &str) -> String {
     let short: String = text.chars().take(80).collect();
     if short.len() < text.len() { format!("{short:?}… ({} bytes)", text.len()) } else { format!("{short:?}") }

@@ -1,16 +1,18 @@
-//! From the wire form to rows: the checks, and what each reading of the contract means.
+//! Checks an event and turns its wire form into rows.
 //!
-//! | `payloadType` | records | URL | becomes |
+//! | `payloadType` | records | URL | result |
 //! |---|---|---|---|
-//! | Inline or absent | one or more | none | a row each |
-//! | Inline or absent | `[]` | none | one row with a null key: a dataset tombstone for `remove`, else a marker |
-//! | Inline or absent | null or absent | none | `remove`: a dataset tombstone; unknown operation: a marker; else contradictory |
-//! | S3Url or absent | none or `[]` | yes | payload_not_fetched |
+//! | not S3Url | one or more | none | a row each |
+//! | not S3Url | `[]` | none | one row with a null key: a dataset tombstone for `remove`, else a marker |
+//! | not S3Url | null, absent | none | `remove`: a dataset tombstone; `replace`: contradictory; unknown: a marker |
+//! | not Inline | none or `[]` | yes | payload_not_fetched |
 //! | anything else | | | contradictory |
 //!
-//! # What a record costs
-//! **Invariant: what becomes of a record is bounded by its bytes.** A text of the event is held once, however many rows
-//! share it; and where rows, days or copies of such a text would be too many, the record is refused
+//! Without an `operation`, a row with a null key is rejected (missing_field). An unknown `payloadType` is flagged.
+//!
+//! # Cost of a record
+//! **Invariant: the size of the decoded rows is bounded by the bytes of the record.** A text of the event is held once,
+//! however many rows share it. A record with too many rows, days or copies of such a text is rejected
 //! ([`Reason::ExpandsTooMuch`]) before any of them is made. Each text has a limit far above the service's own.
 
 use std::borrow::Cow;
@@ -24,19 +26,19 @@ use super::event::{DUPLICATE, Extra, MISSING, Records, TOO_MANY, WireEvent, Wire
 use super::reject::{Reason, Reject, shown};
 use crate::redact::{self, redact_payload, redact_url};
 
-/// The value of `op` and `operation` that removes.
+/// Value of `op` and `operation` that removes.
 pub const REMOVE: &str = "remove";
-/// The value of `op` and `operation` that sets.
+/// Value of `op` and `operation` that sets.
 pub const REPLACE: &str = "replace";
 
 /// 9999-12-31T23:59:59.999Z, the last instant that every reader of the lake can show.
 const MS_MAX: i64 = 253_402_300_799_999;
 /// 0001-01-01T00:00:00Z.
 const MS_MIN: i64 = -62_135_596_800_000;
-/// 2200-01-01T00:00:00Z: no server's clock is that wrong, and every reader can show it in nanoseconds.
+/// 2200-01-01T00:00:00Z: no server's clock is that wrong, and every reader can show this time in nanoseconds.
 const SERVER_MS_END: i64 = 7_258_118_400_000;
 
-/// Longest dataset name, in bytes. The service's limit is 128 characters, and 184 after identities were merged.
+/// Longest dataset name, in bytes. The service's limit is 128 characters, and 184 after a merge of identities.
 const NAME_BYTES_MAX: usize = 1 << 10;
 /// Longest `operation` or `op`, in bytes. The service writes `replace` and `remove`.
 const OPERATION_BYTES_MAX: usize = 1 << 10;
@@ -44,59 +46,59 @@ const OPERATION_BYTES_MAX: usize = 1 << 10;
 const KEY_BYTES_MAX: usize = 64 << 10;
 /// Longest value, in bytes. The service's limit is 1,048,575 characters.
 const VALUE_BYTES_MAX: usize = 16 << 20;
-/// Most UTC days that the rows of one event may lie in, because each becomes a file: twice the records that the service
-/// lets a dataset hold.
+/// Most UTC days that the rows of one event may span, because each day becomes a file: twice the records that the
+/// service allows in a dataset.
 const DAYS_MAX: usize = 2_048;
-/// A text of the event may stand in so many rows that together they are this many times the record's bytes,
+/// The texts of an event, repeated in all its rows, may have this many times the bytes of the record,
 const REPEATED_FACTOR: usize = 16;
-/// and this many bytes in any case.
+/// plus this many bytes.
 const REPEATED_BYTES: usize = 64 << 10;
 
-/// A decoded event; all text borrows from the record where it can.
+/// A decoded event. Texts borrow from the record where possible.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event<'a> {
     /// `us-east-1:…`, checked.
     pub identity_pool_id: Cow<'a, str>,
     /// `us-east-1:…`, checked.
     pub identity_id: Cow<'a, str>,
-    /// Any text but the empty one; it names nothing on disk.
+    /// Any text except the empty one; not used in any path.
     pub dataset_name: Cow<'a, str>,
-    /// As it came.
+    /// As received.
     pub operation: Option<Cow<'a, str>>,
-    /// The event's own count.
+    /// Sync count of the event itself.
     pub sync_count: Option<i64>,
-    /// The event's own date, µs since the epoch.
+    /// Date of the event itself, µs since the epoch.
     pub last_modified_date: Option<i64>,
-    /// Its unknown fields, as members of a JSON object, secrets cut.
+    /// Unknown fields of the event, as members of a JSON object, redacted.
     pub extra: Option<Arc<str>>,
-    /// At least one.
+    /// At least one row.
     pub rows: Vec<Row<'a>>,
 }
 
-/// One change of one key, or (null key) of the dataset as a whole.
+/// One change of one key, or (with a null key) of the dataset as a whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row<'a> {
     /// Null for a tombstone or marker of the dataset.
     pub key: Option<Cow<'a, str>>,
-    /// `""` and null are two things.
+    /// `""` differs from null.
     pub value: Option<Cow<'a, str>>,
-    /// As it came; `None` stands for the event's operation.
+    /// As received; `None` stands for the event's operation.
     pub op: Option<Cow<'a, str>>,
-    /// Own count, else the event's.
+    /// Count of the record, else of the event.
     pub sync_count: i64,
-    /// Server date in µs since the epoch: own, else the event's.
+    /// Server date of the record, else of the event, µs since the epoch.
     pub last_modified_date: i64,
-    /// Client date in µs since the epoch; null if absent or not representable (then its text is in `extra`).
+    /// Client date in µs since the epoch; `None` if absent or not representable (then `extra` holds its text).
     pub device_last_modified_date: Option<i64>,
     /// Position in the event.
     pub record_index: i32,
-    /// What is odd about it.
+    /// Anomalies of the row.
     pub flags: Flags,
-    /// The record's unknown fields, as members of a JSON object, secrets cut.
+    /// Unknown fields of the record, as members of a JSON object, redacted.
     pub extra: Option<String>,
 }
 
-/// What is odd about a row, though it was accepted.
+/// Anomalies of an accepted row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Flags(u8);
 
@@ -112,8 +114,8 @@ impl Flags {
     }
 }
 
-/// Writes the column `extra`: `{"record":{…},"event":{…},"flags":[…]}` with only the parts that hold something; returns
-/// `false` when none does.
+/// Writes the column `extra`: `{"record":{…},"event":{…},"flags":[…]}`, only with the parts that are not empty. Returns
+/// `false` if all parts are empty.
 pub fn write_extra(out: &mut String, record: Option<&str>, event: Option<&str>, flags: Flags) -> bool {
     let mut separator = "{";
     for (name, members) in [("record", record), ("event", event)] {
@@ -140,18 +142,18 @@ pub fn write_extra(out: &mut String, record: Option<&str>, event: Option<&str>, 
 }
 
 impl<'a> Event<'a> {
-    /// What a row did: its own `op`, or the event's operation.
+    /// Returns the operation of a row: its own `op`, or the event's operation.
     pub fn op<'b>(&'b self, row: &'b Row<'_>) -> Option<&'b str> {
         row.op.as_deref().or(self.operation.as_deref())
     }
 
-    /// The column `extra` of a row.
+    /// Returns the column `extra` of a row.
     pub fn extra(&self, row: &Row<'_>) -> Option<String> {
         let mut text = String::new();
         write_extra(&mut text, row.extra.as_deref(), self.extra.as_deref(), row.flags).then_some(text)
     }
 
-    /// Its rows, those of one UTC day together: each day is a partition.
+    /// Returns the rows sorted by UTC day, because each day is a partition.
     pub fn rows_by_day(&self) -> Vec<&Row<'a>> {
         let mut rows: Vec<&Row<'a>> = self.rows.iter().collect();
         rows.sort_by_key(|row| row.day());
@@ -160,12 +162,12 @@ impl<'a> Event<'a> {
 }
 
 impl Row<'_> {
-    /// Days since the epoch, of the server date.
+    /// Returns the server date in days since the epoch.
     pub fn day(&self) -> i64 {
         self.last_modified_date.div_euclid(86_400_000_000)
     }
 
-    /// The UTC day of the server date.
+    /// Returns the UTC day of the server date.
     pub fn event_date(&self) -> NaiveDate {
         DateTime::from_timestamp_micros(self.last_modified_date).unwrap_or_default().date_naive()
     }
@@ -174,12 +176,12 @@ impl Row<'_> {
 /// Decodes one record.
 ///
 /// # Errors
-/// A [`Reject`] for everything that does not become at least one row. Never panics, whatever the bytes.
+/// A [`Reject`] for every record that does not become at least one row. Never panics, whatever the bytes.
 pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Reject> {
     decode_with(bytes, None)
 }
 
-/// As [`decode`], with what was found behind the event's URL.
+/// Decodes one record like [`decode`], with the contents behind the event's URL.
 ///
 /// # Errors
 /// As [`decode`].
@@ -187,14 +189,14 @@ pub fn decode_with<'a>(bytes: &'a [u8], payload: Option<&'a [u8]>) -> Result<Eve
     check(wire_event(bytes)?, bytes.len(), payload)
 }
 
-/// The end of the field's name, with its quote.
+/// End of the field's name, with its quote.
 const URL_FIELD: &[u8] = b"kinesisSyncRecordsURL\"";
 
-/// The URL behind which an event's contents lie; `None` for every record that is complete, or no event at all.
+/// Returns the URL that holds an event's contents; `None` for a record that is complete or is no event.
 pub fn payload_url(bytes: &[u8]) -> Option<String> {
-    // Most records are told by a look: the field is not there, under no spelling, or null.
+    // A byte search decides most records: the field is absent in every spelling, or null.
     let named = memchr::memmem::find(bytes, URL_FIELD);
-    // Without an escape there is no other spelling.
+    // Without an escape, the name has only one spelling.
     let hidden = || memchr::memmem::find(bytes, b"\\u00").is_some() && redact::names_records_url(bytes);
     let null = named.is_some_and(|at| {
         let mut rest = bytes[at + URL_FIELD.len()..].iter().copied().filter(|b| !b.is_ascii_whitespace());
@@ -227,7 +229,7 @@ fn wire_event(bytes: &[u8]) -> Result<WireEvent<'_>, Reject> {
     serde_json::from_str(trimmed).map_err(|e| reject_of(&e, None))
 }
 
-/// The records behind an event's URL: a bare array of them, or the whole event again.
+/// Returns the records behind an event's URL: a bare array of records, or the whole event again.
 fn fetched_records<'a>(payload: &'a [u8], envelope: &Event<'_>) -> Result<Vec<WireRecord<'a>>, Reject> {
     let invalid = |what: String| Reject::new(Reason::PayloadInvalid, format!("what its URL holds {what}"));
     let text = std::str::from_utf8(payload).map_err(|_| invalid("is not UTF-8".to_owned()))?;
@@ -254,7 +256,7 @@ fn first_char(text: &str) -> String {
     text.chars().take(1).collect()
 }
 
-/// What an error of the parser means; `of_payload` says what is wrong then with what was fetched.
+/// Converts an error of the parser. For a fetched payload, `of_payload` is the start of the detail.
 fn reject_of(error: &serde_json::Error, of_payload: Option<&str>) -> Reject {
     let detail = error.to_string();
     let is_data = error.classify() == serde_json::error::Category::Data;
@@ -318,7 +320,7 @@ fn check<'a>(wire: WireEvent<'a>, bytes: usize, payload: Option<&'a [u8]>) -> Re
     event.rows = if records.is_empty() {
         vec![row(0, WireRecord { op: wire.operation.clone(), ..Default::default() }, None, &shared)?]
     } else {
-        // In place: a row is no larger than a record, so rows take the memory of the records.
+        // Collected in place: a row is no larger than a wire record, so the rows reuse the memory of the wire records.
         let numbered = records.into_iter().enumerate();
         numbered
             .map(|(index, mut record)| {
@@ -332,7 +334,7 @@ fn check<'a>(wire: WireEvent<'a>, bytes: usize, payload: Option<&'a [u8]>) -> Re
             })
             .collect::<Result<Vec<_>, _>>()?
     };
-    // Fewer rows than that lie in no more days.
+    // With fewer rows than `DAYS_MAX` there cannot be more days.
     if event.rows.len() > DAYS_MAX {
         let days = event.rows.iter().map(Row::day).collect::<HashSet<_>>().len();
         if days > DAYS_MAX {
@@ -343,10 +345,10 @@ fn check<'a>(wire: WireEvent<'a>, bytes: usize, payload: Option<&'a [u8]>) -> Re
     Ok(event)
 }
 
-/// Refuses an event whose own texts would stand in so many rows that they outgrow the record.
+/// Rejects an event whose own texts, repeated in its rows, would outgrow the record.
 ///
-/// What each row has of its event in the table: dataset name, operation, `op` where it has none, and unknown fields. A name
-/// of 128 characters in rows of 12 bytes, the shortest there are, still fits.
+/// In the table, each row repeats from its event the dataset name, the operation, `op` if it has none of its own, and
+/// the unknown fields. A name of 128 characters still fits rows of 12 bytes, the shortest possible.
 fn repeated(event: &Event<'_>, rows: usize, bytes: usize) -> Result<(), Reject> {
     let operation = event.operation.as_deref().map_or(0, str::len);
     let text = event.dataset_name.len() + 2 * operation + event.extra.as_deref().map_or(0, str::len);
@@ -390,7 +392,7 @@ fn inline_records<'a>(
     }
 }
 
-/// What the rows of an event have in common.
+/// Values that the rows of an event share.
 struct Shared<'a> {
     operation: Option<&'a str>,
     sync_count: Option<i64>,
@@ -444,7 +446,8 @@ fn row<'a>(
     })
 }
 
-/// Unknown fields as members of a JSON object, secrets cut; `odd_device` is a client date that cannot be shown as one.
+/// Returns unknown fields as members of a JSON object, redacted. `odd_device` is a client date that cannot be
+/// represented.
 fn members(fields: &Extra<'_>, odd_device: Option<&str>) -> Option<String> {
     if fields.is_empty() && odd_device.is_none() {
         return None;
@@ -472,8 +475,8 @@ fn missing(field: &str) -> Reject {
     Reject::new(Reason::MissingField, format!("{field} is missing or null"))
 }
 
-/// `[\w-]+:[0-9a-f-]+`, at most 55 characters: the service's own pattern, which also keeps `/`, `=`, `%` and `.` out of
-/// the folder names that a pool id becomes.
+/// Checks `[\w-]+:[0-9a-f-]+` of at most 55 characters: the service's own pattern, which also keeps `/`, `=`, `%` and
+/// `.` out of the folder names made from pool ids.
 fn service_id<'a>(field: &str, id: Option<Cow<'a, str>>) -> Result<Cow<'a, str>, Reject> {
     let id = id.ok_or_else(|| missing(field))?;
     let well_formed = id.len() <= 55

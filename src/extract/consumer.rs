@@ -1,28 +1,30 @@
-//! What is new for a named consumer: every row of `sync_records` since its last success, exactly once.
+//! Deliveries to a named consumer: every row of `sync_records` since its last success, exactly once.
 //!
-//! The cursor is two transaction ids in the log of `daily_state`: `consumer/<name>`, the version of `sync_records` up to
-//! which it has everything, and `consumer/<name>/to`, the one that it is about to reach.
+//! The cursor is two transaction ids in the log of `daily_state`. `consumer/<name>` is the version of `sync_records` up
+//! to which the consumer has all rows. `consumer/<name>/to` is the version that the current delivery reaches.
 //!
 //! # Exactly once
-//! 1. `…/to` is committed, with the format and a digest of the place: **what a delivery holds, and how and where it is
-//!    written, is fixed before anything is.**
-//! 2. The files are written below `consumer=<name>/versions=<from>-<to>/`, the manifest `_SUCCESS` last. Rows have one total
-//!    order, so doing it again, or twice at once, writes the same bytes under the same names.
+//! 1. `…/to` is committed, with the format and a digest of the place. **The content, format and place of a delivery are
+//!    fixed before anything is written.**
+//! 2. The files are written below `consumer=<name>/versions=<from>-<to>/`, the manifest `_SUCCESS` last. The rows have
+//!    one total order, so a repeated or concurrent delivery writes the same bytes under the same names.
 //! 3. `consumer/<name>` is committed.
 //!
-//! Killed between 1 and 3, the next run makes the same delivery again. A receiver takes the folders that have a manifest,
-//! each once by its name.
+//! If a run is killed between 1 and 3, the next run makes the same delivery again. A receiver takes the folders that
+//! have a manifest, each once by its name.
 //!
 //! # Other writers
-//! What is new are the rows that commits of new rows added ([`since`]), each once, wherever they lie by now:
+//! New rows are those that commits of new rows added ([`since`]). Each is delivered once, whichever file holds it by
+//! now:
 //!
-//! | what happened to a file of new rows before the delivery | what is delivered |
+//! | fate of a file of new rows before the delivery | delivered rows |
 //! |---|---|
-//! | nothing | the file |
-//! | it was compacted | the file as it was written; it is there until it is vacuumed |
-//! | rows of it were removed or changed | those of its rows that the table holds still, as they are now |
+//! | unchanged | the file |
+//! | compacted | the original file, which exists until vacuum |
+//! | rows of it were removed or changed | those of its rows that the table still holds, as they are now |
 //!
-//! Rows that were delivered stay delivered: their removal, change or restoration delivers nothing, and is told as `changed`.
+//! Delivered rows stay delivered. If they are later removed, changed or restored, nothing is delivered; `changed`
+//! reports it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,51 +48,51 @@ use crate::print::Format;
 use crate::query::{Limits, QueryError, reading, session};
 use crate::schema::Table;
 
-/// Rows of one file.
+/// Rows per file.
 const FILE_ROWS: usize = 250_000;
-/// Bytes of text in the rows of one file; one row more may pass it.
+/// Bytes of text in the rows of one file; the last row may exceed it.
 const FILE_TEXT_BYTES: usize = 128 << 20;
-/// The order of a delivery. It leaves nothing open: the last four are what a row is known by.
+/// The order of a delivery. It is total, because the last four columns identify a row.
 const ORDER: [&str; 7] =
     ["pool", "event_date", "arrived_at", "shard_id", "sequence_number", "sub_sequence", "record_index"];
 
-/// Files that are looked for at a time.
+/// Files whose existence is checked at a time.
 const LOOKS: usize = 16;
 
-/// What a consumer got.
+/// The result of a delivery.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 pub struct Delivery {
-    /// Its name.
+    /// Name of the consumer.
     pub consumer: String,
-    /// It had everything up to this version; `None` when it had nothing.
+    /// The version up to which the consumer had all rows before; `None` if it had none.
     pub from: Option<u64>,
-    /// It has everything up to this version now.
+    /// The version up to which the consumer has all rows now.
     pub to: u64,
     /// Rows of this delivery.
     pub rows: u64,
-    /// Its files.
+    /// Files of this delivery.
     pub files: usize,
-    /// Its manifest; `None` when nothing was new.
+    /// Place of its manifest; `None` if `sync_records` has no newer version.
     pub manifest: Option<String>,
-    /// Commits in between that removed, changed or restored rows. Nothing of that is delivered.
+    /// Commits in between that removed, changed or restored rows. These changes are not delivered.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<Change>,
 }
 
-/// Whether a name can be a consumer's.
+/// Parses the name of a consumer.
 ///
 /// # Errors
-/// One line that says what a name looks like.
+/// Returns one line that shows the format of a name.
 pub fn parse_name(name: &str) -> Result<String, String> {
     let is_name =
         (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     is_name.then(|| name.to_owned()).ok_or_else(|| format!("{name:?} is not 1 to 64 of [A-Za-z0-9_-]"))
 }
 
-/// Delivers what is new below `out`.
+/// Delivers the new rows below `out`.
 ///
 /// # Errors
-/// See [`ExtractError`]; running again makes the same delivery.
+/// See [`ExtractError`]. Running again makes the same delivery.
 pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limits) -> Result<Delivery, ExtractError> {
     let Intent { from, to } = intend(lake, name, out).await?;
     let consumer = name.to_owned();
@@ -147,7 +149,7 @@ struct Intent {
     to: u64,
 }
 
-/// Step 1: where the consumer is, and where this delivery takes it.
+/// Step 1: reads the consumer's cursor, and fixes the version that this delivery reaches.
 async fn intend(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Result<Intent, LakeError> {
     let records = Table::SyncRecords.store(lake);
     let none = || LakeError::NoLake(lake.to_string());
@@ -188,13 +190,13 @@ async fn intend(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Re
     }
 }
 
-/// Of a place, as a transaction id can hold it.
+/// Returns a digest of a place that fits into a transaction id.
 fn digest(out: &Store) -> i64 {
     let digest = Sha256::digest(out.url().to_string().as_bytes());
     digest.iter().take(7).fold(0, |value, byte| value << 8 | i64::from(*byte))
 }
 
-/// Step 3. Whoever made the same delivery at the same time may have been faster.
+/// Step 3. A concurrent run of the same delivery may already have committed it.
 async fn reach(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
     let store = Table::DailyState.store(lake);
     loop {
@@ -211,7 +213,7 @@ async fn reach(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
     }
 }
 
-/// The rows of some files of a table as it was loaded; `None` for none.
+/// Returns the rows of some files of a table as it was loaded; `None` for no files.
 async fn rows_of(
     context: &SessionContext,
     table: &DeltaTable,
@@ -220,12 +222,12 @@ async fn rows_of(
     let sorting = reading::for_sorting(&context.state());
     let Some(rows) = reading::files_of(table, &sorting, files).await? else { return Ok(None) };
     let schema = Table::SyncRecords.schema();
-    // Of two versions, one may have columns that the other lacks.
+    // Of two versions, one may have columns that the other one lacks.
     let ours: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     Ok(Some(context.read_table(rows)?.select_columns(&ours)?))
 }
 
-/// All of them together.
+/// Returns the union of the parts.
 fn together(parts: impl IntoIterator<Item = DataFrame>) -> Result<Option<DataFrame>, QueryError> {
     let mut all: Option<DataFrame> = None;
     for part in parts {
@@ -237,7 +239,7 @@ fn together(parts: impl IntoIterator<Item = DataFrame>) -> Result<Option<DataFra
     Ok(all)
 }
 
-/// The rows that are new, by the table at the top.
+/// Returns the new rows, by the table in the module documentation.
 async fn new_rows(
     name: &str,
     context: &SessionContext,
@@ -246,7 +248,7 @@ async fn new_rows(
     since: &Since,
 ) -> Result<Option<DataFrame>, ExtractError> {
     let mut there = BTreeSet::new();
-    // By the last version that lists them.
+    // Grouped by the last version that lists them.
     let mut gone: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
     for (path, file) in &since.new {
         match file.taken_out {
@@ -274,18 +276,18 @@ async fn new_rows(
     Ok(together(parts)?)
 }
 
-/// Of `heirs` the rows that are among `originals`, by what a row is known by.
+/// Returns those rows of `heirs` that are among `originals`, compared by the columns that identify a row.
 async fn only(context: &SessionContext, heirs: DataFrame, originals: DataFrame) -> Result<DataFrame, QueryError> {
     context.register_table("heirs", heirs.into_view())?;
     context.register_table("originals", originals.into_view())?;
     let sql = "SELECT h.* FROM heirs AS h LEFT SEMI JOIN originals AS o
         ON h.shard_id = o.shard_id AND h.sequence_number = o.sequence_number
         AND (h.sub_sequence IS NOT DISTINCT FROM o.sub_sequence) AND (h.record_index IS NOT DISTINCT FROM o.record_index)";
-    // (Without the parentheses DataFusion's dialect takes all that follows for the right side.)
+    // Without the parentheses, DataFusion's dialect takes everything that follows as the right-hand side.
     Ok(context.sql(sql).await?)
 }
 
-/// Makes sure that files are there which no version lists any more.
+/// Checks that files still exist that no version lists any more.
 async fn find(name: &str, store: &Store, version: u64, files: &BTreeSet<String>) -> Result<(), LakeError> {
     let mut sizes = futures::stream::iter(files)
         .map(|path| async move { store.size(path).await.map(|size| (path, size)) })
@@ -301,7 +303,7 @@ async fn find(name: &str, store: &Store, version: u64, files: &BTreeSet<String>)
     Ok(())
 }
 
-/// Step 2.
+/// Step 2: writes the files, and then the manifest.
 async fn deliver(
     rows: Option<DataFrame>,
     (out, format): (&Store, Format),
@@ -319,7 +321,7 @@ async fn deliver(
         let mut batches = frame.execute_stream().await.map_err(QueryError::from)?;
         while let Some(batch) = batches.next().await {
             let batch = conform(&schema, &batch.map_err(QueryError::from)?).map_err(encode_error)?;
-            // By the rows alone, however they come in batches: a delivery made again has the same files.
+            // Files are cut by the rows alone, not by the batches, so that a repeated delivery has the same files.
             let mut start = 0;
             for (row, bytes) in text_bytes(&batch).into_iter().enumerate() {
                 (held_rows, held_bytes) = (held_rows + 1, held_bytes + bytes);
@@ -349,7 +351,7 @@ async fn deliver(
     Ok(())
 }
 
-/// Bytes of the text in each row.
+/// Returns the bytes of the text in each row.
 fn text_bytes(batch: &RecordBatch) -> Vec<usize> {
     let mut bytes = vec![0; batch.num_rows()];
     for text in batch.columns().iter().filter_map(|column| column.as_string_opt::<i32>()) {
@@ -368,7 +370,7 @@ async fn write(
     schema: &SchemaRef,
     held: &mut Vec<RecordBatch>,
 ) -> Result<Listed, ExtractError> {
-    // One batch, so that the bytes do not depend on how the rows came.
+    // One batch, so that the bytes do not depend on the batches in which the rows came.
     let rows = concat_batches(schema, &std::mem::take(held)).map_err(encode_error)?;
     let bytes = encode(format, schema, std::slice::from_ref(&rows))?;
     let path = format!("{folder}/part-{number:05}.{}", extension(format));

@@ -1,12 +1,12 @@
-//! What late rows changed in the state of a day that was extracted before.
+//! Corrections: the effect of late rows on the state of a day that was extracted before.
 //!
 //! ```text
-//! corrections = the keys whose live row is another one than in the extract before, and those of earlier corrections:
+//! corrections = the keys whose live row differs from that in the extract before, and the keys of earlier corrections:
 //!               the row that is live now, or a `remove`
 //! ```
 //!
-//! **Invariant: any earlier extract of the day, with the corrections applied by key, is the newest.** So earlier corrections
-//! are carried on, and whoever loaded any version of the day needs only these rows.
+//! **Invariant: any earlier extract of the day, with the corrections applied by key, equals the newest extract.** So
+//! earlier corrections are carried on, and a reader that loaded any version of the day needs only these rows.
 
 use std::collections::BTreeSet;
 
@@ -17,13 +17,13 @@ use super::{ExtractError, LIVE, ORDER, rows_of};
 use crate::query::QueryError;
 use crate::schema::Table;
 
-/// All keys: what the corrections are when the extract before cannot be read. More of them than needed do no harm.
+/// Returns all keys as corrections, for an extract before that cannot be read. Superfluous corrections do no harm.
 pub(super) async fn all(context: &SessionContext) -> Result<DataFrame, ExtractError> {
     let sql = format!("SELECT {} FROM key_state WHERE key IS NOT NULL {ORDER}", correction());
     Ok(context.sql(&sql).await.map_err(QueryError::from)?)
 }
 
-/// A key's row as a correction: the live one, or a `remove`.
+/// Returns the columns of a key's row as a correction: the live row, or a `remove`.
 fn correction() -> String {
     format!(
         "'correction' AS kind, pool, identity_pool_id, identity_id, dataset_name, key,
@@ -35,7 +35,7 @@ fn correction() -> String {
 const ROW: &str = "pool, identity_id, dataset_name, key, value, op, sync_count, last_modified_date, \
                    device_last_modified_date";
 
-/// The corrections of a day whose state `context` has as `key_state`; `None` when there can be none.
+/// Returns the corrections of a day whose state is `key_state` in `context`; `None` if there can be none.
 pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option<DataFrame>, ExtractError> {
     let Some(before) = &plan.before else { return Ok(None) };
     if !before.is_as_written {
@@ -53,7 +53,7 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
     };
     register("before_state", Table::DailyState, &before.state).await?;
     register("before_corrections", Table::DailyState, &before.corrections).await?;
-    // Only datasets that unknown rows are of can have changed.
+    // Only datasets of unknown rows can have changed.
     let touched = match &before.unknown {
         Some(files) => {
             register("unknown", Table::SyncRecords, files).await?;
@@ -62,7 +62,7 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
         }
         None => "",
     };
-    // A row that both have comes twice.
+    // A row that is on both sides is counted twice.
     let sql = format!(
         "WITH both_sides AS (
             SELECT {ROW} FROM (SELECT * FROM before_state WHERE kind = 'state') AS s {touched}

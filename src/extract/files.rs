@@ -1,4 +1,4 @@
-//! The files of one extract: of the table, and elsewhere if asked for.
+//! The files of one extract: in the table and, on request, elsewhere.
 
 use std::collections::HashSet;
 
@@ -20,29 +20,29 @@ use crate::print::{Format, Printer, Style};
 use crate::query::QueryError;
 use crate::schema::Table;
 
-/// Rows of one file.
+/// Rows per file.
 const FILE_ROWS_MAX: usize = 500_000;
-/// Bytes of one file, before they are encoded.
+/// Bytes of one file, before encoding.
 const FILE_BYTES_MAX: usize = 256 << 20;
 
-/// A file of the manifest.
+/// A file of a manifest.
 #[derive(Debug, Clone, Serialize)]
 pub struct Listed {
-    /// Below the place of the extracts.
+    /// Path below the place of the extracts.
     pub path: String,
-    /// `state` or `changes` of a day; of a delivery none.
+    /// `state`, `changes` or `corrections` for an extract; `None` for a delivery.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Bytes.
+    /// Size in bytes.
     pub bytes: usize,
-    /// SHA-256 of them, in hexadecimal.
+    /// SHA-256 of the bytes, in hexadecimal.
     pub sha256: String,
 }
 
 impl Listed {
-    /// Writes a file elsewhere, and what the manifest says of it.
+    /// Writes a file elsewhere, and returns its manifest entry.
     pub(super) async fn put(
         out: &Store,
         path: String,
@@ -56,21 +56,21 @@ impl Listed {
     }
 }
 
-/// Writes the rows of one day.
+/// The writer of one day's rows.
 pub(super) struct Writer<'a> {
     table: Store,
     out: Option<(&'a Store, Format)>,
     date: NaiveDate,
-    /// In every file name: what two runs write never collides.
+    /// Part of every file name, so that files of two runs never collide.
     token: String,
     pool: String,
     held: Vec<RecordBatch>,
     held_rows: usize,
     schema: SchemaRef,
     held_bytes: usize,
-    /// Written, for the table's commit.
+    /// Written files of the table, for its commit.
     pub(super) files: Vec<Add>,
-    /// Written elsewhere, for the manifest.
+    /// Files written elsewhere, for the manifest.
     pub(super) listed: Vec<Listed>,
 }
 
@@ -91,8 +91,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes rows that come sorted by pool; how many there were. What is `removed` is for the next day alone, and goes
-    /// into the table only.
+    /// Writes rows, which must be sorted by pool, and returns their number. Rows of kind `removed` go into the table
+    /// only, because they are for the next day alone.
     pub(super) async fn take(&mut self, kind: &'static str, frame: DataFrame) -> Result<u64, ExtractError> {
         let mut rows = 0;
         let mut batches = frame.execute_stream().await.map_err(QueryError::from)?;
@@ -127,7 +127,7 @@ impl<'a> Writer<'a> {
     }
 
     fn stored_columns(&self, batch: &RecordBatch) -> Result<RecordBatch, ExtractError> {
-        // The changes of a day have no place in the order: nothing is told from them.
+        // Changes and corrections lack the columns of the order, because nothing is computed from them.
         let columns = self.schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
             Some(column) => cast(column, field.data_type()).map_err(encode_error),
             None => Ok(new_null_array(field.data_type(), batch.num_rows())),
@@ -167,11 +167,11 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Publishes the files elsewhere by a manifest, which is `about` and the list of them, and then deletes those of the run
-    /// before, as far as that can be done: the day is done.
+    /// Publishes the files elsewhere by a manifest (`about` and the list of files), and then deletes the files of the
+    /// run before. A failed deletion is no error, because the day is done.
     ///
-    /// **Only what the manifest that this one replaces has listed is deleted, and what no manifest has listed for a day**: the
-    /// files of another run at this moment are not ours to judge.
+    /// **It deletes only files that the replaced manifest listed, and part files older than a day that this manifest
+    /// does not list**: newer files may belong to a concurrent run.
     pub(super) async fn publish(&self, mut about: serde_json::Value) -> Result<Option<String>, ExtractError> {
         let Some((out, format)) = self.out else { return Ok(None) };
         let folder = format!("extract_date={}", self.date);
@@ -213,7 +213,7 @@ pub(super) fn extension(format: Format) -> &'static str {
     }
 }
 
-/// Batches as a file of that format.
+/// Encodes batches as a file of that format.
 pub(super) fn encode(format: Format, schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Bytes, ExtractError> {
     if format == Format::Parquet {
         return encode_batches(schema.clone(), batches).map_err(encode_error);

@@ -1,17 +1,16 @@
-//! What a day is computed from: the newest extract of an earlier day, and the files of `sync_records` that it does not
-//! cover.
+//! The plan of a day: the newest extract of an earlier day, and the files of `sync_records` that it does not cover.
 //!
 //! ```text
-//! base    the extract of day B < D, which knew version c of sync_records
+//! base    the extract of day B < D, which covers version c of sync_records
 //! tail    the files of the days after B and up to D, and those of days up to B that were added after c (late rows)
 //! day D = latest(base ∪ tail)
 //! ```
-//! **Invariant: base and tail together hold every row up to the end of day D that the newest version holds, and no other.**
-//! A file lies in one day, so whole files are chosen, by the log alone. An extract is no base when another writer has
-//! removed or changed rows that it was computed from, or rows of the extract itself.
+//! **Invariant: base and tail together hold every row up to the end of day D that the newest version holds, and no
+//! other.** A file holds rows of one day only, so whole files are chosen, by the log alone. An extract is no base if
+//! another writer removed or changed rows that it was computed from, or rows of the extract itself.
 //!
-//! What kind of rows a file of an extract holds is told by its statistics, and in the end by the rows: whoever compacts the
-//! table gives files other names, and mixes the kinds.
+//! The statistics of an extract's file tell which kinds of rows it may hold; the rows themselves decide. A compaction
+//! of the table renames files and mixes the kinds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,70 +28,73 @@ use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 use crate::source::files;
 
-/// Transaction id, in the log of `daily_state`, of the version of `sync_records` that a day's extract knew.
+/// Returns the transaction id, in the log of `daily_state`, of the version of `sync_records` that a day's extract
+/// covers.
 pub fn covers_id(date: NaiveDate) -> String {
     format!("extract/{date}")
 }
 
-/// Transaction id of the version of `daily_state` that a day's extract is.
+/// Returns the transaction id of the version of `daily_state` that committed a day's extract.
 pub fn extracted_id(date: NaiveDate) -> String {
     format!("extracted/{date}")
 }
 
-/// Transaction id of a day whose extract was found to hold less than this version of `sync_records` does.
+/// Returns the transaction id of the version of `sync_records` at which a day's extract was found to hold other rows
+/// than `sync_records`.
 pub fn stale_id(date: NaiveDate) -> String {
     format!("stale/{date}")
 }
 
-/// How far a shard was read when a day was extracted.
+/// The watermark of a shard when a day was extracted.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 pub struct ShardMark {
     /// `<stream>.<shard>`.
     pub shard: String,
-    /// Everything that arrived before this was read, in milliseconds since the epoch; `None` at the end of a shard.
+    /// The watermark, in milliseconds since the epoch: everything that arrived before it was read. `None` at the end of
+    /// a shard.
     pub read_to_ms: Option<i64>,
-    /// Whether that is the end of the day or later.
+    /// Whether the watermark is the end of the day or later.
     pub is_complete: bool,
 }
 
 /// The extract of a day that is about to be replaced.
 pub struct Before {
-    /// Whether it holds the rows that it was written with: of another one, nothing is told from what it lacks.
+    /// Whether it still holds the rows that it was written with. If not, its missing rows prove nothing.
     pub is_as_written: bool,
     /// Files that may hold its live keys.
     pub state: BTreeSet<String>,
     /// Files that may hold its corrections.
     pub corrections: BTreeSet<String>,
-    /// Files of `sync_records`, of days up to this one, that may hold rows which it did not know; `None` when they do not tell
-    /// all that changed.
+    /// Files of `sync_records`, of days up to this one, that may hold rows unknown to the extract. `None` if they do
+    /// not cover all changes.
     pub unknown: Option<BTreeSet<String>>,
 }
 
-/// What a day is computed from.
+/// The inputs of a day's extract.
 pub struct Plan {
     /// The day.
     pub date: NaiveDate,
     /// `sync_records` as it was loaded.
     pub records: DeltaTable,
-    /// Its version.
+    /// The version of `sync_records`.
     pub version: u64,
     /// `daily_state` as it was loaded.
     pub daily: DeltaTable,
     /// The day of the extract that this one builds on.
     pub base: Option<NaiveDate>,
-    /// The files of that extract that may hold its state.
+    /// The files of the base that may hold its state.
     pub base_files: BTreeSet<String>,
     /// The rows and the bytes of each of those files.
     pub base_sizes: Vec<(u64, u64)>,
     /// The extract of this day that this one replaces.
     pub before: Option<Before>,
-    /// The files of `sync_records` that it does not cover.
+    /// The files of `sync_records` that the base does not cover.
     pub tail: Vec<Living>,
-    /// Rows of days that were extracted before, which came after that, by day.
+    /// Rows of days up to the base's day that were added after the base was extracted, by day.
     pub late: BTreeMap<NaiveDate, u64>,
-    /// Extracted days that hold less than `sync_records` does now, oldest first.
+    /// Extracted days that hold other rows than `sync_records` does now, oldest first.
     pub stale: Vec<NaiveDate>,
-    /// How far each shard was read.
+    /// The watermark of each shard.
     pub shards: Vec<ShardMark>,
 }
 
@@ -100,26 +102,26 @@ impl Plan {
     /// Plans the extract of a day.
     ///
     /// # Errors
-    /// There is no lake, or it cannot be read.
+    /// Fails if there is no lake, or if the lake cannot be read.
     pub async fn new(lake: &Store, date: NaiveDate) -> Result<Self, LakeError> {
         if !Table::SyncRecords.exists(lake).await? {
             return Err(LakeError::NoLake(lake.to_string()));
         }
         Table::DailyState.ensure(lake).await?;
-        // The extracts first: what they cover is then never more than what is read.
+        // The extracts are read first, so that they never cover more than the version of sync_records that is read.
         let daily_store = Table::DailyState.store(lake);
         let known = log::read_transactions(&daily_store).await?.unwrap_or_default();
         known.admit(Table::DailyState, &daily_store, true)?;
         let none = || LakeError::NoLake(lake.to_string());
         let daily = snapshot::load(&daily_store, Some(known.version)).await?.ok_or_else(none)?;
         let store = Table::SyncRecords.store(lake);
-        // The marks of the shards are those of the version whose rows are read.
+        // The watermarks are those of the version whose rows are read.
         let read = log::read_transactions(&store).await?.ok_or_else(none)?;
         let version = read.version;
         failpoint::hit("extract/planned");
         let records = snapshot::load(&store, Some(version)).await?.ok_or_else(none)?;
         let mut extracted = days(&known, "extract/");
-        // Of an older copy of sync_records they would tell nothing.
+        // A version beyond the newest belongs to another sync_records, of which this one is an older copy.
         extracted.retain(|_, covers| *covers <= version);
         let told = days(&known, "stale/");
         let files = snapshot::files(&store, &records).await?;
@@ -145,7 +147,7 @@ impl Plan {
         };
         let extracts = snapshot::files(&daily_store, &plan.daily).await?;
         if let Some(covers) = extracted.get(&date) {
-            // What was removed or changed since cannot be told from new rows.
+            // Removed or changed rows cannot be derived from new rows.
             let since = since(&store, *covers, version).await?.filter(|since| !loses(since, *covers, date));
             let unknown = |since: Since| {
                 let added = since.files();
@@ -160,7 +162,7 @@ impl Plan {
                 unknown: since.map(unknown),
             });
         }
-        // Without a base, or when the log does not reach back to it, a day is computed from all rows.
+        // Without a base, or if the log does not reach back to it, a day is computed from all rows.
         let mut added = BTreeMap::new();
         if let Some((day, covers, since)) = &after_base {
             for file in since.new.values() {
@@ -191,17 +193,17 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The files of the day itself.
+    /// Returns the tail files of the day itself.
     pub fn of_the_day(&self) -> BTreeSet<String> {
         let of_day = self.tail.iter().filter(|file| day_of(file, "event_date") == Some(self.date));
         of_day.map(|file| file.path.clone()).collect()
     }
 }
 
-/// Which extracts of some days hold the rows that they were written with.
+/// Knowledge about which extracts still hold the rows that they were written with.
 struct AsWritten {
     by_day: BTreeMap<NaiveDate, u64>,
-    /// When rows of a day were written or changed; `None` when the log does not tell.
+    /// The version that last wrote or changed rows of each day; `None` if the log does not tell.
     touched: Option<BTreeMap<Option<String>, u64>>,
 }
 
@@ -227,7 +229,7 @@ impl AsWritten {
     }
 }
 
-/// The files of an extracted day that may hold rows of some kinds.
+/// Returns the files of an extracted day that may hold rows of some kinds.
 fn of_day(extracts: &[Living], day: NaiveDate, kinds: &[&str]) -> BTreeSet<String> {
     let is_of = |file: &&Living| day_of(file, "extract_date") == Some(day) && may_hold(file, kinds);
     extracts.iter().filter(is_of).map(|file| file.path.clone()).collect()
@@ -249,24 +251,27 @@ fn day_in(partition: &Partition, column: &str) -> Option<NaiveDate> {
     partition.get(column)?.as_ref()?.parse().ok()
 }
 
-/// Whether rows of days up to one, which a version had, were removed or changed since.
+/// Returns whether rows of days up to `day`, which `version` had, were removed or changed since.
 fn loses(since: &Since, version: u64, day: NaiveDate) -> bool {
     let day_of = |lost: &Lost| day_in(lost.partition.as_ref()?, "event_date");
     since.lost_of(version).any(|lost| day_of(lost).is_none_or(|lost| lost <= day))
 }
 
-/// Transaction ids of days, `<prefix><day>`, and the versions that they hold.
+/// Returns the transaction ids of days, `<prefix><day>`, and the versions that they hold.
 fn days(known: &Transactions, prefix: &str) -> BTreeMap<NaiveDate, u64> {
     let day = |id: &str| id.strip_prefix(prefix)?.parse::<NaiveDate>().ok();
     known.ids.iter().filter_map(|(id, version)| Some((day(id)?, u64::try_from(*version).ok()?))).collect()
 }
 
-/// Extracted days that hold other rows than `sync_records` does now: those that were told before and not extracted since;
-/// earlier ones that late rows change; later ones that rows up to their day were added after; and those of whose rows another
-/// writer has removed or changed some.
+/// Returns extracted days that hold other rows than `sync_records` does now:
 ///
-/// Only what was added since the base is looked at for the earlier ones: what came before that was told then. Telling is a
-/// transaction id in the commit of the day that found out.
+/// - days that were found stale before and not extracted since;
+/// - earlier days that late rows change;
+/// - later days, if rows up to their day were added after their extract;
+/// - days whose rows another writer has removed or changed.
+///
+/// For earlier days, only rows added since the base are examined; the effects of other rows were found before. A stale
+/// day is recorded as a transaction id in the commit of the day whose extract found it.
 async fn stale(
     store: &Store,
     plan: &Plan,
@@ -308,7 +313,7 @@ async fn stale(
     Ok(stale.into_iter().collect())
 }
 
-/// How far each shard of a stream was read. Files have no clock of their own.
+/// Returns the watermark of each shard of a stream. Files have no clock of their own.
 fn marks(known: &Transactions, date: NaiveDate) -> Vec<ShardMark> {
     let end_ms =
         date.succ_opt().map_or(i64::MAX, |next| next.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis());
@@ -351,7 +356,8 @@ mod tests {
         known.version + 1
     }
 
-    /// A shard is read to the end of the day while the day is planned: the plan has its rows, or says that it is not complete.
+    /// A shard is read to the end of the day while the day is planned. The plan has its rows, or is marked as not
+    /// complete.
     #[tokio::test(flavor = "multi_thread")]
     async fn marks_are_of_the_version_that_is_read() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What a running ingest counts, readable from any thread while it runs.
+//! Counters of a running ingest, readable from any thread.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -12,7 +12,7 @@ use super::from_files::Ends;
 use crate::decode::Reason;
 use crate::ids::ShardKey;
 
-/// Counts of one run.
+/// Counters of one run.
 #[derive(Debug)]
 pub struct Counters {
     began: Instant,
@@ -33,111 +33,111 @@ pub struct Counters {
     gaps: AtomicU64,
     leases: AtomicU64,
     unread: AtomicU64,
-    /// Records that readers of files have handed over: received, or still on their way.
+    /// Records that file readers have handed over: received by the loop, or still on their way.
     handed: AtomicU64,
-    /// Records that were received and given up: another worker's, or of a damaged file.
+    /// Records that were received and dropped: of a lost shard, or of a damaged file.
     dropped: AtomicU64,
     quarantined: Mutex<BTreeMap<Reason, u64>>,
     shards: Mutex<BTreeMap<ShardKey, ShardCounts>>,
-    /// Of all commits of this run.
+    /// Sum of all commits of this run.
     committed: Mutex<Work>,
     pub(super) commit_seconds: Histogram,
 }
 
-/// What a commit holds.
+/// Counts of one commit.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Work {
     /// Records.
     pub records: u64,
-    /// Bytes of them.
+    /// Bytes of the records.
     pub record_bytes: u64,
-    /// Rows that they became.
+    /// Rows decoded from the records.
     pub rows: u64,
     /// Data files.
     pub files: u64,
-    /// Bytes of them.
+    /// Bytes of the data files.
     pub file_bytes: u64,
 }
 
-/// What is told of one shard while it is read here.
+/// Counts of one shard while this worker reads it.
 #[derive(Debug, Clone)]
 pub struct ShardCounts {
     /// Milliseconds behind the newest record of the shard, at the last read.
     pub behind_ms: i64,
     /// Records received since the shard's last commit.
     pub uncommitted_records: u64,
-    /// When the shard was last committed, or begun.
+    /// When the shard was last committed, or started.
     pub last_commit: Instant,
 }
 
-/// The numbers of one moment.
+/// A snapshot of the counters.
 #[derive(Debug, Clone, Copy)]
 pub struct Numbers {
     /// Records received.
     pub records: u64,
-    /// Bytes of them.
+    /// Bytes of the records.
     pub record_bytes: u64,
-    /// Rows that they became.
+    /// Rows decoded from the records.
     pub rows: u64,
     /// Data files written.
     pub files: u64,
-    /// Bytes of them.
+    /// Bytes of the data files.
     pub file_bytes: u64,
     /// Commits to `sync_records`.
     pub commits: u64,
-    /// Versions lost to other writers on the way to a commit.
+    /// Log versions lost to other writers before a commit succeeded.
     pub conflicts: u64,
     /// Newest version that this run wrote.
     pub version: u64,
     /// Bytes in buffers.
     pub buffered_bytes: u64,
-    /// What may be buffered.
+    /// Most bytes that may be buffered.
     pub budget_bytes: u64,
-    /// Gaps noted.
+    /// Gaps recorded.
     pub gaps: u64,
     /// Leases held.
     pub leases: u64,
-    /// Shards that nobody reads.
+    /// Shards without a reader.
     pub unread: u64,
 }
 
-/// The closing summary of a run: what it committed.
+/// Final summary of a run: what it committed.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 pub struct Summary {
     /// Records.
     pub records: u64,
-    /// Bytes of them.
+    /// Bytes of the records.
     pub record_bytes: u64,
-    /// Rows that they became.
+    /// Rows decoded from the records.
     pub rows: u64,
-    /// Records in the quarantine, by reason.
+    /// Quarantined records, by reason.
     pub quarantined: BTreeMap<&'static str, u64>,
     /// Data files written.
     pub files: u64,
-    /// Bytes of them.
+    /// Bytes of the data files.
     pub file_bytes: u64,
     /// Commits to `sync_records`.
     pub commits: u64,
     /// Bytes of files that earlier runs had committed.
     pub skipped_bytes: u64,
-    /// Files whose last line was left for the next run, and its bytes.
+    /// Files whose incomplete last line is left for the next run, and its length in bytes.
     pub torn: BTreeMap<String, usize>,
-    /// Files that could not be read to their end, and why; what was read of them before is committed.
+    /// Files that could not be read to their end, and the errors. Records read before the error are committed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unreadable: BTreeMap<String, String>,
     /// Bytes that were read, are not in the lake, and cannot be read again, by input.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub lost_bytes: BTreeMap<String, u64>,
-    /// Wall time.
+    /// Wall time, in milliseconds.
     pub elapsed_ms: u64,
 }
 
 impl Summary {
-    /// What of its input the run could not commit, on one line; `None` if it is all there.
+    /// Returns, on one line, what part of its input the run could not commit; `None` if it committed everything.
     pub fn failure(&self) -> Option<String> {
         const SHOWN: usize = 5;
         let mut failures = Vec::new();
-        // An error names its file in most cases.
+        // Most errors already contain the file name.
         let one = |(name, error): (&String, &String)| match error.contains(name.as_str()) {
             true => error.clone(),
             false => format!("{name}: {error}"),
@@ -153,7 +153,7 @@ impl Summary {
             }
         }
         failures.extend(self.lost_bytes.iter().map(|(name, bytes)| {
-            // Of packed data it is not known how much.
+            // For compressed input the number of lost bytes is unknown.
             let bytes = if *bytes == 0 { "the last bytes".to_owned() } else { format!("{bytes} bytes") };
             format!(
                 "{name}: {bytes} were read and are not in the lake, because no line break ended them; they cannot be read \
@@ -190,7 +190,7 @@ impl Default for Counters {
             quarantined: Mutex::default(),
             shards: Mutex::default(),
             committed: Mutex::default(),
-            // From a local folder's milliseconds to the five minutes after which a commit is given up.
+            // From the milliseconds of a local folder up to about three minutes; a commit is given up after five.
             commit_seconds: Histogram::new(exponential_buckets(0.001, 3.0, 12)),
         }
     }
@@ -305,7 +305,7 @@ impl Counters {
         self.shard(shard, |counts| counts.behind_ms = ms);
     }
 
-    /// The numbers of this moment.
+    /// Returns a snapshot of the counters.
     pub fn numbers(&self) -> Numbers {
         Numbers {
             records: self.records.load(Relaxed),
@@ -324,44 +324,44 @@ impl Counters {
         }
     }
 
-    /// The shards that are read here.
+    /// Returns the shards that this worker reads.
     pub fn shards(&self) -> BTreeMap<ShardKey, ShardCounts> {
         self.shards.lock().map(|shards| shards.clone()).unwrap_or_default()
     }
 
-    /// Records that were read and are neither committed nor given up.
+    /// Returns the number of records that were read and are neither committed nor dropped.
     pub fn uncommitted(&self) -> u64 {
         let committed = self.committed.lock().map(|work| work.records).unwrap_or_default();
         let read = self.records.load(Relaxed).max(self.handed.load(Relaxed));
         read.saturating_sub(committed).saturating_sub(self.dropped.load(Relaxed))
     }
 
-    /// Records in the quarantine, by reason.
+    /// Returns the number of quarantined records, by reason.
     pub fn quarantine(&self) -> BTreeMap<Reason, u64> {
         self.quarantined.lock().map(|counts| counts.clone()).unwrap_or_default()
     }
 
-    /// Whether the lake is open and the work has begun.
+    /// Returns whether the lake is open and reading has started.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Relaxed)
     }
 
-    /// For how long the loop has not come around: while it waits for an upload, that is as long as the upload takes.
+    /// Returns the time since the loop's last turn. While the loop waits for an upload, it does not turn.
     pub fn silent_for(&self) -> Duration {
         Duration::from_millis(self.elapsed_ms().saturating_sub(self.last_turn_ms.load(Relaxed)))
     }
 
-    /// When the last record arrived; the start of the run if none did.
+    /// Returns when the last record arrived, or the start of the run if none did.
     pub(super) fn last_arrival(&self) -> Instant {
         self.began + Duration::from_millis(self.last_arrival_ms.load(Relaxed))
     }
 
-    /// Records received and bytes of them, so far.
+    /// Returns the records received so far, and their bytes.
     pub fn progress(&self) -> (u64, u64) {
         (self.records.load(Relaxed), self.record_bytes.load(Relaxed))
     }
 
-    /// Bytes of files that earlier runs had committed, so far.
+    /// Returns the bytes of files that earlier runs had committed, so far.
     pub fn skipped(&self) -> u64 {
         self.skipped_bytes.load(Relaxed)
     }

@@ -1,4 +1,4 @@
-//! A chunk of records to partitions and rejects: the work that runs beside the loop, one task a chunk.
+//! Decodes a chunk of records into partitions and decode errors; one task per chunk, in parallel to the loop.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,40 +13,40 @@ use crate::record::Record;
 use crate::redact::redact_payload;
 use crate::source::Chunk;
 
-/// Records that the quarantine holds already: sequence number, and number inside an aggregate.
+/// Records that the quarantine already holds: sequence number, and number inside an aggregate.
 pub type Skip = HashSet<(SequenceNumber, Option<i64>)>;
 
 /// A decoded chunk.
 #[derive(Debug)]
 pub struct Decoded {
-    /// What the checkpoint becomes once all of this is committed.
+    /// Position of the shard once the whole chunk is committed.
     pub position: SequenceNumber,
-    /// The rows.
+    /// Rows by partition.
     pub partitions: Vec<(PartitionKey, Partition)>,
-    /// The records without rows.
+    /// Records that cannot be decoded.
     pub rejected: Vec<Rejected>,
-    /// Rows that they became.
+    /// Number of rows.
     pub rows: u64,
-    /// The records.
+    /// Number of records.
     pub records: u64,
     /// Bytes of the records.
     pub record_bytes: usize,
 }
 
 impl Decoded {
-    /// Bytes that it holds.
+    /// Returns the bytes that the chunk holds in memory.
     pub fn bytes(&self) -> usize {
         let rows: usize = self.partitions.iter().map(|(_, p)| p.bytes()).sum();
         rows + self.rejected.iter().map(rejected_bytes).sum::<usize>()
     }
 }
 
-/// Bytes that a rejected record holds.
+/// Returns the bytes that a rejected record holds in memory.
 pub fn rejected_bytes(rejected: &Rejected) -> usize {
     rejected.raw.capacity() + rejected.detail.len() + size_of::<Rejected>()
 }
 
-/// Decodes a chunk; `skip` names the records that the quarantine holds already.
+/// Decodes a chunk, except the records in `skip`, which the quarantine already holds.
 pub fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
     let mut partitions = Partitions { shard: chunk.shard.clone(), index: HashMap::new(), found: Vec::new() };
     let mut rejected = Vec::new();

@@ -1,7 +1,7 @@
-//! Files, one after the other.
+//! Reads files, one after the other.
 //!
-//! Each file is opened and read by a thread of its own, because either may wait for a pipe for ever. The runtime's blocking
-//! threads decode and write; a reader must not take one of them, or with too few of them it would wait for its own rows.
+//! A dedicated thread opens and reads each file, because a pipe may block either call forever. The runtime's blocking
+//! threads decode and write. A reader must not take one of them: with too few of them, it would wait for its own rows.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,27 +20,27 @@ use crate::source::{Delivery, Hold, SourceError, files};
 /// How the files ended.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Ends {
-    /// Files whose last line was left for the next run, and its bytes.
+    /// Files whose incomplete last line is left for the next run, and its length in bytes.
     pub torn: BTreeMap<String, usize>,
-    /// Files that could not be read to their end, and why.
+    /// Files that could not be read to their end, and the errors.
     pub unreadable: BTreeMap<String, String>,
-    /// Bytes that were read, are not in the lake, and cannot be read again.
+    /// Bytes by input that were read, are not in the lake, and cannot be read again.
     pub lost: BTreeMap<String, u64>,
 }
 
-/// Positions of all shards of files: those of the lake, and those that this run has received.
+/// Positions of all file shards: those of the lake, updated by what this run has received.
 type Positions = Arc<Mutex<BTreeMap<ShardKey, SequenceNumber>>>;
 
 pub(super) fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs blocking work on a thread of its own.
+/// Runs blocking work on a dedicated thread.
 fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<oneshot::Receiver<T>, IngestError> {
     let (sender, result) = oneshot::channel();
-    // Nobody waits for it at the end of a run that was given up.
+    // In a run that was abandoned, the receiver is gone.
     let work = move || drop(sender.send(work()));
     std::thread::Builder::new().name("reader".to_owned()).spawn(work).map_err(IngestError::Thread)?;
     Ok(result)
@@ -71,15 +71,15 @@ impl Run {
         self.taken_over()
     }
 
-    /// A file has one reader; who finds that another ingest has it too stops, and says so.
+    /// Fails if another ingest has taken over a file: a file has only one reader.
     fn taken_over(&mut self) -> Result<(), IngestError> {
         self.foreign.pop_first().map_or(Ok(()), |shard| Err(IngestError::TakenOver(shard)))
     }
 
-    /// Reads a file. What was read of it is in the buffers then, or committed.
+    /// Reads a file. On return, its records are buffered or committed.
     ///
     /// # Errors
-    /// [`IngestError::Source`] if this file cannot be read to its end; anything else ends the run.
+    /// [`IngestError::Source`] if this file cannot be read to its end; any other error ends the run.
     async fn file(&mut self, path: &Path, positions: &Positions) -> Result<(), IngestError> {
         let (reader, fence) = loop {
             let Some(reader) = self.open(path, positions).await? else { return Ok(()) };
@@ -88,7 +88,8 @@ impl Run {
             }
             let shard = reader.shard();
             if self.writer.fence_of(shard).is_some() {
-                // Another file of this run was the beginning of this one: should this one be damaged, that one counts.
+                // An earlier file of this run is a prefix of this one. Its records must survive if this file is
+                // damaged.
                 self.flush().await?;
                 self.taken_over()?;
             }
@@ -100,7 +101,7 @@ impl Run {
             if state.position.as_ref() == reader.resumed_position() {
                 break (reader, state.number);
             }
-            // Another ingest has committed some of this file since its shard was looked up.
+            // Another ingest has committed part of this file since the position of its shard was looked up.
             if reader.is_gone() {
                 return Err(IngestError::TakenOver(shard.clone()));
             }
@@ -126,7 +127,8 @@ impl Run {
         self.reading.remove(&shard);
         let failed = failed.try_recv().ok();
         if matches!(failed, Some(SourceError::Damaged { .. })) {
-            // What came before the damage may be wrong, too. (What an earlier commit of a large file holds stays.)
+            // Records that came before the damage may be wrong, too. (What an earlier commit of a large file holds
+            // stays.)
             self.writer.drop_shard(&shard);
         }
         match self.writer.reached(&shard) {
@@ -136,7 +138,8 @@ impl Run {
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Opens a file, while the loop goes on: what earlier files have left in the buffers has its own time.
+    /// Opens a file while the loop continues, because the buffered records of earlier files have their own flush
+    /// deadline.
     async fn open(&mut self, path: &Path, positions: &Positions) -> Result<Option<Box<FileReader>>, IngestError> {
         let (name, path, positions) = (shown(path), path.to_owned(), positions.clone());
         let options = ReadOptions::new(self.memory_bytes, self.stop.clone());
@@ -162,17 +165,18 @@ impl Run {
         })
     }
 
-    /// Starts reading. What is returned tells, by the time that the file has ended, why that was too early.
+    /// Starts the reader of a file. When the file has ended, the returned receiver holds the error if the reader
+    /// stopped early.
     fn read(&mut self, mut reader: Box<FileReader>, hold: Hold) -> Result<oneshot::Receiver<SourceError>, IngestError> {
         let (failed, failure) = oneshot::channel();
-        // The last reader of a run that was stopped keeps the only end: when it has stopped, the channel closes.
+        // After a stop, the last reader holds the only sender: when it ends, the channel closes.
         let sink = if self.stopping { self.sink.take() } else { self.sink.clone() };
         let Some(sink) = sink else { return Ok(failure) };
         let stop = self.stop.clone();
         let (ends, counters) = (self.ends.clone(), self.counters.clone());
         let runtime = tokio::runtime::Handle::current();
         let read = move || {
-            // What a pipe has given is gone there: it is read to its last whole line.
+            // Bytes read from a pipe are gone from it, so the pipe is read to its last complete line.
             while reader.is_gone() || !stop.is_cancelled() {
                 let mut reserved = runtime.block_on(sink.budget.reserve(files::CHUNK_BYTES_MAX));
                 let now = chrono::Utc::now().timestamp_micros();
@@ -180,7 +184,7 @@ impl Run {
                     Ok(Some(chunk)) => chunk,
                     Ok(None) => break,
                     Err(error) => {
-                        // The loop learns of it when the end of the file arrives.
+                        // The loop gets this error when the end of the file arrives.
                         let _ = failed.send(error);
                         break;
                     }
@@ -214,7 +218,8 @@ impl Run {
                 (None, Some(bytes)) => drop(lock(&ends).torn.insert(reader.name(), bytes)),
                 (None, None) => {}
             }
-            // For the loop: nothing more comes of this file. It may grow, so its shard is never closed in the ledger.
+            // Tells the loop that this file delivers nothing more. The file may grow, so its shard is never ended in
+            // the ledger.
             let _ = sink.blocking_send(Delivery::End(hold));
         };
         let read = on_thread(read)?;

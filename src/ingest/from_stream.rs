@@ -1,11 +1,12 @@
-//! A stream: which of its shards this worker reads, alone or as one of a fleet.
+//! Streams: decides which shards of a stream this worker reads, alone or as one worker of a fleet.
 //!
-//! Alone, it reads every shard that lineage lets it read. In a fleet it *offers* those to the keeper of leases, and reads
-//! what it holds. Either way a shard is begun by a fence in the lake's log and by nothing else.
+//! A single worker reads every shard that the lineage allows. A worker of a fleet *offers* those shards to the lease
+//! keeper and reads the shards whose leases it holds. In both cases a worker starts a shard only by a new epoch in the
+//! lake's log.
 //!
 //! # Cancellation
-//! A signal ends the readers; what they delivered is committed, or dropped after twenty seconds; then every lease is
-//! given back.
+//! A signal ends the readers. What they delivered is committed, or dropped after twenty seconds. Then the worker gives
+//! every lease back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -19,27 +20,27 @@ use crate::source::kinesis::{self, Begin, Incarnation, Listed, Listing, Progress
 use crate::source::leases::{self, Keeper, Offer, Standing};
 use crate::source::{Delivery, Hold, SourceError};
 
-/// The stream's shards are listed this often, and after every end of a shard.
+/// The shards of the stream are listed this often, and after every end of a shard.
 const RELIST: Duration = Duration::from_secs(30);
-/// When a lease came for a shard that the last listing did not allow, it is looked at again this soon.
+/// Delay of the next listing after a lease arrived for a shard that the last listing did not allow.
 const RELIST_SOON: Duration = Duration::from_secs(1);
 
-/// Shards that are taken over in one commit.
+/// Most shards that one commit takes over.
 const ACQUIRE_MAX: usize = 10_000;
 
-/// What the last listing said.
+/// Result of the last listing, and what this worker learned since.
 #[derive(Default)]
 struct Known {
-    /// Shards that may be read, and where those begin that the ledger does not know.
+    /// Shards that may be read, and where to start the shards that the ledger does not know.
     ready: BTreeMap<ShardKey, StartAt>,
     listed: bool,
     list_at: Option<Instant>,
-    /// Shards that the lease table has as ended, although the last look at the ledger had not.
+    /// Shards that the lease table marks as ended, although they had not ended in the ledger at its last refresh.
     ended: BTreeSet<ShardKey>,
-    /// Shards that the stream does not list any more, whose readers have not stopped yet.
+    /// Shards that the stream no longer lists, and whose readers have not stopped yet.
     gone: BTreeSet<ShardKey>,
-    /// Shards that the ledger had when the listing began that is under way: what it does not list of these is gone. (Of
-    /// those that came later it may be too old to know.)
+    /// Shards that the ledger held when the current listing started. Of these, the shards that are not listed are gone.
+    /// (The listing may be too old to include shards that the ledger got later.)
     before: BTreeSet<ShardKey>,
 }
 
@@ -59,7 +60,7 @@ impl Run {
         };
         tokio::select! {
             biased;
-            // Nothing was read yet.
+            // Nothing has been read yet.
             () = signal.cancelled() => return Ok(()),
             started = start => started?,
         }
@@ -82,21 +83,21 @@ impl Run {
         done
     }
 
-    /// Finds out which stream of its name this is.
+    /// Finds out which incarnation of the stream with this name Kinesis serves now.
     ///
-    /// | the lake knows of the stream of that name | this one | is read as |
+    /// | the lake knows for this name | this stream | is read as |
     /// |---|---|---|
-    /// | nothing; or positions alone (from before its time was kept), which may be this one's | | `name` |
-    /// | positions alone, which cannot be this one's | | `name.created` |
-    /// | the same time of creation | | `name` |
-    /// | an earlier one | was made again | `name.created` |
-    /// | a later one | is another one | refused |
+    /// | nothing; or only positions (from before creation times were kept) that this stream may have | | `name` |
+    /// | only positions, which this stream cannot have | | `name.created` |
+    /// | the same creation time | | `name` |
+    /// | an earlier creation time | was deleted and created again | `name.created` |
+    /// | a later creation time | is a different stream | refused |
     async fn recognize(&mut self, stream: &Stream) -> Result<(), IngestError> {
         let (kinesis, name) = (&stream.kinesis, stream.kinesis.stream());
         let (created_ms, _) = kinesis.describe().await?;
         let held = self.progress(stream);
         let is_another = !self.writer.knows(name) && !held.is_empty() && kinesis.is_another_than(&held).await?;
-        // An age before all streams stands for the unknown one.
+        // A creation time earlier than that of any stream stands for an unknown one.
         let known_ms = self.writer.created_ms(name, if is_another { 1 } else { created_ms }).await?;
         let made = self.writer.incarnations(name).into_iter().filter_map(|is| incarnation_of(name, &is));
         let latest_ms = made.fold(known_ms, i64::max);
@@ -132,11 +133,11 @@ impl Run {
         self.close_deleted(name, created_ms).await
     }
 
-    /// Ends the shards of the incarnations of a stream that were made before: nothing more will come of them, and until then
-    /// no day of the lake would be complete.
+    /// Ends the shards of earlier incarnations of the stream. They deliver nothing more, and as long as they are open
+    /// no day of the lake is complete.
     async fn close_deleted(&mut self, stream: &str, created_ms: i64) -> Result<(), IngestError> {
         let earlier = self.writer.incarnations(stream).into_iter();
-        // A stream that merely has such a name has a time of creation of its own.
+        // An unrelated stream that merely has such a name has a creation time of its own.
         let earlier = earlier.filter(|name| name == stream || !self.writer.knows(name));
         let earlier = earlier.filter(|name| incarnation_of(stream, name).is_some_and(|made_ms| made_ms < created_ms));
         let shards: Vec<_> = earlier.flat_map(|name| self.writer.shards(&name)).collect();
@@ -152,7 +153,7 @@ impl Run {
             }
         }
         self.flush().await?;
-        // Another worker that starts now ends them as well.
+        // Another worker that starts now ends these shards as well.
         for (shard, _) in &open {
             self.foreign.remove(shard);
         }
@@ -179,7 +180,7 @@ impl Run {
             }
             match self.turn([idle_at, known.list_at].into_iter().flatten().min()).await? {
                 Turn::Listed(listing) => {
-                    // A shard may have ended while it was under way: then the next one is due at once.
+                    // A shard may have ended during this listing. Then the next listing is due at once.
                     let is_old = known.list_at.is_some();
                     known.list_at.get_or_insert_with(|| Instant::now() + RELIST);
                     self.listed(stream, &listing, &mut known).await?;
@@ -191,13 +192,14 @@ impl Run {
                 Turn::Leases => self.leases_changed(stream, &mut known).await?,
                 Turn::Ended(hold) => {
                     self.writer.end(&hold, Instant::now());
-                    // Its children wait for this commit.
+                    // The child shards wait for this commit.
                     self.flush().await?;
                     known.list_at = Some(Instant::now());
                 }
                 Turn::Stopped(hold) if known.gone.remove(&hold.shard) => self.trimmed(hold.shard, &known).await?,
                 Turn::Stopped(hold) => {
-                    // By itself, and not by an end: the stream does not list the shard, and the next listing says so.
+                    // The reader stopped without reaching the end of the shard: the stream does not list the shard, as
+                    // the next listing confirms.
                     if self.reading.get(&hold.shard).is_some_and(|reading| reading.hold == hold) {
                         self.leave(&hold.shard);
                         known.list_at = Some(Instant::now() + RELIST_SOON);
@@ -211,13 +213,14 @@ impl Run {
         Ok(())
     }
 
-    /// Since when this worker has had nothing to do: every shard that it reads is caught up, and there is none to take.
+    /// Returns since when this worker has had nothing to do: it has caught up with every shard that it reads, and no
+    /// shard is left to take. Returns `None` if there is work.
     ///
-    /// **Invariant: nobody is idle before the children of a shard that ended have a reader.** Its end makes a listing
-    /// due, the listing an offer, and only a look at the table after that offer tells who reads them. The end may be another
-    /// worker's, who may not live to offer them.
+    /// **Invariant: no worker is idle before the children of an ended shard have a reader.** The end of a shard makes a
+    /// listing due, and the listing leads to an offer. Only a scan of the lease table after that offer shows who reads
+    /// the children. The end may be that of another worker, which may die before it offers them.
     fn idle_since(&self, known: &Known) -> Option<Instant> {
-        // Those that are caught up are among those that are read, so their number tells, at every turn, whether all are.
+        // Caught-up shards are a subset of the shards that are read, so equal counts mean that all are caught up.
         let all = self.caught_up.len() == self.reading.len();
         if !known.listed || self.listing.is_some() || !all || !self.decoding.is_empty() {
             return None;
@@ -239,12 +242,12 @@ impl Run {
             let kinesis = &stream.kinesis;
             self.writer.begin(&beginnings, kinesis.stream(), kinesis.created_ms()).await?;
             ledger = self.progress(stream);
-            // Which of them are gone, only a listing tells that begins now.
+            // Only a listing that starts after this commit shows which of these shards are gone.
             known.list_at = Some(Instant::now());
         }
         for shard in kinesis::trimmed(&listing.shards, &ledger, &known.before) {
             match self.reading.contains_key(&shard) {
-                // What its reader has read counts: it is on its way.
+                // Records that the reader has already read still count; their delivery is on its way.
                 true => {
                     self.leave(&shard);
                     known.gone.insert(shard);
@@ -257,7 +260,8 @@ impl Run {
         let ready = kinesis::ready(&listing.shards, &ledger, from_of(stream), now_ms);
         known.ready = ready.into_iter().filter(|(shard, _)| !self.foreign.contains(shard)).collect();
         known.listed = true;
-        // A lease ends after the commit that it tells of, so by now the ledger would know.
+        // A lease is marked as ended only after the commit of the end. So the ledger, which is refreshed, would show
+        // the end.
         if let Some(shard) = known.ready.keys().find(|shard| known.ended.contains(shard)) {
             return Err(IngestError::OtherLake(shard.clone()));
         }
@@ -284,13 +288,13 @@ impl Run {
         self.leases_changed(stream, known).await
     }
 
-    /// Commits the end of a shard that the stream does not list any more, and the gap before it.
+    /// Commits the end of a shard that the stream no longer lists, and the gap before that end.
     async fn trimmed(&mut self, shard: ShardKey, known: &Known) -> Result<(), IngestError> {
         let from = known.ready.get(&shard).copied().unwrap_or(StartAt::TrimHorizon);
         for (shard, state) in self.acquire(&[(shard, from)]).await? {
             self.leave(&shard);
             match state.is_ended() {
-                // Its end was on its way: nothing is missing.
+                // The end of the shard was already being committed: nothing is missing.
                 true => self.writer.drop_shard(&shard),
                 false => self.writer.trimmed(&Hold { shard, fence: state.number }, Instant::now()),
             }
@@ -298,7 +302,7 @@ impl Run {
         self.flush().await.map(drop)
     }
 
-    /// Brings what is read in line with what is held.
+    /// Starts and stops readers so that this worker reads exactly the shards whose leases it holds.
     async fn leases_changed(&mut self, stream: &Stream, known: &mut Known) -> Result<(), IngestError> {
         let Some(keeper) = &self.keeper else { return Ok(()) };
         let view = keeper.view();
@@ -320,7 +324,8 @@ impl Run {
         if self.stopping {
             return Ok(());
         }
-        // Others have ended these since the last listing: their children may be read. Each is a reason for one more.
+        // Other workers have ended these shards since the last listing, so their children may be read. Each end
+        // requires a new listing.
         let ended = view.ended.iter().filter(|shard| known.ready.contains_key(shard) && !known.ended.contains(shard));
         let ended: Vec<_> = ended.cloned().collect();
         if !ended.is_empty() {
@@ -330,7 +335,7 @@ impl Run {
         let asked = |shard: &ShardKey| view.standing.get(shard) == Some(&Standing::Asked);
         let hand_over: Vec<_> = self.reading.keys().filter(|shard| asked(shard)).cloned().collect();
         if !hand_over.is_empty() {
-            // What is still on its way of these shards is the next owner's to read.
+            // The next owner reads what is still on its way of these shards.
             self.flush().await?;
             for shard in hand_over {
                 self.leave(&shard);
@@ -374,7 +379,7 @@ impl Run {
         if shards.is_empty() || self.stopping {
             return Ok(());
         }
-        // In parts: between two of them a signal is heard.
+        // The shards are taken over in parts, so that a signal is noticed between two parts.
         for part in shards.chunks(ACQUIRE_MAX) {
             if self.stop.is_cancelled() {
                 return Ok(());
@@ -395,7 +400,7 @@ impl Run {
                 self.readers.spawn(async move {
                     let begin = Begin { is_imported: state.parts_done > 0, after: state.position, from: state.from };
                     let read = kinesis::read(kinesis, hold.clone(), begin, sink.clone(), stop).await;
-                    // Nobody listens at the end of a run.
+                    // At the end of a run the receiver is gone.
                     let _ = sink.send(Delivery::Stopped(hold)).await;
                     read
                 });
@@ -410,8 +415,8 @@ impl Run {
     }
 }
 
-/// Where shards begin that the lake does not know. Of a stream that was made again nothing is left out, wherever a new one
-/// would begin: the lake has read it all along.
+/// Returns where to start shards that the lake does not know. A stream that was created again is read from its
+/// beginning, whatever the option for new streams says: the lake has read the stream all along.
 fn from_of(stream: &Stream) -> kinesis::From {
     match stream.kinesis.name() == stream.kinesis.stream() {
         true => stream.from,
@@ -419,7 +424,7 @@ fn from_of(stream: &Stream) -> kinesis::From {
     }
 }
 
-/// Where a stream begins that the lake does not know.
+/// Returns where to start the shards of a stream that the lake does not know.
 async fn beginnings(stream: &Stream, listed: &[Listed], now_ms: i64) -> Result<Vec<Beginning>, IngestError> {
     let is_first = stream.kinesis.name() == stream.kinesis.stream();
     if let Some(table) = stream.import.as_ref().filter(|_| is_first) {
@@ -427,7 +432,8 @@ async fn beginnings(stream: &Stream, listed: &[Listed], now_ms: i64) -> Result<V
         let names: BTreeSet<&ShardKey> = listed.iter().map(|l| &l.shard).collect();
         let mut found = Vec::new();
         for (shard, place) in imported {
-            // An end that the stream has forgotten tells nothing; an open shard that it has forgotten is a gap.
+            // An ended shard that the stream no longer lists carries no information. An open one that it no longer
+            // lists is a gap.
             let ended = SequenceNumber::is_end_of(&place.position);
             if names.contains(&shard) || !ended {
                 found.push(Beginning {

@@ -1,7 +1,7 @@
-//! What an operator's monitoring sees of a running ingest: `/metrics`, `/healthz` and `/readyz` over HTTP.
+//! Monitoring of a running ingest: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //!
-//! `/healthz` fails when the loop has not come around for ten minutes, longer than any upload or commit is tried: then
-//! only a restart helps. `/readyz` fails until the lake is open.
+//! `/healthz` fails when the loop has not completed a turn for eleven minutes, longer than any upload or commit is
+//! retried. Then only a restart helps. `/readyz` fails until the lake is open.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -29,16 +29,17 @@ use super::Counters;
 use crate::decode::Reason;
 use crate::source::Retries;
 
-/// Longer than the ten minutes for which a file or a call is tried.
+/// Longer than the ten minutes for which a file or a call is retried.
 const SILENCE_MAX: Duration = Duration::from_secs(660);
-/// How long a client may take, from its connection to its answer.
+/// Longest time of a client, from its connection to its response.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
-/// Connections at a time. One more ends the oldest: whoever asks has long been answered, and only the idle are left.
+/// Most connections at a time. Another connection ends the oldest: a client that sent a request has its response by
+/// then, so the oldest connection is idle.
 const CLIENTS_MAX: usize = 64;
 
-/// Answers until it is dropped. Returns only when listening fails.
+/// Serves the endpoints until the future is dropped. Returns only when listening fails.
 ///
-/// It has a thread and a runtime of its own, so that it answers however busy the others are.
+/// The server has its own thread and runtime, so that it answers however busy the other threads are.
 ///
 /// # Errors
 /// The address cannot be listened on.
@@ -69,7 +70,7 @@ async fn accept(listener: std::net::TcpListener, counters: Arc<Counters>, retrie
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, most likely: that passes.
+                // Most likely the process has no free file descriptors, which is temporary.
                 tracing::warn!(error = %error, "cannot accept a client of the metrics");
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
@@ -130,7 +131,7 @@ fn answer(request: &Request<Incoming>, counters: &Counters, retries: &Retries) -
     response
 }
 
-/// All metrics in the OpenMetrics text form.
+/// Returns all metrics in the OpenMetrics text format.
 pub fn metrics(counters: &Counters, retries: &Retries) -> String {
     let mut registry = Registry::with_prefix("synclake");
     let n = counters.numbers();
@@ -169,7 +170,7 @@ pub fn metrics(counters: &Counters, retries: &Retries) -> String {
     registry.register("shard_uncommitted_records", "Records received since the last commit", gauges_of(uncommitted));
     let age = by_shard(&|c| c.last_commit.elapsed().as_secs());
     registry.register("shard_last_commit_age_seconds", "Since the shard's last commit", gauges_of(age));
-    // A series that begins with its first count has no increase: every reason is there from the start.
+    // Every reason is exported from the start: a series that first appears with its first count shows no increase.
     let counted = counters.quarantine();
     let reasons = Reason::ALL.into_iter().map(|reason| {
         let n = counted.get(&reason).copied().unwrap_or(0);

@@ -1,15 +1,15 @@
-//! From decoded chunks to commits: the buffers, the files written for them, and the two ledgers.
+//! Commits decoded chunks: the partition buffers, the files written from them, and the ledgers of the two tables.
 //!
 //! # Order of a flush
-//! 1. every buffered partition becomes a file, put-if-absent, named for the commit that will list it;
-//! 2. rejects are committed to the quarantine, with its own position;
-//! 3. gaps in what the stream still held are committed to `gaps`;
-//! 4. files and positions are committed to `sync_records`.
+//! 1. Every partition buffer becomes a file, put-if-absent, named for the commit that will list it.
+//! 2. Decode errors are committed to the quarantine, whose ledger has its own position.
+//! 3. Gaps are committed to `gaps`.
+//! 4. Files and positions are committed to `sync_records`.
 //!
 //! # Crash consistency
-//! A crash before 4 leaves files that nobody lists (swept after the next fence) and perhaps rejects that are ahead of
-//! the main position. Their records come again; **invariant: a record that the quarantine holds is skipped**, whatever
-//! a second decoding would make of it, so it is never in both places.
+//! A crash before step 4 leaves files that no commit lists; they are swept after the next takeover. It may also leave
+//! the quarantine ahead of the main position. The records of the quarantine are then read again. **Invariant: a record
+//! that the quarantine holds is skipped**, whatever a second decoding would yield, so no record is in both tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -38,35 +38,35 @@ mod gaps;
 mod rejects;
 mod sweeping;
 
-/// An aggregate has no more parts than this.
+/// Upper bound of the sub-records in an aggregate.
 const PARTS_MAX: i64 = 200_000;
 
-/// Shards without records are committed this often all the same, so that the ledger tells up to when there were none.
+/// Shards without records are committed this often, so that the ledger shows up to when there were none.
 const QUIET_COMMIT_MS: i64 = 3_600_000;
 
 type States = BTreeMap<ShardKey, ShardState>;
 
-/// What this worker holds of a shard.
+/// State that this worker holds for one shard.
 #[derive(Debug)]
 struct Held {
-    /// Number of the fence that took it; what was delivered for an earlier one does not count.
+    /// Epoch of this takeover. Deliveries for an earlier epoch do not count.
     fence: u64,
     state: ShardState,
     quarantine: ShardState,
-    /// The position once everything received so far is committed.
+    /// Position once everything received so far is committed.
     reached: Option<SequenceNumber>,
-    /// Written and not committed.
+    /// Files that are written and not committed.
     files: Vec<Add>,
     next_file: u64,
     rejected: Vec<Rejected>,
     skip: Arc<Skip>,
-    /// Everything that arrived before this was received.
+    /// Watermark: everything that arrived before this time was received.
     read_to_ms: i64,
     taken_at_ms: i64,
-    /// The next commit tells up to when the shard was read, records or not: there may be no other one.
+    /// The next commit stores the watermark even without records, because it may be the last commit of the shard.
     ends_run: bool,
     gaps: Vec<gaps::Gap>,
-    /// What the next commit of the shard holds.
+    /// Counts of what the next commit of the shard holds.
     work: Work,
 }
 
@@ -76,14 +76,14 @@ impl Held {
     }
 }
 
-/// How a flush ended.
+/// Result of a flush.
 #[derive(Debug, Default)]
 pub struct Flushed {
-    /// Shards that are committed to their end now.
+    /// Shards that are now committed to their end.
     pub ended: Vec<ShardKey>,
-    /// Shards that belong to another worker now.
+    /// Shards that other workers have taken over.
     pub fenced: Vec<ShardKey>,
-    /// What the log holds now.
+    /// Positions that the log now holds.
     pub reached: Vec<(ShardKey, SequenceNumber)>,
 }
 
@@ -99,28 +99,29 @@ pub struct Writer {
     batches: Batches,
     reserved: Reservation,
     rejected_bytes: usize,
-    /// Whether some shard has something to commit; and whether that is that there was nothing, for a long time.
+    /// Whether some shard has something to commit; and whether some shard was quiet for so long that the ledger must
+    /// store its watermark.
     is_dirty: bool,
     is_quiet_for_long: bool,
     counters: Arc<Counters>,
     encoders: usize,
-    /// Of `sync_records` and `quarantine`.
+    /// Sweepers of `sync_records` and of `quarantine`.
     sweepers: (Sweeper, Sweeper),
-    /// Shards that ended and whose leftovers this run has swept, or is about to.
+    /// Ended shards that this run has swept, or is about to sweep.
     swept: BTreeSet<ShardKey>,
-    /// Checkpoints of the log, beside the work.
+    /// Background tasks that write checkpoints of the log.
     chores: JoinSet<()>,
 }
 
 impl Writer {
-    /// Opens the ledgers, making the tables if they are not there.
+    /// Opens the ledgers. Creates tables that do not exist.
     ///
     /// # Errors
     /// The lake cannot be read or written.
     pub async fn open(lake: Store, limits: Limits, counters: Arc<Counters>) -> Result<Self, IngestError> {
         let (quarantine, ledger) =
             tokio::try_join!(Ledger::open(&lake, Table::Quarantine), Ledger::open(&lake, Table::SyncRecords))?;
-        // Empty for now, and there for other engines, which refuse a view of a table that is not.
+        // These tables are still empty, but other engines refuse a view over a table that does not exist.
         tokio::try_join!(Table::State.ensure(&lake), Table::DailyState.ensure(&lake), Table::Gaps.ensure(&lake))?;
         Ok(Self {
             sweepers: (Sweeper::new(&lake, Table::SyncRecords), Sweeper::new(&lake, Table::Quarantine)),
@@ -142,23 +143,23 @@ impl Writer {
         })
     }
 
-    /// All shards of a stream in the ledger, as they were when it was last read.
+    /// Returns all shards of a stream in the ledger, as of its last refresh.
     pub fn shards(&self, stream: &str) -> Vec<(ShardKey, ShardState)> {
         self.ledger.shards(stream)
     }
 
-    /// The position up to which a shard was received, committed or not.
+    /// Returns the position up to which a shard was received, committed or not.
     pub fn reached(&self, shard: &ShardKey) -> Option<SequenceNumber> {
         let held = self.held.get(shard).and_then(|held| held.reached.clone());
         held.or_else(|| self.ledger.state(shard)?.position)
     }
 
-    /// Number of the fence by which this worker took the shard over, if it did.
+    /// Returns the epoch with which this worker took the shard over, if it did.
     pub fn fence_of(&self, shard: &ShardKey) -> Option<u64> {
         self.held.get(shard).map(|held| held.fence)
     }
 
-    /// Records of a shard that the quarantine holds already.
+    /// Returns the records of a shard that the quarantine already holds.
     pub fn skip(&self, shard: &ShardKey) -> Arc<Skip> {
         self.held.get(shard).map(|held| held.skip.clone()).unwrap_or_default()
     }
@@ -171,7 +172,7 @@ impl Writer {
         Ok(self.ledger.refresh().await?)
     }
 
-    /// The number that is this lake's own, made with the first question.
+    /// Returns the id of this lake. The first call for a lake creates the id.
     ///
     /// # Errors
     /// The lake cannot be read or written.
@@ -180,8 +181,9 @@ impl Writer {
         Ok(self.ledger.settle("lake/id", fresh).await?)
     }
 
-    /// When the stream of this name was made that the lake knows. It is `created_ms` if the lake knows none; a lake that has
-    /// read the stream before it kept this keeps it from now on.
+    /// Returns the creation time of the stream with this name that the lake knows. If the lake knows no such stream,
+    /// returns `created_ms`. If the lake read the stream before it kept creation times, stores `created_ms` and returns
+    /// it.
     ///
     /// # Errors
     /// The lake cannot be read or written.
@@ -194,17 +196,17 @@ impl Writer {
         }
     }
 
-    /// Whether the lake knows when the stream of this name was made.
+    /// Returns whether the lake knows the creation time of the stream with this name.
     pub fn knows(&self, stream: &str) -> bool {
         self.ledger.value(&format!("created/{stream}")).is_some()
     }
 
-    /// The names under which incarnations of a stream have shards here.
+    /// Returns the names under which incarnations of a stream have shards in this lake.
     pub fn incarnations(&self, stream: &str) -> BTreeSet<String> {
         self.ledger.incarnations(stream)
     }
 
-    /// Enters the shards of a stream that the lake does not know yet. The first worker's word stands.
+    /// Enters the shards of a stream that the lake does not know yet. If several workers try, the first one wins.
     ///
     /// # Errors
     /// The lake cannot be read or written.
@@ -216,7 +218,7 @@ impl Writer {
         Ok(self.ledger.begin(beginnings, self.token, also).await?)
     }
 
-    /// Takes shards over and returns where to read on. Earlier owners can commit nothing from here on.
+    /// Takes shards over and returns where to continue. From then on, earlier owners cannot commit.
     ///
     /// # Errors
     /// The lake cannot be read or written.
@@ -256,18 +258,19 @@ impl Writer {
         Ok(fenced.into_iter().collect())
     }
 
-    /// Waits for what runs beside the work.
+    /// Waits for the background tasks.
     pub async fn finish(&mut self) {
         tokio::join!(self.sweepers.0.finish(), self.sweepers.1.finish());
         while self.chores.join_next().await.is_some() {}
     }
 
-    /// Sweeps the shards that were taken over; and those of the same streams that ended, because nobody will take them
-    /// over any more. Whoever committed the end of a shard had fenced it in both ledgers, so the numbers there are last.
+    /// Requests a sweep of the shards that were taken over, and of the ended shards of the same streams, because nobody
+    /// takes those over again. The worker that committed the end of a shard had taken it over in both ledgers, so the
+    /// epochs there are final.
     fn sweep_behind(&mut self, shards: &[(ShardKey, StartAt)], fenced: &States, quarantine: &States) {
         let streams: BTreeSet<&str> = shards.iter().map(|(shard, _)| shard.stream()).collect();
         let known = streams.into_iter().flat_map(|stream| self.ledger.shards(stream));
-        // Once each: nobody writes for them any more.
+        // Each ended shard is swept once: nobody writes for it any more.
         let ended: Vec<(ShardKey, ShardState)> =
             known.filter(|(shard, state)| state.is_ended() && self.swept.insert(shard.clone())).collect();
         let number = |(shard, state): (&ShardKey, &ShardState)| (shard.clone(), state.number);
@@ -283,10 +286,10 @@ impl Writer {
         self.sweepers.1.ask(quarantine_fences);
     }
 
-    /// Takes a decoded chunk. Chunks of a shard come in order.
+    /// Adds a decoded chunk to the buffers. The chunks of a shard arrive in order.
     ///
     /// # Errors
-    /// A file that had to make room cannot be written.
+    /// A file that was written to free memory failed.
     pub async fn add(
         &mut self,
         hold: &Hold,
@@ -320,7 +323,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Notes that a shard was received to its end.
+    /// Records that a shard was received to its end.
     pub fn end(&mut self, hold: &Hold, now: Instant) {
         if let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) {
             held.reached = Some(SequenceNumber::shard_end());
@@ -329,7 +332,7 @@ impl Writer {
         }
     }
 
-    /// Notes that the rest of a shard is gone: the stream does not list it any more.
+    /// Records that the rest of a shard is gone, because the stream no longer lists the shard.
     pub fn trimmed(&mut self, hold: &Hold, now: Instant) {
         if let Some(held) = self.held.get_mut(&hold.shard) {
             held.gaps.push(gaps::Gap {
@@ -344,7 +347,8 @@ impl Writer {
         self.end(hold, now);
     }
 
-    /// Notes that a shard has gone with its stream: the one that has its name now was created at `created_ms`.
+    /// Records that a shard is gone with its stream. `created_ms` is the creation time of the stream that now has the
+    /// name.
     pub fn deleted(&mut self, hold: &Hold, created_ms: i64, now: Instant) {
         if let Some(held) = self.held.get_mut(&hold.shard) {
             let (after, noted_at_ms) = (held.state.position.clone(), chrono::Utc::now().timestamp_millis());
@@ -353,7 +357,7 @@ impl Writer {
         self.end(hold, now);
     }
 
-    /// Has the next commit tell of every shard up to when it was read: it is the last one of this run.
+    /// Makes the next commit, the last one of this run, store the watermark of every shard.
     pub fn end_run(&mut self) {
         for held in self.held.values_mut() {
             held.ends_run = held.read_to_ms > held.state.read_to_ms;
@@ -361,7 +365,7 @@ impl Writer {
         }
     }
 
-    /// Notes up to when a shard was read, and whether something was trimmed in between.
+    /// Moves the watermark of a shard, and records a gap if retention trimmed records in between.
     pub fn read_to(&mut self, hold: &Hold, reached: &Reached, retention_ms: i64) {
         let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) else { return };
         held.gaps.extend(gaps::between(reached.after.clone(), held.read_to_ms, reached.at_ms, retention_ms));
@@ -382,22 +386,22 @@ impl Writer {
         self.counters.shard_gone(shard);
     }
 
-    /// Whether something waits for a commit.
+    /// Returns whether something waits for a commit.
     pub fn is_dirty(&self) -> bool {
         self.is_dirty
     }
 
-    /// Whether a shard was quiet for so long that the ledger should say so.
+    /// Returns whether a shard was quiet for so long that the ledger should store its watermark.
     pub fn is_quiet_for_long(&self) -> bool {
         self.is_quiet_for_long
     }
 
-    /// When the oldest of what waits must be committed.
+    /// Returns when the oldest uncommitted records must be committed.
     pub fn due(&self) -> Option<Instant> {
         self.batches.due(&self.limits)
     }
 
-    /// Whether so much waits that it must be committed now.
+    /// Returns whether so much is buffered that it must be committed now.
     pub fn is_due(&self) -> bool {
         self.batches.is_due(&self.limits) || self.rejected_bytes >= self.limits.mark_bytes / 2
     }
@@ -409,7 +413,7 @@ impl Writer {
     /// Writes and commits everything that was received.
     ///
     /// # Errors
-    /// The lake cannot be written. What was received is not lost: it is read again from the last commit.
+    /// The lake cannot be written. The received records are not lost: they are read again from the last commit.
     pub async fn flush(&mut self) -> Result<Flushed, IngestError> {
         let mut flushed = Flushed::default();
         if !self.is_dirty() {
@@ -426,12 +430,12 @@ impl Writer {
         Ok(flushed)
     }
 
-    /// A checkpoint of the log now and then. Without one the table is as whole, and slower to open.
+    /// Starts a checkpoint of the log when one is due. Without a checkpoint the table is complete, but slower to open.
     fn checkpoint(&mut self, table: Table) {
         let ledger = if table == Table::Quarantine { &mut self.quarantine } else { &mut self.ledger };
         if ledger.checkpoint_due() {
             let store = table.store(&self.lake);
-            // What is done is let go of.
+            // This loop drops finished tasks.
             while self.chores.try_join_next().is_some() {}
             self.chores.spawn(async move {
                 failpoint::hit("checkpoint/before");

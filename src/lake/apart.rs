@@ -1,8 +1,9 @@
-//! Object stores whose requests run on a runtime of their own.
+//! Object store wrappers: [`Apart`] runs requests on a runtime of their own, [`Without`] hides objects.
 //!
-//! **Invariant: nothing that waits for a request can keep the request from running.** The Delta kernel blocks one thread of
-//! its caller's pool for each deletion vector until it is read. Reading a local file, and looking up a host, need a thread
-//! of a pool as well. In one pool, enough of the former leave none for the latter, and all of them wait for ever.
+//! **Invariant: a task that waits for a request can never keep the request from running.** For each deletion vector,
+//! the Delta kernel blocks one thread of its caller's pool until the vector is read. Local reads and host lookups also
+//! need a thread of a pool. In one shared pool, enough blocked kernel threads leave no thread for the reads, and all of
+//! them wait forever.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -21,18 +22,18 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::Objects;
 
-/// Local reads at a time.
+/// Maximum of blocking threads, and so of concurrent local reads.
 const THREADS_MAX: usize = 64;
-/// Names of a listing that wait to be taken.
+/// Maximum of listed names that wait for the reader of the listing.
 const NAMES_MAX: usize = 1_000;
 
-/// `None` when the system gives no threads for it.
+/// The runtime of the requests; `None` if the system cannot create its threads.
 static REQUESTS: LazyLock<Option<Runtime>> = LazyLock::new(|| {
     let mut builder = Builder::new_multi_thread();
     builder.enable_all().thread_name("requests").max_blocking_threads(THREADS_MAX).build().ok()
 });
 
-/// Runs a request on the runtime of the requests.
+/// Runs a request on the request runtime.
 async fn apart<T: Send + 'static>(request: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     match &*REQUESTS {
         Some(runtime) => runtime.spawn(request).await.map_err(|source| Error::JoinError { source })?,
@@ -40,17 +41,17 @@ async fn apart<T: Send + 'static>(request: impl Future<Output = Result<T>> + Sen
     }
 }
 
-/// A store whose requests run apart from whoever waits for them.
+/// A store that runs its requests on the request runtime, apart from the tasks that wait for them.
 #[derive(Debug)]
 pub struct Apart<S>(Arc<S>);
 
 impl<S: ObjectStore> Apart<S> {
-    /// Around a store.
+    /// Wraps a store.
     pub fn new(store: S) -> Self {
         Self(Arc::new(store))
     }
 
-    /// A listing, which is made where it is read.
+    /// Runs a listing on the request runtime. The stream is created in the task that polls it.
     fn forward(
         &self,
         list: impl FnOnce(&S) -> BoxStream<'static, Result<ObjectMeta>> + Send + 'static,
@@ -84,7 +85,7 @@ impl<S: ObjectStore> ObjectStore for Apart<S> {
         apart(async move { store.put_opts(&location, payload, options).await }).await
     }
 
-    /// Its parts are put by whoever polls them: only large checkpoints of the log come this way.
+    /// Starts a multipart upload. Its parts run on the caller's runtime; only large checkpoints of the log use it.
     async fn put_multipart_opts(
         &self,
         location: &Path,
@@ -101,7 +102,7 @@ impl<S: ObjectStore> ObjectStore for Apart<S> {
             if is_head {
                 return Ok(found);
             }
-            // Read to its end here: whoever polls a payload reads it on a thread of its own pool.
+            // The payload is read to its end here, because its reader would poll it on a thread of its own pool.
             let (meta, range, attributes) = (found.meta.clone(), found.range.clone(), found.attributes.clone());
             let bytes = found.bytes().await?;
             let payload = GetResultPayload::Stream(futures::stream::once(async move { Ok(bytes) }).boxed());
@@ -153,7 +154,7 @@ impl<S: ObjectStore> ObjectStore for Apart<S> {
     }
 }
 
-/// A store without some of its objects: those of a log that cannot be used, and that deltalake would not pass over.
+/// A store that hides some objects: unusable objects of a log, which deltalake would not skip.
 #[derive(Debug)]
 pub struct Without {
     objects: Objects,
@@ -161,7 +162,7 @@ pub struct Without {
 }
 
 impl Without {
-    /// Of a store, all objects but these.
+    /// Wraps a store and hides the objects `hidden`.
     pub fn new(objects: Objects, hidden: HashSet<Path>) -> Self {
         Self { objects, hidden: Arc::new(hidden) }
     }

@@ -1,4 +1,4 @@
-//! A bucket of S3 as an object store, by the settings that every AWS tool reads.
+//! An S3 bucket as an object store, configured by the settings that every AWS tool reads.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::apart::Apart;
 use super::s3::Connector;
 use crate::aws::{AwsSettings, Credentials};
 
-/// How long one request to S3 is tried, with jitter in between, before whoever asked hears of it.
+/// Total time for the retries of one S3 request, with jitter, before the caller gets the error.
 const RETRY_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The object store of a bucket.
+/// Opens the object store of a bucket.
 pub(super) async fn open(aws: &AwsSettings, bucket: &str) -> Result<Arc<dyn ObjectStore>, LakeError> {
     let config = aws.load().await;
     let region = config.region().map_or("us-east-1", |r| r.as_ref()).to_owned();
@@ -25,11 +25,11 @@ pub(super) async fn open(aws: &AwsSettings, bucket: &str) -> Result<Arc<dyn Obje
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(bucket)
         .with_region(&region)
-        // Bounded by time: ten tries, the default, may be over in two seconds.
+        // Time is the limit: the default of ten retries may be over in two seconds.
         .with_retry(RetryConfig { max_retries: 100, retry_timeout: RETRY_PATIENCE, ..RetryConfig::default() })
         .with_http_connector(Connector::new(bucket, &region, credentials.clone()))
         .with_credentials(credentials);
-    // The more special setting wins, so that one flag for Kinesis does not redirect S3.
+    // The more specific setting wins, so that an endpoint flag for Kinesis does not redirect S3.
     let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|v| !v.is_empty());
     let endpoint = endpoint.or_else(|| config.endpoint_url().map(str::to_owned));
     builder = match endpoint {
@@ -44,7 +44,8 @@ pub(super) async fn open(aws: &AwsSettings, bucket: &str) -> Result<Arc<dyn Obje
     Ok(Arc::new(Apart::new(store)))
 }
 
-/// Whether a bucket can stand before S3's host name: the certificate there covers one label, so none with dots.
+/// Returns whether a bucket name can precede the S3 host name. The TLS certificate covers one label, so dots are not
+/// allowed.
 fn is_host_label(bucket: &str) -> bool {
     bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }

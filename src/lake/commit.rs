@@ -1,14 +1,14 @@
-//! The one way to commit to a table.
+//! The commit protocol of a table. Every commit after the creation of a table goes through this module.
 //!
-//! A commit is one put-if-absent of the next version of the log. These invariants hold for every one:
+//! A commit is one put-if-absent of the next log version. These invariants hold for every commit:
 //!
-//! - **It is proposed for the version right before it.** [`Proposal::draft`] sees what the log says at that version, and whoever
-//!   loses the race for the next one proposes anew, or not any more.
-//! - **It is encoded once for each version that it is tried at, and it carries a token of its own.** So it is known again
-//!   when its answer was lost, whatever was committed after it.
+//! - **It is drafted for the version right before it.** [`Proposal::draft`] sees the log at that version. A writer that
+//!   loses the race for the next version drafts again, or gives up.
+//! - **It is encoded once per version that is tried, and it carries its own token.** So its writer recognises the
+//!   commit when the answer was lost, whatever was committed after it.
 //! - **The table's terms admit it**, as they are at the version right before it.
-//! - **Every reader sees it.** The clean-up of a log makes room below the checkpoint that all readers begin at; a writer that
-//!   was idle for so long could put a version there. That is noticed, undone and tried again at the top.
+//! - **Every reader sees it.** Log clean-up deletes commits below the checkpoint at which all readers begin. A writer
+//!   that was idle for that long could put a version there. That is detected, undone and retried at the newest version.
 
 use std::time::Duration;
 
@@ -24,55 +24,57 @@ use crate::backoff::Backoff;
 use crate::failpoint;
 use crate::schema::Table;
 
-/// How long a commit is tried before the caller hears of it. A cap on time, because a count says nothing.
+/// Total time for the attempts at one commit. The limit is a time, because a number of attempts says nothing.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// What a commit holds.
+/// The content of a commit.
 #[derive(Debug, Default)]
 pub struct Draft {
-    /// Files that it takes out.
+    /// Files to remove.
     pub removes: Vec<Remove>,
-    /// Files that it adds.
+    /// Files to add.
     pub adds: Vec<Add>,
-    /// Transaction ids.
+    /// Transaction ids to set.
     pub ids: Vec<(String, i64)>,
-    /// Whether it replaces files, as the log tells other programs; and which, if one predicate says so.
+    /// `Some` if the log records the commit as an overwrite; then the predicate of the replaced files, if one predicate
+    /// selects them.
     pub replaces: Option<Option<String>>,
 }
 
-/// What somebody wants to commit.
+/// A commit that a writer wants to make.
 pub trait Proposal {
-    /// The commit right after a version of which the log is `known`; `None` when it is not to be made any more.
+    /// Drafts the commit right after the version of `known`. Returns `None` if the commit must not be made any more.
     ///
     /// # Errors
     /// The table cannot be read.
     fn draft(&self, known: &Transactions) -> impl Future<Output = Result<Option<Draft>, LakeError>> + Send;
 
-    /// Where tests kill: before the commit is made and after.
+    /// Returns the names of the failpoints before and after the commit.
     fn failpoints(&self) -> (&'static str, &'static str) {
         ("commit/before", "commit/after")
     }
 }
 
-/// A commit that is in the log, once.
+/// A commit that is in the log exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committed {
-    /// The version that holds it.
+    /// The log version of the commit.
     pub version: u64,
-    /// How many versions were lost to other writers on the way.
+    /// The number of versions lost to other writers on the way.
     pub conflicts: u32,
 }
 
-/// A token: 63 bits, because a transaction id's version is an i64.
+/// Returns a random token. It has 63 bits, because the version of a transaction id is an i64.
 pub fn new_token() -> u64 {
     rand::rng().random::<u64>() >> 1
 }
 
-/// Commits what is proposed, and moves `known` there; `None` when it was not to be made any more.
+/// Commits a proposal and moves `known` to its version. Returns `None` if the proposal must not be made any more.
 ///
 /// # Errors
-/// The store failed for longer than five minutes, the log is corrupt, or the table's terms do not admit the commit. In the first
-/// case the outcome is unknown to the caller and known to the log; starting over from the log is always right.
+/// The store failed for longer than five minutes, the log is corrupt, or the table's terms do not admit the commit. In
+/// the first case the outcome is unknown to the caller, but the log knows it. Starting over from the log is always
+/// correct.
 pub async fn commit(
     table: Table,
     store: &Store,
@@ -92,7 +94,7 @@ pub async fn commit(
         let version = known.version + 1;
         let path = paths::commit(version);
         let mut found = None;
-        // The same bytes, until that version is somebody's.
+        // The same bytes are retried until some commit takes that version.
         while known.version + 1 == version {
             failpoint::hit(before);
             let put = store.put_new(&path, bytes.clone()).await;
@@ -121,8 +123,8 @@ pub async fn commit(
                 return Err(LakeError::Contended { table, seconds, source: failure });
             }
             let read = read_back(store, known, &token).await;
-            // A lost race needs no pause when the log moved: whoever won has made progress, and whoever waits would only
-            // lose again to those who do not. An error does.
+            // A lost race needs no pause if the log moved: the winner made progress, and a writer that pauses would
+            // lose again to writers that do not. An error needs a pause.
             if failure.is_some() || read.is_err() || known.version + 1 == version {
                 tokio::time::sleep(backoff.spread()).await;
             }
@@ -132,7 +134,7 @@ pub async fn commit(
             }
         }
         let Some(version) = found else { continue };
-        // It is in the log: from here on nothing is proposed anew before it is known whether readers see it.
+        // The commit is in the log. Nothing may be drafted again until it is known whether readers see the commit.
         let is_buried = loop {
             match is_buried(store, version, &token).await {
                 Ok(is_buried) => break is_buried,
@@ -145,7 +147,7 @@ pub async fn commit(
             return Ok(Some(Committed { version, conflicts }));
         }
         tracing::warn!(table = table.name(), version, "the log was cleaned up meanwhile, reading it anew");
-        // No reader begins that far down.
+        // No reader begins that far back, so the buried commit is only garbage.
         if let Err(error) = store.delete(&paths::commit(version)).await {
             tracing::warn!(table = table.name(), version, %error, "left a commit below the log's checkpoint");
         }
@@ -154,7 +156,7 @@ pub async fn commit(
     Ok(None)
 }
 
-/// Passes on an error that would come again.
+/// Returns an error that would occur again; logs any other error.
 fn transient(table: Table, error: LakeError) -> Result<(), LakeError> {
     let is_lasting = matches!(error, LakeError::Log { .. } | LakeError::Unsupported { .. });
     if is_lasting || fault::is_permanent(&error) {
@@ -180,9 +182,9 @@ fn encode(
     known.encode(table, store, actions, mode)
 }
 
-/// Reads forward, and returns the version that carries the token, if there is one.
+/// Reads the log forward. Returns the version that carries the token, if there is one.
 ///
-/// Looks after every single commit: a later one carries another token.
+/// The token is checked after every single commit, because a later commit overwrites the token of the same id.
 async fn read_back(
     store: &Store,
     known: &mut Transactions,
@@ -197,9 +199,9 @@ async fn read_back(
     Ok(found)
 }
 
-/// Whether a version that was just put lies below what the clean-up of the log has removed.
+/// Returns whether a version that was just put lies below the commits that log clean-up removed.
 async fn is_buried(store: &Store, version: u64, (id, token): &(String, i64)) -> Result<bool, LakeError> {
-    // A checkpoint at that version or above is of long before, or of somebody who was quick.
+    // A checkpoint at or above that version is either much older than this commit, or another writer was quick.
     if log::last_checkpoint(store).await?.is_none_or(|checkpoint| checkpoint < version) {
         return Ok(false);
     }
@@ -234,7 +236,7 @@ mod tests {
         Table::Quarantine.store(&lake)
     }
 
-    /// A writer slept while others committed, made a checkpoint and cleaned the log up.
+    /// A writer sleeps while others commit, write a checkpoint and clean up the log.
     #[tokio::test]
     async fn nothing_is_committed_below_what_was_cleaned_up() {
         let folder = tempfile::tempdir().unwrap();
@@ -253,11 +255,11 @@ mod tests {
         assert_eq!(store.size(&paths::commit(1)).await.unwrap(), None, "nothing is left where nobody looks");
         let seen = log::read_transactions(&store).await.unwrap().unwrap();
         assert_eq!((seen.version, seen.ids.get("idle")), (4, Some(&3)), "it was proposed anew, at the top");
-        // What has come meanwhile counts: a proposal may not be one any more.
+        // A commit made in the meantime counts: the proposal need not be made any more.
         assert_eq!(commit(Table::Quarantine, &store, &mut asleep, &Say("c")).await.unwrap(), None);
     }
 
-    /// Its answer is lost, and others commit on top of it: it is known again, and not made twice.
+    /// The answer is lost, and others commit on top: the writer recognises its commit and does not repeat it.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_commit_whose_answer_was_lost_is_known_again() {
         let folder = tempfile::tempdir().unwrap();
@@ -277,7 +279,7 @@ mod tests {
         assert_eq!(log::read_transactions(&store).await.unwrap().unwrap().version, 2);
     }
 
-    /// Its answer came, and then the store does not tell for a while whether readers see it: it is not made twice.
+    /// The answer arrives, but reads then fail for a while, so visibility is unknown: the commit is not repeated.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_commit_is_made_once_however_long_the_store_is_silent() {
         let folder = tempfile::tempdir().unwrap();

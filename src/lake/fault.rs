@@ -1,6 +1,6 @@
-//! What an error of the storage means: whether the next try may end otherwise, and one sentence for whoever runs this.
+//! Classification of storage errors: whether a retry may help, and one sentence of advice for the user.
 //!
-//! Told from the types in an error's chain, never from its words.
+//! The types in an error's chain decide, never its message.
 
 use std::error::Error;
 use std::io::ErrorKind;
@@ -9,7 +9,7 @@ use super::s3;
 use crate::aws;
 use crate::causes::causes;
 
-/// Whether trying again is of no use.
+/// Returns whether a retry cannot help.
 pub(crate) fn is_permanent(error: &(dyn Error + 'static)) -> bool {
     let mut by_network = false;
     for cause in causes(error) {
@@ -17,7 +17,7 @@ pub(crate) fn is_permanent(error: &(dyn Error + 'static)) -> bool {
         if let Some(fault) = cause.downcast_ref::<s3::Fault>() {
             return fault.is_permanent();
         }
-        // What the network says is for the next try to find out.
+        // An I/O error below an HTTP error comes from the network, so a retry may help.
         if let Some(io) = cause.downcast_ref::<std::io::Error>().filter(|_| !by_network) {
             return advice(io.kind()).is_some_and(|(is_permanent, _)| is_permanent);
         }
@@ -37,7 +37,7 @@ pub(crate) fn is_permanent(error: &(dyn Error + 'static)) -> bool {
     aws::credentials_error(error).is_some_and(aws::is_hopeless)
 }
 
-/// The cause of an error and what to do about it, if its kind is known: in one sentence.
+/// Returns the cause of an error and what to do about it, in one sentence, if the kind of the error is known.
 pub(crate) fn sentence(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = aws::credentials_error(error) {
         let what = aws::describe_credentials(error);
@@ -57,7 +57,7 @@ pub(crate) fn sentence(error: &(dyn Error + 'static)) -> Option<String> {
     None
 }
 
-/// What the kinds of a file system's errors mean: whether they last, and what to do.
+/// Classifies file system errors: whether the error is permanent, and what to do.
 fn advice(kind: ErrorKind) -> Option<(bool, &'static str)> {
     Some(match kind {
         ErrorKind::PermissionDenied => {
@@ -70,7 +70,7 @@ fn advice(kind: ErrorKind) -> Option<(bool, &'static str)> {
             (true, "a file and a folder of one name are in each other's way; move one of them")
         }
         ErrorKind::InvalidFilename => (true, "the file system does not take that name; name another place"),
-        // Somebody may make room.
+        // Somebody may free space.
         ErrorKind::StorageFull => (false, "the disk is full; make room"),
         ErrorKind::QuotaExceeded => (false, "the disk quota is used up; raise it, or make room"),
         ErrorKind::FileTooLarge => {
@@ -101,7 +101,7 @@ mod tests {
         for kind in [ErrorKind::StorageFull, ErrorKind::Interrupted, ErrorKind::TimedOut] {
             assert!(!is_permanent(&stored(io(kind))), "{kind}");
         }
-        // A firewall's refusal is the network's.
+        // A refusal by a firewall is a network error.
         let refused = HttpError::new(HttpErrorKind::Connect, io(ErrorKind::PermissionDenied));
         assert!(!is_permanent(&stored(refused)));
         let fault = |kind| s3::Fault { kind, code: "C".into(), bucket: "b".into(), region: "r".into() };

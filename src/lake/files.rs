@@ -9,16 +9,16 @@ use parquet::errors::ParquetError;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// A file to be read as Parquet describes it: other writers leave Arrow types of their own in the footer.
+/// Opens a Parquet file by its Parquet schema alone, because other writers leave their own Arrow types in the footer.
 ///
 /// # Errors
-/// It is no Parquet file.
+/// The bytes are no Parquet file.
 pub fn open(bytes: Bytes) -> Result<ParquetRecordBatchReaderBuilder<Bytes>, ParquetError> {
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options)
 }
 
-/// The action that lists a file.
+/// Returns the `add` action of a file.
 pub fn add(path: String, partition: &[(&str, String)], size: usize, now_ms: i64, statistics: Value) -> Add {
     let values: HashMap<String, Option<String>> =
         partition.iter().map(|(name, value)| ((*name).to_owned(), Some(value.clone()))).collect();
@@ -37,15 +37,15 @@ pub fn add(path: String, partition: &[(&str, String)], size: usize, now_ms: i64,
     }
 }
 
-/// Tag of a listed file: the SHA-256 of its bytes, in hexadecimal.
+/// The tag of an `add` action that holds the SHA-256 of the file, in hexadecimal.
 pub const SHA256: &str = "synclake.sha256";
 
-/// SHA-256 of bytes, in hexadecimal.
+/// Returns the SHA-256 of bytes, in hexadecimal.
 pub fn sha256_of(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The action that lists a file, with the digest of its bytes.
+/// Adds the SHA-256 of the file to its `add` action.
 pub fn with_digest(mut add: Add, sha256: String) -> Add {
     add.tags = Some(HashMap::from([(SHA256.to_owned(), Some(sha256))]));
     add

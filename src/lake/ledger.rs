@@ -1,32 +1,39 @@
-//! The commit protocol: who may write for a shard, how far the shard has come, and one atomic step that moves both
-//! together with the files.
+//! The commit protocol of shards: who may write for a shard, and up to which position the shard is committed. One
+//! atomic commit moves the epoch, the owner and the position together with the files.
 //!
 //! # Invariants
 //! - A commit holds the files *and* the positions that they reach, in one put-if-absent of one object.
-//! - It is written for version `v + 1` only if every shard in it still is, at `v`, what its writer believes it to be:
-//!   same number, same owner, same position. So two writers of one shard never both succeed, however late one of them
-//!   wakes up.
-//! - Numbers of a shard count up by one; positions only move forward; nothing here ever deletes a data file.
+//! - A commit is written for version `v + 1` only if every shard in it has, at `v`, the state that the writer expects:
+//!   same epoch, owner and position. So two writers of one shard never both succeed, however late one of them wakes up.
+//! - The epoch (`number`) of a shard increases by one with each commit. Positions only move forward. The ledger never
+//!   deletes a data file.
 //!
 //! # What an error means
-//! After any failed write the outcome is unknown, so the log is read forward and decides (`commit.rs`):
+//! After any failed write the outcome is unknown. The writer then reads the log forward, and the log decides
+//! (`commit.rs`):
 //!
-//! | in the log | meaning | what follows |
+//! | in the log | meaning | next step |
 //! |---|---|---|
-//! | the token of this commit | it was stored, its answer was lost | committed |
-//! | no token, the shards as they were | it was not stored, or not yet | the same version again while it is free, else the next |
-//! | no token, the shards otherwise | another owner took over | fenced: the caller drops its buffers of that shard |
+//! | the token of this commit | the commit was stored, the answer was lost | committed |
+//! | no token, the shards unchanged | it was not stored, or not yet | retry the version if still free, else the next |
+//! | no token, the shards changed | another owner took over | fenced: the caller drops its buffers of that shard |
 //!
-//! A write that is still under way when its error arrives can only become version `v + 1` itself: every later attempt
-//! is made for a version that is still free, so one of the two loses.
+//! A write that is still in flight when its error arrives can only become version `v + 1` itself. Every later attempt
+//! targets a version that is still free, so one of the two loses.
 //!
 //! # In the log
-//! Transaction ids, because they are the one thing that every Delta writer carries forward for ever:
-//! `ingest/<stream>/<shard>` is the number, `…/owner` a random 63-bit token, `…/seq0` to `…/seq3` the position as four
-//! decimal limbs of 18 digits, `…/from` where the shard was begun (0 is the horizon, else milliseconds), `…/read_to` the
-//! time up to which it was read, `…/parts` how many parts of the next record are done (after an import).
-//! `created/<stream>` is when the stream was made whose shards have that name, `lake/id` a random number that is this
-//! lake's own. (Of ids with two slashes a shard has one alone, by which tools find them.)
+//! The ledger is stored in transaction ids, because every Delta writer carries them forward forever:
+//!
+//! | id | value |
+//! |---|---|
+//! | `ingest/<stream>/<shard>` | the epoch; a shard's only id with two slashes, by which tools find shards |
+//! | `…/owner` | a random 63-bit token of the owner |
+//! | `…/seq0` to `…/seq3` | the position, as four decimal limbs of 18 digits |
+//! | `…/from` | where reading of the shard began: 0 is the horizon, else milliseconds |
+//! | `…/read_to` | the watermark |
+//! | `…/parts` | done sub-records of the record after the position (after an import) |
+//! | `created/<stream>` | creation time of the stream whose shards have this name |
+//! | `lake/id` | a random number that identifies this lake |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,45 +52,45 @@ pub use super::commit::new_token;
 pub(crate) use state::encode_state;
 pub use state::{ShardState, decode_state};
 
-/// Where a shard enters the ledger.
+/// The first entry of a shard in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beginning {
     /// The shard.
     pub shard: ShardKey,
-    /// Where it is begun as long as there is no position.
+    /// Where reading begins as long as there is no position.
     pub from: StartAt,
-    /// A position that somebody else's checkpoint gave.
+    /// A position that was imported from a foreign checkpoint.
     pub position: Option<SequenceNumber>,
-    /// Parts of the record right after it that are done.
+    /// Sub-records of the record right after the position that are already done.
     pub parts_done: i64,
 }
 
-/// A shard's step in a commit: from a state that the writer holds to the next.
+/// A shard's step in a commit: from the state that the writer holds to the next state.
 #[derive(Debug, Clone)]
 pub struct Step {
     /// The shard.
     pub shard: ShardKey,
-    /// What the shard must be; `None` when it must not be there.
+    /// The state that the shard must have; `None` if the ledger must not know the shard.
     pub expected: Option<ShardState>,
-    /// What it becomes.
+    /// The state after the commit.
     pub next: ShardState,
 }
 
-/// How a commit ended.
+/// The result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is in the log, once.
+    /// The commit is in the log exactly once.
     Committed {
-        /// The version that holds it.
+        /// The log version of the commit.
         version: u64,
-        /// How many versions were lost to other writers on the way.
+        /// The number of versions lost to other writers on the way.
         conflicts: u32,
     },
-    /// Nothing was committed: these shards belong to another owner now.
+    /// Nothing was committed: these shards now belong to another owner.
     Fenced(Vec<ShardKey>),
 }
 
-/// The ledger of one table for one writer.
+/// The ledger of one table, as one writer sees it.
 #[derive(Debug)]
 pub struct Ledger {
     table: Table,
@@ -92,10 +99,10 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens the ledger of a table, making the table if it is not there.
+    /// Opens the ledger of a table. Creates the table if it does not exist.
     ///
     /// # Errors
-    /// The store failed, or the log is corrupt.
+    /// The store failed, the log is corrupt, or the table's terms do not admit commits.
     pub async fn open(lake: &Store, table: Table) -> Result<Self, LakeError> {
         table.ensure(lake).await?;
         let store = table.store(lake);
@@ -105,12 +112,12 @@ impl Ledger {
         Ok(Self { table, store, known })
     }
 
-    /// The newest version that was seen.
+    /// Returns the newest log version that was read.
     pub fn version(&self) -> u64 {
         self.known.version
     }
 
-    /// Reads what others have committed since.
+    /// Reads the commits that other writers made since the last read.
     ///
     /// # Errors
     /// The store failed, or the log is corrupt.
@@ -118,18 +125,19 @@ impl Ledger {
         log::read_forward(&self.store, &mut self.known).await
     }
 
-    /// State of a shard at the newest version that was seen.
+    /// Returns the state of a shard at the newest log version that was read.
     pub fn state(&self, shard: &ShardKey) -> Option<ShardState> {
         decode_state(&self.known, shard)
     }
 
-    /// The names under which incarnations of a stream have shards here: its own, and `<stream>.<when it was made>`.
+    /// Returns the names under which the ledger knows incarnations of a stream: its own name, and `<stream>.<creation
+    /// time>`.
     pub fn incarnations(&self, stream: &str) -> BTreeSet<String> {
         let names = self.known.ids.keys().filter_map(|id| id.strip_prefix("ingest/")?.split('/').next());
         names.filter(|name| incarnation_of(stream, name).is_some()).map(str::to_owned).collect()
     }
 
-    /// Every shard of a stream that the ledger knows.
+    /// Returns every shard of a stream that the ledger knows.
     pub fn shards(&self, stream: &str) -> Vec<(ShardKey, ShardState)> {
         let prefix = format!("ingest/{stream}/");
         let names = self.known.ids.keys().filter_map(|id| id.strip_prefix(&prefix)).filter(|id| !id.contains('/'));
@@ -139,9 +147,10 @@ impl Ledger {
         found
     }
 
-    /// Enters shards that the ledger does not know yet, all of them in one commit or none, with other transaction ids.
+    /// Enters shards that the ledger does not know yet, together with the transaction ids `also`. The commit covers all
+    /// of them or none.
     ///
-    /// So that several workers that start at once agree on where a stream begins: the first one's word stands.
+    /// Several workers that start at once thus agree on where a stream begins: the first commit wins.
     ///
     /// # Errors
     /// The store failed for too long, or the log is corrupt.
@@ -169,9 +178,9 @@ impl Ledger {
         self.publish(Vec::new(), ids, ("fence/before", "fence/after"), free).await.map(drop)
     }
 
-    /// Takes shards over, whoever holds them: number + 1, the new token, the position unchanged.
+    /// Takes over shards from any owner: the epoch increases by one, the owner becomes `token`, the position stays.
     ///
-    /// From here on no commit of an earlier owner can succeed.
+    /// Afterwards no commit of an earlier owner can succeed.
     ///
     /// # Errors
     /// The store failed for too long, or the log is corrupt.
@@ -202,17 +211,17 @@ impl Ledger {
                 .collect();
             match self.commit(Vec::new(), &steps).await? {
                 Outcome::Committed { .. } => return Ok(steps.into_iter().map(|s| (s.shard, s.next)).collect()),
-                // Somebody else moved one of them while we looked: look again.
+                // Another writer moved one of the shards in the meantime, so the states must be read again.
                 Outcome::Fenced(_) => continue,
             }
         }
     }
 
-    /// Commits files together with the steps of the shards that they come from. All or nothing.
+    /// Commits files together with the steps of the shards that the files come from. All or nothing.
     ///
     /// # Errors
-    /// The store failed for longer than five minutes, or the log is corrupt. The outcome is then unknown to the caller
-    /// and known to the log; starting over from the log is always right.
+    /// The store failed for longer than five minutes, or the log is corrupt. The outcome is then unknown to the caller,
+    /// but the log knows it. Starting over from the log is always correct.
     pub async fn commit(&mut self, files: Vec<Add>, steps: &[Step]) -> Result<Outcome, LakeError> {
         let failpoints = self.failpoints(&files);
         let ids = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)).collect();
@@ -227,7 +236,7 @@ impl Ledger {
         })
     }
 
-    /// Commits files and transaction ids, as long as `free` holds of what the log says.
+    /// Commits files and transaction ids if `free` holds for the log version right before the commit.
     async fn publish(
         &mut self,
         adds: Vec<Add>,
@@ -238,7 +247,7 @@ impl Ledger {
         commit::commit(self.table, &self.store, &mut self.known, &Addition { adds, ids, failpoints, free }).await
     }
 
-    /// Whether it is time to write a checkpoint of the log; it is then taken to be under way.
+    /// Returns whether a checkpoint of the log is due. If so, the ledger counts it as in progress.
     pub fn checkpoint_due(&mut self) -> bool {
         self.known.checkpoint_due()
     }
@@ -253,7 +262,7 @@ impl Ledger {
     }
 }
 
-/// What a ledger commits.
+/// A proposed commit of the ledger.
 struct Addition<F> {
     adds: Vec<Add>,
     ids: Vec<(String, i64)>,
@@ -343,7 +352,7 @@ mod tests {
         crate::lake::snapshot::checkpoint(&ledger.store).await.unwrap();
         let after = advance(&shard("b"), &held, "1");
         ledger.commit(Vec::new(), &[Step { expected: None, ..after.clone() }]).await.unwrap();
-        // What the checkpoint covers may be cleaned away by any Delta writer.
+        // Any Delta writer may clean up the commits that the checkpoint covers.
         for version in 0..=2 {
             ledger.store.delete(&paths::commit(version)).await.unwrap();
         }

@@ -1,12 +1,12 @@
-//! Reading the Delta log for what the ledger needs: the newest version, the transaction ids at it, and what the table asks
-//! of its writers. And the bytes of a commit on top of that.
+//! A reader of the Delta log for the ledger: the newest version, its transaction ids, and the table's terms. It also
+//! encodes the next commit.
 //!
-//! deltalake answers one transaction id per replay of the log, which for seven ids a shard is hundreds of replays; here
-//! all of them are read in one pass over the newest checkpoint and the commits after it. Everything else about the log is
-//! deltalake's.
+//! deltalake replays the log once per transaction id. With nine ids a shard that would be hundreds of replays. This
+//! module reads all ids in one pass over the newest checkpoint and the commits after it. deltalake does everything else
+//! with the log.
 //!
-//! Checkpoints of both kinds are read: classic ones, in one part or several, and those of version 2, whose sidecars hold
-//! files alone. One that is missing, not whole or damaged is passed over for an older one, or for the commits.
+//! Both kinds of checkpoints are read: classic ones, in one part or several, and v2 checkpoints, whose sidecars hold
+//! only files. A missing, incomplete or damaged checkpoint is skipped in favour of an older one, or of the commits.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -27,36 +27,37 @@ use super::terms::Terms;
 use super::{LakeError, Store, paths};
 use crate::schema::Table;
 
-/// Commits that are read at a time: a worker that starts must not wait for one after the other.
+/// Commits that are read concurrently, because a starting worker must not wait for them one by one.
 const READS: usize = 16;
-/// The object that names the newest checkpoint. A hint only: it may be behind, or wrong.
+/// The object that names the newest checkpoint. It is only a hint: it may be outdated or wrong.
 const HINT: &str = "_delta_log/_last_checkpoint";
 
-/// Versions between two checkpoints of a log; fewer where tests kill in the midst of one.
+/// Versions between two checkpoints of a log. Fewer in builds with failpoints, so that tests can kill during a
+/// checkpoint.
 const CHECKPOINT_EVERY: u64 = if cfg!(feature = "failpoints") { 20 } else { 100 };
 
-/// What the log says at one version.
+/// The content of the log at one version.
 #[derive(Debug, Default, Clone)]
 pub struct Transactions {
-    /// The newest checkpoint, as far as was seen.
+    /// The newest known checkpoint.
     pub checkpoint: Option<u64>,
-    /// The version; commits up to and including it are covered.
+    /// The log version; the commits up to it are included.
     pub version: u64,
-    /// Newest version number of each application id.
+    /// The newest value of each transaction id.
     pub ids: HashMap<String, i64>,
-    /// What the table asks of its writers.
+    /// The table's requirements on its writers.
     pub terms: Terms,
-    /// The time of the newest commit by its own word, if it has one.
+    /// The in-commit timestamp of the newest commit, if it has one, in milliseconds.
     pub in_commit_ms: Option<i64>,
-    /// Objects of the log that were passed over, because what they are or name is missing or damaged.
+    /// Skipped objects of the log: they, or the objects that they name, are missing or damaged.
     pub unusable: Vec<String>,
 }
 
 impl Transactions {
-    /// Refuses a commit that the table's terms do not allow.
+    /// Checks that the table's terms admit a commit.
     ///
     /// # Errors
-    /// It is one. The message says what to do.
+    /// The terms do not admit it. The message says what to do.
     pub fn admit(&self, table: Table, store: &Store, takes_out: bool) -> Result<(), LakeError> {
         match self.terms.refusal(table, takes_out) {
             Some(reason) => Err(LakeError::Unsupported { table: store.to_string(), reason }),
@@ -64,10 +65,10 @@ impl Transactions {
         }
     }
 
-    /// Whether it is time to write a checkpoint; it is then taken to be under way.
+    /// Returns whether a checkpoint is due. If so, the checkpoint counts as in progress.
     ///
-    /// Asked after every commit, and by every writer: so one that dies over it delays the next by a commit, not by a
-    /// hundred. Without checkpoints a writer would start ever more slowly.
+    /// Every writer asks after every commit. So if a writer dies during a checkpoint, the next one comes one commit
+    /// later, not a hundred. Without checkpoints, writers would start more and more slowly.
     pub fn checkpoint_due(&mut self) -> bool {
         let due = self.version >= self.checkpoint.unwrap_or(0) + CHECKPOINT_EVERY;
         if due {
@@ -76,10 +77,10 @@ impl Transactions {
         due
     }
 
-    /// The next commit: its bytes, and the time that it carries if the table asks for one.
+    /// Encodes the next commit. Returns its bytes, and its in-commit timestamp if the table requires one.
     ///
     /// # Errors
-    /// It cannot be encoded (never in practice).
+    /// The commit cannot be encoded (never in practice).
     pub fn encode(
         &self,
         table: Table,
@@ -91,7 +92,7 @@ impl Transactions {
         let operation = DeltaOperation::Write { mode, partition_by, predicate };
         let mut commit = CommitData::new(actions, operation, HashMap::new(), Vec::new());
         let now_ms = Utc::now().timestamp_millis();
-        // Later than the one before, whatever the clocks say.
+        // The timestamp must be later than the previous one, whatever the clocks say.
         let next_ms = self.in_commit_ms.map_or(now_ms, |last_ms| now_ms.max(last_ms + 1));
         let in_commit_ms = self.terms.have_in_commit_timestamps().then_some(next_ms);
         if let Some(Action::CommitInfo(info)) = commit.actions.first_mut() {
@@ -101,7 +102,7 @@ impl Transactions {
         Ok((bytes, in_commit_ms))
     }
 
-    /// Takes over an action of a checkpoint.
+    /// Applies an action of a checkpoint.
     fn take(&mut self, action: &Value) -> Result<(), serde_json::Error> {
         self.terms.take(action)?;
         let txn = &action["txn"];
@@ -112,10 +113,10 @@ impl Transactions {
     }
 }
 
-/// The actions of one commit; `None` when that version is not there yet.
+/// Reads the actions of one commit. Returns `None` if the version does not exist yet.
 ///
 /// # Errors
-/// The store failed, or the object is no commit.
+/// The store failed, the object is no commit, or a newer version of the protocol wrote it.
 pub async fn read_commit(table: &Store, version: u64) -> Result<Option<Vec<Action>>, LakeError> {
     let path = paths::commit(version);
     let Some(bytes) = table.get(&path).await? else { return Ok(None) };
@@ -124,7 +125,7 @@ pub async fn read_commit(table: &Store, version: u64) -> Result<Option<Vec<Actio
         let actions = serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
         actions.flatten().for_each(|action| drop(terms.take(&action)));
         match terms.unreadable() {
-            // No damage: a newer version wrote it.
+            // This is no damage: the table needs a newer reader.
             Some(reason) => LakeError::Unsupported { table: table.to_string(), reason },
             None => LakeError::Log {
                 path: format!("{}{path}", table.url()),
@@ -137,7 +138,7 @@ pub async fn read_commit(table: &Store, version: u64) -> Result<Option<Vec<Actio
     })
 }
 
-/// Whether there is a log.
+/// Returns whether a log exists.
 ///
 /// # Errors
 /// The store failed.
@@ -145,15 +146,15 @@ pub async fn exists(table: &Store) -> Result<bool, LakeError> {
     if table.get(&paths::commit(0)).await?.is_some() || table.get(HINT).await?.is_some() {
         return Ok(true);
     }
-    // Clean-up takes the first commits, and the hint may be lost.
+    // Clean-up deletes the first commits, and the hint may be lost.
     let listing = Listing::read(table, None).await?;
     Ok(!(listing.commits.is_empty() && listing.checkpoints.is_empty()))
 }
 
-/// Reads all transaction ids at the newest version; `None` when there is no log.
+/// Reads all transaction ids at the newest version. Returns `None` if there is no log.
 ///
 /// # Errors
-/// The store failed, or the log is corrupt or has a hole.
+/// The store failed, or the log is corrupt or lacks a version.
 pub async fn read_transactions(table: &Store) -> Result<Option<Transactions>, LakeError> {
     let hint = last_checkpoint(table).await?;
     let mut listing = Listing::read(table, hint).await?;
@@ -195,14 +196,14 @@ pub async fn read_transactions(table: &Store) -> Result<Option<Transactions>, La
         apply(&mut found, version, actions);
     }
     if found.in_commit_ms.is_none() && found.terms.have_in_commit_timestamps() {
-        // The checkpoint is of the newest version, and does not hold its time.
+        // The newest version is that of the checkpoint, and a checkpoint does not hold the commit's timestamp.
         let actions = read_commit(table, found.version).await?;
         found.in_commit_ms = actions.iter().flatten().find_map(in_commit_ms);
     }
     Ok(Some(found))
 }
 
-/// Moves `known` forward over the commits that were made since.
+/// Moves `known` forward over all commits that were made since.
 ///
 /// # Errors
 /// As [`read_commit`].
@@ -211,7 +212,7 @@ pub async fn read_forward(table: &Store, known: &mut Transactions) -> Result<(),
     Ok(())
 }
 
-/// Moves `known` forward by one commit; `false` when there is none yet.
+/// Moves `known` forward by one commit. Returns `false` if there is no next commit yet.
 ///
 /// # Errors
 /// As [`read_commit`].
@@ -222,12 +223,12 @@ pub async fn read_next(table: &Store, known: &mut Transactions) -> Result<bool, 
     Ok(true)
 }
 
-/// Moves `known` forward by one commit whose actions are at hand.
+/// Moves `known` forward by one commit whose actions were already read.
 pub fn apply(known: &mut Transactions, version: u64, actions: Vec<Action>) {
     known.in_commit_ms = actions.iter().find_map(in_commit_ms);
     for action in actions {
         if matches!(action, Action::Protocol(_) | Action::Metadata(_)) {
-            // They were just read from the same form.
+            // This should not fail: deltalake just parsed the action from the same JSON form.
             let taken = serde_json::to_value(&action).and_then(|action| known.terms.take(&action));
             if let Err(error) = taken {
                 tracing::error!(version, %error, "the log has terms of a form that is not known");
@@ -244,13 +245,14 @@ fn in_commit_ms(action: &Action) -> Option<i64> {
     if let Action::CommitInfo(info) = action { info.in_commit_timestamp } else { None }
 }
 
-/// The version of the newest checkpoint, as the log's hint says; `None` without a hint that can be read.
+/// Returns the version of the newest checkpoint according to the hint. Returns `None` if the hint is missing or
+/// unreadable.
 ///
 /// # Errors
 /// The store failed.
 pub async fn last_checkpoint(table: &Store) -> Result<Option<u64>, LakeError> {
     let Some(bytes) = table.get(HINT).await? else { return Ok(None) };
-    // The protocol lets a reader ignore one that it cannot read, and list from the beginning.
+    // The protocol lets a reader ignore an unreadable hint and list the log from the beginning.
     let hint: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     Ok(hint.get("version").and_then(Value::as_u64))
 }
@@ -259,19 +261,19 @@ pub async fn last_checkpoint(table: &Store) -> Result<Option<u64>, LakeError> {
 #[derive(Default)]
 struct Listing {
     commits: BTreeSet<u64>,
-    /// Those that are there with all their parts; a version may have several.
+    /// Checkpoints with all their parts. A version may have several.
     checkpoints: BTreeMap<u64, Vec<Vec<String>>>,
 }
 
 impl Listing {
-    /// From a version on, or all.
+    /// Lists the log from a version on, or all of it.
     async fn read(table: &Store, from: Option<u64>) -> Result<Self, LakeError> {
-        // Names sort by version: everything of the version before sorts before this.
+        // Names sort by version: every name of the previous version sorts before this one.
         let offset = from.and_then(|v| v.checked_sub(1)).map(|v| format!("_delta_log/{v:020}.zzz"));
         let mut found = Self::default();
         let mut parts: BTreeMap<(u64, u64), Vec<String>> = BTreeMap::new();
         for (path, _) in table.list_after("_delta_log", offset.as_deref()).await? {
-            // Sidecars and staged commits lie further down.
+            // Sidecars and staged commits are in subfolders.
             let Some(name) = path.strip_prefix("_delta_log/").filter(|name| !name.contains('/')) else { continue };
             if let Some(version) = paths::commit_version(name) {
                 found.commits.insert(version);
@@ -299,7 +301,7 @@ impl Listing {
     }
 }
 
-/// The newest checkpoint that can be read, of versions in a range.
+/// Reads the newest readable checkpoint in a range of versions.
 async fn newest_checkpoint(
     table: &Store,
     listing: &Listing,
@@ -364,7 +366,7 @@ fn take_ids(batch: &RecordBatch, ids: &mut HashMap<String, i64>) -> Result<(), P
     Ok(())
 }
 
-/// The rows of a checkpoint that hold a protocol or metadata, as the commits write them.
+/// Returns the rows of a checkpoint that hold a protocol or metadata, in the JSON form of commits.
 fn terms_of(batch: &RecordBatch) -> Result<Vec<Value>, ParquetError> {
     let mut found = Vec::new();
     for name in ["protocol", "metaData"] {
@@ -391,7 +393,7 @@ mod tests {
     use crate::aws::AwsSettings;
     use crate::lake::Location;
 
-    /// A table whose first commit sets an id, and whose second one sets it again.
+    /// Creates a table whose first commit sets an id, and whose second commit sets the id again.
     async fn table(folder: &std::path::Path) -> Store {
         let lake = Store::create(&Location::Folder(folder.into()), &AwsSettings::default()).await.unwrap();
         Table::Gaps.ensure(&lake).await.unwrap();
@@ -409,7 +411,7 @@ mod tests {
         let table = table(folder.path()).await;
         let whole = read_transactions(&table).await.unwrap().unwrap();
         assert_eq!((whole.version, whole.ids["a"], whole.terms.are_known()), (2, 2, true));
-        // One of version 2, in JSON, with a file's actions elsewhere.
+        // A v2 checkpoint in JSON, with the file actions in a sidecar.
         let first = table.get(&paths::commit(0)).await.unwrap().unwrap();
         let first = String::from_utf8(first.to_vec()).unwrap();
         let terms: String = first.lines().filter(|l| !l.contains("commitInfo")).map(|l| format!("{l}\n")).collect();
@@ -421,14 +423,14 @@ mod tests {
         let found = read_transactions(&table).await.unwrap().unwrap();
         assert_eq!((found.checkpoint, found.version, found.ids["a"], found.ids["b"]), (Some(1), 2, 2, 7));
         assert_eq!(found.terms, whole.terms);
-        // It goes, and the hint stays.
+        // The checkpoint disappears, and the hint stays.
         table.delete(name).await.unwrap();
         let found = read_transactions(&table).await.unwrap().unwrap();
         assert_eq!((found.checkpoint, found.version, found.ids, found.terms), (None, 2, whole.ids, whole.terms));
         assert_eq!(found.unusable, [HINT]);
         let loaded = crate::lake::snapshot::load(&table, None).await.unwrap().unwrap();
         assert_eq!(loaded.version(), Some(2), "deltalake passes over it as well");
-        // One that deltalake writes, with the terms in it; what it covers may be cleaned away.
+        // deltalake writes a checkpoint with the terms; the commits that the checkpoint covers may then be cleaned up.
         crate::lake::snapshot::checkpoint(&table).await.unwrap();
         for version in 0..=2 {
             table.delete(&paths::commit(version)).await.unwrap();

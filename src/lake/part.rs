@@ -1,7 +1,7 @@
-//! Writing a data file, and the action that lists it. Used by whatever writes one.
+//! Writing of a data file and of the `add` action that lists it. Every writer of data files uses this module.
 //!
-//! **Invariant: no action is made for a file on the word of an error.** A file has a name that only its writer's attempt
-//! can have, so one that exists already is its own, written by a try whose answer was lost: if its size is right.
+//! **Invariant: no `add` action is made on the evidence of an error alone.** A file name belongs to one attempt of one
+//! writer. So an existing file of the right size comes from an earlier try of the same attempt, whose answer was lost.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use super::{LakeError, Store, fault};
 use crate::backoff::Backoff;
 use crate::{cpu, failpoint};
 
-/// How long one file is tried, beyond the store's own retries.
+/// Total time for the tries of one file, beyond the store's own retries.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Writes a file under a name that only this attempt can have.
 ///
 /// # Errors
-/// The store refuses, or failed for ten minutes.
+/// The store rejects the file, or failed for ten minutes.
 async fn put(table: &Store, path: &str, bytes: Bytes) -> Result<(), LakeError> {
     failpoint::hit("file/before");
     let began = Instant::now();

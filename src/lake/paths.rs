@@ -1,8 +1,8 @@
-//! Every name that the pipeline gives to a folder or a file, as types.
+//! Names of all folders and files that the pipeline creates, as types.
 //!
-//! Invariant: no name needs escaping, in a URL, a Hive partition or a file system. A pool id holds a `:`, which
-//! Athena's `MSCK REPAIR`, Spark's file names and DataFusion's partition filters each get wrong in their own way, so
-//! the folder carries `_` in its place and the true id is a column of the file.
+//! **Invariant: no name needs escaping, in a URL, a Hive partition or a file system.** A pool id contains a `:`.
+//! Athena's `MSCK REPAIR`, Spark's file names and DataFusion's partition filters each mishandle the `:` differently. So
+//! the folder name has `_` instead, and a column of the file holds the true id.
 
 use std::fmt;
 
@@ -10,9 +10,9 @@ use chrono::NaiveDate;
 
 use crate::ids::ShardKey;
 
-/// A pool id as a partition value: `us-east-1:0a1b…` becomes `us-east-1_0a1b…`.
+/// Converts a pool id to a partition value: `us-east-1:0a1b…` becomes `us-east-1_0a1b…`.
 ///
-/// Reversible, because the part after the `:` is made of `[0-9a-f-]` only: the last `_` was the colon.
+/// The conversion is reversible: the part after the `:` consists of `[0-9a-f-]` only, so the last `_` was the colon.
 pub fn pool_partition(identity_pool_id: &str) -> String {
     match identity_pool_id.rsplit_once(':') {
         Some((region, guid)) => format!("{region}_{guid}"),
@@ -20,7 +20,7 @@ pub fn pool_partition(identity_pool_id: &str) -> String {
     }
 }
 
-/// The pool id of a partition value; the inverse of [`pool_partition`].
+/// Converts a partition value to the pool id; the inverse of [`pool_partition`].
 pub fn pool_id(partition: &str) -> String {
     match partition.rsplit_once('_') {
         Some((region, guid)) => format!("{region}:{guid}"),
@@ -28,15 +28,15 @@ pub fn pool_id(partition: &str) -> String {
     }
 }
 
-/// A Hive folder of one partition of `sync_records`, relative to the table.
+/// Returns the Hive folder of one partition of `sync_records`, relative to the table.
 pub fn sync_records_partition(pool: &str, event_date: NaiveDate) -> String {
     format!("pool={pool}/event_date={event_date}")
 }
 
-/// Whether a path names something below the root that it is relative to, for every reader of it.
+/// Returns whether every reader resolves a relative path to an object below its root.
 ///
-/// A path of a log is read as part of a URL: `\` is a separator there, control characters and spaces at its ends go, and
-/// `?` and `#` end it.
+/// Readers treat a path of the log as part of a URL: `\` is a separator, control characters and spaces at the ends are
+/// dropped, and `?` and `#` end the path.
 pub fn lies_inside(path: &str) -> bool {
     let path = path.trim_matches(' ');
     let first = path.split('/').next().unwrap_or_default();
@@ -49,29 +49,29 @@ pub fn lies_inside(path: &str) -> bool {
         || path.split(['/', '?', '#']).any(|part| part == ".."))
 }
 
-/// Name of a data file that ingest wrote: who wrote it, for which commit of which shard.
+/// The name of a data file that ingest wrote: its writer, its shard and its commit.
 ///
-/// `part-<stream>.<shard>-<owner>-<number>-<index>.parquet`. The name is unambiguous read from the right, because a
-/// shard holds no `.` and the last three fields hold no `-`. The sweep after a crash relies on it.
+/// The form is `part-<stream>.<shard>-<owner>-<number>-<index>.parquet`. Read from the right, the name is unambiguous:
+/// a shard contains no `.`, and the last three fields contain no `-`. The sweep after a crash relies on that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartName {
     /// `<stream>.<shard>`.
     pub shard: String,
     /// Token of the owner that wrote the file.
     pub owner: u64,
-    /// Number of the commit that the file was written for.
+    /// Epoch that the shard gets by the commit of this file.
     pub number: u64,
-    /// Position among the files of that commit.
+    /// Index among the files of that commit.
     pub index: u64,
 }
 
 impl PartName {
-    /// The name for file `index` of commit `number` of `shard`.
+    /// Creates the name of file `index` for the commit of `shard` with epoch `number`.
     pub fn new(shard: &ShardKey, owner: u64, number: u64, index: u64) -> Self {
         Self { shard: shard.to_string(), owner, number, index }
     }
 
-    /// Reads a file name (no folder); `None` when ingest did not write it.
+    /// Parses a file name without a folder. Returns `None` if ingest did not write the file.
     pub fn parse(file_name: &str) -> Option<Self> {
         let stem = file_name.strip_prefix("part-")?.strip_suffix(".parquet")?;
         let mut fields = stem.rsplitn(4, '-');
@@ -92,12 +92,12 @@ impl fmt::Display for PartName {
     }
 }
 
-/// The object of one commit, relative to the table.
+/// Returns the path of the commit object of a version, relative to the table.
 pub fn commit(version: u64) -> String {
     format!("_delta_log/{version:020}.json")
 }
 
-/// The version that a commit object's file name stands for; `None` for every other file of the log.
+/// Returns the version of a commit object's file name, or `None` for every other file of the log.
 pub fn commit_version(file_name: &str) -> Option<u64> {
     let digits = file_name.strip_suffix(".json")?;
     (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok()).flatten()

@@ -1,4 +1,4 @@
-//! A Parquet file of which only the ranges are read that are asked for: its footer, or some of its columns.
+//! A Parquet reader that fetches only the requested byte ranges of a file: its footer, or some columns.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 use super::{LakeError, Store};
 
-/// What is read of the end of a file at once; most footers fit in.
+/// Bytes read from the end of a file in the first request. Most footers fit.
 const FOOTER_BYTES: usize = 64 << 10;
 
-/// A file of a table.
+/// A file of a table, read by byte ranges.
 #[derive(Debug)]
 pub struct Ranged {
     store: Store,
@@ -26,7 +26,7 @@ pub struct Ranged {
 }
 
 impl Ranged {
-    /// The file; `None` if it is not there.
+    /// Opens a file of a table. Returns `None` if the file does not exist.
     ///
     /// # Errors
     /// The store failed.
@@ -36,7 +36,7 @@ impl Ranged {
     }
 }
 
-/// What is wrong with a file, told from an error of its reader. That the store failed is no fault of the file.
+/// Describes the damage of a file that a reader's error reports. An error of the store is no damage of the file.
 ///
 /// # Errors
 /// The store failed.

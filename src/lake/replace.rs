@@ -1,7 +1,7 @@
-//! Old files out and new files in, in one commit.
+//! Commits that replace active files of a table by new files.
 //!
-//! **Invariant: the commit for version `v + 1` removes only files that live at `v`.** Losing the race for `v + 1` means
-//! looking again, so of two rewrites of the same files at once one stands, never both.
+//! **Invariant: the commit for version `v + 1` removes only files that are active at `v`.** A writer that loses the
+//! race for `v + 1` selects the files again. So of two concurrent rewrites of the same files, one succeeds, never both.
 
 use std::collections::HashSet;
 
@@ -13,11 +13,11 @@ use super::snapshot::{self, Living};
 use super::{LakeError, Store};
 use crate::schema::Table;
 
-/// Replaces all files whose partition column has `value` by `files`, with transaction ids in the same commit, which may hold
-/// the commit's own version. Returns the version.
+/// Replaces all files whose partition column `column` has `value` by `files`. `ids` returns the transaction ids of the
+/// commit; its argument is the version of the commit. Returns that version.
 ///
 /// # Errors
-/// The store failed or others won for too long; then nothing is replaced, or all of it.
+/// The store failed, or other writers won for too long. Then either nothing or everything is replaced.
 pub async fn replace(
     lake: &Store,
     table: Table,
@@ -33,7 +33,8 @@ pub async fn replace(
     version.ok_or_else(|| LakeError::Invalid("a replacement that selects nothing was refused".to_owned()))
 }
 
-/// Replaces exactly the files `old` by `files`. Returns the version; `None` when one of them does not live any more.
+/// Replaces exactly the files `old` by `files`. Returns the version, or `None` if one of the old files is not active
+/// any more.
 ///
 /// # Errors
 /// As [`replace`].
@@ -47,10 +48,11 @@ pub async fn swap(lake: &Store, table: Table, old: &[String], files: Vec<Add>) -
     rewrite(lake, table, None, files, |_| Vec::new(), select).await
 }
 
-/// Commits exactly version `version` of a table, with transaction ids; `false` when that version is somebody else's.
+/// Commits exactly version `version` of a table, with transaction ids. Returns `false` if another writer took that
+/// version.
 ///
 /// # Errors
-/// The store failed for too long; then it is unknown whether it was committed.
+/// The store failed for too long. Then the outcome is unknown.
 pub async fn commit_version(
     lake: &Store,
     table: Table,
@@ -82,7 +84,7 @@ impl Proposal for Exactly {
     }
 }
 
-/// Commits a proposal on top of what the log says now. Returns the version.
+/// Commits a proposal on top of the newest version of the log. Returns the new version.
 async fn propose(lake: &Store, table: Table, proposal: &impl Proposal) -> Result<Option<u64>, LakeError> {
     let store = table.store(lake);
     let known = log::read_transactions(&store).await?;

@@ -1,8 +1,8 @@
-//! The HTTP under a lake on S3: what an answer means, and telling when there is none.
+//! The HTTP layer of a lake on S3: it interprets error answers and reports outages.
 //!
-//! object_store passes an answer that it does not know on as text, and tries again in silence what may pass. So this stands
-//! between it and the network. An answer that no retry changes becomes a [`Fault`], which goes through object_store as the
-//! source of its own error, and comes out at the other end by its type ([`super::fault`]).
+//! object_store passes unknown answers on as text, and silently retries what may pass. So this layer sits between
+//! object_store and the network. An answer that a plain retry does not change becomes a [`Fault`]. object_store wraps
+//! the fault as the source of its own error, and [`super::fault`] finds the fault there by its type.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,22 +16,22 @@ use object_store::client::{
 
 use crate::aws::{Credentials, innermost};
 
-/// Failures are told after this long.
+/// Failures are reported as warnings after this time.
 const TELL_AFTER: Duration = Duration::from_secs(2);
-/// And again this often.
+/// Interval of repeated warnings.
 const TELL_EVERY: Duration = Duration::from_secs(15);
-/// After this long, and this often, as an error: somebody should look.
+/// Failures are reported as errors after this time, and at this interval, because an operator should look.
 const LOUD_AFTER: Duration = Duration::from_secs(60);
-/// A request with a small body should be answered within this time; a large one may take as long as it is sent.
+/// Time for the answer to a request with a small body. A large body may take as long as its transfer.
 const SLOW: Duration = Duration::from_secs(5);
 const SMALL_BYTES: usize = 1 << 20;
 
-/// An answer of S3 that trying again does not change.
+/// An error answer of S3.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// What it means.
+    /// The meaning of the answer.
     pub kind: Kind,
-    /// The service's code for it; the status where it gave none.
+    /// The error code of the service; the HTTP status if the answer has no code.
     pub code: String,
     /// The bucket.
     pub bucket: String,
@@ -39,27 +39,27 @@ pub struct Fault {
     pub region: String,
 }
 
-/// What such an answer means.
+/// The meaning of an error answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// The credentials lack a permission.
+    /// Missing permission of the credentials.
     Denied(&'static str),
-    /// There is no such bucket.
+    /// Missing bucket.
     NoBucket,
-    /// The bucket is in another region: in this one, if the answer told.
+    /// Bucket in another region, which the answer may name.
     Elsewhere(Option<String>),
-    /// The clock of this machine is wrong.
+    /// Wrong clock of this machine.
     Clock,
-    /// The credentials are not known.
+    /// Unknown credentials.
     Keys,
-    /// The credentials were good for a while. New ones may be there at the next try.
+    /// Expired credentials. The next attempt may find new ones.
     Expired,
-    /// The key that the bucket is encrypted with refuses.
+    /// Refusal by the KMS key of the bucket.
     Encryption,
 }
 
 impl Fault {
-    /// Whether it will be the same at the next try.
+    /// Returns whether the next attempt would get the same answer.
     pub fn is_permanent(&self) -> bool {
         self.kind != Kind::Expired
     }
@@ -102,7 +102,7 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// What an answer means; `None` for what object_store knows better, or what may pass.
+/// Interprets an answer. Returns `None` for answers that object_store handles better, or that may pass.
 fn kind_of(status: u16, code: &str, region: Option<String>, permission: &'static str) -> Option<Kind> {
     Some(match (status, code) {
         (_, "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => Kind::Expired,
@@ -119,24 +119,24 @@ fn kind_of(status: u16, code: &str, region: Option<String>, permission: &'static
     })
 }
 
-/// What a request needs.
+/// Returns the permission that a request needs.
 fn permission(method: &str, query: &str) -> &'static str {
     match method {
         "PUT" => "s3:PutObject",
         "DELETE" | "POST" => "s3:DeleteObject",
         _ if query.contains("list-type=") => "s3:ListBucket",
-        // Without the second, S3 also says so of what is merely not there.
+        // Without `s3:ListBucket`, S3 also answers "denied" for an object that does not exist.
         _ => "s3:GetObject and s3:ListBucket",
     }
 }
 
-/// The text of the first element of a name in S3's XML.
+/// Returns the text of the first element with a name in S3's XML.
 fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
     rest.split_once(&format!("</{name}>")).map(|(text, _)| text.trim()).filter(|text| text.len() <= 64)
 }
 
-/// Makes clients that watch.
+/// Creates HTTP clients that report outages.
 #[derive(Debug)]
 pub(super) struct Connector(Arc<Watch>);
 
@@ -202,14 +202,14 @@ impl HttpService for Watched {
             }
             let code = if code.is_empty() { status.to_string() } else { code.to_owned() };
             let (bucket, region) = (self.watch.bucket.clone(), self.watch.region.clone());
-            // Of this kind nothing is tried again.
+            // object_store does not retry errors of this kind.
             return Err(HttpError::new(HttpErrorKind::Unknown, Fault { kind, code, bucket, region }));
         }
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::from(body)))
     }
 }
 
-/// What is watched: one bucket.
+/// The watch over the requests to one bucket.
 #[derive(Debug)]
 struct Watch {
     bucket: String,
@@ -218,7 +218,7 @@ struct Watch {
     outage: Mutex<Outage>,
 }
 
-/// Since when requests fail, and what was told of it.
+/// The start of the current outage, and the times of its last reports.
 #[derive(Debug, Default)]
 struct Outage {
     since: Option<Instant>,
@@ -226,7 +226,7 @@ struct Outage {
     loud: Option<Instant>,
 }
 
-/// How loudly a failure is told.
+/// The level at which a failure is reported.
 #[derive(Debug, PartialEq, Eq)]
 enum Tell {
     Nothing,

@@ -1,11 +1,11 @@
-//! What happened to a table after a version of it: the log tells, and no data file is read for it.
+//! Changes of a table between two versions, taken from the log alone; no data file is read.
 //!
-//! | commit | the rows of the files that it adds | the rows of the files that it takes out |
+//! | commit | rows of the added files | rows of the removed files |
 //! |---|---|---|
-//! | of synclake: `ingest/…` or `redrive/…` among its transaction ids | are new | it takes none out |
-//! | of another writer, that takes no file out and restores none | are new | |
-//! | without change of data (OPTIMIZE, Z-ORDER, PURGE) | are those of the files that it takes out | lie elsewhere now |
-//! | any other (DELETE, UPDATE, MERGE, RESTORE, an overwrite, a deletion vector) | may have been there before | are lost: removed or changed |
+//! | of synclake: `ingest/…` or `redrive/…` among its transaction ids | are new | it removes no file |
+//! | of another writer, without removed or restored files | are new | |
+//! | without data change (OPTIMIZE, Z-ORDER, PURGE) | are the rows of the removed files | are now in other files |
+//! | other (DELETE, UPDATE, MERGE, RESTORE, overwrite, deletion vector) | may be older rows | are removed or changed |
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,9 +16,9 @@ use serde::Serialize;
 use super::paths::PartName;
 use super::{LakeError, Store, log};
 
-/// Commits that are read at a time.
+/// Commits that are read concurrently.
 const READS: usize = 16;
-/// Transaction ids that only commits of synclake with new rows have.
+/// Prefixes of transaction ids that only synclake's commits with new rows have.
 const OURS: [&str; 2] = ["ingest/", "redrive/"];
 
 /// Values of partition columns.
@@ -27,71 +27,71 @@ pub type Partition = HashMap<String, Option<String>>;
 /// A file of new rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewFile {
-    /// The version that added it.
+    /// The version that added the file.
     pub version: u64,
-    /// The version that took it out, if one did.
+    /// The version that removed the file, if any.
     pub taken_out: Option<u64>,
     /// Values of its partition columns.
     pub partition: Partition,
-    /// Its rows, as far as the log tells.
+    /// Row count, as far as the log states it.
     pub rows: u64,
-    /// Its bytes.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
-/// A file that was taken out because rows of it were removed or changed.
+/// A file that was removed because some of its rows were removed or changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
-    /// The version that took it out.
+    /// The version that removed the file.
     pub version: u64,
-    /// The version that had added it; `None` when it may hold rows of any version before.
+    /// The version that had added the file; `None` if the file may hold rows of any earlier version.
     pub added: Option<u64>,
-    /// Values of its partition columns, if the log tells them.
+    /// Values of its partition columns, if the log states them.
     pub partition: Option<Partition>,
 }
 
 /// A commit of another writer that removed or changed rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
-    /// Its version.
+    /// The version of the commit.
     pub version: u64,
-    /// What it calls itself, such as `DELETE`.
+    /// The name of the operation in the log, such as `DELETE`.
     pub operation: String,
 }
 
-/// What happened after one version and up to another.
+/// The changes after one version (the first) up to another (the last).
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Since {
-    /// The files of new rows, by path, also those that were taken out since.
+    /// Files of new rows, by path, including files that were removed since.
     pub new: BTreeMap<String, NewFile>,
-    /// Other files of the last version that may hold rows which the first one does not, by path, with the newest version
-    /// whose rows they may hold.
+    /// Other files of the last version that may hold rows which the first version lacks, by path. The value is the
+    /// newest version whose rows the file may hold.
     pub heirs: BTreeMap<String, u64>,
-    /// What was taken out because rows were removed or changed.
+    /// Files that were removed because rows were removed or changed.
     pub lost: Vec<Lost>,
-    /// Whether rows that were new were removed or changed before the last version.
+    /// Whether new rows were removed or changed before the last version.
     pub is_new_changed: bool,
-    /// The commits that did.
+    /// Commits that removed or changed rows.
     pub changes: Vec<Change>,
 }
 
 impl Since {
-    /// Files of the last version that together hold every row which the first one does not, with the newest version whose
-    /// rows they may hold. They may hold rows of the first version too.
+    /// Returns files of the last version that together hold every row which the first version lacks. The value is the
+    /// newest version whose rows the file may hold. The files may hold rows of the first version too.
     pub fn files(&self) -> BTreeMap<String, u64> {
         let left = self.new.iter().filter(|(_, file)| file.taken_out.is_none());
         let left = left.map(|(path, file)| (path.clone(), file.version));
         self.heirs.iter().map(|(path, version)| (path.clone(), *version)).chain(left).collect()
     }
 
-    /// What was taken out of what a version had, one between the first and the last.
+    /// Returns the lost files that hold rows of `version`, which lies between the first and the last version.
     pub fn lost_of(&self, version: u64) -> impl Iterator<Item = &Lost> {
         self.lost.iter().filter(move |lost| lost.version > version && lost.added.is_none_or(|added| added <= version))
     }
 
     fn apply(&mut self, version: u64, actions: Vec<Action>) {
         let kind = Kind::of(&actions);
-        // The newest version whose rows were in what this commit takes out, if there were new ones.
+        // The newest version whose rows are in the files that this commit removes, if they held new rows.
         let mut inherited: Option<u64> = None;
         for action in &actions {
             let Action::Remove(remove) = action else { continue };
@@ -129,14 +129,14 @@ impl Since {
     }
 }
 
-/// What a commit does to the rows of the table.
+/// The effect of a commit on the rows of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// It adds new ones.
+    /// Adds new rows.
     New,
-    /// Nothing: it may write them elsewhere.
+    /// Changes no rows; may move them to other files.
     Same,
-    /// It removes or changes some.
+    /// Removes or changes rows.
     Change,
 }
 
@@ -153,7 +153,8 @@ impl Kind {
                 }
                 Action::Add(add) => {
                     changes |= add.data_change;
-                    // A file that was there before: nobody else names files so, and nobody adds one without some of its rows.
+                    // This file existed before: only synclake uses such names, and deletion vectors apply to existing
+                    // files only.
                     is_rewrite |= add.deletion_vector.is_some() || is_named_by_us(&add.path);
                 }
                 _ => {}
@@ -185,7 +186,8 @@ fn rows_of(add: &Add) -> u64 {
     statistics.and_then(|statistics| statistics["numRecords"].as_u64()).unwrap_or(0)
 }
 
-/// What happened after version `from` and up to version `to`; `None` when the log does not reach back that far any more.
+/// Returns the changes after version `from` up to version `to`, or `None` if the log does not reach back that far any
+/// more.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -201,10 +203,11 @@ pub async fn since(table: &Store, from: u64, to: u64) -> Result<Option<Since>, L
     Ok(Some(found))
 }
 
-/// The last version up to `to` that added, removed or changed rows of each value of a partition column. Commits up to `from` are
-/// not looked at, and those of which the log does not tell the value count for every one (`None`).
+/// Returns, for each value of a partition column, the last version up to `to` that added, removed or changed rows of
+/// it. Commits up to `from` are ignored. If the log does not state the value, the version is stored under `None` and
+/// counts for every value.
 ///
-/// `None` when the log does not reach back to `from` any more.
+/// Returns `None` if the log does not reach back to `from` any more.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -254,7 +257,7 @@ mod tests {
         json!({"commitInfo": {"operation": operation}})
     }
 
-    /// A table of these commits, from version 0 on.
+    /// Creates a table with these commits, from version 0 on.
     async fn table(folder: &std::path::Path, commits: &[Vec<Value>]) -> Store {
         let lake = Store::create(&Location::Folder(folder.into()), &AwsSettings::default()).await.unwrap();
         let table = Table::SyncRecords.store(&lake);
@@ -311,7 +314,7 @@ mod tests {
         let commits = [
             vec![add("a", true)],
             vec![add("b", true)],
-            // Of covered rows, and of new ones.
+            // This commit changes covered rows, the next one new rows.
             vec![called("DELETE"), add("a2", true), remove("a", true)],
             vec![with_vector, remove("b", true)],
             vec![called("RESTORE"), add("a", true)],

@@ -1,4 +1,5 @@
-//! One version of a table, through deltalake: for reading, for checkpoints of the log, for knowing which files live.
+//! One version of a table, loaded by deltalake: for queries, for checkpoints of the log, and for the list of active
+//! files.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use object_store::prefix::PrefixStore;
 use super::apart::Without;
 use super::{LakeError, Objects, Store, log, paths};
 
-/// deltalake's handle on a table's storage. Built from our own store, so that credentials, endpoints and retries are
-/// the same everywhere.
+/// Creates deltalake's log store for a table from the table's own object store, so that credentials, endpoints and
+/// retries are the same everywhere.
 ///
 /// # Errors
 /// The storage options do not parse (they are empty, so never in practice).
@@ -28,12 +29,12 @@ fn log_store_of(table: &Store, objects: Objects) -> Result<LogStoreRef, LakeErro
     Ok(default_logstore(prefixed, objects, table.url(), &config))
 }
 
-/// Loads a table at a version, or at its newest; `None` when there is no table.
+/// Loads a table at a version, or at the newest one. Returns `None` if the table does not exist.
 ///
 /// # Errors
-/// The log cannot be read or does not make sense.
+/// The log cannot be read or is inconsistent.
 pub async fn load(table: &Store, version: Option<u64>) -> Result<Option<DeltaTable>, LakeError> {
-    // Asked first, because deltalake logs an error of its own for a place that is merely empty.
+    // This check comes first, because deltalake logs an error of its own for an empty location.
     if !log::exists(table).await? {
         return Ok(None);
     }
@@ -41,8 +42,8 @@ pub async fn load(table: &Store, version: Option<u64>) -> Result<Option<DeltaTab
     let loaded = match load_from(log_store(table)?, version).await {
         Ok(loaded) => loaded,
         Err(source) => {
-            // Our own reading of the log names the object that is at fault; deltalake's error does not. And it passes over
-            // checkpoints that cannot be used: without them deltalake finds the others, or the commits.
+            // `log` names the damaged object; deltalake's error does not. `log` also skips unusable checkpoints. With
+            // those hidden, deltalake finds the other checkpoints, or the commits.
             let known = log::read_transactions(table).await?.unwrap_or_default();
             if let Some(reason) = known.terms.unreadable() {
                 return Err(LakeError::Unsupported { table: table.to_string(), reason });
@@ -68,7 +69,7 @@ async fn load_from(log_store: LogStoreRef, version: Option<u64>) -> Result<Delta
     Ok(loaded)
 }
 
-/// Refuses a table whose log lists files outside of its root: whoever wrote the log would choose what is read.
+/// Rejects a table whose log lists files outside its root: the author of the log would choose what is read.
 async fn check_paths(table: &Store, loaded: &DeltaTable) -> Result<(), LakeError> {
     let fail = |source| LakeError::delta("list the files of", table, source);
     let log_store = loaded.log_store();
@@ -80,7 +81,7 @@ async fn check_paths(table: &Store, loaded: &DeltaTable) -> Result<(), LakeError
             && vector.as_ref().is_none_or(|vector| match vector.storage_type {
                 StorageType::Inline => true,
                 StorageType::AbsolutePath => false,
-                // A folder, if there is one, and twenty characters of a file's name.
+                // An optional folder, followed by twenty characters of a file name.
                 StorageType::UuidRelativePath => {
                     let folder = vector.path_or_inline_dv.len().saturating_sub(20);
                     let folder = vector.path_or_inline_dv.get(..folder);
@@ -95,7 +96,7 @@ async fn check_paths(table: &Store, loaded: &DeltaTable) -> Result<(), LakeError
     Ok(())
 }
 
-/// Paths, relative to the table, of all files that live at the loaded version.
+/// Returns the paths of all active files of the loaded version, relative to the table.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -107,29 +108,29 @@ pub async fn live_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet<St
     views.map_ok(|view| view.path().into_owned()).try_collect().await.map_err(fail)
 }
 
-/// A file that lives at a version.
+/// An active file of a version.
 #[derive(Debug, Clone)]
 pub struct Living {
-    /// Relative to the table.
+    /// Path relative to the table.
     pub path: String,
     /// Values of the partition columns.
     pub partition: HashMap<String, Option<String>>,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// What the log says of its rows, as it says it.
+    /// Statistics of the rows, as they are in the log.
     pub statistics: serde_json::Value,
-    /// The action that would take it out.
+    /// The action that removes the file.
     pub remove: Remove,
 }
 
 impl Living {
-    /// Its rows, as far as the log tells, and its bytes.
+    /// Returns the row count, as far as the log states it, and the size in bytes.
     pub fn rows_and_bytes(&self) -> (u64, u64) {
         (self.statistics["numRecords"].as_u64().unwrap_or(0), self.size)
     }
 }
 
-/// All files that live at the loaded version.
+/// Returns all active files of the loaded version.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -148,7 +149,7 @@ pub async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<Living>, La
     living.try_collect().await.map_err(fail)
 }
 
-/// Paths of files that were taken out of the table not long ago: older versions still list them.
+/// Returns the paths of recently removed files. Older versions still list them.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -159,8 +160,8 @@ pub async fn removed_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet
     removed.map_ok(|tombstone| tombstone.path().into_owned()).try_collect().await.map_err(fail)
 }
 
-/// Takes out of `paths` what lives at the loaded version, and what was taken out of the table not long ago: a reader of an
-/// older version may still be at it.
+/// Removes from `paths` the active files of the loaded version and recently removed files. A reader of an older version
+/// may still read the latter.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -186,16 +187,16 @@ pub async fn retain_unlisted(
     Ok(())
 }
 
-/// Writes a checkpoint of the log at its newest version, so that readers need not replay it from the beginning.
+/// Writes a checkpoint of the log at the newest version, so that readers need not replay the log from the beginning.
 ///
 /// # Errors
-/// The log cannot be read, or the checkpoint not written; the table is whole all the same.
+/// The log cannot be read, or the checkpoint cannot be written. The table stays intact without it.
 pub async fn checkpoint(table: &Store) -> Result<(), LakeError> {
     let Some(loaded) = load(table, None).await? else { return Ok(()) };
     deltalake::checkpoints::create_checkpoint(&loaded, None).await.map_err(|e| LakeError::delta("checkpoint", table, e))
 }
 
-/// Writes a checkpoint of a log that is due for one. The table is as whole without it.
+/// Writes a checkpoint if one is due. A failure is only logged, because the table stays intact without it.
 pub async fn checkpoint_if_due(table: &Store, known: &mut log::Transactions) {
     if known.checkpoint_due()
         && let Err(error) = checkpoint(table).await

@@ -1,4 +1,4 @@
-//! The storage under a lake: a local folder or an S3 prefix, and the one primitive that everything rests on, a durable
+//! The storage under a lake, a local folder or an S3 prefix. Its one primitive, on which everything rests, is a durable
 //! put-if-absent.
 
 use std::fmt;
@@ -17,18 +17,18 @@ use super::{LakeError, bucket, paths};
 use crate::aws::AwsSettings;
 use crate::failpoint;
 
-/// Root of a lake (or of an export): an object store, and the URL under which the tables live.
+/// The root of a lake, a table or an export: an object store, and the URL under which the tables are.
 #[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     url: Url,
     prefix: Path,
-    /// Set for a local folder only.
+    /// The folder; `None` on S3.
     folder: Option<PathBuf>,
-    /// Asked after an object was put that must not exist yet: whether the answer is lost.
+    /// Test hook, called after a successful put-if-absent: returns whether the answer is lost.
     #[cfg(test)]
     pub(crate) loses_answer: Option<tests::LosesAnswer>,
-    /// How many reads to come get no answer.
+    /// Test hook: the number of next reads that get no answer.
     #[cfg(test)]
     pub(crate) silent_reads: Option<Arc<std::sync::atomic::AtomicUsize>>,
 }
@@ -88,7 +88,7 @@ impl std::str::FromStr for Location {
             let url = Url::parse(text).map_err(|e| format!("{text:?} is no URL: {e}"))?;
             return url.to_file_path().map(Self::Folder).map_err(|()| format!("{text:?} names no local folder"));
         }
-        // As by a slip: `s3:/bucket` would be a folder here.
+        // A likely typo: without this check `s3:/bucket` would name a local folder.
         if let Some((scheme, rest)) = text.split_once(':')
             && SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known))
         {
@@ -99,15 +99,15 @@ impl std::str::FromStr for Location {
     }
 }
 
-/// What begins a URL of a store, ours or not.
+/// URL schemes of stores, supported or not.
 const SCHEMES: [&str; 13] =
     ["s3", "s3a", "s3n", "gs", "gcs", "az", "abfs", "abfss", "wasbs", "hdfs", "file", "http", "https"];
 
-/// The URL and the key of an S3 prefix.
+/// Returns the URL and the key of an S3 prefix.
 ///
-/// **Invariant: both name one place.** We go by the key; the libraries below, and other engines, take the key out of the
-/// URL. A prefix that does not come out as it went in (`#` and `?` end a path, `%20` is a blank) would be written here and
-/// read there, so it is refused.
+/// **Invariant: both name one place.** synclake uses the key. deltalake and other engines derive the key from the URL.
+/// A prefix that changes on the way would be written in one place and read in another, so it is rejected. For example,
+/// `#` and `?` end a path, and `%20` is a space.
 fn s3_place(bucket: &str, prefix: &str) -> Result<(Url, Path), String> {
     let slash = if prefix.is_empty() { "" } else { "/" };
     let shown = format!("s3://{bucket}/{prefix}{slash}");
@@ -141,10 +141,10 @@ impl Store {
         }
     }
 
-    /// Opens a location for reading and writing; a local folder is made if it is not there.
+    /// Opens a location for reading and writing. Creates a local folder that does not exist.
     ///
     /// # Errors
-    /// The folder cannot be made, or the S3 client cannot be built.
+    /// The folder cannot be created, or the S3 client cannot be built.
     pub async fn create(location: &Location, aws: &AwsSettings) -> Result<Self, LakeError> {
         if let Location::Folder(folder) = location {
             let made = std::path::absolute(folder).and_then(|folder| durable_folders(&folder));
@@ -190,7 +190,7 @@ impl Store {
         Ok(Self::at(objects, url, prefix, Some(folder)))
     }
 
-    /// The same storage, one folder further down.
+    /// Returns the store of a folder below this one.
     pub fn child(&self, name: &str) -> Self {
         let mut url = self.url.clone();
         url.set_path(&format!("{}{name}/", self.url.path()));
@@ -198,27 +198,27 @@ impl Store {
         Self { url, prefix, folder: self.folder.as_ref().map(|f| f.join(name)), ..self.clone() }
     }
 
-    /// The object store, rooted at the bucket or at `/`.
+    /// Returns the object store, rooted at the bucket or at `/`.
     pub fn objects(&self) -> Arc<dyn ObjectStore> {
         self.objects.clone()
     }
 
-    /// Whether this is a local folder.
+    /// Returns whether this is a local folder.
     pub fn is_local(&self) -> bool {
         self.folder.is_some()
     }
 
-    /// URL of this root, with a slash at its end.
+    /// Returns the URL of this root, with a slash at its end.
     pub fn url(&self) -> &Url {
         &self.url
     }
 
-    /// Full key of a relative path whose characters need no escaping.
+    /// Returns the full key of a relative path. Its characters must need no escaping.
     pub fn key(&self, relative: &str) -> Path {
         relative.split('/').filter(|part| !part.is_empty()).fold(self.prefix.clone(), |path, part| path.join(part))
     }
 
-    /// Reads a whole object; `None` if there is none.
+    /// Reads a whole object. Returns `None` if the object does not exist.
     ///
     /// # Errors
     /// The store failed after its own retries.
@@ -240,7 +240,7 @@ impl Store {
         }
     }
 
-    /// Bytes of an object; `None` if there is none.
+    /// Returns the size of an object in bytes, or `None` if the object does not exist.
     ///
     /// # Errors
     /// The store failed after its own retries.
@@ -252,13 +252,13 @@ impl Store {
         }
     }
 
-    /// Writes an object that must not exist yet. Durable when it returns `Ok`.
+    /// Writes an object that must not exist yet (put-if-absent). The object is durable when this returns `Ok`.
     ///
-    /// `AlreadyExists` is also what a store answers when a retry meets its own success, and any other error may come
-    /// after the object was stored: on every error the outcome is unknown until it is read back.
+    /// After every error the outcome is unknown until the object is read back. A store also answers `AlreadyExists` if
+    /// a retry meets its own success, and any other error may come after the object was stored.
     ///
     /// # Errors
-    /// As the store says; see above.
+    /// The error of the store; see above.
     pub async fn put_new(&self, relative: &str, bytes: Bytes) -> Result<(), object_store::Error> {
         self.put_if_absent(relative, bytes).await?;
         #[cfg(test)]
@@ -280,7 +280,7 @@ impl Store {
         self.objects.put_opts(&self.key(relative), bytes.into(), options).await.map(drop)
     }
 
-    /// Writes an object, over an older one if there is one. Durable when it returns `Ok`.
+    /// Writes an object and replaces an older one. The object is durable when this returns `Ok`.
     ///
     /// # Errors
     /// The store failed after its own retries.
@@ -297,7 +297,7 @@ impl Store {
         put.await.map_err(|source| LakeError::storage("write", self, relative, source))
     }
 
-    /// Refuses to write outside of this root: a partition's value in the log of somebody else's lake may hold `..`.
+    /// Rejects writes outside this root: a partition value in the log of a foreign lake may contain `..`.
     fn own(&self, relative: &str) -> Result<(), object_store::Error> {
         match paths::lies_inside(relative) {
             true => Ok(()),
@@ -308,7 +308,7 @@ impl Store {
         }
     }
 
-    /// Deletes an object; that it is not there is no error.
+    /// Deletes an object. A missing object is no error.
     ///
     /// # Errors
     /// The store failed after its own retries.
@@ -324,13 +324,13 @@ impl Store {
         }
     }
 
-    /// Whether this root is another one, or lies in it.
+    /// Returns whether this root equals `other` or lies below it.
     pub fn is_within(&self, other: &Self) -> bool {
         let place = |store: &Self| store.url().to_string().trim_end_matches('/').to_owned() + "/";
         place(self).starts_with(&place(other))
     }
 
-    /// All objects below `relative`, by their paths relative to this root.
+    /// Lists all objects below `relative`, with paths relative to this root.
     ///
     /// # Errors
     /// The store failed after its own retries.
@@ -338,7 +338,7 @@ impl Store {
         self.list_after(relative, None).await
     }
 
-    /// As [`Store::list`], only names after `offset` (relative to this root).
+    /// Lists as [`Store::list`], but only names after `offset` (relative to this root).
     ///
     /// # Errors
     /// The store failed after its own retries.
@@ -350,7 +350,7 @@ impl Store {
         self.listed(relative, offset).try_collect().await
     }
 
-    /// As [`Store::list_after`], one after the other: a table may have more of them than memory should hold.
+    /// Lists as [`Store::list_after`], but as a stream: a table may have more names than fit in memory.
     pub fn listed<'a>(
         &'a self,
         relative: &'a str,
@@ -377,12 +377,12 @@ fn local_error(path: &FsPath, source: std::io::Error) -> object_store::Error {
     match source.kind() {
         std::io::ErrorKind::AlreadyExists => object_store::Error::AlreadyExists { path, source: source.into() },
         std::io::ErrorKind::PermissionDenied => object_store::Error::PermissionDenied { path, source: source.into() },
-        // As it is: its kind tells whether trying again may help.
+        // The source stays unchanged, because its kind decides whether a retry may help.
         _ => object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(source) },
     }
 }
 
-/// How a staged file gets its name.
+/// The operation that gives a staged file its final name.
 type Publish = fn(&FsPath, &FsPath) -> std::io::Result<()>;
 
 async fn durably(path: PathBuf, bytes: Bytes, publish: Publish) -> Result<(), object_store::Error> {
@@ -390,7 +390,7 @@ async fn durably(path: PathBuf, bytes: Bytes, publish: Publish) -> Result<(), ob
     tokio::task::spawn_blocking(write).await.map_err(|source| object_store::Error::JoinError { source })?
 }
 
-/// Makes folders that are there after a power cut.
+/// Creates folders that survive a power cut.
 fn durable_folders(folder: &FsPath) -> std::io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -404,16 +404,16 @@ fn durable_folders(folder: &FsPath) -> std::io::Result<()> {
     std::fs::File::open(parent)?.sync_all()
 }
 
-/// Publishes `bytes` at `path` in one step, on disk before it is visible.
+/// Publishes `bytes` at `path` in one step. The bytes are on disk before the file is visible.
 ///
-/// object_store's local backend has the same steps without the syncs; after a power cut it could leave a commit
-/// that is listed and empty.
+/// object_store's local backend does the same without the syncs. After a power cut it could leave a commit that is
+/// listed but empty.
 fn durable_write(path: &FsPath, bytes: &[u8], publish: Publish) -> std::io::Result<()> {
     use std::io::Write;
     let parent = path.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
     durable_folders(parent)?;
     let name = path.file_name().and_then(|n| n.to_str()).ok_or(std::io::ErrorKind::InvalidInput)?;
-    // Hidden, so that a glob over the folder never sees it; one of a kind, so that two writers never share it.
+    // The name is hidden, so that globs over the folder skip it, and unique, so that two writers never share it.
     let staged = parent.join(format!(".{name}.{:016x}.tmp", rand::random::<u64>()));
     let write = || {
         let mut file = std::fs::File::options().write(true).create_new(true).open(&staged)?;
@@ -423,7 +423,7 @@ fn durable_write(path: &FsPath, bytes: &[u8], publish: Publish) -> std::io::Resu
         publish(&staged, path)
     };
     let result = write();
-    // A failed removal leaves a hidden file; it must not turn a published object into an error.
+    // A failed removal leaves only a hidden file. It must not turn a published object into an error.
     let _ = std::fs::remove_file(&staged);
     result?;
     std::fs::File::open(parent)?.sync_all()

@@ -1,8 +1,9 @@
-//! Deleting what a crashed owner wrote and never committed.
+//! Sweeps: deleting files that a crashed writer left behind.
 //!
-//! **Invariant: a file is deleted only if ingest named it for a shard that we fenced or that ended, for a commit whose
-//! number is at most the one that the shard has then, and no commit lists it.** No such commit can succeed any more. Our
-//! own files have higher numbers, and files of other shards are not ours to judge.
+//! **Invariant: [`sweep`] deletes a file only if all of this holds:** ingest named the file for a shard that this
+//! writer fenced or that ended; its epoch is at most the shard's epoch at that time; no commit lists it. No commit with
+//! such a file can succeed any more. The writer's own files have higher epochs. [`sweep`] leaves files of other shards
+//! alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,10 +14,11 @@ use super::paths::PartName;
 use super::{LakeError, Store, snapshot};
 use crate::ids::ShardKey;
 
-/// Deletes the leftovers of the fenced shards in one table; returns how many there were.
+/// Deletes the leftover files of the fenced shards in one table. Returns the number of deleted files.
 ///
 /// # Errors
-/// The store failed, or the credentials may not list or delete. Nothing depends on it: the leftovers stay invisible.
+/// The store failed, or the credentials do not allow listing or deleting. Nothing depends on a sweep: leftovers stay
+/// invisible.
 pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<usize, LakeError> {
     let fences: BTreeMap<String, u64> = fences.iter().map(|(shard, number)| (shard.to_string(), *number)).collect();
     let is_behind = |name: &str| {
@@ -26,9 +28,10 @@ pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<us
     delete_unlisted(table, |name, _| is_behind(name)).await
 }
 
-/// Deletes the files of attempts at a commit that was made: those named `<stem>-…` that no commit lists.
+/// Deletes the leftover files of a commit that was made: files named `<stem>-…` that no commit lists.
 ///
-/// Sound for a commit that happens once ([`super::ledger::Ledger::commit_once`]): no other attempt can succeed any more.
+/// This is sound only for a commit that happens once ([`super::ledger::Ledger::commit_once`]): no other attempt can
+/// succeed any more.
 ///
 /// # Errors
 /// As [`sweep`].
@@ -37,8 +40,7 @@ pub async fn sweep_attempts(table: &Store, stem: &str) -> Result<usize, LakeErro
     delete_unlisted(table, |name, _| is_attempt(name)).await
 }
 
-/// Deletes the data files that were written long ago and that no commit lists: no run takes a week from its first file to
-/// its commit.
+/// Deletes data files older than a week that no commit lists. No run takes a week from its first file to its commit.
 ///
 /// # Errors
 /// As [`sweep`].
@@ -48,8 +50,8 @@ pub async fn sweep_forgotten(table: &Store) -> Result<usize, LakeError> {
     delete_unlisted(table, |name, object| is_ours(name) && object.last_modified < long_ago).await
 }
 
-/// Deletes the files that are candidates, by their name and what the store says of them, and which no commit lists or
-/// listed. That none can list them any more is for the caller to know.
+/// Deletes the candidate files that no commit lists or recently removed. `is_candidate` judges a file by its name and
+/// the store's metadata. The caller must ensure that no later commit can list a candidate.
 ///
 /// # Errors
 /// As [`sweep`].
@@ -57,7 +59,7 @@ pub async fn delete_unlisted(
     table: &Store,
     is_candidate: impl Fn(&str, &ObjectMeta) -> bool,
 ) -> Result<usize, LakeError> {
-    // Only the candidates are held, never all names of the table.
+    // Memory holds the candidates only, never all names of the table.
     let mut dead = BTreeSet::new();
     let mut objects = table.listed("", None);
     while let Some((path, object)) = objects.try_next().await? {
@@ -68,7 +70,7 @@ pub async fn delete_unlisted(
     if dead.is_empty() {
         return Ok(0);
     }
-    // Loaded after the listing: what was committed before it is seen as live.
+    // The table is loaded after the listing, so files committed before the listing count as active.
     let Some(loaded) = snapshot::load(table, None).await? else { return Ok(0) };
     snapshot::retain_unlisted(table, &loaded, &mut dead).await?;
     for path in &dead {
@@ -77,7 +79,7 @@ pub async fn delete_unlisted(
     Ok(dead.len())
 }
 
-/// The name that a staged file of a local folder (`.<name>.<token>.tmp`) would have got.
+/// Returns the final name of a staged file of a local folder (`.<name>.<token>.tmp`), or the name itself.
 fn published_name(name: &str) -> &str {
     let staged = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp")).and_then(|n| n.rsplit_once('.'));
     staged.map_or(name, |(published, _)| published)

@@ -1,4 +1,4 @@
-//! Making a table that is not there yet, and opening one.
+//! Creation and loading of the lake's tables.
 
 use deltalake::kernel::StructType;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
@@ -9,12 +9,12 @@ use super::{LakeError, Store, log, paths};
 use crate::schema::Table;
 
 impl Table {
-    /// The table's own root.
+    /// Returns the store of the table's own root.
     pub fn store(self, lake: &Store) -> Store {
         lake.child(self.name())
     }
 
-    /// Whether the table was ever made; nothing of it is loaded.
+    /// Returns whether the table exists, without loading it.
     ///
     /// # Errors
     /// The store failed.
@@ -22,10 +22,11 @@ impl Table {
         log::exists(&self.store(lake)).await
     }
 
-    /// Makes the table if it is not there. Safe to race: the first writer's version 0 stands.
+    /// Creates the table if it does not exist. Races are safe: the first writer's version 0 wins.
     ///
     /// # Errors
-    /// The store failed, or the place holds something that is no Delta table.
+    /// The store failed, the location holds something that is no Delta table, or `sync_records` is missing beside
+    /// tables derived from it.
     pub async fn ensure(self, lake: &Store) -> Result<(), LakeError> {
         if self.exists(lake).await? {
             return Ok(());
@@ -45,7 +46,7 @@ impl Table {
             .await;
         match created {
             Ok(_) => Ok(()),
-            // Another worker made it between our look and our write.
+            // Another worker created the table between the check and the write.
             Err(error) => match store.get(&paths::commit(0)).await? {
                 Some(_) => Ok(()),
                 None => Err(fail(error)),
@@ -53,11 +54,13 @@ impl Table {
         }
     }
 
-    /// Refuses to make `sync_records` beside what was made of another one: its rows would be missed by nobody.
+    /// Rejects a new `sync_records` beside tables that were derived from another one: nobody would notice its missing
+    /// rows.
     async fn check_that_lake_is_new(lake: &Store) -> Result<(), LakeError> {
         for other in Self::ALL.into_iter().filter(|table| *table != Self::SyncRecords) {
             let version = log::read_transactions(&other.store(lake)).await?.map_or(0, |known| known.version);
-            // Another worker makes the tables of a new lake before it commits to any of them.
+            // The second check is needed: another worker creates all tables of a new lake before it commits to any of
+            // them.
             if version > 0 && !Self::SyncRecords.exists(lake).await? {
                 return Err(LakeError::Invalid(format!(
                     "{lake} holds no {}, but a {} that was made of one (version {version}): bring the folder back from a \
@@ -70,10 +73,10 @@ impl Table {
         Ok(())
     }
 
-    /// The table at a version, or its newest; `None` when it was never made.
+    /// Loads the table at a version, or at the newest one. Returns `None` if the table does not exist.
     ///
     /// # Errors
-    /// The log cannot be read or does not make sense.
+    /// The log cannot be read or is inconsistent.
     pub async fn load(self, lake: &Store, version: Option<u64>) -> Result<Option<DeltaTable>, LakeError> {
         super::snapshot::load(&self.store(lake), version).await
     }

@@ -1,15 +1,20 @@
-//! What a table asks of whoever writes to it: the newest protocol and the newest metadata of its log.
+//! The terms of a table: what the newest protocol and metadata of its log require of writers.
 //!
-//! **Invariant: no commit is made to a table that asks for something that this version does not do.** Each commit is
-//! judged by the terms at the version that it follows, so terms that change while a worker runs count from there on.
+//! **Invariant: no commit is made to a table that requires something which this version does not support.** Each commit
+//! is checked against the terms at the version right before it. So changed terms apply at once, even while a worker
+//! runs.
 //!
-//! | asked for | |
+//! | required by the table | reaction |
 //! |---|---|
-//! | in-commit timestamps | kept |
-//! | append-only | kept: what removes rows is refused |
-//! | change data feed, deletion vectors, v2 checkpoints, domain metadata, new nullable columns | nothing to do for what is written here |
-//! | column mapping, constraints, invariants, generated, identity and default columns, transaction ids that expire | refused where they are used |
-//! | any other feature, a newer version | refused |
+//! | in-commit timestamps | written |
+//! | append-only | respected: commits that remove rows are rejected |
+//! | change data feed, deletion vectors, v2 checkpoints, domain metadata, new nullable columns | none needed |
+//! | timestampNtz, type widening, checkpoint protection, vacuum protocol check | none needed |
+//! | suspended row tracking | none needed |
+//! | column mapping, constraints, invariants, generated, identity and default columns | rejected where used |
+//! | transaction ids that expire | rejected where used |
+//! | a column missing, renamed or of another type; other partition columns; a NOT NULL column | rejected |
+//! | any other feature, a newer version | rejected |
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,10 +24,10 @@ use serde_json::Value;
 
 use crate::schema::Table;
 
-/// The newest versions of the protocol that are known.
+/// The newest supported versions of the protocol.
 const READER_VERSION: i64 = 3;
 const WRITER_VERSION: i64 = 7;
-/// Features under which what is written here is right, as long as nothing of the table uses what is refused below.
+/// Features under which synclake's commits are correct, unless the table uses something that is rejected below.
 const FEATURES: [&str; 17] = [
     "allowColumnDefaults",
     "appendOnly",
@@ -42,7 +47,7 @@ const FEATURES: [&str; 17] = [
     "v2Checkpoint",
     "vacuumProtocolCheck",
 ];
-/// Keys of a column's metadata that a writer has to heed, by their beginnings.
+/// Prefixes of keys in a column's metadata that a writer must obey.
 const COLUMN_RULES: [&str; 4] =
     ["delta.invariants", "delta.generationExpression", "delta.identity.", "CURRENT_DEFAULT"];
 
@@ -90,10 +95,10 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Takes over what an action of the log changes of them.
+    /// Applies the protocol or metadata that an action of the log holds.
     ///
     /// # Errors
-    /// It is none that the Delta protocol knows.
+    /// The action does not have the form that the Delta protocol defines.
     pub fn take(&mut self, action: &Value) -> Result<(), serde_json::Error> {
         if let Some(protocol) = action.get("protocol") {
             self.protocol = Some(Protocol::deserialize(protocol)?);
@@ -104,29 +109,29 @@ impl Terms {
         Ok(())
     }
 
-    /// Whether both are known.
+    /// Returns whether both the protocol and the metadata are known.
     pub fn are_known(&self) -> bool {
         self.protocol.is_some() && self.metadata.is_some()
     }
 
-    /// Whether every commit carries its own time.
+    /// Returns whether every commit must carry its own timestamp.
     pub fn have_in_commit_timestamps(&self) -> bool {
         self.metadata.as_ref().is_some_and(|metadata| metadata.is("delta.enableInCommitTimestamps"))
     }
 
-    /// Why the table cannot be read; `None` when it can.
+    /// Returns why the table cannot be read, or `None` if it can.
     pub fn unreadable(&self) -> Option<String> {
         let protocol = self.protocol.as_ref()?;
         let (version, features) = (protocol.min_reader_version, protocol.reader_features.iter().flatten());
         newer("reader", version, READER_VERSION).or_else(|| unknown("reader", features))
     }
 
-    /// Why a commit cannot be made, one that takes rows out or one that does not; `None` when it can.
+    /// Returns why a commit cannot be made, or `None` if it can. `takes_out` says whether the commit removes rows.
     pub fn refusal(&self, table: Table, takes_out: bool) -> Option<String> {
         let (Some(protocol), Some(metadata)) = (&self.protocol, &self.metadata) else {
             return Some("its log holds no protocol, or no metadata".to_owned());
         };
-        // What suspends it is a word of the protocol too.
+        // The Delta protocol defines this property: it suspends row tracking.
         let is_suspended = metadata.is("delta.rowTrackingSuspended");
         let features = protocol.writer_features.iter().flatten();
         let features = features.filter(|feature| !(is_suspended && *feature == "rowTracking"));
@@ -167,7 +172,7 @@ impl Metadata {
         self.get(property).is_some_and(|value| value.eq_ignore_ascii_case("true"))
     }
 
-    /// What its properties forbid.
+    /// Returns why the table properties forbid a commit.
     fn refusal(&self, takes_out: bool) -> Option<String> {
         if let Some(mode) = self.get("delta.columnMapping.mode").filter(|mode| *mode != "none") {
             return Some(format!(
@@ -189,7 +194,7 @@ impl Metadata {
                     .to_owned(),
             );
         }
-        // Other writers' checkpoints leave out ids that expire, and those hold the positions of all shards.
+        // Checkpoints of other writers omit expired ids, but those ids hold the positions of all shards.
         let ids = "delta.setTransactionRetentionDuration";
         self.get(ids).map(|_| {
             format!(
@@ -199,7 +204,7 @@ impl Metadata {
         })
     }
 
-    /// What its columns forbid.
+    /// Returns why the table's columns forbid a commit.
     fn other_columns(&self, table: Table) -> Option<String> {
         let schema: Schema = match serde_json::from_str(&self.schema_string) {
             Ok(schema) => schema,
@@ -235,7 +240,7 @@ impl Metadata {
     }
 }
 
-/// The Delta protocol's name of a type that the tables have.
+/// Returns the Delta protocol's name of an Arrow type that the lake's tables use.
 fn delta_type(of: &DataType) -> &'static str {
     match of {
         DataType::Utf8 => "string",
@@ -255,7 +260,7 @@ mod tests {
 
     use super::*;
 
-    /// Terms of a new table, with changes.
+    /// Returns the terms of a new table, with changes.
     fn terms(protocol: Value, properties: Value, change: impl FnOnce(&mut Vec<Value>)) -> Terms {
         let columns = Table::SyncRecords.schema();
         let column = |field: &arrow::datatypes::FieldRef| json!({"name": field.name(), "type": delta_type(field.data_type()), "nullable": true, "metadata": {}});

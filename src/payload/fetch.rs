@@ -1,4 +1,4 @@
-//! One payload: the request, its bounds, and what its failures mean.
+//! The fetch of one payload: the request, its limits, and the meaning of its failures.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -16,14 +16,14 @@ use super::{Options, reject};
 use crate::backoff::{Alarm, Backoff};
 use crate::decode::{Reason, Reject};
 
-/// After this long a body must have come at [`RATE_MIN`] on average.
+/// Time after which a body must have arrived at [`RATE_MIN`] on average.
 const RATE_GRACE: Duration = Duration::from_secs(5);
-/// Bytes a second.
+/// Bytes per second.
 const RATE_MIN: u64 = 4_096;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE_MS_MAX: u64 = 30_000;
 
-/// The client, and what binds it.
+/// The HTTP client, its settings, and what is known about hosts.
 #[derive(Debug, Clone)]
 pub struct Fetcher {
     client: reqwest::Client,
@@ -32,17 +32,17 @@ pub struct Fetcher {
 }
 
 enum Failure {
-    /// It may pass.
+    /// A failure that may pass.
     Temporary(Trouble, String),
-    /// It will not.
+    /// A failure that will not pass.
     Permanent(Reason, String),
 }
 
 impl Fetcher {
-    /// Makes the client; nothing is sent yet.
+    /// Creates the client, without sending anything.
     ///
     /// # Errors
-    /// The system has no usable certificates.
+    /// Fails if the system has no usable certificates.
     pub fn new(options: Arc<Options>) -> Result<Self, String> {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
@@ -60,7 +60,7 @@ impl Fetcher {
     /// Fetches and unpacks the contents behind a URL.
     ///
     /// # Errors
-    /// A reject for the quarantine; it names the URL without its query.
+    /// Returns a reject for the quarantine; it shows the URL without its query.
     pub async fn fetch(&self, url: &str, bytes_max: usize) -> Result<Bytes, Reject> {
         let checked = self.options.policy.check(url);
         let checked = checked.map_err(|what| reject(Reason::PayloadRefused, url, &what))?;
@@ -82,7 +82,7 @@ impl Fetcher {
                     return unpack(packed, url, bytes_max).await;
                 }
                 Err(Failure::Permanent(reason, what)) => {
-                    // A refused host never gets here as one that has answered.
+                    // A refused host never counts as a host that has answered.
                     if reason != Reason::PayloadRefused {
                         self.hosts().answered(host, Instant::now());
                     }
@@ -118,7 +118,7 @@ impl Fetcher {
     async fn attempt(&self, url: &Url, max: usize) -> Result<Bytes, Failure> {
         let began = Instant::now();
         let answer = self.client.get(url.clone()).send().await;
-        // The library's errors hold the URL, query and all.
+        // The library's errors contain the URL with its query.
         let mut answer = answer.map_err(|e| failure_of(&e.without_url()))?;
         let status = answer.status();
         if status != StatusCode::OK {
@@ -148,7 +148,8 @@ impl Fetcher {
     }
 }
 
-/// Unpacks gzip, which the contents tell, not a header. What it unpacks to is bounded while it does.
+/// Unpacks gzip, which the contents identify, not a header. The limit applies to the unpacked bytes while they are
+/// unpacked.
 async fn unpack(packed: Bytes, url: &str, max: usize) -> Result<Bytes, Reject> {
     if !packed.starts_with(&[0x1f, 0x8b]) {
         return Ok(packed);
@@ -179,11 +180,11 @@ fn failure_of(error: &reqwest::Error) -> Failure {
         text = format!("{text}: {said}");
         cause = inner.source();
     }
-    // On a connection that was made, it may be this object alone.
+    // If the connection was made, the fault may be with this object alone.
     Failure::Temporary(if error.is_connect() { Trouble::Unreachable } else { Trouble::Slow }, text)
 }
 
-/// A name leads to this side of the network.
+/// A host name that resolves only to addresses that are not allowed.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{host} resolves to an address that is not public; if it is your endpoint for S3 in a VPC, allow private addresses with \
@@ -193,7 +194,7 @@ struct RefusedAddress {
     host: String,
 }
 
-/// Resolves names, and lets only allowed addresses through: what is checked is what is connected to.
+/// A resolver that returns only allowed addresses, so that the checked address is the one that is connected to.
 #[derive(Debug)]
 struct AllowedOnly {
     private: bool,
@@ -214,7 +215,7 @@ impl Resolve for AllowedOnly {
     }
 }
 
-/// When a presigned URL ends to be good, in seconds since the epoch; `None` when it does not tell.
+/// Returns when a presigned URL expires, in seconds since the epoch; `None` if the URL does not say.
 fn expires_at(url: &Url) -> Option<i64> {
     let get = |wanted: &str| {
         url.query_pairs().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.into_owned())

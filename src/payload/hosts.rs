@@ -1,73 +1,73 @@
-//! What is known of the hosts that payloads lie on: whose fault a failure is, and for how long it is worth while to wait.
+//! Knowledge about the hosts of payloads: the cause of a failure, and how long a retry is worthwhile.
 //!
-//! | what fails | whose fault it is | for how long it is tried |
+//! | failure | cause | how long it is retried |
 //! |---|---|---|
-//! | an answer that is too slow or breaks off; or anything, while the host answers others | the object's | [`PATIENCE`] |
-//! | no connection to a host that has answered in this run | an outage | while the URL is good |
-//! | 5xx and nothing else | an outage | while the URL is good; no longer than a patience that was given |
-//! | no connection to a host that has never answered | nobody knows the host | [`PATIENCE`] for all such hosts together, then once each |
+//! | a slow or broken answer; or any failure while the host answers others | the object | [`PATIENCE`] |
+//! | no connection to a host that has answered in this run | an outage | while the URL is valid |
+//! | busy answers ([`Trouble::Busy`]) only | an outage | while the URL is valid; at most the configured patience |
+//! | no connection, and the host has never answered | an unknown host | [`PATIENCE`] for all of these, then once each |
 //!
-//! While nothing at all has answered in this run, the network may be out, and an unknown host gets [`COLD_PATIENCE`]. A host
-//! that answers once is as good as new. Time in which no unknown host is waited for brings a quarter of it back.
+//! While no host at all has answered in this run, the network may be down, and unknown hosts get [`COLD_PATIENCE`]. One
+//! answer makes a host a working host again. Time without waiting for unknown hosts restores a quarter of itself.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
-/// For a host that nobody knows, as long as nobody has answered.
+/// Patience for unknown hosts, while no host has answered.
 const COLD_PATIENCE: Duration = Duration::from_secs(3_600);
-/// An outage without an end: a URL that does not tell for how long it is good is not waited for any longer.
+/// Limit of an outage for a URL without a known expiry.
 const OUTAGE_MAX: Duration = Duration::from_secs(6 * 3_600);
-/// What was waited for unknown hosts is forgotten so many times as slowly.
+/// The time spent on unknown hosts is forgotten this many times slower than it was spent.
 const REST: u32 = 4;
-/// Hosts that are remembered. They come out of records, so anybody may make them up.
+/// Hosts that are remembered. Their names come from records, so anybody can invent them.
 const HOSTS_MAX: usize = 1_000;
 
-/// How a fetch failed that may succeed later.
+/// The kind of a temporary failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     /// No connection.
     Unreachable,
-    /// 5xx, 429, 408.
+    /// 5xx, 429, 408, 425.
     Busy,
-    /// The answer was too slow, or ended in the middle.
+    /// An answer that was too slow, or ended in the middle.
     Slow,
 }
 
 /// What to do after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Try again after a pause.
+    /// Retry after a pause.
     Again,
-    /// Try again: the host is out, and the shard waits for it.
+    /// Retry; the host has an outage, and the shard waits for it.
     Wait,
     /// Give up.
     GiveUp,
 }
 
-/// A fetch that has failed.
+/// A failed fetch.
 #[derive(Debug, Clone, Copy)]
 pub struct Failed {
-    /// How.
+    /// Kind of the failure.
     pub trouble: Trouble,
-    /// When it was begun.
+    /// Start of the fetch.
     pub began: Instant,
-    /// When it would be tried again.
+    /// Time of the next attempt.
     pub again_at: Instant,
-    /// Whether its URL tells until when it is good.
+    /// Whether the URL has a known expiry.
     pub expires: bool,
 }
 
 #[derive(Debug, Default)]
 struct Host {
     answered: Option<Instant>,
-    /// Since the last answer.
+    /// Start of the failures since the last answer.
     failing_since: Option<Instant>,
 }
 
-/// For how long hosts that have never answered were waited for, all together: whoever writes into the stream can make up as
-/// many of them as it likes, and a shard must not stand still for one after the other.
+/// Time spent on hosts that have never answered, all together. Anybody who writes into the stream can invent such
+/// hosts, and a shard must not stop for each of them.
 #[derive(Debug, Default)]
 struct Waited {
     total: Duration,
@@ -75,7 +75,7 @@ struct Waited {
 }
 
 impl Waited {
-    /// Adds a wait (those at the same time count once), and tells whether it was too long.
+    /// Adds a wait and returns whether the total is over the limit. Waits at the same time count once.
     fn is_over(&mut self, began: Instant, until: Instant, limit: Duration) -> bool {
         let before = self.until.unwrap_or(began);
         let total = self.total.saturating_sub(began.saturating_duration_since(before) / REST);
@@ -88,7 +88,7 @@ impl Waited {
 /// The hosts of a run.
 #[derive(Debug, Default)]
 pub struct Hosts {
-    /// The patience that was given.
+    /// The configured patience.
     patience: Option<Duration>,
     known: HashMap<String, Host>,
     has_any_answered: bool,
@@ -96,22 +96,22 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// Nothing is known yet.
+    /// Returns a registry without any host.
     pub fn new(patience: Option<Duration>) -> Self {
         Self { patience, ..Self::default() }
     }
 
-    /// The host has answered, with whatever it was.
+    /// Notes that the host has answered, with any answer.
     pub fn answered(&mut self, host: &str, now: Instant) {
         if !self.has_any_answered {
-            // It was not the network: who does not answer now is waited for as such.
+            // The network works, so hosts that do not answer from now on get the normal limit.
             (self.has_any_answered, self.unknown) = (true, Waited::default());
         }
         let host = self.host(host);
         (host.answered, host.failing_since) = (Some(now), None);
     }
 
-    /// A fetch has failed.
+    /// Notes a failed fetch and decides what to do.
     pub fn failed(&mut self, host: &str, failed: Failed) -> Next {
         let Failed { trouble, began, again_at, expires } = failed;
         let (patience, is_cold) = (self.patience, !self.has_any_answered);
@@ -143,7 +143,7 @@ impl Hosts {
 
     fn host(&mut self, name: &str) -> &mut Host {
         if self.known.len() >= HOSTS_MAX && !self.known.contains_key(name) {
-            // Those that have answered tell an outage from a fault; the others may be learnt again.
+            // Hosts that have answered tell an outage from a fault; the others can be learnt again.
             self.known.retain(|_, host| host.answered.is_some());
             if self.known.len() >= HOSTS_MAX {
                 self.known.clear();
@@ -174,23 +174,23 @@ mod tests {
         use Trouble::{Busy, Slow, Unreachable};
         let clock = Clock(Instant::now());
         let mut hosts = Hosts::new(None);
-        // Nothing has answered: perhaps it is the network.
+        // Nothing has answered: the network may be down.
         assert_eq!(hosts.failed("dead", clock.failed(Unreachable, 0, 16, true)), Next::Again);
         assert_eq!(hosts.failed("dead", clock.failed(Unreachable, 0, 61, true)), Next::GiveUp);
         hosts.answered("s3", clock.at(0));
-        // It is not. A quarter of an hour, once for all.
+        // The network works. Unknown hosts get a quarter of an hour, all together.
         assert_eq!(hosts.failed("gone", clock.failed(Unreachable, 0, 15, true)), Next::Again);
         assert_eq!(hosts.failed("gone", clock.failed(Unreachable, 0, 16, true)), Next::GiveUp);
         assert_eq!(hosts.failed("gone", clock.failed(Unreachable, 20, 20, true)), Next::GiveUp, "the next one: once");
         hosts.answered("gone", clock.at(21));
         assert_eq!(hosts.failed("gone", clock.failed(Unreachable, 22, 22, true)), Next::Again, "as good as new");
 
-        // It has answered before: as long as the URL is good.
+        // It has answered before: retried while the URL is valid.
         assert_eq!(hosts.failed("s3", clock.failed(Unreachable, 1, 2, true)), Next::Again);
         assert_eq!(hosts.failed("s3", clock.failed(Unreachable, 1, 1_000, true)), Next::Wait);
         assert_eq!(hosts.failed("s3", clock.failed(Unreachable, 1, 1_000, false)), Next::GiveUp);
         assert_eq!(hosts.failed("s3", clock.failed(Busy, 1, 1_000, true)), Next::Wait);
-        // Others get their payloads from it meanwhile: so it is this object.
+        // Others get payloads from this host meanwhile, so the object is at fault.
         hosts.answered("s3", clock.at(400));
         assert_eq!(hosts.failed("s3", clock.failed(Busy, 390, 404, true)), Next::Again);
         assert_eq!(hosts.failed("s3", clock.failed(Busy, 390, 406, true)), Next::GiveUp);

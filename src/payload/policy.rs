@@ -1,23 +1,23 @@
-//! Which URLs may be fetched, and which addresses may be connected to. Pure.
+//! Rules for URLs that may be fetched, and for addresses that may be connected to. Pure: no I/O.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use url::{Host, Url};
 
-/// From where payloads may be fetched.
+/// The sources that payloads may be fetched from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Hosts beside S3's own.
+    /// Hosts allowed beside S3's own.
     pub allowed: Vec<Allowed>,
-    /// Whether names may lead to private addresses, as those of a VPC's endpoints do.
+    /// Whether host names may resolve to private addresses, as those of VPC endpoints do.
     pub private: bool,
 }
 
-/// A host that somebody has allowed: `[scheme://]host[:port]`, `*.suffix` for all hosts below one.
+/// A host that the operator allows: `[scheme://]host[:port]`, or `*.suffix` for all hosts below a suffix.
 ///
-/// A host name may still not resolve to a private address, unless [`Policy::private`]; an address that is written out may
-/// be private, because then it was meant.
+/// An allowed host name may still not resolve to a private address, unless [`Policy::private`] is set. A literal
+/// address may be private, because then it is intended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed {
     scheme: String,
@@ -34,7 +34,7 @@ impl FromStr for Allowed {
         if scheme != "https" && scheme != "http" {
             return Err(wrong());
         }
-        // A name that a URL can hold stands in for the star.
+        // A `*` is not valid in a URL, so the suffix is parsed without it.
         let (star, rest) = match rest.strip_prefix("*.") {
             Some(suffix) => (true, suffix),
             None => (false, rest),
@@ -66,7 +66,7 @@ impl Policy {
     /// Parses a URL and decides whether it may be fetched.
     ///
     /// # Errors
-    /// One line that says what is wrong with it; it does not hold the URL.
+    /// Returns one line that says what is wrong with the URL, without the URL itself.
     pub fn check(&self, text: &str) -> Result<Url, String> {
         let url = Url::parse(text).map_err(|e| format!("is no URL: {e}"))?;
         if !url.username().is_empty() || url.password().is_some() {
@@ -94,7 +94,8 @@ impl Policy {
     }
 }
 
-/// `[bucket.]s3[.dualstack][.region].amazonaws.com[.cn]`, `[bucket.]s3-region.amazonaws.com`.
+/// Returns whether a host is S3: `[bucket.]s3[.dualstack][.region].amazonaws.com[.cn]`,
+/// `[bucket.]s3-region.amazonaws.com`.
 fn is_s3(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     let Some(head) = host.strip_suffix(".amazonaws.com").or_else(|| host.strip_suffix(".amazonaws.com.cn")) else {
@@ -104,7 +105,7 @@ fn is_s3(host: &str) -> bool {
     if labels.iter().any(|label| label.is_empty()) {
         return false;
     }
-    // Read from the right: a bucket's name may hold anything, `s3` included.
+    // Matched from the right, because a bucket name may contain anything, `s3` included.
     match labels.as_slice() {
         [.., "s3"] => true,
         [.., "s3", "dualstack", region] | [.., "s3", region] => is_region(region),
@@ -113,7 +114,7 @@ fn is_s3(host: &str) -> bool {
     }
 }
 
-/// `us-east-1`, `ap-southeast-2`, `us-gov-west-1`.
+/// Returns whether a label looks like a region: `us-east-1`, `ap-southeast-2`, `us-gov-west-1`.
 fn is_region(label: &str) -> bool {
     let parts: Vec<&str> = label.split('-').collect();
     let letters = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
@@ -125,8 +126,8 @@ fn is_region(label: &str) -> bool {
     }
 }
 
-/// Whether an address may be connected to: a public one, or, where that is allowed, one of a private network. Never one of
-/// this machine, nor of the cloud's own services around it.
+/// Returns whether an address may be connected to: a public address or, if `private` is set, one of a private network.
+/// Addresses of this machine, and of the cloud's own services around it, are never allowed.
 pub fn is_allowed(address: IpAddr, private: bool) -> bool {
     let address = address.to_canonical();
     is_public(address)
@@ -136,13 +137,13 @@ pub fn is_allowed(address: IpAddr, private: bool) -> bool {
                     let [a, b, ..] = v4.octets();
                     v4.is_private() || (a == 100 && (64..128).contains(&b))
                 }
-                // fc00::/7, but for what AWS keeps of it: fd00:ec2::/32 gives out credentials.
+                // fc00::/7, except fd00:ec2::/32, which AWS reserves: it gives out credentials.
                 IpAddr::V6(v6) => v6.segments()[0] & 0xfe00 == 0xfc00 && v6.segments()[..2] != [0xfd00, 0x0ec2],
             })
 }
 
-/// Whether an address is one of the public internet's: nothing of this machine, of its network, or of the cloud around
-/// it (169.254.169.254 gives out credentials).
+/// Returns whether an address belongs to the public internet: not to this machine, its network, or the cloud around it
+/// (169.254.169.254 gives out credentials).
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
@@ -170,7 +171,7 @@ fn is_public_v4(v4: Ipv4Addr) -> bool {
 }
 
 fn is_public_v6(v6: Ipv6Addr) -> bool {
-    // Addresses that stand for another one are as public as that one.
+    // An address that embeds an IPv4 address is as public as that address.
     let segments = v6.segments();
     let tail = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
@@ -183,7 +184,7 @@ fn is_public_v6(v6: Ipv6Addr) -> bool {
         [0, 0, 0, 0, 0, 0, ..] => false,
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_public_v4(tail(high, low)),
         [0x2002, high, low, ..] => is_public_v4(tail(high, low)),
-        // Only 2000::/3 is given out; of it, documentation and Teredo are not for us.
+        // Only 2000::/3 is allocated; documentation and Teredo addresses in it are refused.
         [0x2001, 0x0db8, ..] | [0x2001, 0, ..] => false,
         [first, ..] => first & 0xe000 == 0x2000,
     }

@@ -1,7 +1,7 @@
-//! Times and intervals as text, exact: an instant with the offset of its zone, and all digits that it has.
+//! Exact text for times and intervals: an instant has the offset of its zone, and all its digits.
 //!
-//! Neither chrono's formats nor arrow's JSON writer can say "at least three digits", so temporal columns become text before a
-//! text format sees them. Parquet keeps the types.
+//! Neither chrono's formats nor arrow's JSON writer can express "at least three digits". So temporal columns become
+//! text before a text format sees them. Parquet keeps the types.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use arrow::error::ArrowError;
 use arrow::temporal_conversions::NANOSECONDS_IN_DAY;
 use chrono::{DateTime, Datelike, Offset, Utc};
 
-/// The batch with every time in it as text.
+/// Returns the batch with all its times and intervals as text.
 pub(super) fn batch(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let columns = batch.columns().iter().map(array).collect::<Result<Vec<_>, _>>()?;
     let fields: Fields = batch.schema().fields().iter().zip(&columns).map(|(f, column)| renewed(f, column)).collect();
@@ -122,7 +122,7 @@ impl Zone {
     }
 }
 
-/// Three digits when milliseconds are whole, six for microseconds, nine below.
+/// Formats a fraction with three digits for whole milliseconds, six for whole microseconds, and nine otherwise.
 fn fraction(nanos: u32) -> String {
     match nanos {
         whole if whole.is_multiple_of(1_000_000) => format!(".{:03}", nanos / 1_000_000),
@@ -136,7 +136,7 @@ fn instant(value: i64, unit: TimeUnit, zone: Option<&Zone>) -> String {
     let seconds = i64::try_from(nanos.div_euclid(1_000_000_000)).ok();
     let below = u32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or_default();
     let at = seconds.and_then(|s| DateTime::<Utc>::from_timestamp(s, below)).filter(|at| at.year().abs() < 250_000);
-    // An absurd time must not make the rows beside it unreadable.
+    // A time out of range must not make the other rows unreadable.
     let Some(at) = at else { return format!("{value} {unit:?}s since 1970") };
     const SECONDS: &str = "%Y-%m-%dT%H:%M:%S";
     match zone {
@@ -145,14 +145,14 @@ fn instant(value: i64, unit: TimeUnit, zone: Option<&Zone>) -> String {
         Some(zone) => {
             let local = at.with_timezone(&zone.tz);
             let offset = local.offset().fix().local_minus_utc();
-            // Before standard time, offsets have seconds, without which it is another instant.
+            // Before standard time, offsets have seconds. Without them, the text would name another instant.
             let colons = if offset % 60 == 0 { "%:z" } else { "%::z" };
             format!("{}{}{}", local.format(SECONDS), fraction(below), local.format(colons))
         }
     }
 }
 
-/// As DuckDB and PostgreSQL write it: `1 year 2 months 3 days -00:00:00.000001`.
+/// Formats an interval as DuckDB and PostgreSQL do: `1 year 2 months 3 days -00:00:00.000001`.
 fn interval(months: i64, days: i128, nanos: i128) -> String {
     let counted = |n: i128, name: &str| (n != 0).then(|| format!("{n} {name}{}", if n.abs() == 1 { "" } else { "s" }));
     let counts = [(i128::from(months / 12), "year"), (i128::from(months % 12), "month"), (days, "day")];

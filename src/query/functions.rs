@@ -1,7 +1,8 @@
-//! Functions of DataFusion that may make far more than they are given, with a bound on what one call makes of one batch.
+//! Limits the output of DataFusion functions that may return far more than they are given.
 //!
-//! What a function returns is outside of the memory pool, so `--memory` does not hold it. Before such a function is called its
-//! result is measured (`sizes.rs`). A call may make [`BYTES_MAX`], and four times what it is given up to [`CALL_BYTES_MAX`].
+//! The memory pool does not count what a function returns, so `--memory` does not bound it. The result of such a
+//! function is measured before the call (`sizes.rs`). A call may return [`BYTES_MAX`], and four times its input up to
+//! [`CALL_BYTES_MAX`].
 
 use std::sync::Arc;
 
@@ -20,18 +21,18 @@ mod sizes;
 use sizes::Measure;
 pub(super) use sizes::bytes_of;
 
-/// What a call may make of any batch.
+/// Bytes that a call may return for any batch.
 const BYTES_MAX: u64 = 64 << 20;
-/// What a call may make of a batch of large values.
+/// Bytes that a call may return for a batch of large values.
 const CALL_BYTES_MAX: u64 = 512 << 20;
 
-/// Puts a bound on the functions that need one.
+/// Replaces the functions that need a limit by bounded ones.
 ///
 /// # Errors
-/// Two functions cannot have one name (never in practice).
+/// Two functions have one name (never in practice).
 pub(super) fn register(context: &SessionContext) -> Result<()> {
     for (name, measure) in sizes::MEASURES {
-        // One that this build of DataFusion does not have needs no bound.
+        // A function that this build of DataFusion lacks needs no limit.
         if let Ok(inner) = FunctionRegistry::udf(context, name) {
             context.register_udf(ScalarUDF::new_from_impl(Bounded { inner, name, measure: *measure }));
         }
@@ -39,12 +40,12 @@ pub(super) fn register(context: &SessionContext) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to make so many bytes of what is given.
+/// Checks that a function may return `made` bytes for these arguments.
 ///
 /// # Errors
-/// It is too much.
+/// The result would exceed the limit.
 pub(super) fn check(name: &str, made: u64, args: &[ColumnarValue], rows: usize) -> Result<()> {
-    // A constant is held once.
+    // A constant is stored once.
     let rows_of = |arg: &ColumnarValue| if matches!(arg, ColumnarValue::Scalar(_)) { 1 } else { rows };
     let given = args.iter().fold(0, |sum: u64, arg| sum.saturating_add(bytes_of(arg, rows_of(arg))));
     let limit = BYTES_MAX.max(given.saturating_mul(4).min(CALL_BYTES_MAX));

@@ -1,4 +1,4 @@
-//! What is refused before anything is planned, because a parser or planner would not survive it.
+//! Pre-parse checks that reject statements which a parser or planner could not survive.
 
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
@@ -9,17 +9,17 @@ use super::QueryError;
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
 /// Deepest nesting that the parser follows.
 pub const DEPTH_MAX: usize = 200;
-/// Most words and signs in a statement, literals and commas not counted (a long IN list is harmless; a long chain of
-/// operators is a deep tree).
+/// Most words and signs in a statement, without literals and commas. A long IN list is harmless, but a long chain of
+/// operators is a deep tree.
 pub const TOKENS_MAX: usize = 3_000;
 
-/// How a statement that only reads begins.
+/// First words of statements that only read.
 const READING: [&str; 6] = ["select", "with", "values", "explain", "show", "describe"];
 
 /// Checks one statement.
 ///
 /// # Errors
-/// It is empty, too long or too deep, or holds a NUL.
+/// The statement is empty, too long or too deep, holds a NUL, or does not begin like a statement that only reads.
 pub fn check(statement: &str) -> Result<(), QueryError> {
     let refuse = |message: String| Err(QueryError::Refused(message));
     if statement.len() > TEXT_BYTES_MAX {
@@ -60,16 +60,16 @@ pub fn check(statement: &str) -> Result<(), QueryError> {
     Ok(())
 }
 
-/// Whether a text ends where a statement does: with a semicolon outside of literals and comments.
+/// Returns whether a text ends with a semicolon outside of literals and comments.
 pub fn is_complete(text: &str) -> bool {
     match Tokenizer::new(&GenericDialect {}, text).tokenize() {
         Ok(tokens) => tokens.iter().rev().find(|t| !matches!(t, Token::Whitespace(_))) == Some(&Token::SemiColon),
-        // A literal or comment that goes on; any other error is told.
+        // An open literal or comment may continue. Any other error is reported when the statement runs.
         Err(error) => !(error.message.contains("Unterminated") || error.message.contains("EOF")),
     }
 }
 
-/// Splits a text into statements at its semicolons, those in literals and comments aside.
+/// Splits a text into statements at the semicolons outside of literals and comments.
 ///
 /// # Errors
 /// The text is too long, or a literal or comment does not end.
@@ -82,7 +82,7 @@ pub fn split(text: &str) -> Result<Vec<String>, QueryError> {
     let tokens = tokens.map_err(|error| QueryError::Refused(format!("SQL error: {error}")))?;
     let mut lines = vec![0];
     lines.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1));
-    // Locations count characters of a line; turn them into bytes. They come in order, so each line is walked once.
+    // Locations count characters in a line, slices need bytes. Locations come in order, so each line is walked once.
     let mut walked = (0, 0, 0);
     let mut offset = |line: u64, column: u64| {
         let line = usize::try_from(line).unwrap_or(1).saturating_sub(1);

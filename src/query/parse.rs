@@ -1,5 +1,7 @@
-//! Text to a statement that means what it says: operators bind as SQL says ([`dialect`]), what the planner would drop silently is
-//! refused by name ([`ignored`]), and what it would take for something else is written as it takes it right ([`mistaken`]).
+//! Parses SQL so that a statement means what it says.
+//!
+//! Operators bind as in standard SQL ([`dialect`]). Syntax that the planner drops silently is refused by name
+//! ([`ignored`]). Syntax that the planner misunderstands is rewritten to the correct meaning ([`mistaken`]).
 
 use datafusion::execution::{FunctionRegistry, SessionState};
 use datafusion::sql::parser::{DFParserBuilder, Statement as Parsed};
@@ -14,7 +16,7 @@ mod mistaken;
 /// Parses one statement.
 ///
 /// # Errors
-/// It is no SQL, or holds syntax that the planner ignores.
+/// The text is no SQL, holds several statements, or holds syntax that the planner ignores or misunderstands.
 pub(crate) fn statement(text: &str, session: &SessionState) -> Result<Parsed, QueryError> {
     let dialect = dialect::LakeDialect::default();
     let limit = session.config_options().sql_parser.recursion_limit.get();
@@ -32,7 +34,7 @@ pub(crate) fn statement(text: &str, session: &SessionState) -> Result<Parsed, Qu
     Ok(first)
 }
 
-/// The statement itself, also under EXPLAIN.
+/// Returns the statement itself, also under EXPLAIN.
 fn inner(parsed: &mut Parsed) -> Option<&mut Statement> {
     match parsed {
         Parsed::Statement(statement) => Some(statement.as_mut()),

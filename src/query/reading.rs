@@ -1,4 +1,4 @@
-//! What a session reads: versions of the tables that go together.
+//! Tables that a session reads, at versions that are consistent with each other.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,44 +13,45 @@ use super::recheck::Rechecked;
 use crate::lake::{LakeError, Store, log, since, snapshot};
 use crate::schema::Table;
 
-/// Transaction id, in the log of `state`, of the version of `sync_records` that it covers.
+/// Transaction id in the log of `state`: the version of `sync_records` that the state covers.
 pub const COVERS: &str = "refresh/sync_records";
-/// Transaction id, beside it, of the version of `state` that the refresh made.
+/// Transaction id in the log of `state`: the version of `state` that the refresh made.
 pub const REFRESHED: &str = "refresh/state";
 
-/// `sync_records`, the maintained state if there is one, and what it does not cover.
+/// `sync_records`, the maintained state if there is one, and the tail.
 pub struct Reading {
     /// `sync_records` at its newest version.
     pub sync_records: DeltaTable,
-    /// That version.
+    /// Loaded version of `sync_records`.
     pub version: u64,
     /// The maintained state.
     pub state: Option<State>,
-    /// Files that it does not cover; `None` when that is all of them.
+    /// Files that the state does not cover (the tail); `None` when these are all files.
     pub tail: Option<BTreeSet<String>>,
 }
 
 /// The maintained state at one of its versions.
 pub struct State {
-    /// The table.
+    /// Table `state`.
     pub table: DeltaTable,
-    /// The version of `sync_records` that it covers.
+    /// Version of `sync_records` that the state covers.
     pub covers: u64,
 }
 
 impl Reading {
-    /// Loads the newest versions, both at once; the state never covers more than is read.
+    /// Loads the newest versions of both tables concurrently. The state never covers more than the loaded
+    /// `sync_records`.
     ///
     /// # Errors
     /// There is no lake, or it cannot be read.
     pub async fn load(lake: &Store) -> Result<Self, LakeError> {
         let newest = async || Table::SyncRecords.load(lake, None).await;
-        // Not one without the other: deltalake's threads take it ill when nobody waits for them.
+        // Both loads run to their end, because deltalake's threads misbehave when a load is dropped.
         let (state, sync_records) = futures::join!(State::load(lake), newest());
         let (state, mut sync_records) = (state?, sync_records?);
         let version_of = |table: &Option<DeltaTable>| table.as_ref().and_then(DeltaTable::version);
         if state.as_ref().is_some_and(|state| version_of(&sync_records).is_none_or(|version| version < state.covers)) {
-            // There were commits and a refresh between the one look and the other.
+            // Commits and a refresh happened between the two loads, so the state may cover more than `sync_records`.
             sync_records = newest().await?;
         }
         let version = version_of(&sync_records).ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
@@ -70,7 +71,7 @@ impl Reading {
             && let Some(since) = since::since(&store, state.covers, version).await?
         {
             match since.lost_of(state.covers).next() {
-                // Whatever the state holds of those rows, it would hold for ever.
+                // The state would keep the removed or changed rows forever.
                 Some(lost) => tracing::warn!(
                     version = lost.version,
                     "another writer removed or changed rows of sync_records that the state holds; everything is computed \
@@ -85,7 +86,7 @@ impl Reading {
         Ok(reading)
     }
 
-    /// The files that the state does not cover; `None` when there is nothing in them.
+    /// Returns the files that the state does not cover; `None` when there are none.
     ///
     /// # Errors
     /// The session cannot read the table.
@@ -98,7 +99,7 @@ impl Reading {
 }
 
 impl State {
-    /// The newest version; `None` when nothing was refreshed yet.
+    /// Loads the newest version; returns `None` before the first refresh.
     ///
     /// # Errors
     /// The table cannot be read.
@@ -109,7 +110,7 @@ impl State {
             let Some(covers) = known.ids.get(COVERS).and_then(|v| u64::try_from(*v).ok()) else { return Ok(None) };
             let refreshed = known.ids.get(REFRESHED).and_then(|v| u64::try_from(*v).ok());
             if let Some(refreshed) = refreshed.filter(|refreshed| *refreshed < known.version) {
-                // Others may write it elsewhere, and not otherwise.
+                // Another writer may move rows to other files, but not change them.
                 let since = since::since(&store, refreshed, known.version).await?;
                 if since.is_none_or(|since| !(since.lost.is_empty() && since.files().is_empty())) {
                     tracing::warn!(table = %store, "another writer changed the state; it is left aside until a refresh");
@@ -126,27 +127,27 @@ impl State {
     }
 }
 
-/// A session for tables whose rows are sorted: it reads text as it is, not as views. What is sorted must be counted right to
-/// spill in time, and views keep whole pages alive and count them once a batch.
+/// Returns a session for tables whose rows are sorted: it reads text as plain arrays, not as views. A sort must count
+/// its memory correctly to spill in time. Views keep whole pages alive and count them once per batch.
 pub fn for_sorting(session: &SessionState) -> SessionState {
     let mut plain = session.clone();
     plain.config_mut().options_mut().execution.parquet.schema_force_view_types = false;
     plain
 }
 
-/// A table as it was loaded.
+/// Returns a table as it was loaded.
 ///
 /// # Errors
-/// The session cannot read it.
+/// The session cannot read the table.
 pub async fn provider(table: &DeltaTable, session: &SessionState) -> Result<Arc<dyn TableProvider>> {
     register_store(table, session)?;
     Ok(rechecked(session, table.table_provider().with_session(Arc::new(session.clone())).await?))
 }
 
-/// Some files of a table as it was loaded; `None` for none.
+/// Returns some files of a table as it was loaded; `None` if there are no files.
 ///
 /// # Errors
-/// The session cannot read it.
+/// The session cannot read the table.
 pub async fn files_of(
     table: &DeltaTable,
     session: &SessionState,

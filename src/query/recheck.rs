@@ -1,11 +1,12 @@
-//! A table whose scan is asked only what it surely answers, and whose answer is checked again.
+//! A table whose scan receives only filters that it evaluates correctly, and whose result is filtered again.
 //!
-//! **Invariant: no filter is exact.** A scan may use a filter to skip files, row groups and rows, and the query evaluates every
-//! filter again over what the scan returns. So a filter that a scan cannot evaluate, or evaluates in its own way (deltalake calls
-//! every filter over partition columns exact before it knows whether its kernel can evaluate it), costs time and no rows.
+//! **Invariant: no filter is exact.** A scan may use a filter to skip files, row groups and rows. The query evaluates
+//! every filter again on the scan's result. deltalake calls every filter on partition columns exact before it knows
+//! whether its kernel can evaluate it. So a filter that a scan cannot evaluate, or evaluates in its own way, costs time
+//! and no rows.
 //!
-//! **Only comparisons of a column with constants reach a scan**: they cannot fail, so no guard beside them matters, and every
-//! library below evaluates them in the same way.
+//! **Only comparisons of a column with constants reach a scan.** They cannot fail, so no guard beside them matters. All
+//! libraries evaluate them in the same way.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use datafusion::error::Result;
 use datafusion::logical_expr::{Expr, Operator, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::{ExecutionPlan, Statistics};
 
-/// A table and the filters that its scan may see.
+/// A table that limits the filters its scan receives.
 #[derive(Debug)]
 pub(crate) struct Rechecked {
     inner: Arc<dyn TableProvider>,
@@ -28,7 +29,7 @@ impl Rechecked {
     }
 }
 
-/// Whether a filter only compares columns with constants.
+/// Returns whether a filter only compares columns with constants.
 pub(crate) fn is_plain(filter: &Expr) -> bool {
     let column = |expr: &Expr| matches!(expr, Expr::Column(_));
     let constant = |expr: &Expr| matches!(expr, Expr::Literal(value, _) if !value.is_null());

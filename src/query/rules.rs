@@ -1,7 +1,7 @@
-//! How a statement becomes a plan: DataFusion's rules, and ours in the places where its own give wrong answers.
+//! Planning rules: DataFusion's, and synclake's where DataFusion's give wrong answers.
 //!
-//! Each of our rules says which answer would be wrong without it. [`Guards`](super::Guards) switches them off one by one, so that
-//! a test can show that the random queries find each fault again.
+//! Each rule of synclake documents the wrong answer that it prevents. [`Guards`](super::Guards) switches the rules off
+//! one by one, so that a test can show that random queries find each fault again.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ mod subqueries;
 pub(super) mod sums;
 mod unordered;
 
-/// A plan whose expressions are rewritten, and whose columns keep their names.
+/// Rewrites the expressions of a plan, whose columns keep their names.
 fn keeping_names(
     plan: LogicalPlan,
     mut rewrite: impl FnMut(Expr) -> Result<Transformed<Expr>>,
@@ -47,7 +47,7 @@ fn keeping_names(
     })
 }
 
-/// Rules of the analyzer, in order.
+/// Returns the analyzer's rules, in order.
 pub(super) fn analyzer(guards: Guards) -> Vec<Arc<dyn AnalyzerRule + Send + Sync>> {
     let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> =
         vec![Arc::new(kinds::SameKinds), Arc::new(ResolveGroupingFunction::new()), Arc::new(TypeCoercion::new())];
@@ -66,7 +66,7 @@ pub(super) fn analyzer(guards: Guards) -> Vec<Arc<dyn AnalyzerRule + Send + Sync
     rules
 }
 
-/// Rules of the logical optimizer, in order.
+/// Returns the logical optimizer's rules, in order.
 pub(super) fn logical(guards: Guards) -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
     let ours = |rule: Arc<dyn OptimizerRule + Send + Sync>| -> Arc<dyn OptimizerRule + Send + Sync> {
         match rule.name() {
@@ -78,11 +78,11 @@ pub(super) fn logical(guards: Guards) -> Vec<Arc<dyn OptimizerRule + Send + Sync
     rules.chain([Arc::new(constants::SmallConstants) as _]).collect()
 }
 
-/// Rules of the physical optimizer, in order.
+/// Returns the physical optimizer's rules, in order.
 pub(super) fn physical(guards: Guards) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     let mut rules = PhysicalOptimizer::new().rules;
     if guards.fixed_filters {
-        // It looks columns up by name, which joins and views share (apache/datafusion#25244).
+        // These rules find columns by name, but joins and views share names (apache/datafusion#25244).
         rules.retain(|rule| !rule.name().starts_with("FilterPushdown"));
     }
     if guards.ordered_conditions {
@@ -97,18 +97,18 @@ pub(super) fn physical(guards: Guards) -> Vec<Arc<dyn PhysicalOptimizerRule + Se
     rules
 }
 
-/// Settings of the optimizer that stand for rules.
+/// Sets the optimizer's options that act like rules.
 pub(super) fn settings(guards: Guards, options: &mut ConfigOptions) {
     let optimizer = &mut options.optimizer;
-    // Filters that are found while a query runs are passed down by column name as well.
+    // Filters found at run time are passed down by column name as well.
     optimizer.enable_dynamic_filter_pushdown = !guards.fixed_filters;
     optimizer.enable_join_dynamic_filter_pushdown = !guards.fixed_filters;
     optimizer.enable_topk_dynamic_filter_pushdown = !guards.fixed_filters;
     optimizer.enable_aggregate_dynamic_filter_pushdown = !guards.fixed_filters;
-    // It moves what reads a struct below the filter that guards it.
+    // This pushdown moves struct accesses below the filter that guards them.
     optimizer.enable_leaf_expression_pushdown = !guards.ordered_conditions;
-    // It may pair the keys of one join with the order that another join needs.
+    // Reordering may pair the keys of one join with the order that another join needs.
     optimizer.top_down_join_key_reordering = false;
-    // The check compares whether columns may be NULL, of which rules above know more than the plan below.
+    // The check compares nullability, of which the rules above know more than the plan below.
     options.execution.skip_physical_aggregate_schema_check = true;
 }

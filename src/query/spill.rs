@@ -1,10 +1,12 @@
-//! Where a query puts what does not fit into its memory.
+//! Spill files: storage for data of a query that does not fit into its memory.
 //!
-//! **Nobody waits for a batch that is there, nor for one that never comes.** DataFusion 55 repartitions through spilled files
-//! that are read one after the other, each until it is closed; and of two that write at once, each has a file. So a reader may
-//! wait for a file whose writer waits for the reader, for ever (apache/datafusion#24883, mended after 55.2); and so may it for
-//! a file of which a write failed. Therefore a file is closed with its first batch ([`FILE_BYTES_MAX`]), and no write fails:
-//! whoever reads tells what happened, and no further file is begun. That makes many files, so none keeps a descriptor open.
+//! **No reader waits for a batch that exists, nor for a batch that never comes.** DataFusion 55 repartitions through
+//! spill files that are read one after the other, each until it is closed. Two concurrent writers each have a file. So
+//! a reader may wait forever for a file whose writer waits for the reader. This is apache/datafusion#24883, fixed after
+//! 55.2. A reader may also wait forever for a file after a failed write.
+//!
+//! Therefore a file is closed after its first batch ([`FILE_BYTES_MAX`]), and no write fails: readers report the error,
+//! and no further file is created. This makes many files, so no file keeps a descriptor open.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,14 +22,14 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use tempfile::{NamedTempFile, TempDir, TempPath};
 use tokio_util::io::ReaderStream;
 
-/// The setting of DataFusion by which a file is closed with its first batch.
+/// DataFusion setting that closes a file after its first batch.
 pub const FILE_BYTES_MAX: (&str, usize) = ("datafusion.execution.max_spill_file_size_bytes", 1);
-/// More than these are not kept at a time, so that no query fills a disk by itself.
+/// Most bytes kept at a time, so that no query fills a disk by itself.
 const KEPT_BYTES_MAX: u64 = 100 << 30;
-/// Read at a time.
+/// Bytes read at a time.
 const CHUNK_BYTES: usize = 128 << 10;
 
-/// Why the disk did not help.
+/// Failure to write or read a spill file.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
     "what does not fit into memory cannot be kept in {folder} ({cause}): make room there, or name another folder by TMPDIR"
@@ -49,22 +51,22 @@ impl From<SpillError> for DataFusionError {
     }
 }
 
-/// What the disk said, if the error is of it.
+/// Returns the message of a spill error; `None` for any other error.
 pub fn told(error: &DataFusionError) -> Option<String> {
     let DataFusionError::External(error) = error else { return None };
     error.downcast_ref::<SpillError>().map(ToString::to_string)
 }
 
-/// Files in a folder of their own, which is made with the first of them and removed with the session.
+/// Spill files in a folder of their own. The folder is created with the first file and removed with the session.
 #[derive(Debug, Default)]
 pub struct Spills(Mutex<Option<Arc<Folder>>>);
 
 #[derive(Debug)]
 struct Folder {
     dir: TempDir,
-    /// Of all files.
+    /// Bytes of all files.
     kept_bytes: AtomicU64,
-    /// The first write that failed.
+    /// Error of the first failed write.
     failure: OnceLock<SpillError>,
 }
 
@@ -76,7 +78,7 @@ struct Spilled {
 }
 
 struct Writer {
-    /// None is written once one was not.
+    /// `None` if the file could not be opened. After a failed write, no file is written.
     file: Option<File>,
     bytes: Arc<AtomicU64>,
     folder: Arc<Folder>,
@@ -98,7 +100,7 @@ impl Folder {
         SpillError::new(self.dir.path(), cause)
     }
 
-    /// What came out of it; an error is kept for those who read.
+    /// Returns the value of a result, and keeps an error for the readers.
     fn note<T>(&self, done: io::Result<T>) -> Option<T> {
         done.map_err(|error| self.failure.set(self.error(&error))).ok()
     }
@@ -138,7 +140,7 @@ impl SpillFile for Spilled {
     }
 
     fn open_writer(&self) -> Result<Box<dyn SpillWriter>> {
-        // The pool waits for this file already, and would for ever.
+        // The spill pool already waits for this file, and would wait forever after an error.
         let file = self.folder.note(File::options().append(true).open(&self.path));
         Ok(Box::new(Writer { file, bytes: self.bytes.clone(), folder: self.folder.clone() }))
     }
@@ -193,10 +195,10 @@ mod tests {
     use super::*;
     use crate::query::{Limits, session};
 
-    /// How many partitions, of how many batches, of how many rows.
+    /// Numbers of partitions, batches per partition, and rows per batch.
     const SIZES: [usize; 3] = [8, 40, 16];
 
-    /// Repartitions with no memory at all; gives how many rows came through, and their sum.
+    /// Repartitions with no memory at all. Returns the number of rows that came through, and their sum.
     async fn repartitioned() -> Result<(usize, i64)> {
         let [partitions, batches, rows] = SIZES;
         let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
@@ -207,20 +209,20 @@ mod tests {
         let partition = |p: usize| (p * batches..(p + 1) * batches).map(batch).collect::<Result<Vec<_>, _>>();
         let table = MemTable::try_new(schema.clone(), (0..partitions).map(partition).collect::<Result<_, _>>()?)?;
         let context = session(&Limits { memory_bytes: 1, threads: partitions, ..Limits::default() }).unwrap();
-        // Batches are put together to this many rows before they are sent.
+        // Batches are combined to this many rows before they are sent.
         let config = context.copied_config().with_batch_size(rows);
         let context = SessionContext::new_with_config_rt(config, context.runtime_env());
         let source = context.read_table(Arc::new(table))?.create_physical_plan().await?;
         let by = Partitioning::Hash(vec![col("n", &schema)?], partitions);
         let plan: Arc<dyn ExecutionPlan> = Arc::new(RepartitionExec::try_new(source, by)?);
-        // One after the other, as a join does that holds one side first: nobody empties the other channels meanwhile.
+        // Streams are read one after the other, as in a join that holds one side first: nobody empties the others.
         let streams = (0..partitions).map(|p| plan.execute(p, context.task_ctx())).collect::<Result<Vec<_>>>()?;
         let found: Vec<RecordBatch> = futures::stream::iter(streams).flatten().try_collect().await?;
         let sum = |batch: &RecordBatch| batch.column(0).as_primitive::<Int64Type>().values().iter().sum::<i64>();
         Ok((found.iter().map(RecordBatch::num_rows).sum(), found.iter().map(sum).sum()))
     }
 
-    /// A file that is too short may still be one that can be read, only of fewer batches.
+    /// A truncated file may still be readable, with fewer batches. So every read after a failed write must fail.
     #[tokio::test]
     async fn what_was_not_written_is_told_by_whoever_reads() {
         let spills = Spills::default();

@@ -1,20 +1,20 @@
-//! The state of every key: the latest change of each, and whether a removal of its dataset came at or after it.
+//! The state of every key: its latest change, and whether a removal of its dataset came at or after that change.
 //!
-//! Resolved when it is asked for, from two parts:
+//! The state is computed per query, from two parts:
 //!
 //! ```text
-//! state   the maintained table: the latest change of each key, as of a version of sync_records
+//! state   the maintained state: the latest change of each key, as of a version of sync_records
 //! tail    the rows of the files that were added to sync_records since
 //!
 //! rows = latest(state ∪ tail)
 //! ```
 //!
-//! Without a maintained state the tail is everything. **Invariant: both give the same rows**, because `latest` is idempotent
-//! and associative, and because what a row of the state lost to has lost for ever. A tail that memory holds is laid over the
-//! state in one pass ([`overlay`]); one that it does not hold is resolved together with it.
+//! Without a maintained state, the tail is all of `sync_records`. **Invariant: both ways give the same rows**, because
+//! `latest` is idempotent and associative, and because a superseded row stays superseded. A tail that fits into memory
+//! is laid over the state in one pass ([`overlay`]); a larger tail is resolved together with the state.
 //!
-//! Filters on pool, identity and dataset select whole datasets, so they go down to all three; a filter on keys does not,
-//! because a removal of the dataset has none.
+//! Filters on pool, identity and dataset select whole datasets, so they are pushed down to both parts. A filter on keys
+//! is not, because the removal of a dataset has no key.
 
 use std::sync::Arc;
 
@@ -54,31 +54,32 @@ use order::{HEAD, ORDER};
 use overlay::{Overlay, Sides};
 use tail::Tail;
 
-/// What to do when the table `state` cannot be read.
+/// The advice for an unreadable table `state`.
 pub const REBUILD: &str = "cannot read the table state; `synclake refresh --rebuild` makes it anew";
 
-/// What a dataset is known by. A pool's id and its partition's value are two spellings of one thing; the id lies in the
-/// files, and the value would be made up for every row.
+/// Columns that identify a dataset. The pool's id is used, not the partition column `pool`: both identify the pool, but
+/// the id is stored in the files, and the partition value would be materialized for every row.
 const DATASET: [&str; 3] = ["identity_pool_id", "identity_id", "dataset_name"];
-/// What a key is known by.
+/// Columns that identify a key.
 const KEY: [&str; 4] = ["identity_pool_id", "identity_id", "dataset_name", "key"];
-/// What a filter may speak of to be asked of every part.
+/// Columns of filters that are pushed down to every part.
 const OF_A_DATASET: [&str; 4] = ["pool", "identity_pool_id", "identity_id", "dataset_name"];
 
-/// Every key's latest change, the removed ones too, and every dataset's latest removal (a row without a key).
+/// The latest change of every key, removed keys included, and the latest removal of every dataset (a row without a
+/// key).
 #[derive(Debug)]
 pub struct Resolved {
-    /// Files of `sync_records` that the state does not cover; `None` when there are none.
+    /// Files of `sync_records` that the state does not cover; `None` if there are none.
     tail: Option<Arc<dyn TableProvider>>,
     /// The maintained state, if there is one.
     state: Option<Arc<dyn TableProvider>>,
-    /// What to do when that cannot be read.
+    /// The advice in errors of reading the maintained state.
     remedy: String,
     schema: SchemaRef,
 }
 
 impl Resolved {
-    /// From the maintained state and what it does not cover. An error of reading the state begins with `remedy`.
+    /// Combines the maintained state and the tail. `remedy` becomes the first part of errors of reading the state.
     pub fn new(
         tail: Option<Arc<dyn TableProvider>>,
         state: Option<Arc<dyn TableProvider>>,
@@ -104,7 +105,7 @@ impl Resolved {
         plan.build()
     }
 
-    /// The tail laid over the state; `None` when memory does not hold the tail, or there is no state to lay it over.
+    /// Lays the tail over the state. Returns `None` if the tail does not fit into memory, or if there is no state.
     async fn overlay(
         &self,
         wanted: &[&str],
@@ -136,7 +137,7 @@ impl Resolved {
 }
 
 fn tail_rows(tail: &Arc<dyn TableProvider>, names: &[&str], filter: Option<&Expr>) -> Result<LogicalPlanBuilder> {
-    // A row without a key that is no removal marks an event without records: it changed nothing.
+    // A row without a key that is no removal marks an event without records. Such an event changes nothing.
     let counts = col("key").is_not_null().or(col("op").eq(lit("remove")));
     let filter = filter.cloned().into_iter().fold(counts, Expr::and);
     let rows = LogicalPlanBuilder::scan("tail", provider_as_source(tail.clone()), None)?.filter(filter)?;
@@ -155,7 +156,7 @@ fn read(table: &Arc<dyn TableProvider>, names: &[&str], filter: Option<&Expr>) -
     rows.project(names.iter().map(|name| same(name)).collect::<Vec<_>>())
 }
 
-/// The tail, in memory; `None` when it does not hold it.
+/// Reads the tail into memory; returns `None` if it does not fit.
 async fn hold(rows: LogicalPlanBuilder, session: &SessionState) -> Result<Option<Tail>> {
     let mut intake = Intake::new(MemoryConsumer::new("tail").register(session.task_ctx().memory_pool()));
     let plan = session.create_physical_plan(&rows.build()?).await?;
@@ -168,7 +169,7 @@ async fn hold(rows: LogicalPlanBuilder, session: &SessionState) -> Result<Option
     Ok(Some(intake.done()))
 }
 
-/// What is held of a tail's row: its fate is found out.
+/// Returns the columns to hold of a tail row. `is_after_removal` is computed, so it is not among them.
 fn of_tail<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
     let mut names: Vec<&str> = needed(wanted).into_iter().filter(|name| *name != "is_after_removal").collect();
     if !names.contains(&"op") {
@@ -177,10 +178,11 @@ fn of_tail<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
     names
 }
 
-/// Into how many parts for each thread the state is cut.
+/// Partitions of the state per thread.
 const PARTS_OF_A_THREAD: usize = 8;
 
-/// A session that cuts files into more parts than there are threads: whoever is done with its own reads those of others.
+/// Returns a session that cuts files into more partitions than there are threads. A thread that finishes early can then
+/// read partitions meant for others.
 fn in_small_parts(session: &SessionState) -> SessionState {
     let mut session = session.clone();
     let options = session.config_mut().options_mut();
@@ -189,7 +191,7 @@ fn in_small_parts(session: &SessionState) -> SessionState {
     session
 }
 
-/// A column in the one form in which state and tail meet: text as views, also where it comes as a partition's value.
+/// Returns a column in the type that state and tail share: text as `Utf8View`, also text from a partition value.
 fn same(name: &str) -> Expr {
     let schema = Table::State.schema();
     match schema.field_with_name(name).map(Field::data_type) {
@@ -198,12 +200,12 @@ fn same(name: &str) -> Expr {
     }
 }
 
-/// All columns that a resolution to `wanted` needs.
+/// Returns all columns that a resolution to `wanted` needs.
 fn needed<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
     with_order(&ORDER, wanted)
 }
 
-/// What a key is known by, some columns of the order, and `wanted`; each once.
+/// Returns the key columns, the given order columns, and `wanted`; each column once.
 fn with_order<'a>(order: &[&'a str], wanted: &[&'a str]) -> Vec<&'a str> {
     let mut names = KEY.to_vec();
     names.extend(order);
@@ -223,7 +225,8 @@ fn cols(names: &[&str]) -> Vec<Expr> {
     names.iter().map(|name| col(*name)).collect()
 }
 
-/// The latest row of each key or dataset: what it is `of`, and the columns that are kept.
+/// Computes the latest row of each key or dataset: the columns `of`, which identify it, and the columns that `is_kept`
+/// selects.
 fn latest_by(
     rows: LogicalPlanBuilder,
     of: &[&str],
@@ -237,12 +240,12 @@ fn latest_by(
     rows.aggregate(cols(of), [row])?.project(unfolded)
 }
 
-/// What a row has beside its key, and beside its fate, which is found out.
+/// Returns the needed columns except those of the key and `is_after_removal`, which is computed.
 fn payload<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
     needed(wanted).into_iter().skip(KEY.len()).filter(|name| *name != "is_after_removal").collect()
 }
 
-/// The latest row of each key, and its fate.
+/// Computes the latest row of each key, and whether it comes after the removals of its dataset.
 fn resolve(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuilder> {
     let decides = wanted.contains(&"is_after_removal");
     let is_kept = |name: &str| wanted.contains(&name) || (decides && ORDER[..2].contains(&name));
@@ -250,11 +253,11 @@ fn resolve(rows: LogicalPlanBuilder, wanted: &[&str]) -> Result<LogicalPlanBuild
     if !decides {
         return project(keys, wanted);
     }
-    // Few, so the side of the join that is held.
+    // Removals are few, so they are the side of the join that is held in memory.
     let removals = rows.filter(col("key").is_null())?;
     let removals = latest_by(removals, &DATASET, &ORDER, |name| ORDER[..2].contains(&name))?.alias("removals")?;
     let on = (columns("removals", &DATASET), columns("keys", &DATASET));
-    // What has no identity is of one dataset too, as it is to the aggregate.
+    // Rows without an identity form a dataset too, as they form a group in the aggregate.
     let nulls = NullEquality::NullEqualsNull;
     let joined = removals.join_detailed(keys.alias("keys")?.build()?, JoinType::Right, on, None, nulls)?;
     let (mine, removal) =
@@ -281,7 +284,7 @@ impl TableProvider for Resolved {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        // A filter without columns selects no datasets; whatever is used here is evaluated again above.
+        // A filter without columns selects no datasets. A filter that is pushed down here is evaluated again above.
         let whole = |filter: &&Expr| {
             let mut columns = filter.column_refs().into_iter().peekable();
             let of_dataset = columns.peek().is_some() && columns.all(|c| OF_A_DATASET.contains(&c.name.as_str()));
@@ -310,13 +313,13 @@ impl TableProvider for Resolved {
         if let Some(overlay) = self.overlay(&wanted, filter.as_ref(), session).await? {
             return Ok(overlay);
         }
-        // The removals are the small side, and are held; the large one stays where it is.
+        // The removals are the small side and are held in memory; the large side is not repartitioned.
         let mut session = session.clone();
         let options = &mut session.config_mut().options_mut().optimizer;
         options.repartition_joins = false;
-        // The plan becomes part of another one, which is optimized again: joins with dynamic filters refuse that.
+        // This plan becomes part of another plan, which is optimized again. Joins with dynamic filters reject that.
         options.enable_join_dynamic_filter_pushdown = false;
-        // What is asked about no column at all still needs one to be counted by.
+        // A query of no columns, such as a count, still needs one column to count rows.
         let plan = match wanted.is_empty() {
             true => {
                 let counted = self.plan(&["sync_count"], filter.as_ref())?;
@@ -324,23 +327,24 @@ impl TableProvider for Resolved {
             }
             false => self.plan(&wanted, filter.as_ref())?,
         };
-        // Of the two together it cannot be told which one is at fault.
+        // If state and tail are read together, the error does not say which of them is at fault.
         let remedy = self.tail.is_none().then(|| self.remedy.as_str().into());
         Ok(Arc::new(Boundary::new(session.create_physical_plan(&plan).await?, remedy)))
     }
 }
 
-/// An error of reading the state, with its remedy if there is damage.
+/// Adds the remedy to an error of reading the state if the error means damage.
 fn told(error: DataFusionError, remedy: &str) -> DataFusionError {
     if is_damage(&error) { error.context(remedy) } else { error }
 }
 
-/// Whether a file is gone or is not what it should be; not whether the store refuses it, or memory does not suffice.
+/// Returns whether an error means that a file is missing or corrupt. It is `false` if the store denies access or memory
+/// runs out.
 pub(crate) fn is_damage(error: &DataFusionError) -> bool {
     let root = error.find_root();
     let text = root.strip_backtrace().to_lowercase();
     match root {
-        // What the store said is text by now.
+        // The store's error has become text at this point, so only its text can be matched.
         _ if text.contains("object store error") => ["not found", "range was invalid"].iter().any(|t| text.contains(t)),
         DataFusionError::ParquetError(_) => true,
         DataFusionError::ArrowError(error, _) => matches!(**error, arrow::error::ArrowError::ParquetError(_)),
@@ -348,9 +352,10 @@ pub(crate) fn is_damage(error: &DataFusionError) -> bool {
     }
 }
 
-/// A filter as it is written for the parts: comparisons of columns with constants.
+/// Rewrites a filter for the parts, as comparisons of columns with constants.
 ///
-/// A pool is a partition's value there, and comes as a dictionary: compared with a view it would be cast, and choose no files.
+/// The pool is a partition value there, with a dictionary type. Compared with a string view it would be cast, and then
+/// no files could be pruned.
 fn unqualified(filter: &Expr) -> Result<Expr> {
     let bare = filter.clone().transform(|expr| match expr {
         Expr::Column(column) => Ok(Transformed::yes(Expr::Column(Column::new_unqualified(column.name)))),

@@ -1,9 +1,9 @@
-//! The shipped views: `sql/views/*.sql`, each a SELECT under its file's name.
+//! Built-in views: `sql/views/*.sql`, each a SELECT under its file's name.
 
 use datafusion::error::DataFusionError;
 use datafusion::prelude::SessionContext;
 
-/// Name, definition and what it is for, in the order in which they build on one another.
+/// Name, definition and purpose of each view. A view may build on the views before it.
 pub const VIEWS: [(&str, &str, &str); 7] = [
     ("changes", include_str!("../../sql/views/changes.sql"), "every change once, with the number of its copies"),
     ("resolved", include_str!("../../sql/views/resolved.sql"), "every change, and whether it is the latest and live"),
@@ -18,7 +18,7 @@ pub const VIEWS: [(&str, &str, &str); 7] = [
     ("cognito_raw_data", include_str!("../../sql/views/cognito_raw_data.sql"), "the predecessor's table and names"),
 ];
 
-/// Makes the views of these names in a session that has the tables under them.
+/// Registers the views of these names in a session that has the tables under them.
 ///
 /// # Errors
 /// A definition does not fit the tables (a bug).

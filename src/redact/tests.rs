@@ -64,7 +64,7 @@ fn payloads_keep_all_but_the_secret() {
         ),
         (
             r#"{"kinesisSyncRecordsURL":"https:\\b\k?a=\"SE\nCRET\\","n":1}"#,
-            // Backslashes before the closing quote stay, so that it goes on closing.
+            // Backslashes before the closing quote stay, so that the quote still closes the string.
             r#"{"kinesisSyncRecordsURL":"https:\\b\k?REDACTED\\","n":1}"#,
         ),
         (
@@ -147,7 +147,7 @@ fn of_a_url_only_the_place_is_shown() {
     }
 }
 
-/// What Url::parse takes for a URL, written in JSON in any way, in any field that is looked at.
+/// Texts that `Url::parse` accepts as URLs, written in JSON in any way, in any field that is searched.
 #[test]
 fn however_it_is_written() {
     let escape = |text: &str, how: usize| -> String {
@@ -192,7 +192,7 @@ fn however_it_is_written() {
 }
 
 thread_local! {
-    /// Characters that were looked at, by all functions together.
+    /// Characters that all functions together looked at.
     pub(super) static STEPS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 

@@ -1,4 +1,4 @@
-//! Where results go: a file that appears whole or not at all, or standard output that stops when its query is cancelled.
+//! Destinations of results: a file that appears whole or not at all, or standard output that stops on cancellation.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::query::QueryError;
 
-/// The file that is being written beside its place, for whoever ends the program midway.
+/// Path of the temporary file beside the target, for code that ends the program midway.
 static STAGED: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 fn staged() -> std::sync::MutexGuard<'static, Option<PathBuf>> {
     STAGED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes what was written of a result that will not be finished.
+/// Removes the temporary file of a result that will not be finished.
 pub fn remove_staged() {
     if let Some(path) = staged().take() {
         // Best effort: the program is ending.
@@ -26,16 +26,16 @@ pub fn remove_staged() {
     }
 }
 
-/// A file that appears whole or not at all, with the permissions of the one that it replaces.
+/// A file that appears whole or not at all, with the permissions of the file that it replaces.
 pub(super) struct Pending {
     file: File,
-    /// Set when the file is written beside its place first.
+    /// Temporary path beside the target; `None` when the target is written directly.
     staged: Option<PathBuf>,
-    /// Its place: what a link leads to, and not the link.
+    /// Target path, with links followed.
     path: PathBuf,
 }
 
-/// Where a link leads, also when nothing is there yet.
+/// Returns the target of a link, even if nothing exists there yet.
 fn followed(path: &Path) -> PathBuf {
     if let Ok(there) = path.canonicalize() {
         return there;
@@ -57,7 +57,7 @@ impl Pending {
             return Ok(Self { file, staged: None, path: path.to_owned() });
         }
         if let Some(old) = &old {
-            // A file that may not be written is not replaced either; root could open it all the same.
+            // A read-only file is not replaced either. Root could open the file all the same.
             if old.permissions().readonly() {
                 return Err(fail(io::Error::new(io::ErrorKind::PermissionDenied, "the file is read-only")));
             }
@@ -75,7 +75,7 @@ impl Pending {
         *staged() = Some(place.clone());
         let pending = Self { file, staged: Some(place), path: path.to_owned() };
         if let Some(old) = old {
-            // Only root may give a file away; and a new owner takes some bits off the mode, which comes after.
+            // Only root may change the owner. That clears some bits of the mode, so the mode is set afterwards.
             let _ = fchown(&pending.file, Some(old.uid()), Some(old.gid()));
             pending.file.set_permissions(old.permissions()).map_err(fail)?;
         }
@@ -105,12 +105,12 @@ impl Drop for Pending {
     }
 }
 
-/// Bytes that are written at a time: a cancelled query stops between them.
+/// Bytes written at a time: a cancelled query stops between two writes.
 const WRITE_BYTES: usize = 8 << 10;
 
 /// Standard output that stops when the query is cancelled.
 ///
-/// It is a descriptor of its own: a query that was left to itself holds no lock that the next one needs.
+/// It has its own file descriptor, so an abandoned query holds no lock that the next query needs.
 pub(super) struct Stoppable {
     file: File,
     cancel: CancellationToken,

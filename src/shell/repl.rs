@@ -1,9 +1,9 @@
-//! The interactive shell: lines from a terminal, each statement on the newest snapshot.
+//! The interactive shell: reads lines from a terminal, and runs each statement on the newest lake snapshot.
 //!
 //! # Cancellation
-//! Ctrl-C ends the query, never the shell, and within a second. A query may hold every thread of its runtime without yielding,
-//! so the shell waits for it on a thread of its own, and signals are heard on a third one. After Ctrl-C the runtime of the query
-//! is given up, whatever it still does, and the next query gets a new one.
+//! Ctrl-C ends the query within a second, and never the shell. A query may hold every thread of its runtime without
+//! yielding. So the shell waits for the query on a separate thread, and a third thread receives signals. After Ctrl-C
+//! the query's runtime is abandoned, whatever it still does, and the next query gets a new runtime.
 
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -19,25 +19,25 @@ use crate::lake::{Location, Store};
 use crate::query::{Engine, FILES_PATIENCE, Limits, QueryError, Scope, guard};
 use crate::terminal::{self, Interrupts};
 
-/// What a query of the shell needs, to begin anew.
+/// Parameters with which a query of the shell starts anew.
 #[derive(Debug, Clone)]
 pub struct Opening {
     /// The lake.
     pub location: Location,
-    /// How AWS is reached.
+    /// Access to AWS.
     pub aws: AwsSettings,
-    /// What a session may use.
+    /// Resources and guards of a session.
     pub limits: Limits,
-    /// Which rows it sees.
+    /// Rows that a session sees.
     pub scope: Scope,
-    /// Stack of each of its threads.
+    /// Stack size of each thread of a query.
     pub stack_bytes: usize,
 }
 
-/// What a shell hears itself.
+/// Signals that the shell handles itself.
 const CTRL_C: [SignalKind; 1] = [SignalKind::interrupt()];
 
-/// A query that yields ends within this after Ctrl-C; another one is left to itself.
+/// Time that a query has to end after Ctrl-C; a query that does not yield is abandoned.
 const GRACE: Duration = Duration::from_millis(400);
 
 enum Ask {
@@ -82,7 +82,7 @@ impl Worker {
 
 fn serve(opening: &Opening, jobs: &mpsc::Receiver<Job>) {
     let built = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(opening.stack_bytes).build();
-    // Without a runtime the channel closes, which the shell sees.
+    // Without a runtime the channel closes, and the shell notices.
     let Ok(runtime) = built else { return };
     let mut lake = None;
     while let Ok(job) = jobs.recv() {
@@ -97,7 +97,7 @@ fn serve(opening: &Opening, jobs: &mpsc::Receiver<Job>) {
         });
         let answer = std::panic::catch_unwind(work)
             .unwrap_or_else(|_| refused("the query ended in a bug; please report it with its SQL"));
-        // A shell that has given this query up does not listen.
+        // A shell that has abandoned this query does not listen.
         let _ = job.reply.send(Event::Done(Box::new(answer)));
     }
     runtime.shutdown_timeout(FILES_PATIENCE);
@@ -123,7 +123,7 @@ async fn answer(opening: &Opening, lake: &mut Option<Store>, job: &Job) -> Answe
     Answer { engine: Some(engine), done }
 }
 
-/// Asks, and waits for the answer or for Ctrl-C.
+/// Sends a job and waits for its answer or for Ctrl-C.
 fn ask(worker: &mut Worker, opening: &Opening, interrupts: &Interrupts, ask: Ask) -> Result<Box<Answer>, QueryError> {
     let (reply, events) = mpsc::channel();
     let cancel = CancellationToken::new();
@@ -137,7 +137,7 @@ fn ask(worker: &mut Worker, opening: &Opening, interrupts: &Interrupts, ask: Ask
             cancel.cancel();
             let until = Instant::now() + GRACE;
             while let Ok(Event::Interrupt) = events.recv_timeout(until.saturating_duration_since(Instant::now())) {}
-            // Its tasks may hold their threads for long; the next query gets new ones.
+            // The query's tasks may hold their threads for long, so the next query gets new ones.
             *worker = Worker::start(opening.clone())?;
             Box::new(refused("cancelled"))
         }
@@ -150,10 +150,10 @@ fn ask(worker: &mut Worker, opening: &Opening, interrupts: &Interrupts, ask: Ask
     Ok(answer)
 }
 
-/// Reads statements from a terminal until its end. Each is run on the newest snapshot.
+/// Reads statements from a terminal until end of input. Each statement runs on the newest lake snapshot.
 ///
 /// # Errors
-/// The lake cannot be opened, or the terminal fails; a failed statement is told and the shell goes on.
+/// The lake cannot be opened, or the terminal fails. A failed statement is reported, and the shell goes on.
 pub fn repl(opening: &Opening, name: &str, mut settings: Settings) -> Result<(), QueryError> {
     let broken = |error: ReadlineError| QueryError::Refused(format!("read the terminal: {error}"));
     let interrupts =
@@ -161,7 +161,7 @@ pub fn repl(opening: &Opening, name: &str, mut settings: Settings) -> Result<(),
     let mut editor = rustyline::DefaultEditor::new().map_err(broken)?;
     let history = history_file();
     if let Some(path) = &history {
-        // No history is no reason not to start.
+        // A missing history does not prevent the start.
         let _ = editor.load_history(path);
     }
     let mut worker = Worker::start(opening.clone())?;
@@ -220,7 +220,7 @@ pub fn repl(opening: &Opening, name: &str, mut settings: Settings) -> Result<(),
     }
     let Worker { jobs, thread } = worker;
     drop(jobs);
-    // Those that were left to themselves end with the process.
+    // Abandoned threads end with the process.
     let _ = thread.join();
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Delivery as streams do it: twice, late and out of order.
+//! Delivers events as streams do: twice, late and out of order.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Options;
 
-/// An event on its way.
+/// An event in flight.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Event {
     pub partition_key: String,
@@ -16,7 +16,7 @@ pub struct Event {
     pub changes: u64,
 }
 
-/// Events by the step at which they are delivered.
+/// A queue of events, ordered by the step of their delivery.
 pub struct Delivery {
     waiting: BinaryHeap<Reverse<(u64, u64, Event)>>,
     accepted: u64,

@@ -1,4 +1,4 @@
-//! Simulated records into a Kinesis stream.
+//! Publishes simulated records to a Kinesis stream.
 
 use std::time::Duration;
 
@@ -12,31 +12,31 @@ const RECORDS_MAX: usize = 500;
 const BYTES_MAX: usize = 4 << 20;
 const ATTEMPTS_MAX: u32 = 20;
 
-/// Why publishing stopped.
+/// A reason why publishing stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The service refused the call.
+    /// Failed call.
     #[error("PutRecords into stream {stream}")]
     Refused {
-        /// The stream.
+        /// Name of the stream.
         stream: String,
-        /// What the service said.
+        /// Error of the service.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Some records were refused again and again.
+    /// Records that were refused at every attempt.
     #[error("PutRecords into stream {stream}: {left} records were refused {ATTEMPTS_MAX} times, last with {code}")]
     Throttled {
-        /// The stream.
+        /// Name of the stream.
         stream: String,
-        /// How many.
+        /// Number of refused records.
         left: usize,
-        /// The last error code.
+        /// Last error code.
         code: String,
     },
 }
 
-/// Collects records and puts them in batches.
+/// A publisher that collects records and sends them in batches.
 #[derive(Debug)]
 pub struct Publisher {
     client: Client,
@@ -46,12 +46,12 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// A publisher into a stream that exists.
+    /// Creates a publisher for an existing stream.
     pub async fn new(aws: &AwsSettings, stream: &str) -> Self {
         Self { client: Client::new(&aws.load().await), stream: stream.to_owned(), batch: Vec::new(), bytes: 0 }
     }
 
-    /// Adds a record, and sends the batch when it is full.
+    /// Adds a record; first sends the batch if it is full.
     ///
     /// # Errors
     /// See [`PublishError`].
@@ -66,7 +66,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Sends what is left.
+    /// Sends the remaining records.
     ///
     /// # Errors
     /// See [`PublishError`].
@@ -79,7 +79,7 @@ impl Publisher {
                 return Ok(());
             }
             if attempt > 0 {
-                // A shard takes so much in a second, and refuses the rest of a request.
+                // A shard accepts a limited amount per second, and refuses the rest of a request.
                 tokio::time::sleep(Duration::from_millis(50 << attempt.min(6))).await;
             }
             let request = self.client.put_records().stream_name(&self.stream).set_records(Some(left.clone()));

@@ -1,4 +1,4 @@
-//! What publisher and network make of events: oversize payloads behind a URL, junk among them, and several in one record.
+//! Encodes events as publisher and network do: oversize payloads behind a URL, junk records, and aggregates.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,29 +12,29 @@ use serde_json::Value;
 use super::deliver::Event;
 use crate::decode::aggregate;
 
-/// Lines that no decoder can make rows of.
+/// Records that no decoder can turn into rows.
 const JUNK: [&[u8]; 6] =
     [b"not json", b"[]", b"{}{}", b"null", b"\xff\xfe{", br#"{"identityPoolId":"us-east-1:0a","dataSetName":"d"}"#];
-/// Most events of one aggregate.
+/// Events in one aggregate, at most.
 const PARTS_MAX: usize = 8;
 
-/// Where oversize payloads lie.
+/// The location of oversize payloads.
 #[derive(Debug, Clone)]
 pub struct Payloads {
-    /// Share of events whose records are behind a URL.
+    /// Share of events whose sync records are behind a URL.
     pub share: f64,
-    /// Where their files are written: `0.json`, `1.json.gz`, and so on.
+    /// Folder of the files: `0.json`, `1.json.gz`, and so on.
     pub folder: PathBuf,
-    /// What the URLs begin with: where the folder is served.
+    /// Base URL under which the folder is served.
     pub url: String,
 }
 
-/// How events go over the wire.
+/// Options of the wire.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Share of records that are aggregates of the Kinesis Producer Library, of up to eight events.
+    /// Share of records that are KPL aggregates, of up to eight events.
     pub aggregates: f64,
-    /// Share of records that are followed by one that cannot be decoded.
+    /// Share of events that are followed by a record that cannot be decoded.
     pub poison: f64,
     /// Oversize payloads, if any.
     pub payloads: Option<Payloads>,
@@ -43,17 +43,17 @@ pub struct Options {
 /// A record as it is put into the stream.
 #[derive(Debug)]
 pub struct Record {
-    /// Decides on the shard.
+    /// Key that determines the shard.
     pub partition_key: String,
-    /// The bytes.
+    /// Bytes of the record.
     pub data: Vec<u8>,
-    /// Events in it.
+    /// Number of events in the record.
     pub events: u64,
-    /// Changes in them.
+    /// Number of key changes in these events.
     pub changes: u64,
 }
 
-/// Makes records of events. Draws from a generator of its own, so that its options do not change the events.
+/// An encoder of events into records. It has its own random generator, so that its options do not change the events.
 #[derive(Debug)]
 pub struct Wire {
     options: Options,
@@ -64,12 +64,12 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Nothing is drawn from the generator of the events.
+    /// Creates an encoder; draws nothing from the generator of the events.
     pub fn new(options: Options, seed: u64) -> Self {
         Self { options, rng: ChaCha8Rng::seed_from_u64(!seed), payloads: 0, wanted: 0, parts: Vec::new() }
     }
 
-    /// The records that this event completes, in their order.
+    /// Returns the records that this event completes, in their order.
     ///
     /// # Errors
     /// A payload cannot be written.
@@ -95,7 +95,7 @@ impl Wire {
         Ok(records)
     }
 
-    /// The record that is being filled.
+    /// Returns the record that is being filled.
     pub fn finish(&mut self) -> Option<Record> {
         let parts = std::mem::take(&mut self.parts);
         let is_aggregate = std::mem::take(&mut self.wanted) > 0;
@@ -109,12 +109,12 @@ impl Wire {
         Some(Record { partition_key: first.partition_key.clone(), data, events: parts.len() as u64, changes })
     }
 
-    /// Whether something of this share happens; nothing is drawn for what never does.
+    /// Returns whether an event of this probability happens; draws nothing if the probability is zero.
     fn draw(&mut self, share: f64) -> bool {
         share > 0.0 && self.rng.random_bool(share)
     }
 
-    /// Moves the records of an event into a file. A removal of a dataset has none.
+    /// Moves the sync records of an event into a file. A removal of a dataset has none, and stays unchanged.
     fn set_apart(&mut self, payloads: &Payloads, json: String) -> std::io::Result<String> {
         let mut event: Value = serde_json::from_str(&json)?;
         let records = event["kinesisSyncRecords"].take();

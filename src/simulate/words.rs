@@ -1,4 +1,4 @@
-//! Names and values, as users of an app leave them.
+//! Names and values, as users of an app write them.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -46,14 +46,14 @@ const WORDS: [&str; 20] = [
     "naïve",
 ];
 
-/// A number from 0 below `n`, small ones far more often.
+/// Returns a number below `n`; small numbers are far more frequent.
 pub fn skewed(n: usize, rng: &mut ChaCha8Rng) -> usize {
     let u: f64 = rng.random();
     // Inverse of a power law: half of the picks fall on the first few per cent.
     ((u.powi(4) * n as f64) as usize).min(n.saturating_sub(1))
 }
 
-/// A key of a dataset.
+/// Returns a key of a dataset.
 pub fn key(rng: &mut ChaCha8Rng) -> String {
     let base = KEYS[skewed(KEYS.len(), rng)];
     match rng.random_range(0..4u8) {
@@ -62,7 +62,7 @@ pub fn key(rng: &mut ChaCha8Rng) -> String {
     }
 }
 
-/// A value; `None` is JSON's null, which is not the empty string.
+/// Returns a value; `None` is JSON null, which is not the empty string.
 pub fn value(chars: usize, rng: &mut ChaCha8Rng) -> Option<String> {
     match rng.random_range(0..100u8) {
         0..=2 => Some(String::new()),
@@ -85,7 +85,7 @@ pub fn value(chars: usize, rng: &mut ChaCha8Rng) -> Option<String> {
     }
 }
 
-/// `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
+/// Returns a GUID: `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
 pub fn guid(rng: &mut ChaCha8Rng) -> String {
     let n: u128 = rng.random();
     let hex = format!("{n:032x}");

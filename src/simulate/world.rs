@@ -1,4 +1,4 @@
-//! The model: pools, identities, datasets and keys, and what one synchronization does to them.
+//! The model: pools, identities, datasets and keys, and the effect of a synchronization on them.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ struct Key {
     device_ms: i64,
 }
 
-/// A key that is live.
+/// A live key.
 pub struct Live<'a> {
     pub pool: &'a str,
     pub identity: &'a str,
@@ -76,10 +76,12 @@ impl World {
         }
     }
 
-    /// Synchronization number `index`: one event, sometimes followed by a bulk-publish copy of a dataset.
+    /// Performs synchronization `index`. Returns its event, sometimes followed by bulk-publish copies of all datasets
+    /// of one identity.
     pub fn step(&mut self, index: u64, rng: &mut ChaCha8Rng) -> Vec<Event> {
         let share = index as f64 / self.events as f64;
-        // Strictly increasing, so that the server's clock orders what its counter orders.
+        // Increases with `index`, strictly while there are fewer events than milliseconds. So the server's clock and
+        // its counter give the same order.
         let now_ms = self.start_ms + (share * (self.span_ms - 1) as f64) as i64;
         let who = words::skewed(self.identities.len(), rng);
         let which = words::DATASETS[words::skewed(words::DATASETS.len(), rng)];
@@ -114,7 +116,7 @@ impl World {
         events
     }
 
-    /// Every live key.
+    /// Returns every live key.
     pub fn live(&self) -> impl Iterator<Item = Live<'_>> {
         self.identities.iter().flatten_datasets(&self.pools)
     }
@@ -146,7 +148,7 @@ fn update(dataset: &mut Dataset, now_ms: i64, value_chars: usize, rng: &mut ChaC
     let mut records = BTreeMap::new();
     for _ in 0..=words::skewed(12, rng) {
         let key = words::key(rng);
-        // A device's clock: mostly near, now and then in another age.
+        // The device's clock is mostly near the server's, and now and then decades away.
         let device_ms = match rng.random_range(0..200u8) {
             0 => -86_400_000,
             1 => 4_102_444_800_000,
@@ -185,7 +187,7 @@ fn event(
     index: u64,
 ) -> Event {
     let changes = records.as_array().map_or(1, |r| r.len() as u64);
-    // Both spellings are met in the field.
+    // Real events have both spellings.
     let name_field = if index.is_multiple_of(5) { "datasetName" } else { "dataSetName" };
     let mut json = json!({
         "identityPoolId": pool, "identityId": identity, name_field: dataset, "operation": operation,

@@ -1,26 +1,26 @@
-//! Files of events, one JSON object a line; `.gz` and `.zst` are unpacked on the way.
+//! Reads files of events, one JSON object per line; unpacks `.gz` and `.zst` files.
 //!
-//! # What a position means
-//! A file has no name that stays: it is copied, moved, rotated and appended to. So a file is known by its content. Its
-//! shard is named after the digest of its first line, a record's sequence number is the offset just past its line, and a
-//! checkpoint is that offset together with a digest of everything before it:
+//! # Meaning of a position
+//! A file has no permanent name: files are copied, moved, rotated and appended to. So the content identifies a file.
+//! The digest of the first line names the shard. The sequence number of a record is the offset just past its line. A
+//! checkpoint is that offset together with a digest of all bytes before it:
 //!
 //! ```text
 //! position = offset × 10^54 + (digest of the first `offset` bytes, as 54 decimal digits)
 //! ```
 //!
-//! **Invariant: a file is continued only if all that was committed from it is still there, byte for byte.** One that
-//! merely begins alike is another shard (`…-1`, `…-2`). So is one that is shorter than what was committed. Offsets count
-//! unpacked bytes.
+//! **Invariant: a file is continued only if all bytes that were committed from it are still there, byte for byte.** A
+//! file that merely begins with the same line is another shard (`…-1`, `…-2`). So is a file that is shorter than the
+//! committed bytes. Offsets count unpacked bytes.
 //!
 //! # The last line
-//! A last line without a line break is taken if it is a whole JSON object, for nothing can be added to one; otherwise
-//! it is left for the next run, because somebody may still be writing it. A position may therefore lie inside a line,
-//! also inside the first one: what follows on that line later is white space, or a record of its own.
+//! A last line without a line break is read if it is a whole JSON object, because nothing can be added to one. Any
+//! other such line is left for the next run, because its writer may not have finished. A position may therefore lie
+//! inside a line, even inside the first line. What follows later on that line is white space, or a separate record.
 //!
-//! # What can be read only once
-//! Standard input, named pipes and the like are opened once and read as their bytes come ([`pipe`]). What identifies them
-//! is read ahead and kept ([`input`]).
+//! # Inputs that can be read only once
+//! Standard input, named pipes and similar inputs are opened once and read as their bytes arrive ([`pipe`]). The bytes
+//! that identify them are read ahead and kept ([`input`]).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -55,61 +55,61 @@ use lines::{Line, Lines, Next, Step};
 use packed::Format;
 use shape::{is_blank, is_whole_object, look};
 
-/// A line longer than this is not held in memory; it goes to the quarantine with its beginning.
+/// Longest line held in memory, in bytes; of a longer line the quarantine keeps the beginning.
 const LINE_BYTES_MAX: usize = 32 << 20;
-/// Bytes of a line that is too long which the quarantine keeps.
+/// Bytes that the quarantine keeps of a line that is too long.
 const CUT_BYTES: usize = 1 << 20;
-/// Bytes of records in a chunk.
+/// Bytes of records at which a chunk is full.
 const CHUNK_BYTES: usize = 1 << 20;
-/// What reading, unpacking and decoding a chunk of ordinary lines takes in all; one long line may take more.
+/// Memory for reading, unpacking and decoding a chunk of ordinary lines; one long line may take more.
 pub const CHUNK_BYTES_MAX: usize = 4 * CHUNK_BYTES;
-/// Lines in a chunk.
+/// Lines at which a chunk is full.
 const CHUNK_LINES: usize = 10_000;
-/// Lines that came slowly are handed over after this long.
+/// Time after which the lines of a slow input are delivered.
 const LINGER: Duration = Duration::from_millis(200);
 
-/// How files are read.
+/// Options for reading files.
 #[derive(Debug, Clone)]
 pub struct ReadOptions {
-    /// The largest window of a zstd file, as a power of two; zstd's own default is 27 (128 MiB).
+    /// Largest window of a zstd file, as a power of two; the default of zstd is 27 (128 MiB).
     pub window_log_max: u32,
-    /// Ends all waiting.
+    /// Cancellation of all waiting.
     pub stop: CancellationToken,
 }
 
 impl ReadOptions {
-    /// Windows may be as large as the memory that the run may use, and at least as large as zstd allows by default.
+    /// Returns options whose windows are at most as large as the memory of the run, but at least the default of zstd.
     pub fn new(memory_bytes: usize, stop: CancellationToken) -> Self {
         Self { window_log_max: memory_bytes.max(1).ilog2().clamp(27, 31), stop }
     }
 }
 
-/// How the opening of a file ended.
+/// The result of opening a file.
 #[derive(Debug)]
 pub enum Opened {
-    /// There are lines to read.
+    /// Reader of the lines.
     Reader(Box<FileReader>),
-    /// The file is empty.
+    /// Empty file.
     Empty,
-    /// A signal came first.
+    /// A signal that came first.
     Stopped {
         /// Bytes that were read, are not in the lake, and cannot be read again.
         bytes: u64,
     },
 }
 
-/// Reads one file from where the lake has come to.
+/// A reader of one file, from the position that is committed in the lake.
 pub struct FileReader {
     path: PathBuf,
     lines: Lines,
     shard: ShardKey,
     resumed: Option<(SequenceNumber, u64)>,
     options: ReadOptions,
-    /// Why the next call of [`FileReader::next_chunk`] fails.
+    /// Error that the next call of [`FileReader::next_chunk`] returns.
     failed: Option<SourceError>,
     is_done: bool,
     torn_bytes: Option<usize>,
-    /// The reader was stopped before the end of its file.
+    /// Whether the reader was stopped before the end of its file.
     is_stopped: bool,
 }
 
@@ -120,12 +120,12 @@ impl std::fmt::Debug for FileReader {
 }
 
 impl FileReader {
-    /// Opens a file and finds its shard. `committed` answers the position of a shard in the lake.
+    /// Opens a file and finds its shard. `committed` returns the position of a shard in the lake.
     ///
-    /// Blocks until enough is there to know the shard, and no longer than until `options.stop`.
+    /// Blocks until enough bytes have arrived to find the shard, or until `options.stop`.
     ///
     /// # Errors
-    /// The file cannot be read or unpacked, or has another shape than one event a line.
+    /// The file cannot be read or unpacked, or does not hold one event per line.
     pub fn open(
         path: &Path,
         options: &ReadOptions,
@@ -157,7 +157,7 @@ impl FileReader {
         for mark in marks {
             let step = loop {
                 match lines.step_to(mark).map_err(fail)? {
-                    // Whether it goes on like something in the lake is not known yet, so nothing of it may be committed.
+                    // The file may still continue a shard of the lake, so none of its bytes may be committed yet.
                     Step::Under if stop.is_cancelled() => {
                         let bytes = if lines.input().is_gone() { lines.offset() } else { 0 };
                         return Ok(Opened::Stopped { bytes });
@@ -191,54 +191,54 @@ impl FileReader {
         Ok(Opened::Reader(Box::new(reader)))
     }
 
-    /// The file's shard.
+    /// Returns the shard of the file.
     pub fn shard(&self) -> &ShardKey {
         &self.shard
     }
 
-    /// Unpacked bytes read so far, those of earlier runs included.
+    /// Returns the unpacked bytes read so far, including those of earlier runs.
     pub fn offset(&self) -> u64 {
         self.lines.offset()
     }
 
-    /// Unpacked bytes that earlier runs had committed.
+    /// Returns the unpacked bytes that earlier runs have committed.
     pub fn resumed_at(&self) -> u64 {
         self.resumed.as_ref().map_or(0, |(_, offset)| *offset)
     }
 
-    /// The position of the shard in the lake from which this reader goes on.
+    /// Returns the shard's position in the lake from which this reader continues.
     pub fn resumed_position(&self) -> Option<&SequenceNumber> {
         self.resumed.as_ref().map(|(position, _)| position)
     }
 
-    /// Path, as the user named it.
+    /// Returns the path as the user named it.
     pub fn name(&self) -> String {
         shown(&self.path)
     }
 
-    /// Whether what was read cannot be read again by another run.
+    /// Returns whether another run cannot read the same bytes again.
     pub fn is_gone(&self) -> bool {
         self.lines.input().is_gone()
     }
 
-    /// Bytes of a last line that was not taken; known once [`FileReader::next_chunk`] has returned `None`.
+    /// Returns the bytes of a last line that was not read; known once [`FileReader::next_chunk`] has returned `None`.
     pub fn torn_bytes(&self) -> Option<usize> {
         self.torn_bytes
     }
 
-    /// Bytes that were read, were not handed over, and cannot be read again; known at the end. Of packed data this may
-    /// be more than can be counted, so zero bytes are a loss, too.
+    /// Returns the bytes that were read, were not delivered, and cannot be read again; known at the end. The loss of
+    /// packed data may be larger than can be counted, so zero bytes are a loss, too.
     pub fn lost_bytes(&self) -> Option<u64> {
         let is_cut = self.is_stopped && self.lines.input().format() != Format::Plain;
         let torn = self.torn_bytes.map(|bytes| bytes as u64).or(is_cut.then_some(0));
         torn.filter(|_| self.is_gone())
     }
 
-    /// The next records; `None` at the end of the file, and after `stop` once everything that was there is handed over.
-    /// `now` is when they count as arrived, µs since the epoch.
+    /// Returns the next records. Returns `None` at the end of the file, and after `stop` once all bytes that had
+    /// arrived are delivered. `now` is the arrival time of the records, in µs since the Unix epoch.
     ///
     /// # Errors
-    /// The file cannot be read or unpacked. What was read before has been handed over.
+    /// The file cannot be read or unpacked. The records before the error have been delivered.
     pub fn next_chunk(&mut self, now: i64) -> Result<Option<Chunk>, SourceError> {
         if let Some(error) = self.failed.take() {
             self.is_done = true;
@@ -251,7 +251,7 @@ impl FileReader {
             if since.is_some_and(|since| self.lines.input().is_live() && since.elapsed() >= LINGER) {
                 break;
             }
-            // Asked before the read: a signal that comes after it may come after more bytes, too.
+            // Check the signal before the read: bytes that arrive between a read and a signal must still be read.
             let is_stopped = self.options.stop.is_cancelled();
             let line = match self.lines.next() {
                 Ok(Next::Line(line)) => line,
@@ -276,7 +276,8 @@ impl FileReader {
             since.get_or_insert_with(Instant::now);
             let record = self.record(line, now);
             bytes += record.weight() + 256;
-            // What a record points at is fetched before the next one is read: one at a time is held.
+            // The payloads of a record are fetched before the next record is read, so that memory holds those of one
+            // record.
             let points = Payloads::concern(&record);
             records.push(record);
             if points {
@@ -296,7 +297,7 @@ impl FileReader {
         Ok(Some(Chunk { shard: self.shard.clone(), records, position }))
     }
 
-    /// What follows the last line break, if it is to be taken.
+    /// Returns the bytes after the last line break, if they are to be read.
     fn last_line(&mut self) -> Option<Line> {
         let line = self.lines.rest()?;
         if is_whole_object(&line.bytes) {
@@ -307,7 +308,7 @@ impl FileReader {
         None
     }
 
-    /// The record of a line that was accepted last.
+    /// Returns the record of the line that was accepted last.
     fn record(&self, line: Line, now: i64) -> Record {
         let cut = (line.length > LINE_BYTES_MAX).then(|| {
             let (length, end) = (line.length, self.offset());
@@ -324,13 +325,13 @@ impl FileReader {
     }
 }
 
-/// Bytes of the file if it is not packed, for a progress bar; `None` when that cannot be known.
+/// Returns the bytes of a file that is not packed, for a progress bar; `None` if they cannot be known.
 pub fn plain_bytes(path: &Path) -> Option<u64> {
     let packed = path.extension().is_some_and(|e| e == "gz" || e == "zst") || path == Path::new("-");
     std::fs::metadata(path).ok().filter(|m| m.is_file() && !packed).map(|m| m.len())
 }
 
-/// A path as messages show it.
+/// Returns a path as messages show it.
 pub fn shown(path: &Path) -> String {
     if path == Path::new("-") {
         return "standard input".to_owned();
@@ -351,7 +352,8 @@ fn failure(path: &Path, format: Format, error: std::io::Error) -> SourceError {
     }
 }
 
-/// A file that is refused as it is, and the command that makes lines of events of it: its text, and how it takes a file.
+/// Returns the error for a file in another shape. The last argument is the command that converts the file to one event
+/// per line, and the separator between command and file name.
 fn refusal(path: &Path, format: Format, what: String, (command, takes): (&str, &str)) -> SourceError {
     let file = if path == Path::new("-") { String::new() } else { quoted(path) };
     let given = |takes: &str| if file.is_empty() { String::new() } else { format!("{takes}{file}") };
@@ -363,7 +365,7 @@ fn refusal(path: &Path, format: Format, what: String, (command, takes): (&str, &
     SourceError::Refused { path: shown(path), what, remedy: format!("{lines} | synclake ingest --source file:-") }
 }
 
-/// A path as a shell takes it.
+/// Returns a path as a shell accepts it.
 fn quoted(path: &Path) -> String {
     let dash = if path.as_os_str().as_encoded_bytes().starts_with(b"-") { "./" } else { "" };
     let text = format!("{dash}{}", path.display());

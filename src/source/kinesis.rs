@@ -1,10 +1,10 @@
-//! A Kinesis stream: its shards, which of them may be read, and what the service's errors mean.
+//! A Kinesis stream: its shards, which of them may be read, and the meaning of the service's errors.
 //!
 //! # Lineage
 //! Resharding closes a shard and opens children. **Invariant: a child is read only after every parent that is read at
-//! all has been committed to its end**, and from its own beginning. Which shards are read at all follows from the
-//! ledger: those that it knows, and those of which it knows no descendant (a known descendant means that reading began
-//! later than this shard, with `--from latest`).
+//! all has been committed to its end**, and from its own beginning. The ledger determines which shards are read at all:
+//! those that it knows, and those of which it knows no descendant. A known descendant means that reading began later
+//! than this shard, with `--from latest`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -22,80 +22,81 @@ use crate::ids::{SequenceNumber, ShardKey, StartAt};
 
 pub use super::shard::{Begin, read};
 
-/// How long the service may refuse before the caller hears of it.
+/// Time for which the service may refuse before the caller gets the error.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How long one call may take; a full read of 10 MiB over a slow line included.
+/// Timeout of one call, including a full read of 10 MiB over a slow line.
 const CALL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where a stream is begun that the lake has never seen.
+/// The start of a stream that the lake has never seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
-    /// The oldest records that the stream still holds.
+    /// Oldest record that the stream still holds.
     TrimHorizon,
-    /// Only what arrives from now on.
+    /// Records that arrive from now on.
     Latest,
-    /// The first record at or after this time, in milliseconds since the epoch.
+    /// First record at or after this time, in milliseconds since the Unix epoch.
     Timestamp(i64),
 }
 
 /// A shard as the stream lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// Its key.
+    /// Key of the shard.
     pub shard: ShardKey,
-    /// The shards that it came from, listed or not.
+    /// Parents of the shard, listed or not.
     pub parents: Vec<ShardKey>,
-    /// Whether it takes no more records.
+    /// Whether the shard takes no more records.
     pub closed: bool,
-    /// None of its records has a sequence number below this one.
+    /// Lower bound of the sequence numbers of the shard.
     pub starts: Option<SequenceNumber>,
 }
 
-/// Whether a shard can be read any further.
+/// The state of a shard in the listing of its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// It takes records.
+    /// Shard that takes records.
     Open,
-    /// It has an end.
+    /// Shard that has an end.
     Closed,
-    /// The stream does not list it.
+    /// Shard that the stream does not list.
     Gone,
 }
 
-/// A stream that is deleted and made again under its name is another stream: its shard ids begin anew.
+/// An incarnation of a stream. A stream that is deleted and made again under its name is another stream: its shard ids
+/// begin again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incarnation {
-    /// The name under which the lake keeps its shards: the stream's own for the first one that the lake has read.
+    /// Name under which the lake keeps the shards: the stream's own for the first incarnation that the lake has read.
     pub name: String,
-    /// When it was made, in milliseconds since the epoch.
+    /// Time of creation, in milliseconds since the Unix epoch.
     pub created_ms: i64,
 }
 
-/// The shards of a stream, and for how long it keeps records.
+/// The shards of a stream, and the retention of its records.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// The shards.
+    /// Shards that the stream lists.
     pub shards: Vec<Listed>,
     /// Retention in milliseconds.
     pub retention_ms: i64,
 }
 
-/// A client and the stream that it reads.
+/// A client for one stream.
 #[derive(Debug, Clone)]
 pub struct Kinesis {
     client: Client,
     stream: String,
-    /// The incarnation that is read; see [`Incarnation`].
+    /// Incarnation that is read.
     incarnation: Arc<OnceLock<Incarnation>>,
     retries: Retries,
 }
 
 impl Kinesis {
-    /// A client for a stream; nothing is sent yet.
+    /// Creates a client for a stream; sends nothing yet.
     ///
     /// # Errors
-    /// The name is no stream name.
+    /// The name is not a valid stream name, or no region is set.
     pub async fn new(aws: &AwsSettings, stream: &str) -> Result<Self, SourceError> {
         if ShardKey::new(stream, "shard").is_none() {
             let message = format!("stream name {stream:?} is not 1 to 128 of [a-zA-Z0-9_.-]");
@@ -105,7 +106,8 @@ impl Kinesis {
         if config.region().is_none() {
             return Err(SourceError::Invalid("no AWS region found; give --region or set AWS_REGION".to_owned()));
         }
-        // One place decides what is tried again, and for how long; and no call waits for an answer for ever.
+        // [`Retry`] alone decides what is retried and for how long, so the SDK does not retry. Every call has a
+        // timeout.
         let timeouts = TimeoutConfig::builder().operation_attempt_timeout(CALL_PATIENCE).build();
         let config = config.into_builder().timeout_config(timeouts).retry_config(RetryConfig::disabled()).build();
         Ok(Self {
@@ -116,12 +118,12 @@ impl Kinesis {
         })
     }
 
-    /// How often calls were tried again.
+    /// Returns the counts of retried calls.
     pub fn retries(&self) -> Retries {
         self.retries.clone()
     }
 
-    /// Name of the stream.
+    /// Returns the name of the stream.
     pub fn stream(&self) -> &str {
         &self.stream
     }
@@ -130,26 +132,26 @@ impl Kinesis {
         &self.client
     }
 
-    /// The name under which the lake keeps the shards.
+    /// Returns the name under which the lake keeps the shards.
     pub fn name(&self) -> &str {
         self.incarnation.get().map_or(&self.stream, |incarnation| &incarnation.name)
     }
 
-    /// When the stream was made, in milliseconds since the epoch; 0 before [`Self::reads`] was told.
+    /// Returns the time of creation, in milliseconds since the Unix epoch; 0 before a call of [`Self::reads`].
     pub fn created_ms(&self) -> i64 {
         self.incarnation.get().map_or(0, |incarnation| incarnation.created_ms)
     }
 
-    /// Says which incarnation is read, once and before any shard is listed.
+    /// Sets the incarnation that is read, once and before any shard is listed.
     pub fn reads(&self, incarnation: Incarnation) {
-        // The first word stands.
+        // The first call wins.
         let _ = self.incarnation.set(incarnation);
     }
 
-    /// When the stream was made, in milliseconds since the epoch, and its retention likewise.
+    /// Returns the time of creation in milliseconds since the Unix epoch, and the retention in milliseconds.
     ///
     /// # Errors
-    /// As [`Self::list`].
+    /// As for [`Self::list`].
     pub async fn describe(&self) -> Result<(i64, i64), SourceError> {
         let mut retry = Retry::new("DescribeStreamSummary", self);
         loop {
@@ -157,7 +159,8 @@ impl Kinesis {
                 Ok(answer) => {
                     let summary = answer.stream_description_summary();
                     let created = summary.and_then(|s| s.stream_creation_timestamp().to_millis().ok());
-                    // Without it nobody knows which stream this is: somebody else's answer must not make it another one.
+                    // Without the time of creation the stream is unknown. An answer of another service must not make it
+                    // another stream.
                     if let (Some(summary), Some(created_ms)) = (summary, created.filter(|ms| *ms > 0)) {
                         let hours = summary.retention_period_hours().max(1);
                         return Ok((created_ms, i64::from(hours) * 3_600_000));
@@ -169,10 +172,10 @@ impl Kinesis {
         }
     }
 
-    /// All shards that the stream still lists, and its retention.
+    /// Returns all shards that the stream still lists, and its retention.
     ///
     /// # Errors
-    /// The service refuses for good, or for longer than ten minutes; or it is another stream by now.
+    /// The service refuses for good or for longer than ten minutes, the list is invalid, or the stream was made again.
     pub async fn list(&self) -> Result<Listing, SourceError> {
         let (created_ms, retention_ms) = self.describe().await?;
         if self.incarnation.get().is_some_and(|read| read.created_ms != created_ms) {
@@ -184,10 +187,10 @@ impl Kinesis {
         Ok(Listing { shards: self.list_shards().await?, retention_ms })
     }
 
-    /// How a shard stands now, by a listing that begins now.
+    /// Returns the state of a shard, by a listing that begins now.
     ///
     /// # Errors
-    /// As [`Self::list`].
+    /// As for [`Self::list`].
     pub(super) async fn place(&self, shard: &ShardKey) -> Result<Place, SourceError> {
         let listed = self.list_shards().await?;
         Ok(match listed.iter().find(|listed| listed.shard == *shard) {
@@ -197,11 +200,11 @@ impl Kinesis {
         })
     }
 
-    /// Whether what a lake holds under the names of the stream's shards was read of another stream: a position before a
-    /// shard's first record, or the end of a shard that is open. `ledger` must have been read before.
+    /// Returns whether the lake's positions under these shard names come from another stream: a position is before the
+    /// first record of its shard, or is the end of an open shard. The caller must have read `ledger` before.
     ///
     /// # Errors
-    /// As [`Self::list`].
+    /// As for [`Self::list`].
     pub async fn is_another_than(&self, ledger: &BTreeMap<ShardKey, Progress>) -> Result<bool, SourceError> {
         Ok(contradicts(&self.list_shards().await?, ledger))
     }
@@ -211,7 +214,7 @@ impl Kinesis {
         let mut token: Option<String> = None;
         let mut retry = Retry::new("ListShards", self);
         for _ in 0..PAGES_MAX {
-            // The service wants a name or a token, never both.
+            // The service accepts a name or a token, never both.
             let request = self.client.list_shards();
             let request = match &token {
                 Some(token) => request.next_token(token),
@@ -263,9 +266,9 @@ impl Kinesis {
     }
 }
 
-/// Pages of a list of shards, of up to a thousand each: far more than any stream has.
+/// Pages of a list of shards, at most, with up to a thousand shards each: far more than any stream has.
 const PAGES_MAX: usize = 10_000;
-/// Shards in all of them. (A stream has 20,000 open ones at most.)
+/// Shards in all these pages, at most. A stream has at most 20,000 open shards.
 const SHARDS_MAX: usize = 500_000;
 
 fn contradicts(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> bool {
@@ -276,7 +279,8 @@ fn contradicts(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> bool
     })
 }
 
-/// A shard that is its own ancestor: nothing of such a lineage could ever be read.
+/// Returns a shard of a circular lineage, if there is one: a shard that is its own ancestor, or a descendant of one. No
+/// shard of such a lineage could ever be read.
 fn circular(listed: &[Listed]) -> Option<&ShardKey> {
     let mut waits: BTreeMap<&ShardKey, usize> = listed.iter().map(|s| (&s.shard, 0)).collect();
     let mut children: BTreeMap<&ShardKey, Vec<&ShardKey>> = BTreeMap::new();
@@ -303,23 +307,23 @@ fn circular(listed: &[Listed]) -> Option<&ShardKey> {
     waits.keys().next().copied()
 }
 
-/// What the ledger says of a shard, as far as lineage cares.
+/// The ledger's state of a shard, as far as lineage needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
-    /// The last committed position.
+    /// Last committed position.
     pub position: Option<SequenceNumber>,
-    /// Where it was begun.
+    /// Start of reading.
     pub from: StartAt,
 }
 
 impl Progress {
-    /// Whether the shard is committed to its end.
+    /// Returns whether the shard is committed to its end.
     pub fn is_ended(&self) -> bool {
         SequenceNumber::is_end_of(&self.position)
     }
 }
 
-/// The shards that may be read now, with where to begin those that the ledger does not know.
+/// Returns the shards that may be read now, each with its start: the ledger's own, or that of a new shard.
 pub fn ready(
     listed: &[Listed],
     ledger: &BTreeMap<ShardKey, Progress>,
@@ -332,7 +336,7 @@ pub fn ready(
     }
     let begin = match from {
         From::TrimHorizon | From::Latest => StartAt::TrimHorizon,
-        // 0 stands for the horizon in the ledger.
+        // In the ledger, 0 stands for the horizon.
         From::Timestamp(ms) => StartAt::Timestamp(ms.max(1)),
     };
     let names: BTreeSet<&ShardKey> = listed.iter().map(|s| &s.shard).collect();
@@ -359,9 +363,9 @@ pub fn ready(
     found
 }
 
-/// The shards that were not read to their end and that the stream no longer lists: its retention has trimmed what was
-/// left of them. Only of those that the ledger had `before` the listing began: of a shard that another worker has begun
-/// since, the listing may be too old to know.
+/// Returns the shards that were not read to their end and that the stream no longer lists: retention has trimmed the
+/// rest of them. Considers only shards that the ledger had `before` the listing began. If another worker has begun a
+/// shard since, the listing may be too old to contain it.
 pub fn trimmed(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>, before: &BTreeSet<ShardKey>) -> Vec<ShardKey> {
     let names: BTreeSet<&ShardKey> = listed.iter().map(|s| &s.shard).collect();
     let is_gone =
@@ -369,7 +373,7 @@ pub fn trimmed(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>, before:
     ledger.iter().filter(is_gone).map(|(shard, _)| shard.clone()).collect()
 }
 
-/// Every shard that the ledger does not know, but of which it knows a descendant.
+/// Returns every shard that the ledger does not know, but of which it knows a descendant.
 fn ancestors(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> BTreeSet<ShardKey> {
     let parents: BTreeMap<&ShardKey, &[ShardKey]> = listed.iter().map(|s| (&s.shard, s.parents.as_slice())).collect();
     let mut found = BTreeSet::new();
@@ -384,7 +388,7 @@ fn ancestors(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> BTreeS
     found
 }
 
-/// Tries again what may succeed, for a while; says at once what never will.
+/// The retries of one call: errors that may pass are retried for a limited time, permanent errors are returned at once.
 #[derive(Debug)]
 pub(super) struct Retry {
     action: &'static str,
@@ -405,7 +409,7 @@ impl Retry {
         self.backoff.reset();
     }
 
-    /// Pauses after a failure, or returns it when trying again is of no use.
+    /// Pauses after a failure, or returns the error if a retry does not help.
     pub(super) async fn failed<E>(&mut self, error: &SdkError<E>) -> Result<(), SourceError>
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -416,7 +420,7 @@ impl Retry {
         }
     }
 
-    /// As [`Retry::failed`], for what the service calls a success and what is none.
+    /// Handles an invalid answer that the service calls a success, like [`Retry::failed`].
     pub(super) async fn odd(&mut self, reason: &str) -> Result<(), SourceError> {
         self.again("odd_answer", reason.to_owned(), NO_ANSWER_OF_KINESIS).await
     }
@@ -430,7 +434,7 @@ impl Retry {
         let (action, stream, seconds) = (self.action, self.stream.as_str(), lasted.as_secs());
         match is_loud {
             true => tracing::error!(action, stream, seconds, error = %reason, hint, "still failing, trying again"),
-            // Failures that pass sooner are nobody's trouble.
+            // Failures that pass sooner need no attention.
             false if lasted < TELL_AFTER => tracing::info!(action, stream, error = %reason, "trying again"),
             false => tracing::warn!(action, stream, seconds, error = %reason, "trying again"),
         }
@@ -447,15 +451,15 @@ const TELL_AFTER: Duration = Duration::from_secs(2);
 const NO_ANSWER_OF_KINESIS: &str =
     "that is no answer of Kinesis: check --endpoint-url, and whether a proxy stands in between";
 
-/// What an error means.
+/// The meaning of an error.
 pub(crate) enum Verdict {
-    /// Trying again is of no use; what to do.
+    /// Permanent error; the text says what to do.
     Hopeless(&'static str),
-    /// It may pass; where to look if it does not.
+    /// Error that may pass; the text says where to look if it does not.
     MayPass(&'static str),
 }
 
-/// What an error of any AWS service means, by its kind and its code, never by its words.
+/// Returns the meaning of an error of any AWS service, by its kind and its code, never by its text.
 pub(crate) fn judge<E>(error: &SdkError<E>) -> Verdict
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -500,7 +504,7 @@ where
     }
 }
 
-/// An SDK's error on one line.
+/// Returns the text of an SDK error, on one line.
 pub(crate) fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -613,16 +617,16 @@ mod tests {
 
     #[test]
     fn a_lineage_that_aged_out_is_taken_up_at_what_is_left() {
-        // The ledger knows only a, which the stream no longer lists; nor does it list a's child b.
+        // The ledger knows only a. The stream lists neither a nor, in the first case, its child b.
         check(&[("c", &["b"], true), ("d", &["c"], false)], &[("a", "5")], From::TrimHorizon, &["c"]);
         check(&[("b", &["a"], false)], &[("a", "5")], From::TrimHorizon, &["b"]);
-        // Nothing that could not be read is silent.
+        // Every trimmed shard that was not read to its end is reported.
         let gone = |shards: &[(&str, &[&str], bool)], known: &[(&str, &str)], before: &[&str]| {
             trimmed(&listed(shards), &ledger(known), &before.iter().map(|name| key(name)).collect())
         };
         assert_eq!(gone(&[("b", &["a"], false)], &[("a", "5"), ("b", "")], &["a"]), [key("a")]);
         assert_eq!(gone(&[("b", &["a"], false)], &[("a", "end"), ("b", "9")], &["a", "b"]), []);
-        // Another worker ended a and began its child b while the listing was on its way here.
+        // Another worker ended a and began its child b while the listing was in flight.
         assert_eq!(gone(&[("a", &[], true)], &[("a", "end"), ("b", "9")], &["a"]), []);
     }
 }

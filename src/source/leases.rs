@@ -1,12 +1,12 @@
-//! Who reads which shard, when several workers read one stream: leases in a DynamoDB table, as the Kinesis Client
-//! Library lays them out.
+//! Leases that divide the shards of one stream among several workers. They live in a DynamoDB table, in the layout of
+//! the Kinesis Client Library (KCL).
 //!
-//! **Leases only spare work.** What protects the lake is the commit: a worker whose lease has passed to another can
-//! commit nothing, whether it knows or not. So a lease is kept while DynamoDB cannot be reached, and a lease that is
-//! lost stops one shard and nothing else.
+//! **Leases only spare work.** The commit protects the lake: a worker whose lease has passed to another worker can
+//! commit nothing, whether it knows or not. So a worker keeps its leases while DynamoDB cannot be reached. A lost lease
+//! stops one shard and nothing else.
 //!
-//! [`plan`] decides whose turn it is, [`table`] makes the conditional updates, [`keeper`] renews, takes and gives back
-//! on a thread of its own, which no slow upload can starve.
+//! [`plan`] decides which leases to take, and [`table`] makes the conditional updates. [`keeper`] renews, takes and
+//! gives back leases on its own thread, which no slow upload can starve.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,34 +22,35 @@ pub mod table;
 pub use keeper::{Keeper, Offer, Standing, View};
 use table::LeaseTable;
 
-/// How leases are kept.
+/// Options of the leases.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The DynamoDB table; made if it is not there.
+    /// DynamoDB table; created if it does not exist.
     pub table: String,
-    /// This worker's name in it; one of a kind.
+    /// Name of this worker in the table; must be unique.
     pub worker: String,
-    /// The lake whose checkpoints it holds: the number that is its own.
+    /// Id of the lake whose checkpoints the table holds.
     pub lake: String,
-    /// A lease that was seen unchanged for this long has expired. Renewed at a third of it.
+    /// Time after which a lease that was seen unchanged has expired. Leases are renewed at a third of it.
     pub failover: Duration,
 }
 
-/// Where an application of the Kinesis Client Library left a shard.
+/// The place where an application of the KCL left a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Imported {
-    /// The number before the record that its checkpoint names, or the end; `None` when it had not begun.
+    /// Sequence number before the record that the checkpoint names, or the shard's end; `None` if reading had not
+    /// begun.
     pub position: Option<SequenceNumber>,
-    /// How many parts of that record are done: a plain record is one part.
+    /// Number of sub-records of that record that are done; a plain record is one sub-record.
     pub parts_done: i64,
-    /// Where to begin then.
+    /// Start of the shard if there is no position.
     pub from: StartAt,
 }
 
-/// Reads the checkpoints that an application of the Kinesis Client Library (1, 2 or 3) left. Its table is only read.
+/// Reads the checkpoints that an application of the KCL (1, 2 or 3) left. Only reads its table.
 ///
 /// # Errors
-/// There is no such table, it may not be read, or a checkpoint in it makes no sense.
+/// The table does not exist or may not be read, or one of its checkpoints is invalid.
 pub async fn import(aws: &AwsSettings, table: &str, stream: &str) -> Result<BTreeMap<ShardKey, Imported>, SourceError> {
     let leases = LeaseTable::open(aws, table, "import", Duration::from_secs(30)).await?.scan().await?;
     let mut found = BTreeMap::new();
@@ -68,16 +69,16 @@ pub async fn import(aws: &AwsSettings, table: &str, stream: &str) -> Result<BTre
     Ok(found)
 }
 
-/// What a checkpoint of KCL means to us. Where it had begun nothing, everything that the stream still holds is read:
-/// what `LATEST` meant to it when it started cannot be known any more.
+/// Converts a KCL checkpoint. If the application had not begun the shard, everything that the stream still holds is
+/// read. What `LATEST` meant when the application started is no longer known.
 fn imported(lease: &plan::Lease) -> Option<Imported> {
     let from = StartAt::TrimHorizon;
     match lease.checkpoint.as_str() {
         plan::SHARD_END => Some(Imported { position: Some(SequenceNumber::shard_end()), parts_done: 0, from }),
         "TRIM_HORIZON" | "LATEST" | "AT_TIMESTAMP" => Some(Imported { position: None, parts_done: 0, from }),
         digits => {
-            // KCL begins at the record that the checkpoint names, and passes over its parts up to the one that is named: the
-            // record may be an aggregate, also when that is its first part.
+            // KCL begins at the record that the checkpoint names, and skips its sub-records up to and including the
+            // named one. The record may be an aggregate, even if the checkpoint names its first sub-record.
             let at = SequenceNumber::parse(digits)?;
             let parts_done = lease.checkpoint_sub_sequence.clamp(0, i64::from(u32::MAX)) + 1;
             Some(Imported { position: Some(at.before()?), parts_done, from })
@@ -85,7 +86,7 @@ fn imported(lease: &plan::Lease) -> Option<Imported> {
     }
 }
 
-/// The word for a position in a lease table.
+/// Returns the checkpoint that stands for a position in a lease table.
 fn checkpoint_word(position: Option<&SequenceNumber>) -> &str {
     match position {
         None => "TRIM_HORIZON",

@@ -1,4 +1,4 @@
-//! Reading one shard of a Kinesis stream to its end.
+//! Reads one shard of a Kinesis stream to its end.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -17,34 +17,35 @@ use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::record::Record;
 use crate::{cpu, failpoint, payload};
 
-/// The service takes five reads a second of a shard.
+/// The service accepts five reads per second and shard.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
-/// With nothing to read, a read a second.
+/// An idle shard is read once per second.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 const RECORDS_MAX: i32 = 10_000;
-/// Payloads that one shard fetches at a time.
+/// Concurrent fetches of payloads for one shard, at most.
 const FETCHES: usize = 4;
-/// What one read may bring.
+/// Bytes that one read returns at most.
 const READ_BYTES_MAX: usize = 10 << 20;
 
-/// Where reading begins.
+/// The start of reading in a shard.
 #[derive(Debug, Clone)]
 pub struct Begin {
-    /// After this record.
+    /// Sequence number after which reading begins.
     pub after: Option<SequenceNumber>,
-    /// At the record that follows it as a number: it was a checkpoint of the Kinesis Client Library, and nobody knows a record
-    /// before it.
+    /// Whether `after` comes from a KCL checkpoint. Reading then begins at the number after it, because no record
+    /// before that number is known.
     pub is_imported: bool,
-    /// Where the shard begins as long as there is no record.
+    /// Start of the shard if there is no record yet.
     pub from: StartAt,
 }
 
-/// Reads a shard from where `begin` says, until its end or until `stop`.
+/// Reads a shard from `begin` to its end, or until `stop`, or until the stream no longer lists it.
 ///
-/// Delivers chunks in order; [`Delivery::Reached`] after each read; [`Delivery::End`] once, behind the last record.
+/// Delivers chunks in order, [`Delivery::Reached`] after each read that leads to another one, and [`Delivery::End`]
+/// once, after the last record.
 ///
 /// # Errors
-/// The service refuses for good, or for longer than ten minutes.
+/// The service refuses for good or for longer than ten minutes, or it gives an invalid sequence number.
 pub async fn read(
     kinesis: Kinesis,
     hold: Hold,
@@ -75,7 +76,8 @@ pub async fn read(
                     Ok(None) => iterator_retry.odd("the answer holds no iterator").await?,
                     Err(error) => {
                         let is_unknown = error.as_service_error().is_some_and(|e| e.is_resource_not_found_exception());
-                        // Of the stream or of the shard: the listing tells, or fails as this did.
+                        // The error may concern the stream or the shard. The listing shows which one, or fails with the
+                        // same error.
                         if is_unknown && kinesis.place(&hold.shard).await? == Place::Gone {
                             return Ok(None);
                         }
@@ -89,7 +91,7 @@ pub async fn read(
                 () = stop.cancelled() => return Ok(()),
                 opened = opened => opened?,
             };
-            // The stream does not list it any more: the loop finds out what that means.
+            // The stream no longer lists the shard. The ingest loop finds out why.
             let Some(opened) = opened else { return Ok(()) };
             iterator = Some(opened).filter(|opened| !opened.is_empty());
             continue;
@@ -110,7 +112,7 @@ pub async fn read(
             Ok(page) => page,
             Err(error) => {
                 drop(reserved);
-                // An iterator lives five minutes; a new one begins after the last record that was read.
+                // An iterator lives five minutes. A new iterator begins after the last record that was read.
                 if error.as_service_error().is_some_and(|e| e.is_expired_iterator_exception()) {
                     tracing::info!(shard = %hold.shard, "iterator expired, opening another");
                 } else {
@@ -153,7 +155,7 @@ pub async fn read(
                 match (has_children, has_lag) {
                     (true, _) => Ok(Place::Closed),
                     (false, true) => kinesis.place(&hold.shard).await,
-                    // The service always tells how far behind it is: this is somebody else's answer.
+                    // The service always reports the lag, so this answer is not from the service.
                     (false, false) => Ok(Place::Open),
                 }
             };
@@ -168,7 +170,7 @@ pub async fn read(
                     return Ok(());
                 }
                 Place::Gone => return Ok(()),
-                // No end that is no end is committed: it would never be read again.
+                // A false end must not be committed: the rest of the shard would never be read.
                 Place::Open => tokio::select! {
                     biased;
                     () = stop.cancelled() => return Ok(()),
@@ -190,12 +192,12 @@ pub async fn read(
     }
 }
 
-/// What a record is counted for.
+/// Returns the bytes that a record counts for in the budget.
 fn held_bytes(record: &Record) -> usize {
     record.bytes.len() + 256
 }
 
-/// Delivers records in order, each with what it points at; fetches ahead of the one that is delivered.
+/// Delivers records in order, each with its payloads. Fetches payloads ahead of the record that is delivered.
 async fn deliver(
     sink: &Sink,
     hold: &Hold,
@@ -257,10 +259,10 @@ async fn open(
     Ok(request.send().await?.shard_iterator)
 }
 
-/// What a shard has given so far: sequence numbers ascend, and no record is taken twice.
+/// A check of a shard's records: sequence numbers ascend, and no record is taken twice.
 struct Order {
     last: Option<SequenceNumber>,
-    /// Numbers of the page before, which a service may give again.
+    /// Sequence numbers of the previous page, which a service may give again.
     before: HashSet<SequenceNumber>,
 }
 
@@ -269,10 +271,10 @@ impl Order {
         Self { before: last.iter().cloned().collect(), last }
     }
 
-    /// The records that are new.
+    /// Returns the records that are new.
     ///
     /// # Errors
-    /// A record has a number below one that was given before, and was not given itself: to drop it might lose it, and to take
+    /// A record that was not given before has a number below an earlier one. To drop the record might lose it; to take
     /// it would put it before the committed position.
     fn check(&mut self, shard: &ShardKey, records: Vec<Record>) -> Result<Vec<Record>, SourceError> {
         let (count, mut page) = (records.len(), HashSet::new());
@@ -302,7 +304,7 @@ impl Order {
     }
 }
 
-/// A day: how far ahead of our clock a record may have arrived.
+/// Time by which a record's arrival may be ahead of the local clock: one day.
 const AHEAD_MS_MAX: i64 = 86_400_000;
 
 fn record(record: aws_sdk_kinesis::types::Record, now_ms: i64) -> Result<Record, SourceError> {
@@ -313,7 +315,7 @@ fn record(record: aws_sdk_kinesis::types::Record, now_ms: i64) -> Result<Record,
             "sequence number {number:?} is no integer of at most {max} digits below its largest"
         ))
     })?;
-    // The service's clock; what it cannot have said is taken for the nearest that it can.
+    // The time is from the service's clock. An impossible time is replaced by the nearest possible one.
     let arrived_ms = record.approximate_arrival_timestamp.and_then(|at| at.to_millis().ok()).unwrap_or(now_ms);
     Ok(Record {
         sequence_number,

@@ -1,4 +1,4 @@
-"""A stream, a lake, a lease table, and what may go wrong with each."""
+"""The services of a chaos run (stream, lake, lease table) and the faults to inject into each."""
 
 import collections
 import json
@@ -13,7 +13,7 @@ from faultproxy import FaultProxy
 from fleet import Stream, Worker, lake_env, leases, make_bucket
 
 FAILOVER = 1
-# Where a worker may be killed; `gap/…` needs a stream that trims, which has a test of its own.
+# Failpoints at which a worker may be killed. `gap/…` needs a stream that trims and has a test of its own.
 FAILPOINTS = [
     "read/after", "decode/after", "file/before", "file/after", "quarantine/before", "quarantine/after", "commit/before",
     "commit/after", "fence/before", "fence/after", "checkpoint/before", "checkpoint/after", "sweep/before", "sweep/after",
@@ -92,7 +92,7 @@ class Arena:
         return leases(self.s3, self.name)
 
     def drain(self, workers=2, failpoints=None):
-        """Healthy workers read everything that is left. Returns the seconds that it took."""
+        """Lets healthy workers read everything that is left; returns the seconds that it took."""
         began = time.monotonic()
         fleet = [self.worker(f"drain{n}") for n in range(workers)]
         for worker in fleet:

@@ -1,12 +1,20 @@
-"""Breaks a fleet of ingest workers in every way, and lets the checker judge what they leave behind.
+"""Breaks a fleet of ingest workers in every way, then checks the lake that they leave behind.
 
     python chaos.py SCENARIO BINARY WORK_FOLDER [--cycles N] [--seed S]
 
-Scenarios: `fleet` (kills, pauses and faults, N cycles), `sigterm` and `sigkill` (at every failpoint), `recovery` (how long
-a fleet needs after a death), `credentials` (that expire), `everything` (whatever Cognito can send, N kills, a redrive), `simulated` (the
-same out of `synclake simulate`), `ambiguous`
-(N commits, half of whose answers are lost), `lineage` (shards split while the services are slow), `memory` (many partitions, and an S3 that hangs). Servers come
-from SYNCLAKE_TEST_S3 and SYNCLAKE_TEST_KINESIS, as `with_servers.py` sets them. The last line on stdout is a JSON object of what was seen.
+Scenarios:
+  fleet             kills, pauses and faults, N cycles
+  sigterm, sigkill  the signal at every failpoint
+  recovery          time that a fleet needs after the death of a worker, N times
+  credentials       credentials that expire
+  everything        every kind of record that Cognito can send, N kills, then a redrive
+  simulated         the same with `synclake simulate` as producer
+  ambiguous         N commits, half of whose answers are lost
+  lineage           shards split and merge while the services are slow
+  memory            many open partitions, and an S3 that hangs
+
+The servers come from SYNCLAKE_TEST_S3 and SYNCLAKE_TEST_KINESIS, as `with_servers.py` sets them. The last line on
+stdout is a JSON object with the results.
 """
 
 import argparse
@@ -51,7 +59,7 @@ def fleet(options):
     fresh = iter(range(1 << 30))
 
     def begin(slot):
-        # Most of them come back under their old name, as in a set of named machines; the others are strangers.
+        # Most workers restart under their old name, as on a set of named machines; the others get a new name.
         name = f"slot{slot}" if rng.random() < 0.75 else f"fresh{next(fresh)}"
         worker = arena.worker(f"slot{slot}")
         plan = {"worker": worker, "began": time.monotonic(), "life": rng.uniform(0.2, 3.5) * options.life, "paused": None}
@@ -88,7 +96,7 @@ def fleet(options):
                 elif code == 0 and plan["how"] == "terminated":
                     seen["terminated"] += 1
                 else:
-                    # A worker may give up, with an error; the fleet goes on without it. But it must not crash.
+                    # A worker may end with an error, and the fleet goes on without it. But it must not crash.
                     seen[f"exit {code}"] += 1
                     if code not in (0, 1):
                         stop.set()
@@ -138,12 +146,12 @@ def plant(arena):
 
 
 def sigterm(options):
-    """At every failpoint: exit 0 within 30 s, leases given back, and in the end nothing lost."""
+    """Terminates a worker at every failpoint: it exits with 0 in 30 s, gives its leases back, and loses no record."""
     return each_failpoint(options, "terminate")
 
 
 def sigkill(options):
-    """Killed at every failpoint in turn, each time under the same name, and in the end nothing lost."""
+    """Kills a worker at every failpoint in turn, each time under the same name; no record is lost."""
     return each_failpoint(options, "kill")
 
 
@@ -159,7 +167,7 @@ def each_failpoint(options, action):
         worker = arena.worker(point.replace("/", "-"))
         worker.start(f"{point}=1*return({action})", ["--worker-id", "one"] if action == "kill" else [])
         began = time.monotonic()
-        # Some points are only reached once the worker is told to stop anyway: giving a lease back is one of them.
+        # Some failpoints are reached only after SIGTERM: giving a lease back is one of them.
         late = point.startswith("lease/give_back")
         deadline = began + (4.0 if late else 30.0)
         while worker.alive() and time.monotonic() < deadline:
@@ -186,7 +194,7 @@ def each_failpoint(options, action):
 
 
 def recovery(options):
-    """From the death of a worker to the commit that moves the last of its shards on."""
+    """Measures the time from the death of a worker to the commit that moves the last of its shards forward."""
     arena = Arena(options, shards=4)
     times = []
 
@@ -220,7 +228,7 @@ def recovery(options):
 
 
 def positions(arena):
-    """The committed position of every shard, from the log itself."""
+    """Returns the committed position of every shard, from the log itself."""
     objects = checker.load_s3(f"{arena.s3}/{arena.name}/lake/sync_records/_delta_log")
     table = checker.Table({f"sync_records/_delta_log/{k}": v for k, v in objects.items()}, "sync_records", lambda *_: None)
     apps = [a for a in table.txns if a.count("/") == 2]
@@ -231,7 +239,7 @@ CREDENTIALS_SECONDS = 6
 
 
 def credentials(options):
-    """Credentials live for six seconds, and the services refuse any that are older."""
+    """Uses credentials that live for six seconds; the services refuse expired ones."""
     arena = Arena(options, shards=2)
     refused, keys = collections.Counter(), set()
 
@@ -280,7 +288,7 @@ def credentials(options):
 
 
 def ambiguous(options):
-    """Four writers commit N times in all while half of the answers are lost: each commit is in the log once."""
+    """Lets four writers commit N times in all while half of the answers are lost; the log holds each once."""
     writers, each = 4, options.cycles // 4
     s3 = os.environ["SYNCLAKE_TEST_S3"]
     bucket = f"chaos-ambiguous-{os.getpid()}"
@@ -303,8 +311,11 @@ def ambiguous(options):
 
 
 def lineage(options):
-    """Shards split and merge while the services are slower than the idle time; then another worker is dead for less than
-    the failover time, or dies right after an end: whoever stops when idle has read everything all the same."""
+    """Checks that a worker with --until-idle has read everything when it stops.
+
+    Shards split and merge while the services are slower than the idle time. Then another worker is dead for less than
+    the failover time, or dies right after it ended a shard.
+    """
     arena = Arena(options, shards=2)
     arena.proxies[1].rules = [{"name": "slow listing", "match": "ListShards", "do": "delay", "seconds": 2}]
     arena.proxies[2].rules = [{"name": "slow leases", "match": "Scan", "do": "delay", "seconds": 0.6}]
@@ -342,7 +353,7 @@ def lineage(options):
     arena.stream.put(60)
     done("after a death", arena.worker("after", "4s").start(more=["--until-idle", "400ms"]))
 
-    # One worker ends a shard, and dies before anybody can know of the children.
+    # A worker ends a shard and dies before any other worker can know of the children.
     ends = arena.worker("ends").start("lease/create=1*return(kill)", ["--worker-id", "ends"])
     until("a reader for every shard", is_held, ends)
     stays = arena.worker("stays").start(more=["--worker-id", "stays", "--until-idle", "3s"])
@@ -358,7 +369,7 @@ def lineage(options):
 
 
 def memory(options):
-    """A thousand partitions are open at once; and S3 hangs while the stream goes on."""
+    """Measures peak memory with a thousand open partitions, and with an S3 that hangs while the stream goes on."""
     budget_kib = 64 * 1024
     work = pathlib.Path(options.work)
     work.mkdir(parents=True, exist_ok=True)

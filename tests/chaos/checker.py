@@ -1,20 +1,22 @@
-"""Whether a lake holds exactly what was produced. Shares no code with the pipeline: it reads the producer's ledger, the
-Delta log and the Parquet files by itself.
+"""Checks that a lake holds exactly the records that were produced.
+
+The checker shares no code with the pipeline: it reads the producer's ledger, the Delta log and the Parquet files
+itself.
 
     python checker.py LEDGER LAKE         LAKE is a folder, or http://host:port/bucket/prefix of an S3 server
 
-The producer's ledger is NDJSON: one line a record, {"shard", "sequence_number", "sub_sequence", "digest", "rows"}, where
-`digest` is of the rows that the record must become, or of its bytes when it must be quarantined ("rows": 0 and "raw":
-true), and `sub_sequence` its number inside an aggregate, if it was put into one; and one line a shard, {"shard",
-"parents"}.
+The producer's ledger is NDJSON. It has one line per record: {"shard", "sequence_number", "sub_sequence", "digest",
+"rows"}. `digest` covers the rows that the record must become, or its bytes if it must be quarantined ("rows": 0 and
+"raw": true). `sub_sequence` is the number of a sub-record inside its aggregate. It also has one line per shard:
+{"shard", "parents"}.
 
 Invariants, by the names under which they are reported:
-  I1  every record is exactly once in sync_records or in the quarantine (or in a span that the table gaps tells)
-  I2  what is stored of it is what was produced
-  I3  every file that the log names is there, readable, and has the rows that the log claims
+  I1  every record is exactly once in sync_records or in the quarantine (or in a gap that the table gaps lists)
+  I2  the stored contents of a record are the produced contents
+  I3  every file that the log lists exists, is readable, and has the rows that the log claims
   I4  commits of a shard are gapless, their ranges disjoint, owners change by fences alone, parents end before children
-  I5  no position is ahead of what is committed
-  I7  the log has no hole, and its checkpoints say what its commits say
+  I5  no position is ahead of the committed records
+  I7  the log has no hole, and its checkpoints agree with its commits
 """
 
 import collections
@@ -33,7 +35,7 @@ END = int("9" * 72)
 
 
 def digest_rows(rows):
-    """Of the rows of one record, in their order: what must survive the way through the pipeline."""
+    """Returns the digest of the rows of one record, in order; the pipeline must preserve it."""
     return hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -47,7 +49,7 @@ def load_folder(folder):
 
 
 def load_s3(url):
-    """All objects below http://host/bucket/prefix, by an unsigned listing: test servers do not ask for more."""
+    """Returns all objects below http://host/bucket/prefix by unsigned requests, which the test servers accept."""
     parts = urllib.parse.urlsplit(url)
     bucket, _, prefix = parts.path.strip("/").partition("/")
     base = f"{parts.scheme}://{parts.netloc}/{bucket}"
@@ -67,19 +69,19 @@ def load_s3(url):
         token = more.group(1)
 
 
-# The lake is judged again for every planted bug, and most of its files are the same ones.
+# Every planted bug checks the whole lake again, and most files stay the same: cache the parsed rows by body.
 _parsed = {}
 
 
 def rows_of(body):
     if id(body) not in _parsed:
-        # The body is kept too, so that no other one can come by its id.
+        # Keep the body too, so that no other object can get the same id.
         _parsed[id(body)] = (body, pq.read_table(io.BytesIO(body)).to_pylist())
     return _parsed[id(body)][1]
 
 
 class Table:
-    """One Delta table, replayed from its commits."""
+    """A Delta table, replayed from its commits."""
 
     def __init__(self, objects, name, fault):
         self.name, self.objects, self.fault = name, objects, fault
@@ -145,7 +147,7 @@ class Table:
                 self.fault("I7", f"{path} holds other transaction ids than the commits")
 
     def read(self, add):
-        """The rows of a file, with its partition's values; None when it is not as the log says."""
+        """Returns the rows of a file with its partition values; None if the file is missing or unreadable."""
         path = add["path"]
         body = self.objects.get(f"{self.name}/{path}")
         if body is None:
@@ -173,13 +175,13 @@ def state_of(txns, app_id):
 
 
 def check_shard_steps(table, records_of, parents, fault):
-    """I4 over the commits of a table; `records_of` gives the sequence numbers in a file by shard."""
+    """Checks I4 over the commits of a table; `records_of` returns the sequence numbers in a file by shard."""
     ended, begun = {}, {}
     for version, adds, before, after, changed in table.commits:
         touched = {m.group(0) for app in changed if (m := re.match(r"ingest/[^/]+/[^/]+", app))}
         listed = collections.defaultdict(list)
         for add in adds:
-            # What a redrive moves was passed over long ago; it is held to I1 and I2.
+            # The shard's position passed the rows of a redrive long ago; I1 and I2 still check those rows.
             if not re.match(r"(redrive|rest)-", add["path"].rsplit("/", 1)[-1]):
                 for shard, numbers in records_of(add).items():
                     listed[shard].extend(numbers)
@@ -220,7 +222,7 @@ def key_of(row):
 
 
 def row_of(row):
-    """A stored row in the producer's terms."""
+    """Returns a stored row in the form of the producer's ledger."""
     ms = lambda at: None if at is None else int(at.timestamp() * 1000 + 0.5)
     return [
         row["identity_pool_id"], row["identity_id"], row["dataset_name"], row["operation"], row["key"], row["value"],
@@ -229,7 +231,7 @@ def row_of(row):
 
 
 def check(objects, ledger_lines):
-    """All faults that are found, as (invariant, text)."""
+    """Returns all faults, as (invariant, text), and a summary."""
     faults = []
     fault = lambda invariant, text: faults.append((invariant, text))
     produced, parents = {}, {}

@@ -1,4 +1,4 @@
-"""Runs that are about what is in the records: payloads, aggregates, copies, poison, and their redrive."""
+"""Scenarios about the contents of records: payloads, aggregates, copies, poison, and their redrive."""
 
 import functools
 import gzip
@@ -21,7 +21,7 @@ def environment(arena):
 
 
 def redrive(arena):
-    """Killed twice, then run to its end, and once more: what the last two moved."""
+    """Runs a redrive that is killed twice, then twice to its end; returns the reports of the last two runs."""
     env, command = environment(arena), [arena.binary, "redrive", "--lake", arena.lake]
     for point in ("apart/after", "move/after"):
         failpoint = {"FAILPOINTS": f"redrive/{point}=1*return(kill)"}
@@ -39,7 +39,7 @@ def current_state(arena):
 
 
 def everything(options):
-    """Aggregates, oversize payloads, copies and poison, three workers that are killed, and then a redrive."""
+    """Sends aggregates, oversize payloads, copies and poison to three workers that are killed, then runs a redrive."""
     payloads = Payloads()
     arena = Arena(options, shards=4, payloads=payloads)
     arena.args += ["--payload-hosts", payloads.host]
@@ -78,7 +78,7 @@ def everything(options):
 
 
 def parts_of(data):
-    """The user records in a record, as the Kinesis Producer Library packs them; read by hand."""
+    """Returns (number, bytes) of the sub-records of a record; parses the KPL aggregate without a library."""
     if not data.startswith(b"\xf3\x89\x9a\xc2"):
         return [(None, data)]
 
@@ -108,7 +108,7 @@ def parts_of(data):
 
 
 def truth_of(data, folder):
-    """What one user record must become."""
+    """Returns the ledger entry of one sub-record: the rows that it must become, or its raw bytes."""
     try:
         event = json.loads(data)
         pool, identity, operation = event["identityPoolId"], event["identityId"], event["operation"]
@@ -131,7 +131,7 @@ def truth_of(data, folder):
 
 
 def simulated(options):
-    """The same out of `synclake simulate`: the stream is read back by hand, and judged against that and the oracle."""
+    """Does the same with `synclake simulate` as producer; the lake must match the stream read back, and the oracle."""
     arena = Arena(options, shards=4)
     folder = arena.work / "payloads"
     folder.mkdir(exist_ok=True)
@@ -152,7 +152,7 @@ def simulated(options):
     ]
     direct = {**environment(arena), "AWS_ENDPOINT_URL_KINESIS": os.environ["SYNCLAKE_TEST_KINESIS"]}
     making = subprocess.Popen(command, env=direct, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # Until it is "fixed", nobody understands events with this word in a value.
+    # Until it is "fixed", the decoder refuses events with this word in a value.
     poison = "poison=return(granite)"
     rng = random.Random(options.seed)
     arena.fault()

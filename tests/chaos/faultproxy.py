@@ -1,14 +1,15 @@
-"""A proxy for HTTP/1.1 on loopback that does to requests what networks and services do.
+"""An HTTP/1.1 proxy on loopback that injects the faults of networks and services.
 
-Run inside the driver's process (a thread with its own event loop): `FaultProxy(upstream_port).start()`.
+It runs inside the driver's process, in a thread with its own event loop: `FaultProxy(upstream_port).start()`.
 
-A rule is a dict: `match` is a regular expression on "METHOD path X-Amz-Target"; `p` how likely it fires (1); `skip` and
-`times` bound it; `do` is one of
-  error                 answers `status` and `code` without asking upstream (`json`: as AWS's JSON services do)
-  reset_before          closes the connection before upstream hears of it
-  reset_after           upstream answers, the client never hears of it: an ambiguous outcome
+A rule is a dict. `match` is a regular expression on "METHOD path X-Amz-Target". `p` is the probability that it fires
+(default 1). `skip` passes the first matches, `times` limits how often it fires. `do` is one of
+  error                 answers `status` and `code` without a request to upstream (`json`: as AWS's JSON services do)
+  reset_before          resets the connection before upstream gets the request
+  reset_after           upstream answers, but the client never gets the answer: an ambiguous outcome
   cut                   the answer breaks off after `bytes`
-  stall, delay          upstream's answer (the request) waits for `seconds`
+  stall                 upstream's answer waits for `seconds`
+  delay                 the request waits for `seconds`
   slow                  the answer trickles at `rate` bytes a second
   truncate_upload       upstream gets only the first `bytes` of the body
 """
@@ -24,7 +25,7 @@ import struct
 import threading
 
 
-# Connections that are open when the driver ends are not worth a word.
+# Connections that are still open when the driver ends need no log message.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
@@ -32,7 +33,7 @@ class FaultProxy:
     def __init__(self, upstream_port, seed=0):
         self.upstream_port = upstream_port
         self.rules = []
-        # Called with a request's headers; what it returns is answered in place of upstream (a rule of `do: error`).
+        # Called with the headers of a request; returns a rule of `do: error` to answer instead of upstream, or None.
         self.guard = None
         self.fired = collections.Counter()
         self.requests = 0

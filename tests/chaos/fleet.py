@@ -1,4 +1,4 @@
-"""The parts of a chaos run: a stream with its producer, a fleet of workers, and what they talk through."""
+"""Parts of a chaos run: a stream with its producer, a payload server, workers, and calls to the test services."""
 
 import base64
 import collections
@@ -20,7 +20,7 @@ from checker import digest_raw, digest_rows
 
 
 def call(endpoint, target, body):
-    """A call of AWS's JSON protocol; the test servers ask for no signature, only for the look of one."""
+    """Calls an operation by AWS's JSON protocol; the test servers want a signature header but do not verify it."""
     headers = {
         "Content-Type": "application/x-amz-json-1.0" if "Dynamo" in target else "application/x-amz-json-1.1",
         "X-Amz-Target": target,
@@ -42,7 +42,7 @@ def varint(n):
 
 
 def aggregate(parts):
-    """As the Kinesis Producer Library does it."""
+    """Packs sub-records into an aggregate, as the Kinesis Producer Library does."""
     body = b"\x0a\x01k"
     for part in parts:
         record = b"\x08\x00" + b"\x1a" + varint(len(part)) + part
@@ -51,7 +51,7 @@ def aggregate(parts):
 
 
 class Payloads:
-    """What lies behind the URLs of oversize events. Every tenth request is answered with 503 first."""
+    """A server of the payloads of oversize events. It answers the first request for about a tenth of them with 503."""
 
     SECRET = "CANARY0123456789abcdef"
 
@@ -87,10 +87,10 @@ class Payloads:
 
 
 class Stream:
-    """A Kinesis stream, and the ledger of what was put into it.
+    """A Kinesis stream, and the ledger of the records put into it.
 
-    With `payloads` some events are oversize, some are put into aggregates, some come again as copies, and some hold the
-    word POISON, which a decoder may be made to refuse until it is "fixed".
+    With `payloads`, some events are oversize, some are packed into aggregates, some come again as copies, and some hold
+    the word POISON. A failpoint makes the decoder refuse that word until it is "fixed".
     """
 
     def __init__(self, endpoint, name, shards, ledger, seed, payloads=None):
@@ -129,11 +129,11 @@ class Stream:
         return [s for s in self.shards() if not s["SequenceNumberRange"].get("EndingSequenceNumber")]
 
     def event(self):
-        """One event, and the rows that it must become; or bytes that nobody can decode."""
+        """Returns an event and the digest of its rows, or bytes that are a decode error."""
         r = self.random
         if r.random() < 0.03:
             raw = r.choice([b"", b"not json", b"\xff\xfe{", b"{}{}", b"[]", b'{"identityPoolId":"us-east-1:0a"}', b"null"])
-            # Empty records are taken by the service, but the digest must tell one poison from another.
+            # Kinesis accepts empty records. The digest must tell one poison from another.
             return raw, {"rows": 0, "raw": True, "digest": digest_raw(raw)}
         number = self.events = self.events + 1
         pool, identity = f"us-east-1:0{r.randrange(3)}", f"us-east-1:{r.randrange(50):04x}"
@@ -168,7 +168,7 @@ class Stream:
         return json.dumps(event, ensure_ascii=False).encode(), {"rows": len(rows), "digest": digest_rows(rows)}
 
     def record(self):
-        """What goes into one Kinesis record: its bytes, and the truth of each of its parts."""
+        """Returns the bytes of one Kinesis record, and the ledger entry of each of its sub-records."""
         if not self.payloads:
             data, truth = self.event()
             return data, [truth]
@@ -186,7 +186,7 @@ class Stream:
         return made
 
     def truth(self):
-        """The current state, by a model of our own: counts are unique here, so their order is the order."""
+        """Returns the current state by an independent model; sync counts are unique here, so they order the changes."""
         live = {}
         for pool, identity, dataset, _, key, value, op, count, _, _ in sorted(self.changes, key=lambda row: row[7]):
             if key is None:
@@ -225,7 +225,7 @@ class Stream:
             self.ledger.write(json.dumps({"shard": shard, "sequence_number": number, **part}) + "\n")
 
     def records(self, shard):
-        """Everything that a shard holds."""
+        """Yields every record of a shard."""
         start = {"StreamName": self.name, "ShardId": shard, "ShardIteratorType": "TRIM_HORIZON"}
         iterator = self._kinesis("GetShardIterator", **start)["ShardIterator"]
         while iterator:
@@ -235,7 +235,7 @@ class Stream:
             iterator = answer.get("NextShardIterator") if answer["Records"] or answer["MillisBehindLatest"] else None
 
     def reshard(self):
-        """Splits a random open shard or merges two neighbours, so that there are always about eight."""
+        """Splits a random open shard or merges two neighbours, which keeps about eight shards open."""
         with self.lock:
             open_now = self.open_shards()
             span = lambda s: (int(s["HashKeyRange"]["StartingHashKey"]), int(s["HashKeyRange"]["EndingHashKey"]))
@@ -263,7 +263,7 @@ class Stream:
 
 
 class Worker:
-    """One ingest process."""
+    """An ingest process."""
 
     def __init__(self, binary, name, args, env, log):
         self.binary, self.name, self.args, self.env, self.log = binary, name, args, env, log

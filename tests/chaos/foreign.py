@@ -1,13 +1,13 @@
-"""Another Delta writer works on every table of a lake beside ingest, refresh, extract, redrive and consumers, with kills.
+"""Lets another Delta writer work on every table of a lake, beside all synclake commands that write, with kills.
 
     python foreign.py SYNCLAKE FOLDER [--rounds N] [--seed S] [--spark PYTHON JARS]
 
-Two lakes get the same files: one in peace, one with the other writer. In each round a file is ingested and the maintenance
-runs, each killed now and then and begun again, while the other writer (delta-rs) compacts, sorts, updates rows in place, makes
-checkpoints and cleans logs up; between rounds it compacts and restores. With --spark, Spark comes after it, with deletion
-vectors in every table, and deletes a person. At last another person is deleted, and all tables are vacuumed. The lakes must be
-equal but for the deleted persons, the consumer must have got each row once, and `verify` must be content. The last line on
-stdout is a JSON object of what was seen.
+Two lakes get the same files; the other writer works on only one of them. Each round ingests a file and runs the
+maintenance commands; each command is sometimes killed and started again. Meanwhile the other writer (delta-rs)
+compacts, sorts, updates rows in place, writes checkpoints and cleans up logs; between rounds it compacts and restores.
+With --spark, Spark follows as the other writer, with deletion vectors in every table, and deletes a person. In the end
+a person is deleted and all tables are vacuumed. The lakes must be equal except for deleted persons, the consumer must
+have got each row once, and `verify` must find no fault. The last line on stdout is a JSON object with the counts.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from other_writers import Conflict, DeltaRs, Spark
 KEY = ["shard_id", "sequence_number", "sub_sequence", "record_index"]
 TABLES = ["sync_records", "quarantine", "daily_state", "state"]
 DAYS = 4
-# In each round, however fast it is.
+# Minimum of operations in each round, however fast the round is.
 DEEDS_MIN = 12
-# Spark is slower than we are.
+# Spark works through several rounds, because it is slower than synclake.
 SPARK_ROUNDS = 6
 
 
@@ -57,7 +57,7 @@ class Lakes:
         return done.stdout
 
     def run_killed(self, args):
-        """Runs a command until it ends by itself; now and then it is killed and begun again."""
+        """Runs a command until it ends by itself; sometimes kills it and starts it again."""
         while self.rng.random() < 0.4:
             child = subprocess.Popen(self.command(args, self.lake), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
@@ -78,7 +78,7 @@ class Lakes:
 
 
 def deeds(writer, rng):
-    """Everything on every table, in another order each time."""
+    """Yields every operation on every table, without end and in another order each time."""
     every = list(itertools.product(writer.deeds, TABLES))
     while True:
         rng.shuffle(every)
@@ -86,7 +86,7 @@ def deeds(writer, rng):
 
 
 def meddle(lakes, writer, stop, rng, todo, at_least):
-    """One thing after another, until the round is over."""
+    """Runs one operation after another until the round is over."""
     done = 0
     while not stop.is_set() or done < at_least:
         done += 1
@@ -100,7 +100,7 @@ def meddle(lakes, writer, stop, rng, todo, at_least):
 
 
 class Meddler(threading.Thread):
-    """The other writer at work beside ours; what it raises is raised by `end`."""
+    """A thread that runs the other writer beside synclake; `end` raises the exception of the thread."""
 
     def __init__(self, *args):
         super().__init__()
@@ -131,7 +131,7 @@ def delete_until_done(writer, table, predicate):
 
 
 def work(lakes, number, options):
-    """More events, into both lakes; in one of them every command, in any order and with kills."""
+    """Ingests more events into both lakes; runs every command on one of them, in any order and with kills."""
     events = lakes.folder / f"{number}.ndjson"
     made = ["simulate", "--quiet", "--seed", str(options.seed * 1000 + number), "--events", "400", "--days", str(DAYS)]
     subprocess.run([options.synclake, *made, "--identities", "30", "--poison", "0.02", "--out", str(events)], check=True)
@@ -144,7 +144,7 @@ def work(lakes, number, options):
 
 
 def delivered(feed):
-    """How often the consumer got each row."""
+    """Returns how often the consumer got each row."""
     found = collections.Counter()
     for manifest in feed.rglob("_SUCCESS"):
         for file in json.loads(manifest.read_text())["files"]:
@@ -206,7 +206,7 @@ def main():
             other.end()
         person = a_person(lakes)
         forgotten.add(person)
-        # By deletion vectors, beside another round.
+        # Delete the person by deletion vectors, beside another round.
         eraser = threading.Thread(target=delete_until_done, args=(writer, "sync_records", f"identity_id = '{person}'"))
         eraser.start()
         work(lakes, number, options)
@@ -220,7 +220,7 @@ def main():
     expected = collections.Counter()
     for line, count in every.items():
         expected[tuple(str(v) for v in json.loads(line).values())] += count
-    # Rows that were deleted before they were delivered need not be.
+    # The consumer may lack rows that were deleted before their delivery.
     may_lack = collections.Counter()
     for person in forgotten:
         sql = f"select {', '.join(KEY)} from sync_records where identity_id = '{person}'"
@@ -231,7 +231,7 @@ def main():
     different(lakes, "sync_records", "select * except (arrived_at) from sync_records", faults, without(forgotten))
     different(lakes, "quarantine", "select reason, detail, encode(raw, 'hex') from quarantine", faults)
 
-    # A person is deleted, beside a refresh; whatever was computed of that person goes with it.
+    # Delete a person beside a refresh; all rows computed from that person must disappear too.
     person = a_person(lakes)
     forgotten.add(person)
     refresh = threading.Thread(target=lakes.run_killed, args=(["refresh"],))

@@ -1,6 +1,6 @@
-"""Other Delta writers: delta-rs, and Spark with Delta. Each does what its users do to a table, one thing at a time.
+"""Other Delta writers: delta-rs, and Spark with Delta. Each does what its users do to a table, one operation at a time.
 
-What conflicts with a commit of ours is theirs to try again: it raises `Conflict`.
+An operation that conflicts with a synclake commit raises `Conflict`; the caller may retry it.
 """
 
 import json
@@ -10,7 +10,7 @@ import subprocess
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-# Its text column can be updated in place: every row stays what it was, and the files do not.
+# The text column of a table. An update of the column to itself rewrites files and changes no row.
 TEXT = {"sync_records": "value", "quarantine": "detail"}
 SORTED_BY = {"quarantine": "reason"}
 
@@ -26,7 +26,7 @@ class DeltaRs:
         self.lake = lake
 
     def do(self, what, table, rng):
-        """Whether anything was to be done."""
+        """Runs one operation on a table; returns whether the operation applies to that table."""
         try:
             delta = DeltaTable(self.lake / table)
             if what == "compact":
@@ -44,12 +44,12 @@ class DeltaRs:
         except (DeltaError, OSError) as error:
             if "panic" in str(error).lower():
                 raise
-            # Our commit came first, or the table is not there yet.
+            # A synclake commit came first, or the table does not exist yet.
             raise Conflict(str(error)) from error
         return True
 
     def compact_and_take_back(self, table):
-        """RESTORE to the version before a compaction: the rows are the same again, and the log says that all changed."""
+        """Compacts, then RESTOREs the version before: the rows are the same, but the log marks all files as changed."""
         delta = DeltaTable(self.lake / table)
         before = delta.version()
         if delta.optimize.compact(target_size=1 << 28)["numFilesRemoved"]:
@@ -71,7 +71,7 @@ class DeltaRs:
 
 
 class Spark:
-    """With deletion vectors: its DELETE and UPDATE mark rows, and leave the files as they are."""
+    """Spark with deletion vectors: its DELETE and UPDATE mark rows and leave the data files unchanged."""
 
     deeds = ["compact", "z_order", "update", "vectors"]
 
@@ -108,7 +108,7 @@ class Spark:
             self.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')")
         elif table in TEXT:
             column = TEXT[table]
-            # Some rows of a file, so that the others stay and these are marked.
+            # Update only some rows of a file, so that Spark marks them and keeps the file.
             self.sql(f"UPDATE {name} SET {column} = {column} WHERE {column} IS NOT NULL AND hash({column}) % 3 = {rng.randrange(3)}")
         else:
             return False

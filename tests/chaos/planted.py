@@ -1,5 +1,5 @@
-"""Proves the checker: plants one bug at a time into a healthy lake, as a broken pipeline would leave it, and expects each
-of them to be found under the invariant that it breaks."""
+"""Proves the checker: plants one bug at a time into a healthy lake, as a broken pipeline would leave it. The checker
+must report each bug under an invariant that the bug breaks."""
 
 import copy
 import io
@@ -33,7 +33,7 @@ class Lake:
         return max(int(m.group(1)) for p in self.objects if (m := re.fullmatch(rf"{table}/_delta_log/(\d+)\.json", p)))
 
     def versions(self, wanted):
-        """Versions whose commit `wanted` likes, in random order."""
+        """Returns the versions whose actions satisfy `wanted`, in random order."""
         found = [v for v in range(self.newest() + 1) if wanted(self.commit(v))]
         self.random.shuffle(found)
         return found
@@ -42,13 +42,13 @@ class Lake:
         return self.versions(lambda actions: sum("add" in a for a in actions) >= 2)[0]
 
     def files(self, table="sync_records"):
-        """Every (version, add) of a table, in random order."""
+        """Returns every (version, add) of a table, in random order."""
         found = [(v, a["add"]) for v in range(self.newest(table) + 1) for a in self.commit(v, table) if "add" in a]
         self.random.shuffle(found)
         return found
 
     def a_file(self, wanted=lambda rows: True):
-        """A (version, add) whose rows `wanted` likes: what a run leaves differs, a bug needs a place where it is one."""
+        """Returns a (version, add) whose rows satisfy `wanted`. Lakes differ by run; not every file can show a bug."""
         for version, add in self.files():
             if wanted(self.rows(add)):
                 return version, add
@@ -62,7 +62,7 @@ class Lake:
             del self.objects[path]
 
     def rewrite(self, add, change):
-        """Replaces a file by `change` of its rows, and the log's claims with it: a bug, not a damaged disk."""
+        """Replaces the rows of a file by `change(rows)` and adapts the log: this is a bug, not a damaged disk."""
         table = pq.read_table(io.BytesIO(self.objects[f"sync_records/{add['path']}"]))
         rows = change(table.to_pylist())
         body = written(rows, table.schema)
@@ -97,7 +97,7 @@ def files_deleted_after_a_lost_answer(lake):
 
 
 def resume_inclusive(lake):
-    """The last record of a commit is read again by the next one."""
+    """A commit reads the last record of the commit before it again."""
     of_shard = {}
     for _, add in lake.files():
         row = lake.rows(add)[0]
@@ -107,21 +107,21 @@ def resume_inclusive(lake):
 
 
 def committed_twice(lake):
-    """A commit whose answer was lost is made again under the next version."""
+    """A commit whose answer was lost is repeated under the next version."""
     newest = lake.newest()
     version = lake.version_with_files()
     lake.store(newest + 1, lake.commit(version))
 
 
 def zombie_commits(lake):
-    """A worker that was fenced long ago commits once more, with its own number and token."""
+    """A worker that was fenced long ago commits once more, with its old epoch and owner token."""
     version = lake.versions(lambda actions: sum("add" in a for a in actions) >= 1)[0]
     old = [a for a in lake.commit(version) if "txn" in a]
     lake.store(lake.newest() + 1, old)
 
 
 def child_before_parent(lake):
-    """A shard's end is committed only after its child was begun: two commits change places."""
+    """A child shard begins before its parent's end is committed: two commits change places."""
     ends = lambda actions: {
         a["txn"]["appId"].split("/")[2] for a in actions
         if "txn" in a and a["txn"]["appId"].endswith("/seq0") and a["txn"]["version"] == 10**18 - 1
@@ -204,7 +204,7 @@ def checkpoint_forgets_a_file(lake):
         table = pq.read_table(io.BytesIO(lake.objects[path]))
         rows = table.to_pylist()
         listed = next((r for r in rows if r["add"]), None)
-        # The first checkpoint may hold fences alone.
+        # The first checkpoint may hold only fences.
         if listed:
             rows.remove(listed)
             lake.objects[path] = written(rows, table.schema)
@@ -213,15 +213,15 @@ def checkpoint_forgets_a_file(lake):
 
 
 def poison_dropped(lake):
-    """A record that cannot be decoded is logged and skipped, as the predecessor did."""
+    """A decode error is only logged and its record is skipped, as in the predecessor."""
     version, _ = lake.files("quarantine")[0]
     lake.store(version, [a for a in lake.commit(version, "quarantine") if "add" not in a], "quarantine")
 
 
 def quarantined_and_stored(lake):
-    """A replay decodes what the quarantine holds already: the record is in both."""
+    """A replay decodes a record that is quarantined already, so that the record is in both tables."""
     held = {lake.rows(add, "quarantine")[0]["shard_id"]: add for _, add in lake.files("quarantine")}
-    # Not every shard has both: one that was split soon after it began may have seen no poison.
+    # Choose a shard that has both: a shard that split soon after its start may have no quarantined record.
     _, add = lake.a_file(lambda rows: rows[0]["shard_id"] in held)
     row = lake.rows(add)[0]
     add = held[row["shard_id"]]
@@ -231,7 +231,7 @@ def quarantined_and_stored(lake):
 
 
 def wrong_partition(lake):
-    """Rows of one day are written into another day's folder."""
+    """Rows of one day lie in another day's folder."""
     version, add = lake.a_file()
     path = re.sub(r"event_date=[0-9-]+", "event_date=2020-01-01", add["path"])
     lake.objects[f"sync_records/{path}"] = lake.objects.pop(f"sync_records/{add['path']}")
@@ -267,7 +267,7 @@ BUGS = {
 
 
 def prove(objects, ledger):
-    """Returns how many bugs were planted and caught; raises on the first that was not."""
+    """Returns the number of bugs planted and caught; raises on the first bug that is not caught."""
     healthy, _ = checker.check(objects, ledger)
     if healthy:
         raise AssertionError(f"the lake is not healthy to begin with: {healthy[:3]}")

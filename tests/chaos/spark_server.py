@@ -1,4 +1,4 @@
-"""Spark with Delta: runs the SQL statements on stdin, one a line, and answers each with a line of JSON, null or its error.
+"""Runs SQL statements from stdin in Spark with Delta, one per line; answers each with one JSON line: null or the error.
 
     python spark_server.py JAR [JAR …]
 """
@@ -11,7 +11,7 @@ import tempfile
 
 
 def main():
-    # Spark talks on standard output too (VACUUM does): only answers go there.
+    # Spark writes to standard output too (VACUUM does), so answers get a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
@@ -39,7 +39,7 @@ def main():
             try:
                 session.sql(line)
                 answer = None
-            # Whatever it is, the driver judges it.
+            # The driver judges every kind of error.
             except Exception as error:
                 lines = [line for line in str(error).splitlines() if "Exception" in line or "[" in line]
                 answer = f"{type(error).__name__}: {' | '.join(lines[:3])}"

@@ -1,8 +1,9 @@
-"""Answers queries over a lake by DuckDB: the files that the Delta logs list, and the SQL that `synclake ddl` prints.
+"""Answers queries over a lake with DuckDB: it reads the files that the Delta logs list, by the SQL of `synclake ddl`.
 
     duck.py DDL_FILE < QUERIES > ANSWERS
 
-A query is a line of JSON text; an answer is {"rows": […]} or {"error": "…"}. Cells are text in the form that mod.rs gives its own.
+A query is one line with a JSON string. An answer is {"rows": […]} or {"error": "…"}. Cells are text, in the same form as
+in mod.rs.
 """
 
 import datetime
@@ -43,7 +44,7 @@ def main():
     for statement in (s.strip() for s in re.split(r";\s*(?:\n|$)", text)):
         if not statement or statement.endswith(" delta"):
             continue
-        # Tables are read once; views stay views.
+        # Load each table once, as a table; keep the views as views.
         if "delta_scan" in statement:
             statement = statement.replace("OR REPLACE VIEW", "OR REPLACE TABLE")
         connection.execute(statement)

@@ -1,7 +1,7 @@
-//! Random SQL that DataFusion and DuckDB understand in the same way, over all tables and views.
+//! Random SQL over all tables and views that DataFusion and DuckDB must answer alike.
 //!
-//! Left out is what the two define differently and neither gets wrong: division, sorting without NULLS FIRST or LAST, casts of
-//! text that is no number (outside of a guard), sums beyond 64 bits.
+//! Not generated, because the engines define it differently and neither is wrong: division, sorting without NULLS
+//! FIRST or LAST, casts of non-numeric text (outside of a guard), and sums beyond 64 bits.
 
 use rand::RngExt;
 use rand::seq::IndexedRandom;
@@ -132,7 +132,7 @@ const EXTRACT: Columns = &[
 ];
 const QUARANTINE: Columns = &[("arrived_date", Date), ("stream", Text), ("shard_id", Text), ("reason", Text)];
 
-/// Relations, the more important ones more often.
+/// Relations to query; the more important ones are listed more than once, so they are picked more often.
 const RELATIONS: [(&str, Columns); 16] = [
     ("sync_records", RECORDS),
     ("sync_records", RECORDS),
@@ -152,10 +152,10 @@ const RELATIONS: [(&str, Columns); 16] = [
     ("quarantine", QUARANTINE),
 ];
 
-/// A query, and what must hold of it.
+/// A query and the properties that the oracles check.
 pub struct Query {
     pub sql: String,
-    /// Whether its rows come in one order.
+    /// Whether the query determines the order of its rows.
     pub ordered: bool,
     /// FROM clause and predicate, for the oracles that need no other engine.
     pub filter: Option<(String, String)>,
@@ -209,7 +209,7 @@ impl Generator {
         }
     }
 
-    /// A FROM clause of one to four relations.
+    /// Returns a FROM clause of one to `most` relations.
     fn from(&mut self, most: usize) -> (String, Vec<Relation>) {
         let (name, first) = self.relation();
         let mut sql = format!("{name} {}", first.alias);
@@ -232,7 +232,8 @@ impl Generator {
             if shared.is_empty() {
                 continue;
             }
-            // Never by what most rows have in common alone.
+            // Join on the selective columns that both relations have, so that no join is only on values that most rows
+            // share.
             let mut on: Vec<&str> =
                 ["identity_id", "dataset_name", "key"].into_iter().filter(|name| shared.contains(name)).collect();
             if self.chance(0.4) {
@@ -268,7 +269,7 @@ impl Generator {
         }
     }
 
-    /// A scalar of any type.
+    /// Returns a scalar expression of any type.
     fn scalar(&mut self, of: &[Relation]) -> (String, Type) {
         let Some((column, name, t)) = self.column(of, None) else { return ("1".to_owned(), Int) };
         let sql = match (t, self.below(8)) {
@@ -358,7 +359,8 @@ impl Generator {
                     null => format!("({} {} {null})", self.predicate(of, deeper), self.pick(&["and", "or"])),
                 }
             }
-            // Only the values of `score` are integers: whoever casts another one has ignored a guard.
+            // Only the values of the key `score` are integers: an engine that casts another value has ignored the
+            // guard.
             15 => {
                 match of.iter().find(|r| r.columns.contains(&("value", Text)) && r.columns.contains(&("key", Text))) {
                     Some(r) => {
@@ -374,7 +376,7 @@ impl Generator {
                     None => format!("{column} is not null"),
                 }
             }
-            // A month has 30 days and a day 24 hours.
+            // Comparisons of intervals take a month as 30 days and a day as 24 hours.
             16 => match (self.column(of, Some(Time)), self.column(of, Some(Time))) {
                 (Some((later, ..)), Some((earlier, ..))) => {
                     let compare = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
@@ -491,7 +493,7 @@ impl Generator {
         Query { sql, ordered, filter: Some((from, predicate)) }
     }
 
-    /// Every column of a relation, so that rows that are equal in all of them may change places.
+    /// Returns an ORDER BY list of every column, so that only rows that are equal in all of them may change places.
     fn total_order(of: &Relation) -> String {
         let names: Vec<String> =
             of.columns.iter().map(|(name, _)| format!("{}.{name} nulls first", of.alias)).collect();
@@ -533,7 +535,8 @@ impl Generator {
         Query { sql, ordered: false, filter: None }
     }
 
-    /// Three relations that share column names, joined on values: filters that are passed on by name go astray here.
+    /// Joins three relations that share column names, on values. A filter that is passed on by column name alone
+    /// reaches the wrong column here.
     fn joined_on_values(&mut self) -> Query {
         let view = self.pick(&["sync_records", "sync_records", "changes", "current_state"]);
         let on =
@@ -552,7 +555,7 @@ impl Generator {
         Query { sql: format!("select {list} from {from} where {narrow}{end}"), ordered, filter: Some((from, narrow)) }
     }
 
-    /// Differences of counts and of row numbers, which may be negative.
+    /// Subtracts counts and row numbers, so that results may be negative.
     fn differences(&mut self) -> Query {
         let same = "a.identity_id = b.identity_id and a.dataset_name = b.dataset_name and a.key = b.key";
         let sql = match self.below(5) {

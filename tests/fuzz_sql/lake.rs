@@ -1,4 +1,5 @@
-//! A small random lake: several commits, refreshes and an extract between them, late rows, copies, nulls, Unicode, removals.
+//! A small random lake: several commits with refreshes and an extract between them, late rows, copies, nulls, Unicode
+//! and removals.
 
 use std::path::{Path, PathBuf};
 
@@ -15,11 +16,11 @@ const POOLS: [&str; 3] = ["us-east-1:00aa", "us-east-1:00bb", "eu-west-1:00cc"];
 const IDENTITIES: [&str; 7] =
     ["us-east-1:01", "us-east-1:02", "us-east-1:03", "us-east-1:04", "eu-west-1:05", "a:06", "b:07"];
 const DATASETS: [&str; 4] = ["profile", "prefs", "..", "größe"];
-/// The values of `score` are integers, of the others anything.
+/// Keys of the records. The values of `score` are integers, the values of the others are any text.
 const KEYS: [&str; 6] = ["score", "name", "a", "B", "zz", "k%_"];
 const TEXTS: [&str; 9] = ["", "a", "A", "anna", "zoë", "日本", "a%b_c", "true", "x y"];
 
-/// The literals that queries compare columns with.
+/// Returns the literals that queries compare a column with.
 pub fn literals(column: &str) -> Vec<&'static str> {
     let pools = ["us-east-1_00aa", "us-east-1_00bb", "eu-west-1_00cc", "x", "us-east-1_00b"];
     match column {
@@ -73,7 +74,7 @@ fn record(rng: &mut impl Rng, at: i64, count: i64) -> Value {
     record
 }
 
-/// Makes the lake in `folder`.
+/// Writes a random lake below `folder` and returns the lake's folder.
 pub fn make(folder: &Path, rng: &mut impl Rng) -> PathBuf {
     let lake = folder.join("lake");
     let mut sent: Vec<String> = Vec::new();
@@ -81,7 +82,7 @@ pub fn make(folder: &Path, rng: &mut impl Rng) -> PathBuf {
         let mut lines = String::new();
         for _ in 0..rng.random_range(4..16) {
             let again = sent.choose(rng).filter(|_| rng.random_bool(0.2)).cloned();
-            // Now and then a row of an earlier day.
+            // A fifth of the events are late: they belong to the first day.
             let day = if rng.random_bool(0.2) { 0 } else { commit };
             let line = again.unwrap_or_else(|| event(rng, day).to_string());
             lines += &(line.clone() + "\n");

@@ -1,14 +1,15 @@
-//! Looks for wrong answers without being told what is right: random queries over random lakes, judged by four oracles.
+//! SQL fuzzer that finds wrong answers without knowing the right ones: four oracles judge random queries over random
+//! lakes.
 //!
 //! | oracle | what must be equal |
 //! |---|---|
-//! | DuckDB | the rows, from the same files through the SQL that `synclake ddl` prints |
-//! | plain | the rows with all optimizer shortcuts off |
-//! | NoREC | `count(*) where p`, and `sum(case when p then 1 else 0 end)` over the rows that nothing filters |
-//! | TLP | `p`, `not p` and `p is null` together, and all rows |
+//! | DuckDB | our rows and DuckDB's, from the same files by the SQL that `synclake ddl` prints |
+//! | plain | our rows with and without the optimizer shortcuts |
+//! | NoREC | `count(*) where p`, and `sum(case when p then 1 else 0 end)` over the unfiltered rows |
+//! | TLP | the rows of `p`, `not p` and `p is null` together, and all rows |
 //!
-//! `SYNCLAKE_FUZZ_QUERIES=20000 SYNCLAKE_FUZZ_SEED=1 make fuzz-sql` asks more of them; a finding names its lake, which
-//! `SYNCLAKE_FUZZ_LAKE` asks again.
+//! `SYNCLAKE_FUZZ_QUERIES=20000 SYNCLAKE_FUZZ_SEED=1 make fuzz-sql` runs more queries. A finding names its lake;
+//! `SYNCLAKE_FUZZ_LAKE` starts with that lake again.
 
 mod generate;
 mod lake;
@@ -32,12 +33,12 @@ use generate::{Generator, Query};
 
 use crate::harness::{ok, setting, synclake};
 
-/// Queries of one lake.
+/// Number of queries per lake.
 const QUERIES_OF_A_LAKE: u64 = 100;
 
 type Rows = Vec<Vec<Option<String>>>;
 
-/// One cell in the form that duck.py gives its own.
+/// Returns the cells of a column as text, in the same form as duck.py.
 fn cells(column: &ArrayRef) -> Vec<Option<String>> {
     let number = |value: f64| match value == value.trunc() && value.abs() < 1e15 {
         true => format!("{}", value as i64),
@@ -73,7 +74,7 @@ fn rows_of(batches: &[RecordBatch]) -> Rows {
     rows
 }
 
-/// The rows of a query, or one line that says why there are none.
+/// Returns the rows of a query, or its error.
 async fn ask(engine: &Engine, sql: &str) -> Result<Rows, String> {
     let answer = async {
         let frame = engine.sql(sql).await.map_err(|e| e.to_string())?;
@@ -88,7 +89,7 @@ fn sorted(mut rows: Rows) -> Rows {
     rows
 }
 
-/// DuckDB over a lake.
+/// A DuckDB process that answers queries over a lake.
 struct Duck {
     child: Child,
     questions: ChildStdin,
@@ -132,7 +133,7 @@ impl Drop for Duck {
     }
 }
 
-/// A lake, and everybody who answers questions about it.
+/// A lake and the three engines that answer queries over it.
 struct Arena {
     _folder: tempfile::TempDir,
     engine: Engine,
@@ -152,7 +153,7 @@ impl Arena {
         Self { _folder: folder, engine, plain, duck: Duck::open(&lake) }
     }
 
-    /// What is wrong with the answer to a query.
+    /// Returns what is wrong with the answers to a query, or `None`.
     async fn judge(&mut self, query: &Query) -> Option<String> {
         let normal = |rows: Rows| if query.ordered { rows } else { sorted(rows) };
         let ours = ask(&self.engine, &query.sql).await.map(normal);
@@ -220,7 +221,7 @@ fn difference(found: &Rows, expected: &Rows) -> String {
     format!("{} rows and not {}; only here {:?}, only there {:?}", found.len(), expected.len(), a.next(), b.next())
 }
 
-/// Asks `queries` queries from `seed` on, and returns what was found, up to `enough`.
+/// Runs `queries` queries from the seed on and returns the findings, at most `enough`.
 async fn hunt(guards: Guards, queries: u64, enough: usize) -> Vec<String> {
     let first = number_of("SYNCLAKE_FUZZ_LAKE", number_of("SYNCLAKE_FUZZ_SEED", 1) * 1_000_000);
     let mut found = Vec::new();
@@ -252,6 +253,7 @@ fn number_of(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().map_or(otherwise, |text| text.parse().unwrap())
 }
 
+/// Random queries return the same answers as DuckDB, and the other oracles find no fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn random_queries_are_answered_as_duckdb_answers_them() {
     let queries = number_of("SYNCLAKE_FUZZ_QUERIES", 300);
@@ -259,6 +261,7 @@ async fn random_queries_are_answered_as_duckdb_answers_them() {
     assert!(found.is_empty(), "{} findings in {queries} queries\n{}", found.len(), found.join("\n"));
 }
 
+/// The fuzzer finds a wrong answer as soon as any one guard is off: each guard is needed and each fault is detectable.
 #[tokio::test(flavor = "multi_thread")]
 async fn random_queries_find_each_fault_that_a_guard_holds_off() {
     let all = Guards::default();

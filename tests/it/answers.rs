@@ -1,4 +1,4 @@
-//! Answers that the libraries below give wrongly, and ours: each with the fault that it would show.
+//! Tests of answers that the underlying libraries get wrong without a guard.
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +37,7 @@ fn csv(lake: &Path, sql: &str) -> String {
     ok(query().arg("--lake").arg(lake).args(["--format", "csv", "-c", sql]))
 }
 
-/// Five people; one row without a key; values of `score` are numbers, others are not.
+/// Returns a lake of five identities and one row without a key. Only values of `score` are numbers.
 fn small(folder: &Path) -> PathBuf {
     let mut events: Vec<String> = (0..5)
         .map(|n| event(&format!("us-east-1:0{n}"), "d", 1, n % 2, &[("score", Some("50")), ("name", Some("anna"))]))
@@ -46,7 +46,7 @@ fn small(folder: &Path) -> PathBuf {
     lake(folder, &events)
 }
 
-/// The filter of one join must not end up at a column of the same name.
+/// A filter of a join applies to its own column, not to another column of the same name.
 #[test]
 fn filters_find_their_column_among_others_of_its_name() {
     let folder = tempfile::tempdir().unwrap();
@@ -70,12 +70,13 @@ fn filters_find_their_column_among_others_of_its_name() {
     }
 }
 
+/// Conditions follow SQL's three-valued logic, evaluate guards first, and count alike in WHERE and SELECT.
 #[test]
 fn conditions_mean_what_they_say() {
     let folder = tempfile::tempdir().unwrap();
     let lake = small(folder.path());
     for (table, condition, expected) in [
-        // Unknown is not false below IS FALSE, NOT or a comparison, whatever can fail beside it.
+        // Unknown is not false below IS FALSE, NOT or a comparison, even if another part of the condition can fail.
         ("sync_records", "(op = 'x' or case when key = 'score' then value::int > 60 end) is false", 5),
         ("sync_records", "not (op = 'x' or case when key = 'score' then value::int > 60 end)", 5),
         ("sync_records", "(op = 'x' or case when key = 'score' then value::int > 60 end) = false", 5),
@@ -84,16 +85,16 @@ fn conditions_mean_what_they_say() {
             "(op <> 'x' and case when key = 'score' then value::int > 60 end) is not distinct from false",
             5,
         ),
-        // What is NULL once it is simplified, is no condition that holds.
+        // A condition that simplifies to NULL matches no row.
         ("sync_records", "key not in ('a', null)", 0),
         ("changes", "key <> 'a' and key <> null", 0),
         ("current_state", "key <> 'a' and null", 0),
-        // Over partition columns alone, in forms that the kernel of the table does not have.
+        // Conditions over partition columns alone, in forms that the Delta kernel does not support.
         ("sync_records", "case when pool = 'x' then true else false end", 0),
         ("sync_records", "(event_date <= date '2020-01-01') is not distinct from true", 0),
         ("sync_records", "(event_date = date '2026-01-01') <> (pool = 'x')", 6),
         ("sync_records", "(pool <= 'x') is true", 11),
-        // Guards, as they are written.
+        // A guard is evaluated before the expression that it guards.
         ("sync_records", "case when key = 'score' then cast(value as int) > 40 end", 5),
         ("sync_records", "value <> '' and key <> 'name' and cast(value as int) > 40", 5),
         ("sync_records", "key = 'name' or cast(value as int) > 40", 10),
@@ -121,6 +122,7 @@ fn conditions_mean_what_they_say() {
     assert_eq!(csv(&lake, distinct), "n,d\n11,11\n");
 }
 
+/// Integer overflow is an error with advice, never a wrong number.
 #[test]
 fn numbers_do_not_wrap_around() {
     let folder = tempfile::tempdir().unwrap();
@@ -147,6 +149,7 @@ fn numbers_do_not_wrap_around() {
     assert_eq!(csv(&lake, differences), "c,r\n-1,-4\n");
 }
 
+/// SQL that would be ignored or misunderstood is rejected, and `--as-of` applies to every table or is rejected.
 #[test]
 fn what_would_be_ignored_or_mistaken_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -172,21 +175,22 @@ fn what_would_be_ignored_or_mistaken_is_refused() {
     assert_eq!(text(&as_of.stdout), "d\n2026-01-01\n");
 }
 
-/// What DataFusion takes for something else than other databases do: answered as they answer it, or refused with what to write.
+/// SQL that DataFusion understands differently from other databases is answered as they answer it, or rejected with an
+/// alternative.
 #[test]
 fn what_others_understand_otherwise_is_understood_as_they_do() {
     let folder = tempfile::tempdir().unwrap();
     let lake = small(folder.path());
     let one = |sql: &str| csv(&lake, sql).lines().nth(1).unwrap_or_default().to_owned();
     for (sql, expected) in [
-        // The subquery's column has the name of the outer one.
+        // The column of the subquery has the same name as the outer column.
         ("select count(*) from sync_records where key = any (select key from sync_records where key = 'name')", "5"),
         ("select count(*) from sync_records where key <> all (select key from sync_records where key = 'name')", "5"),
         (
             "select count(*) from changes where key = 'x' or key = some (select key from changes where key = 'name')",
             "5",
         ),
-        // Lists are about values, and not about how they are written; and unknown is not false.
+        // Lists compare values, however they are written, and unknown is not false.
         (
             "select count(*) from (values ('q'), ('r'), (null)) t(a) cross join (values ('q')) s(b) where a not in ('q', 'z') and a in (b, 'w')",
             "0",
@@ -224,7 +228,7 @@ fn what_others_understand_otherwise_is_understood_as_they_do() {
             "select count(*) from sync_records t where t.key in ('a', 'name') and t.key in (t.key, 'a') and t.key in (t.key, 'b') and t.key in (t.key, 'c')",
             "5",
         ),
-        // A span is as long as it is.
+        // Intervals compare by their length.
         ("select count(*) from sync_records where now() - last_modified_date < interval '7 days'", "0"),
         (
             "select count(*) from sync_records where timestamptz '2026-01-08 00:00:00Z' - last_modified_date > interval '6 days'",
@@ -239,7 +243,7 @@ fn what_others_understand_otherwise_is_understood_as_they_do() {
         ("select interval '24 hours' = interval '1 day'", "true"),
         ("select interval '24 hours' in (interval '1 day')", "true"),
         ("select i from (values (interval '36 hours'), (interval '1 day')) t(i) order by i limit 1", "1 day"),
-        // A decimal is exact, or an error.
+        // Decimal arithmetic is exact or an error.
         (
             "select sum(x) from (values ('9999999999999999999.5'::decimal(38,18)), ('0.5'::decimal(38,18))) t(x)",
             "10000000000000000000.000000000000000000",
@@ -250,14 +254,14 @@ fn what_others_understand_otherwise_is_understood_as_they_do() {
         ),
         ("select 12345678901234567890::decimal(38,0)", "12345678901234567890"),
         ("select 0.1 + 3.141592653589793 > 3.24", "true"),
-        // Two columns of one name to the planner.
+        // Two columns with the same name for the planner.
         (
             "select sum(x), sum(x::decimal(38,0)), sum(x) from (values (9223372036854775800), (1)) t(x)",
             "9223372036854775801,9223372036854775801,9223372036854775801",
         ),
         ("select max(x::varchar), max(x), x::varchar, x from (values (9), (9)) t(x) group by x", "9,9,9,9"),
         ("select count(*), count(*) from (values (1)) t(x)", "1,1"),
-        // Lists tell their parts apart.
+        // Printed lists keep their elements distinguishable.
         (
             "select array['a, b'], array['a', 'b'], array[null], array['']",
             "\"[\"\"a, b\"\"]\",\"[\"\"a\"\",\"\"b\"\"]\",[null],\"[\"\"\"\"]\"",

@@ -1,4 +1,4 @@
-//! What users mistype: one clear line, the right exit code, and nothing half-done.
+//! Tests of user mistakes: one clear line, the right exit code, and nothing half-done.
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -12,6 +12,7 @@ fn run(args: &[&str]) -> Output {
     synclake().args(args).output().unwrap()
 }
 
+/// A wrong command line is rejected with one line that names the mistake, and nothing is created.
 #[test]
 fn command_lines() {
     let folder = tempfile::tempdir().unwrap();
@@ -54,9 +55,10 @@ fn command_lines() {
     assert_eq!(std::fs::read_dir(here).unwrap().count(), 1, "nothing was made but the folder with the odd name");
 }
 
+/// A statement that is wrong, too large or not read-only fails with one clear line and leaves no file.
 #[test]
 fn sql() {
-    // The side of a join that is held does not spill.
+    // The build side of a hash join cannot spill.
     const STARVED: &str = "with s as (select value, repeat(value::varchar, 200) as text from generate_series(10000, 99999)) \
                            select max(a.text), max(b.text) from s a join s b using (value)";
     let folder = tempfile::tempdir().unwrap();
@@ -70,8 +72,8 @@ fn sql() {
     let told = text(&starved.stderr);
     assert!(told.contains("memory does not suffice") && told.contains("raise --memory"), "{told}");
     assert!(starved.status.code() == Some(1) && !told.contains("datafusion."), "{told}");
-    // No file may be longer than a few blocks: what a full disk says, at the first write or at a later one.
-    // Each thread has as much to sort, and as little memory for it, on any machine.
+    // A limit on the file size acts like a full disk, at the first write or at a later one.
+    // Rows and memory grow with the number of threads, so that each thread spills on any machine.
     let threads = std::thread::available_parallelism().unwrap().get();
     let (last, memory) = (100_000 + threads * 450_000, format!("{}MiB", threads * 32));
     let spills = format!("select repeat(value::varchar, 50) as t from generate_series(100000, {last}) order by t desc");
@@ -146,7 +148,7 @@ fn sql() {
     let found = ok(query().arg("--lake").arg(&lake).args(["--format", "csv", "-c", injected]));
     assert_eq!(found, "n\n0\n");
 
-    // What the guard lets through, the stack must hold.
+    // The stack must hold every statement that the size check admits.
     let chain = format!("select {} as n", vec!["1"; 2_900].join("+"));
     let unions = format!("select count(*) as n from ({})", vec!["select 1"; 900].join(" union all "));
     for sql in [chain, unions] {
@@ -166,7 +168,7 @@ fn sql() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may stop reading before the end.
+        // The program may stop reading before the end.
         let _ = child.stdin.take().unwrap().write_all(&bytes);
         refused(&child.wait_with_output().unwrap(), 1, &parts);
     }
@@ -186,6 +188,7 @@ fn sql() {
     assert_eq!(left.len(), 3, "no partial file stays: {left:?}");
 }
 
+/// A reader that closes the pipe early causes no error, in any format.
 #[test]
 fn a_reader_that_leaves_is_no_error() {
     let folder = tempfile::tempdir().unwrap();
@@ -211,6 +214,7 @@ fn a_lake(folder: &Path) -> std::path::PathBuf {
     lake
 }
 
+/// An error of a damaged lake names the damaged file.
 #[test]
 fn damaged_lakes_are_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -233,7 +237,7 @@ fn damaged_lakes_are_named() {
     refused(&run(), 1, &[file.file_name().unwrap().to_str().unwrap()]);
 }
 
-/// A result takes the place of a file without changing who may read it; and one that nobody may write stays.
+/// A result replaces a file without changing its permissions; a read-only file stays; a killed query leaves no file.
 #[test]
 fn an_output_file_keeps_its_mode() {
     use std::os::unix::fs::PermissionsExt;
@@ -262,7 +266,7 @@ fn an_output_file_keeps_its_mode() {
     assert_eq!((mode("kept.csv"), std::fs::read(folder.path().join("kept.csv")).unwrap()), (0o444, b"secret".to_vec()));
     let shown = run("select 1 as a", "-");
     assert_eq!((text(&shown.stdout).as_str(), folder.path().join("-").exists()), ("a\n1\n", false));
-    // Standard output by its other name, among other things that go there; and what a link leads to.
+    // `/dev/stdout` keeps its place among other output, and a link is followed to its target.
     let program = env!("CARGO_BIN_EXE_synclake-query");
     let script = format!(
         "(echo before; {program} --lake lake --format csv -c 'select 1 as a' -o /dev/stdout; echo after) > all.txt"
@@ -277,7 +281,7 @@ fn an_output_file_keeps_its_mode() {
     assert_eq!(std::fs::read_to_string(folder.path().join("target.csv")).unwrap(), "a\n2\n");
     refused(&run("\\d current_state", "columns.txt"), 1, &["-o", "backslash"]);
     assert!(!folder.path().join("columns.txt").exists());
-    // Ended while it writes: nothing is left.
+    // A query that is terminated while it writes leaves no file.
     let slow = "select a.key from sync_records a, sync_records b, sync_records c, sync_records d, sync_records e, \
                 sync_records f, sync_records g, sync_records h, sync_records i, sync_records j, sync_records k";
     let child = query().arg("--lake").arg(&lake).args(["-c", slow, "-o", "slow.csv"]).current_dir(&folder).spawn();

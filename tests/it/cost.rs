@@ -1,4 +1,5 @@
-//! One record costs what its bytes cost: memory, files and time, whatever is in it. And the good records around it land.
+//! Tests that a record costs memory, files and time in proportion to its bytes, whatever is in it. The good records
+//! around it are stored.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +7,7 @@ use synclake::decode::{Event, Reason, decode};
 
 use crate::harness::{count, synclake};
 
-/// An event with more fields (each with a comma before it) and these records.
+/// Returns an event with more fields (each with a comma before it) and these records.
 fn event(fields: &str, records: &str) -> String {
     format!(
         r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:0b","dataSetName":"d","operation":"replace","syncCount":1,"lastModifiedDate":1767226325759{fields},"kinesisSyncRecords":[{records}]}}"#
@@ -22,7 +23,7 @@ fn days(n: u64) -> String {
     (0..n).map(one).collect::<Vec<_>>().join(",")
 }
 
-/// A record, and what becomes of it: rows, or a reason.
+/// Returns named records with their outcomes: a number of rows, or a reason.
 fn cases() -> Vec<(&'static str, String, Result<i64, Reason>)> {
     let (long, key) = ("e".repeat(1 << 18), r#"{"key":"k"}"#);
     let named =
@@ -68,7 +69,7 @@ fn cases() -> Vec<(&'static str, String, Result<i64, Reason>)> {
     ]
 }
 
-/// A run over a good line, another, and a good line: its peak in KiB, its summary, and its time.
+/// Ingests a good line, `line` and a good line; returns the peak memory in KiB, the summary and the time.
 fn ingest(line: &str) -> (usize, serde_json::Value, Duration) {
     let folder = tempfile::tempdir().unwrap();
     let (events, lake) = (folder.path().join("events.ndjson"), folder.path().join("lake"));
@@ -98,6 +99,7 @@ fn ingest(line: &str) -> (usize, serde_json::Value, Duration) {
     (peak_kib, summary, took)
 }
 
+/// Memory, files, bytes written and time are bounded by the size of the record, and good records around it are stored.
 #[test]
 fn a_record_costs_what_its_bytes_cost() {
     let (plain_kib, ..) = ingest(&event("", r#"{"key":"k"}"#));
@@ -115,7 +117,7 @@ fn a_record_costs_what_its_bytes_cost() {
     }
 }
 
-/// Bytes that an event holds beside the record.
+/// Returns the bytes that a decoded event holds in addition to the record.
 fn held(event: &Event<'_>) -> usize {
     use std::borrow::Cow;
     let owned =
@@ -132,7 +134,7 @@ fn held(event: &Event<'_>) -> usize {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
 
-    /// Whatever an event repeats: what is held is bounded by the record's bytes, and so is what its rows say together.
+    /// Whatever an event repeats, the memory it holds and the text of its rows are bounded by the record's bytes.
     #[test]
     fn what_is_held_is_bounded(
         rows in 1..3_000usize, shape in 0..6usize, extra in 0..40_000usize, name in 1..1_100usize, operation in 1..1_100usize,
@@ -162,7 +164,7 @@ proptest::proptest! {
                             + event.extra(row).map_or(0, |extra| extra.len())
                     })
                     .sum();
-                // Beside what is repeated, each row has its own fields and the names of its flags.
+                // Besides the repeated text, each row has its own fields and the names of its flags.
                 assert!(said <= 32 * json.len() + (64 << 10), "{said} of {}", json.len());
             }
             Err(reject) => assert!(reject.detail.len() < 600, "{}", reject.detail.len()),

@@ -1,11 +1,12 @@
-//! Killed anywhere, resumed, and still every change once.
+//! Tests that an ingest can be killed anywhere and resumed, and every change is in the lake once.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::harness::{assert_every_event_once, assert_state_is_oracle, count, ingest_file, ok, simulate, synclake};
 
-/// Kills the ingest when its lake has reached another version: somewhere in the midst of the work, and later each time.
+/// An ingest that is killed in the middle of its work loses and doubles no event. Each round kills it later after a
+/// commit.
 #[test]
 fn sigkill_midway_loses_and_doubles_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -24,7 +25,7 @@ fn sigkill_midway_loses_and_doubles_nothing() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // A fence and a commit, and then anywhere in the next one.
+        // Wait for a fence and a commit, then kill anywhere in the next commit.
         let deadline = Instant::now() + Duration::from_secs(60);
         while std::fs::read_dir(&log).map_or(0, |d| d.count()) < before + 2 {
             assert!(Instant::now() < deadline, "no commit in a minute");
@@ -55,6 +56,7 @@ fn sigkill_midway_loses_and_doubles_nothing() {
     assert_eq!(report["tables"]["sync_records"]["orphans"], 0, "what the killed left behind was swept by those after");
 }
 
+/// On SIGTERM an ingest commits everything that it reports as read and exits with 0.
 #[test]
 fn sigterm_commits_and_exits_well() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! What is made of other tables, damaged: the error says what makes it anew, and that does.
+//! Tests of damaged tables that are computed from others: the error names the command that rebuilds them, and that
+//! command works.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -17,7 +18,7 @@ fn ingest(events: &str, lake: &Path, name: &str) {
     ok(synclake().arg("ingest").args(["--source", &format!("file:{}", file.display()), "--lake"]).arg(lake));
 }
 
-/// The files below a folder whose paths hold `part`, and end so.
+/// Returns the files below a folder whose paths contain `part` and end with `end`.
 fn files(folder: &Path, part: &str, end: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -33,6 +34,7 @@ fn files(folder: &Path, part: &str, end: &str) -> Vec<PathBuf> {
     found
 }
 
+/// A damaged maintained state gives an error with a remedy, and the remedy restores the right state.
 #[test]
 fn a_damaged_state_is_made_anew() {
     let folder = tempfile::tempdir().unwrap();
@@ -44,7 +46,7 @@ fn a_damaged_state_is_made_anew() {
     ok(synclake().args(["refresh", "--lake"]).arg(&lake));
     let expected = count(lake.to_str().unwrap(), LIVE);
 
-    // First everything is in the state, then some of it is newer: two ways to read it.
+    // First the state covers all rows, later there is a tail: a query reads the state in two different ways.
     std::fs::remove_file(&files(&lake.join("state"), "state-", ".parquet")[0]).unwrap();
     let asked = ask(&lake);
     refused(&asked, 1, &["cannot read the table state", "`synclake refresh --rebuild` makes it anew", ".parquet"]);
@@ -71,6 +73,8 @@ fn a_damaged_state_is_made_anew() {
     assert_state_is_oracle(lake.to_str().unwrap(), &[&oracle]);
 }
 
+/// A damaged extract gives an error with a remedy; the repeated extract corrects every row, because the earlier rows
+/// are unknown.
 #[test]
 fn a_damaged_extract_is_made_anew() {
     let folder = tempfile::tempdir().unwrap();
@@ -87,7 +91,7 @@ fn a_damaged_extract_is_made_anew() {
     std::fs::remove_file(day.iter().find(|file| file.to_string_lossy().contains("part-state")).unwrap()).unwrap();
     let said = ["cannot read the extract of 2026-01-02", "`synclake extract --date 2026-01-02` makes it anew"];
     refused(&extract("2026-01-03"), 1, &said);
-    // What is there now, and whatever it was before.
+    // Every row of the new extract counts as a correction, whatever the lost files held.
     let late = r#"{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:0b","dataSetName":"d","operation":"replace","kinesisSyncRecords":[{"key":"k","value":"v","op":"replace","syncCount":1,"lastModifiedDate":1767355200000}],"lastModifiedDate":1767355200000,"syncCount":1}"#;
     ingest(&format!("{late}\n"), &lake, "late.ndjson");
     let second = extract("2026-01-02");

@@ -1,8 +1,8 @@
-//! Every input that the decoder must survive: what becomes of it, as data.
+//! Table tests of the decoder: inputs that it must survive, and their outcomes.
 
 use synclake::decode::{Reason, decode};
 
-/// An event with one field replaced or added (`field` is JSON text, later fields of the same name not allowed).
+/// Returns an event with fields replaced or added. Values are JSON text; `absent` removes a field.
 fn event(changes: &[(&str, &str)]) -> String {
     let mut fields = vec![
         ("identityPoolId", r#""us-east-1:0a1b""#),
@@ -36,6 +36,7 @@ fn rejected(bytes: &[u8], reason: Reason) {
     }
 }
 
+/// Every record that is no valid event is rejected with the right reason.
 #[test]
 fn what_is_quarantined() {
     let utf16: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
@@ -146,6 +147,7 @@ fn extra(json: &str) -> Option<String> {
     event.extra(&event.rows[0])
 }
 
+/// Every valid event is accepted, and its values and unknown fields are kept byte for byte.
 #[test]
 fn what_is_accepted_byte_exact() {
     let with_bom = format!("\u{feff}{}", event(&[]));
@@ -234,6 +236,7 @@ fn what_is_accepted_byte_exact() {
     }
 }
 
+/// A bad device date never costs a row: the date becomes NULL and `extra` keeps the raw value.
 #[test]
 fn a_clients_clock_never_costs_a_row() {
     for (raw, micros, kept) in [
@@ -259,7 +262,7 @@ fn a_clients_clock_never_costs_a_row() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
 
-    /// Valid events, damaged anywhere: an event or a reason, never a panic.
+    /// Damage at any place of an event gives an event or a reason, never a panic.
     #[test]
     fn damage_never_panics(at in 0..400usize, with in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..6), cut in 0..6usize) {
         let mut bytes = record(r#""key":"k","value":"é\u0041","syncCount":1,"deviceLastModifiedDate":-5,"op":"replace","x":{}"#).into_bytes();
@@ -272,7 +275,7 @@ proptest::proptest! {
         }
     }
 
-    /// Field order and escapes change nothing.
+    /// Field order and JSON escapes do not change the decoded event.
     #[test]
     fn order_and_escapes_change_nothing(seed in 0..5_040usize, escape in proptest::prelude::any::<bool>()) {
         let mut fields = [

@@ -1,4 +1,5 @@
-//! Daily extracts: what they hold, that they can be run again, that their files count only by their manifest.
+//! Tests of daily extracts and deliveries: their contents, repeated and killed runs, and manifests that make their
+//! files count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,6 +18,7 @@ fn extract(lake: &Path, date: &str, more: &[&str]) -> Value {
     serde_json::from_str(&report).unwrap()
 }
 
+/// An extract holds the state at the end of its day and the changes of that day, and can be repeated.
 #[test]
 fn a_day_holds_the_state_at_its_end_and_its_changes() {
     let folder = tempfile::tempdir().unwrap();
@@ -25,7 +27,7 @@ fn a_day_holds_the_state_at_its_end_and_its_changes() {
     ingest_file(&events, &lake);
     let path = lake.to_str().unwrap();
 
-    // The end of the last day is the oracle's state.
+    // The state at the end of the last day equals the oracle.
     let last = extract(&lake, "2026-01-04", &[]);
     let truth = std::fs::read_to_string(&oracle).unwrap();
     assert_eq!(last["state_rows"], truth.lines().count());
@@ -35,7 +37,7 @@ fn a_day_holds_the_state_at_its_end_and_its_changes() {
     );
     assert_eq!(rows(path, &compare), Vec::<Value>::new());
 
-    // The end of an earlier day is the state of a lake that saw nothing later.
+    // The state at the end of an earlier day equals the state of a lake without later events.
     let until: String = std::fs::read_to_string(&events)
         .unwrap()
         .lines()
@@ -55,16 +57,17 @@ fn a_day_holds_the_state_at_its_end_and_its_changes() {
     assert_eq!(early["change_rows"], changes);
     assert!(changes > 0);
 
-    // Again is the same, and only once in the table.
+    // A repeated extract has the same rows, and the table holds them once.
     let again = extract(&lake, "2026-01-02", &[]);
     assert_eq!((&again["state_rows"], &again["change_rows"]), (&early["state_rows"], &early["change_rows"]));
     let in_table = count(path, "select count(*) from daily_extract where extract_date = '2026-01-02'");
     assert_eq!(in_table, early["state_rows"].as_i64().unwrap() + changes);
     assert_eq!(count(path, "select count(distinct extract_date) from daily_extract"), 2);
-    // A day before all is empty, and that is no error.
+    // A day before all events is empty and is no error.
     assert_eq!(extract(&lake, "2020-02-29", &[])["state_rows"], 0);
 }
 
+/// Extracts of one day that run at once leave the rows of exactly one of them.
 #[test]
 fn extracts_at_once_leave_one_of_them() {
     let folder = tempfile::tempdir().unwrap();
@@ -87,6 +90,7 @@ fn extracts_at_once_leave_one_of_them() {
     assert_eq!(count(path, "select count(*) from daily_extract"), rows);
 }
 
+/// The manifest lists every file with rows and SHA-256; repeated and concurrent runs leave all listed files in place.
 #[test]
 fn files_count_by_their_manifest() {
     let folder = tempfile::tempdir().unwrap();
@@ -112,7 +116,7 @@ fn files_count_by_their_manifest() {
         let on_disk: usize = ["state", "changes"].iter().map(|k| std::fs::read_dir(day.join(k)).unwrap().count()).sum();
         assert_eq!(on_disk, files.len(), "files of earlier runs are gone");
     }
-    // Several at once: whichever manifest is last, all that it lists is there.
+    // Of several runs at once any manifest may be the last; every file that it lists exists.
     for _ in 0..3 {
         let start = || {
             let mut command = synclake();
@@ -129,7 +133,7 @@ fn files_count_by_their_manifest() {
     }
 }
 
-/// The stored state of a day, as text.
+/// Returns the stored rows of a day, without corrections.
 fn stored(lake: &Path, day: &str) -> Vec<Value> {
     let sql = format!(
         "select kind, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count, last_modified_date \
@@ -138,7 +142,7 @@ fn stored(lake: &Path, day: &str) -> Vec<Value> {
     rows(lake.to_str().unwrap(), &sql)
 }
 
-/// Live rows by key.
+/// Live rows by identity, dataset and key.
 type State = BTreeMap<[String; 3], Value>;
 
 fn by_key(lake: &Path, day: &str, kind: &str) -> State {
@@ -150,7 +154,7 @@ fn by_key(lake: &Path, day: &str, kind: &str) -> State {
     rows(lake.to_str().unwrap(), &sql).into_iter().map(|row| (key(&row), row)).collect()
 }
 
-/// What who loaded an earlier version of a day makes of it.
+/// Applies the corrections of a day to an earlier version of that day, as its user would.
 fn corrected(mut state: State, corrections: &State) -> State {
     for (key, row) in corrections {
         match row["op"].as_str() {
@@ -163,7 +167,7 @@ fn corrected(mut state: State, corrections: &State) -> State {
 
 const DAYS: [&str; 4] = ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"];
 
-/// A stream of four days in four files, the late rows in later files than their day's.
+/// Writes a stream of four days into four files, with late rows in later files than their day's.
 fn four_files(folder: &Path) -> Vec<std::path::PathBuf> {
     let args = ["--events", "6000", "--seed", "11", "--days", "4", "--identities", "200", "--late", "0.05"];
     let (events, _) = simulate(folder, &args);
@@ -178,6 +182,7 @@ fn four_files(folder: &Path) -> Vec<std::path::PathBuf> {
     lines.chunks(quarter).enumerate().map(write).collect()
 }
 
+/// An extract that builds on the day before equals an extract from all rows, and late rows are reported and corrected.
 #[test]
 fn a_day_from_the_day_before_is_a_day_from_all_rows() {
     let folder = tempfile::tempdir().unwrap();
@@ -193,19 +198,19 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
         assert_eq!(report["late_rows"] == serde_json::json!({}), report["stale"] == serde_json::json!([]));
     }
     assert!(late > 50, "{late}");
-    // One at a time, the last one first: nothing to build on.
+    // Extract the last day first, so that no day has an earlier one to build on.
     for day in DAYS.iter().rev() {
         let report = extract(&whole, day, &[]);
         assert!(report["base"].is_null(), "{report}");
     }
     assert_eq!(stored(&lake, DAYS[3]), stored(&whole, DAYS[3]));
-    // Days that late rows have changed are as they were, until they are asked for.
+    // Days that late rows changed stay as they are until they are extracted again.
     assert_ne!(stored(&lake, DAYS[0]), stored(&whole, DAYS[0]));
     let more = folder.path().join("more.ndjson");
     let text = std::fs::read_to_string(&files[0]).unwrap();
     std::fs::write(&more, text.lines().next().unwrap().to_owned() + "\n\n").unwrap();
     ingest_file(&more, &lake);
-    // Told once, and remembered by the runs that do not correct.
+    // Late rows are reported once; runs without `--correct` keep the stale days.
     assert_eq!(extract(&lake, "2026-01-05", &[])["stale"], serde_json::json!(DAYS));
     let report = extract(&lake, "2026-01-06", &[]);
     assert_eq!((&report["late_rows"], &report["stale"]), (&serde_json::json!({}), &serde_json::json!(DAYS)));
@@ -216,7 +221,7 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
     for day in DAYS {
         assert_eq!(stored(&lake, day), stored(&whole, day), "{day}");
     }
-    // An earlier day that is extracted again tells that later ones hold less by now.
+    // A repeated extract of an earlier day reports that later days are stale now.
     let late = folder.path().join("late.ndjson");
     std::fs::write(&late, format!(" {}\n", text.lines().nth(1).unwrap())).unwrap();
     ingest_file(&late, &lake);
@@ -224,14 +229,14 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
         extract(&lake, DAYS[2], &[])["stale"],
         serde_json::json!([DAYS[0], DAYS[1], DAYS[3], "2026-01-05", "2026-01-06"])
     );
-    // Nothing more is new to this day; what was corrected before still is.
+    // No further row is new to these days; their earlier corrections are kept.
     for (day, first) in DAYS.iter().zip(first) {
         let second = by_key(&lake, day, "state");
         let corrections = by_key(&lake, day, "correction");
         assert_eq!(corrections.is_empty(), first == second, "{day}");
         assert!(corrections.len() < second.len() / 2, "{} of {}", corrections.len(), second.len());
         assert_eq!(corrected(first.clone(), &corrections), second, "{day}");
-        // A change of another value, and the removal of a dataset that has one.
+        // Change the value of a key, and remove a dataset that has a value.
         let key = second.keys().next().unwrap();
         let removed = second.keys().find(|other| other[..2] != key[..2]).unwrap();
         let file = folder.path().join(format!("{day}.ndjson"));
@@ -263,7 +268,7 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
         let listed = manifest["files"].as_array().unwrap().iter().filter(|file| file["kind"] == "corrections");
         assert_eq!(listed.map(|file| file["rows"].as_u64().unwrap()).sum::<u64>(), corrections.len() as u64);
     }
-    // A range is its days, each from the one before.
+    // A range extracts each of its days, each from the day before.
     let range = folder.path().join("range");
     files.iter().for_each(|file| drop(ingest_file(file, &range)));
     let lines = ok(synclake().args(["extract", "--from", DAYS[0], "--to", DAYS[3], "--lake"]).arg(&range));
@@ -275,6 +280,7 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
     }
 }
 
+/// A consumer gets every row once and in order, although its runs are killed or run at once.
 #[test]
 fn a_consumer_gets_every_row_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -287,7 +293,8 @@ fn a_consumer_gets_every_row_once() {
     };
     for file in four_files(folder.path()) {
         ingest_file(&file, &lake);
-        // Killed with the intent committed, with the files written, and with the cursor moved (the intent is there already).
+        // The first run dies with the intent committed, the second with the files written, the third with the cursor
+        // moved (its intent exists already).
         for point in ["commit/after", "consumer/written", "commit/after"] {
             let killed = consume().env("FAILPOINTS", format!("{point}=1*return(kill)")).output().unwrap();
             assert_eq!(killed.status.code(), None, "{point}");
@@ -328,7 +335,7 @@ fn a_consumer_gets_every_row_once() {
     refused(&["--from", "2026-01-02", "--to", "2026-01-01"], &["2026-01-02", "exchange"]);
     let inside = lake.join("daily_state");
     refused(&["--date", "2026-01-01", "--out", inside.to_str().unwrap()], &["daily_state", "lies in the lake"]);
-    // A delivery that was begun is finished as it was begun.
+    // A started delivery must be finished with the options that it started with.
     ingest_file(&folder.path().join("events.ndjson"), &lake);
     let killed = consume().env("FAILPOINTS", "consumer/written=1*return(kill)").output().unwrap();
     assert_eq!(killed.status.code(), None);
@@ -339,7 +346,7 @@ fn a_consumer_gets_every_row_once() {
     ok(&mut other);
 }
 
-/// What a killed extract wrote goes a week later; what a version lists or listed stays.
+/// Files of a killed extract are swept after a week; files that any version lists or listed stay.
 #[test]
 fn a_killed_extract_leaves_nothing_for_ever() {
     let folder = tempfile::tempdir().unwrap();
@@ -372,7 +379,7 @@ fn a_killed_extract_leaves_nothing_for_ever() {
     assert_eq!(files(), listed);
 }
 
-/// Whatever a killed run leaves: the manifest says no more than the table holds, and all that it lists is there.
+/// Wherever a run is killed, the manifest says no more than the table holds, and every file that it lists exists.
 #[test]
 fn a_manifest_is_never_ahead_of_its_table() {
     let folder = tempfile::tempdir().unwrap();
@@ -408,7 +415,8 @@ fn a_manifest_is_never_ahead_of_its_table() {
     assert_eq!(manifest()["state_rows"], in_table());
 }
 
-/// A delivery's files and its manifest are on disk before they have their names, and have them before the cursor moves.
+/// The files and the manifest of a delivery are on disk before they get their names, and get them before the cursor
+/// moves.
 #[test]
 fn a_delivery_is_durable_before_its_cursor_moves() {
     let folder = tempfile::tempdir().unwrap();
@@ -423,7 +431,7 @@ fn a_delivery_is_durable_before_its_cursor_moves() {
         names.filter(|name| name.ends_with(".tmp")).map(|name| name.split('.').nth(1).unwrap().to_owned()).collect()
     };
     let mut seen = BTreeSet::new();
-    // Killed at its first write to disk, its second, and so on: each with a consumer of its own.
+    // Each run is killed at a later staged file than the run before, each with its own consumer.
     for writes in 0.. {
         let name = format!("c{writes}");
         let mut run = synclake();
@@ -442,7 +450,7 @@ fn a_delivery_is_durable_before_its_cursor_moves() {
     assert_eq!(seen, ["_SUCCESS", "part-00000"].map(str::to_owned).into());
 }
 
-/// Whoever may write and not delete gets work done, and is told what is left.
+/// A user who may write but not delete gets the work done, and a warning about the files that are left.
 #[test]
 fn what_cannot_be_deleted_fails_nothing_that_is_committed() {
     let folder = tempfile::tempdir().unwrap();
@@ -460,7 +468,7 @@ fn what_cannot_be_deleted_fails_nothing_that_is_committed() {
     let poisoned = run(&["ingest", "--source", &source], "poison=return(identityPoolId)");
     assert!(poisoned.status.success());
     ingest_file(&files[0], &lake);
-    // Each left something that the next run would delete.
+    // Each run leaves files that the next run would delete.
     assert_eq!(run(&["refresh"], "commit/before=1*return(kill)").status.code(), None);
     assert_eq!(run(&["redrive"], "redrive/move/before=1*return(kill)").status.code(), None);
     let day = ["extract", "--no-refresh", "--date", DAYS[0], "--out", out.to_str().unwrap()];

@@ -1,4 +1,4 @@
-//! Files, folders and pipes as they come: everything once, and nothing lost without a word.
+//! Tests of files, folders and pipes as sources: every event arrives once, and no loss is silent.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ fn summary(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)))
 }
 
-/// Waits until a run that is under way has committed this many records.
+/// Waits until a running ingest has committed this many records.
 fn committed(lake: &Path, records: i64) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !lake.join("sync_records/_delta_log/00000000000000000002.json").exists()
@@ -58,6 +58,7 @@ fn committed(lake: &Path, records: i64) {
     }
 }
 
+/// Lines from a quiet pipe are committed by their age and by SIGTERM, while the pipe stays open.
 #[test]
 fn lines_of_a_quiet_pipe_are_committed_by_age_and_by_a_signal() {
     let Made { folder: _folder, events, lines, lake } = made("60");
@@ -66,7 +67,7 @@ fn lines_of_a_quiet_pipe_are_committed_by_age_and_by_a_signal() {
     pipe.write_all(lines[..20].concat().as_bytes()).unwrap();
     committed(&lake, 20);
     pipe.write_all(lines[20..].concat().as_bytes()).unwrap();
-    // It stays open, and is idle.
+    // The pipe stays open and idle.
     committed(&lake, lines.len() as i64);
     let output = terminate(child);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
@@ -75,6 +76,7 @@ fn lines_of_a_quiet_pipe_are_committed_by_age_and_by_a_signal() {
     drop(pipe);
 }
 
+/// An incomplete last line of a pipe is lost with an error that says so.
 #[test]
 fn half_a_line_of_a_pipe_is_lost_aloud() {
     let Made { folder, events, lines, lake } = made("60");
@@ -90,7 +92,8 @@ fn half_a_line_of_a_pipe_is_lost_aloud() {
     assert_eq!(summary(&output)["records"], 30);
     drop(pipe);
 
-    // The same at the end of a pipe; a file, however, may still be written.
+    // The end of a pipe loses the incomplete line in the same way. A file may still grow, so the line is not an error
+    // there.
     let mut child = start(&mut ingest("file:-", &lake));
     child.stdin.take().unwrap().write_all(format!("{}no json", lines[..31].concat()).as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -106,13 +109,14 @@ fn half_a_line_of_a_pipe_is_lost_aloud() {
     assert_every_event_once(lake.to_str().unwrap(), &events);
 }
 
+/// SIGTERM ends an ingest that waits for the writer of a pipe.
 #[test]
 fn a_pipe_without_a_writer_ends_with_a_signal() {
     let Made { folder, lake, .. } = made("1");
     let path = folder.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
     let child = start(&mut ingest(&format!("file:{}", path.display()), &lake));
-    // Its own sign that the lake is open and it waits.
+    // The first commit of `daily_state` shows that the lake is open and that the ingest waits.
     let deadline = Instant::now() + Duration::from_secs(60);
     while !lake.join("daily_state/_delta_log/00000000000000000000.json").exists() {
         assert!(Instant::now() < deadline);
@@ -120,10 +124,11 @@ fn a_pipe_without_a_writer_ends_with_a_signal() {
     assert_eq!(terminate(child).status.code(), Some(0));
 }
 
+/// A source that can be read only once doubles and loses no row, even if it starts like files of the lake.
 #[test]
 fn what_can_be_read_once_is_opened_once() {
     let Made { folder, events, lines, lake } = made("60");
-    // Two files of the lake begin as the pipe does: one is its beginning, the other is longer and differs.
+    // Two files of the lake start as the pipe does: one is its beginning, the other is longer and differs.
     for (name, content) in
         [("day", lines[..5].concat()), ("other", format!("{}{}", lines[0], "{\"no\":\"event\"}\n".repeat(400)))]
     {
@@ -144,6 +149,7 @@ fn what_can_be_read_once_is_opened_once() {
     assert_eq!(count(lake.to_str().unwrap(), doubled), 0);
 }
 
+/// A damaged file of a folder does not stop the other files, and the error names it.
 #[test]
 fn a_bad_file_of_a_folder_stops_no_other() {
     let Made { folder, lines, lake, .. } = made("60");
@@ -177,7 +183,7 @@ fn a_bad_file_of_a_folder_stops_no_other() {
     assert!(error.contains(r"d\u{1b}[31m.json.gz is damaged") && !told.contains('\u{1b}'), "{error}");
     assert_eq!(summary(&output)["records"], 20, "nothing of a damaged file");
 
-    // Mended; and the lake itself lies in the folder, whose log is no events.
+    // The damaged files are repaired. The lake lies in the source folder, and its log is not read as events.
     std::fs::write(root.join("b.json.gz"), packed(&lines[10..20].concat())).unwrap();
     std::fs::write(inside.join("d\u{1b}[31m.json.gz"), packed(&lines[30..].concat())).unwrap();
     let mended: Value = serde_json::from_str(&ok(&mut ingest(&source, &root.join("lake")))).unwrap();
@@ -185,6 +191,7 @@ fn a_bad_file_of_a_folder_stops_no_other() {
     drop(lake);
 }
 
+/// JSON that is not one event per line is rejected with a command that converts it.
 #[test]
 fn other_shapes_are_refused_by_name() {
     let Made { folder, lines, lake, .. } = made("20");
@@ -208,10 +215,11 @@ fn other_shapes_are_refused_by_name() {
     assert_eq!(count(lake.to_str().unwrap(), ROWS), 0);
 }
 
+/// A file that another ingest read in the meantime is not read again.
 #[test]
 fn a_file_that_another_ingest_has_read_meanwhile_is_not_read_again() {
     let Made { folder: _folder, events, lake, .. } = made("60");
-    // The second one takes its shard over long after it has looked for it.
+    // The late ingest fences its shard long after it has looked the shard up.
     let late =
         start(ingest(&format!("file:{}", events.display()), &lake).env("FAILPOINTS", "fence/before=1*sleep(3000)"));
     committed_by_another(&events, &lake);

@@ -1,4 +1,4 @@
-//! Several workers on one stream, and what operators see of them.
+//! Tests of several workers on one stream, and of what operators see of them.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::harness::{count, refused, setting, synclake};
 use crate::kinesis::{active, client, create_stream};
 
-/// A run of tests/chaos/chaos.py; its last line.
+/// Runs a scenario of tests/chaos/chaos.py, asserts that it found no fault, and returns its summary.
 fn chaos(scenario: &str, args: &[&str]) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/chaos.py");
@@ -31,8 +31,8 @@ fn chaos(scenario: &str, args: &[&str]) -> Value {
     summary
 }
 
-/// Killed at failpoints and at random, paused past their leases, behind proxies that fail in every way, while shards
-/// split and merge: the independent checker finds nothing. And it finds each of the bugs that are planted for it.
+/// A broken fleet loses and doubles no record. Workers are killed and paused past their leases, proxies inject faults,
+/// and shards split and merge. The independent checker finds no fault, but finds each planted bug.
 #[test]
 fn a_fleet_that_is_broken_on_purpose_loses_and_doubles_nothing() {
     let cycles = std::env::var("SYNCLAKE_CHAOS_CYCLES").unwrap_or_else(|_| "200".to_owned());
@@ -50,12 +50,14 @@ fn a_fleet_that_is_broken_on_purpose_loses_and_doubles_nothing() {
     );
 }
 
+/// A worker that is killed at any failpoint loses and doubles no record.
 #[test]
 fn sigkill_at_every_failpoint_loses_and_doubles_nothing() {
     let summary = chaos("sigkill", &[]);
     assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 13);
 }
 
+/// A worker that is terminated at any failpoint exits with 0 and gives its leases back.
 #[test]
 fn sigterm_at_every_failpoint_gives_the_leases_back() {
     let summary = chaos("sigterm", &[]);
@@ -63,8 +65,8 @@ fn sigterm_at_every_failpoint_gives_the_leases_back() {
     assert!(summary["slowest_seconds"].as_f64().unwrap() < 60.0, "{summary}");
 }
 
-/// `--until-idle` waits for the children of a shard that ended, however slowly they become known, and for the leases of
-/// a worker that died a moment ago: alone, in a fleet, after a death, and after an end that only a dead one knew of.
+/// `--until-idle` waits for the children of an ended shard, however slowly they appear, and for the leases of a worker
+/// that just died: alone, in a fleet, after a death, and after a shard end that only a dead worker knew of.
 #[test]
 fn until_idle_leaves_no_shard_behind() {
     let summary = chaos("lineage", &[]);
@@ -75,7 +77,8 @@ fn until_idle_leaves_no_shard_behind() {
     }
 }
 
-/// Five lives of the credentials long, every service refuses those that have expired.
+/// Expiring credentials are replaced in time. The run lasts five lifetimes of them, and every service rejects expired
+/// ones.
 #[test]
 fn credentials_that_expire_are_replaced_in_time() {
     let summary = chaos("credentials", &[]);
@@ -84,7 +87,8 @@ fn credentials_that_expire_are_replaced_in_time() {
     assert_eq!(summary["refused"], serde_json::json!({}), "{summary}");
 }
 
-/// Oversize payloads, aggregates, copies and poison, read by workers that are killed; then the poison is "fixed".
+/// Oversize payloads, aggregates, copies and poison arrive once, though the workers are killed; a redrive follows when
+/// the poison is "fixed".
 #[test]
 fn everything_that_cognito_can_send_arrives_once() {
     let summary = chaos("everything", &["--cycles", "30"]);
@@ -97,7 +101,7 @@ fn everything_that_cognito_can_send_arrives_once() {
     assert!(summary["left"].get("invalid_field").is_none(), "all of the poison was moved: {summary}");
 }
 
-/// The stream that `synclake simulate` makes for anyone, read by three workers that are killed.
+/// The stream that `synclake simulate` makes for any user arrives once, read by three workers that are killed.
 #[test]
 fn a_simulated_stream_with_everything_arrives_once() {
     let summary = chaos("simulated", &["--cycles", "15"]);
@@ -112,7 +116,7 @@ fn a_simulated_stream_with_everything_arrives_once() {
     );
 }
 
-/// The budget, and what the program needs beside it: code, threads, the encoder's own buffers.
+/// Peak memory stays within the budget plus what the program needs besides: code, threads, the encoder's own buffers.
 #[test]
 fn memory_stays_within_its_budget() {
     let summary = chaos("memory", &[]);
@@ -162,7 +166,8 @@ async fn items(table: &str) -> Vec<BTreeMap<String, AttributeValue>> {
     found
 }
 
-/// The predecessor, built on the Kinesis Client Library, is stopped; we go on where it was, and leave its table alone.
+/// An ingest continues where a predecessor built on the Kinesis Client Library stopped, and leaves its lease table
+/// unchanged.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_predecessor_is_replaced_without_loss() {
     let folder = tempfile::tempdir().unwrap();
@@ -200,7 +205,8 @@ async fn the_predecessor_is_replaced_without_loss() {
     let taken = format!("select count(*) from sync_records where sequence_number = '{done}'");
     assert_eq!(count(lake, &taken), 0);
     assert_eq!(before, items(table).await, "its table is as it was");
-    // Nor is it taken for one of ours, which would overwrite its checkpoints and read from the beginning.
+    // The predecessor's table is not accepted as a lease table: synclake would overwrite its checkpoints and read from
+    // the beginning.
     let taken = ingest(stream, &format!("{lake}/taken"), &["--lease-table", "dynamodb:predecessor"]).output().unwrap();
     refused(&taken, 1, &["Kinesis Client Library", "--import-kcl-checkpoints predecessor"]);
     assert_eq!(before, items(table).await, "its table is as it was");
@@ -208,7 +214,8 @@ async fn the_predecessor_is_replaced_without_loss() {
     refused(&missing.unwrap(), 1, &["no-such-table", "check the name of the table"]);
 }
 
-/// The predecessor stopped in the midst of an aggregate: the rest of it is read, and what it was done with is not.
+/// If the predecessor stopped inside an aggregate, the ingest reads the remaining sub-records and none of the finished
+/// ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aggregate_that_was_begun_is_finished() {
     let folder = tempfile::tempdir().unwrap();
@@ -249,7 +256,7 @@ async fn an_aggregate_that_was_begun_is_finished() {
     assert_eq!(serde_json::from_str::<Value>(&report).unwrap()["faults"], serde_json::json!([]), "{report}");
 }
 
-/// Two processes under one name: one of them says so and ends, and the other has the shards.
+/// Of two workers with the same id, one reports the conflict and ends, and the other keeps the shards.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_workers_with_one_name_one_stays() {
     let folder = tempfile::tempdir().unwrap();
@@ -290,7 +297,8 @@ fn terminate(child: Child) -> std::process::Output {
     child.wait_with_output().unwrap()
 }
 
-/// A second worker gets its share by asking for it; when the first one goes, the second has it all; nothing is read twice.
+/// A second worker gets its share by handoff requests and takes all shards when the first one ends; no record is read
+/// twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_are_shared_and_handed_over() {
     let folder = tempfile::tempdir().unwrap();
@@ -354,7 +362,7 @@ async fn shards_are_shared_and_handed_over() {
     refused(&elsewhere, 1, &["belongs to stream shared", "a table of its own"]);
 }
 
-/// Without leases there is one worker: whoever starts last has the stream, and the other says so and ends.
+/// Without leases there is one worker: the last one to start gets the stream, and the other reports that and ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_leases_the_last_one_has_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -386,13 +394,14 @@ pub fn get(address: &str, path: &str) -> Option<(u16, String)> {
     Some((status, text.split_once("\r\n\r\n")?.1.to_owned()))
 }
 
-/// The value of a metric, summed over its labels.
+/// Returns the value of a metric, summed over its labels.
 fn metric(text: &str, name: &str) -> Option<f64> {
     let of = |line: &&str| line.split([' ', '{']).next() == Some(name);
     let values: Vec<f64> = text.lines().filter(of).filter_map(|l| l.rsplit(' ').next()?.parse().ok()).collect();
     (!values.is_empty()).then(|| values.iter().sum())
 }
 
+/// Readiness, health and metrics are served while an ingest runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_see_what_goes_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -440,6 +449,7 @@ async fn operators_see_what_goes_on() {
     assert_eq!(terminate(child).status.code(), Some(0));
 }
 
+/// Wrong settings of a fleet are rejected with the right form.
 #[test]
 fn what_cannot_be_a_fleet_is_refused() {
     let check = |args: &[&str], parts: &[&str]| {
@@ -452,7 +462,7 @@ fn what_cannot_be_a_fleet_is_refused() {
     check(&["--source", "kinesis:a", "--metrics", "9464"], &["--metrics", "127.0.0.1:9464"]);
 }
 
-/// A shard that the leases have as ended is read by nobody: if the lake does not have its rows, that must not be silent.
+/// A lease table with ended shards whose rows the lake lacks is rejected: no worker would read these shards.
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_of_another_lake_are_refused() {
     let folder = tempfile::tempdir().unwrap();

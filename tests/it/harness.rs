@@ -1,4 +1,4 @@
-//! Running the programs, reading what they wrote.
+//! Helpers that run the programs and read what they wrote.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub fn query() -> Command {
     program(env!("CARGO_BIN_EXE_synclake-query"))
 }
 
-/// A program that sees nothing of the tester's own settings.
+/// Returns a command that does not inherit the tester's own settings.
 fn program(path: &str) -> Command {
     let mut command = Command::new(path);
     for (name, _) in std::env::vars_os() {
@@ -35,7 +35,7 @@ fn program(path: &str) -> Command {
     command
 }
 
-/// What `make test` put into the environment.
+/// Returns a variable that `make test` puts into the environment.
 pub fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set; run the tests with `make test`"))
 }
@@ -51,7 +51,7 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Asserts the exit code and a one-line error that holds all of `parts`; nothing on stdout.
+/// Asserts the exit code, a one-line error that contains all of `parts`, and an empty stdout.
 #[track_caller]
 pub fn refused(output: &Output, code: i32, parts: &[&str]) {
     let error = text(&output.stderr);
@@ -62,7 +62,7 @@ pub fn refused(output: &Output, code: i32, parts: &[&str]) {
         assert!(error.contains(part), "{part:?} is not in {error}");
     }
     assert!(first.starts_with("error: "), "{error}");
-    // clap adds a hint and its usage line; ours are one line.
+    // clap adds a hint and its usage line; synclake's own errors are one line.
     assert!(code == 2 || error.lines().count() == 1, "{error}");
     assert!(!error.contains("panicked"), "{error}");
 }
@@ -79,7 +79,7 @@ pub fn ingest_file(events: &Path, lake: &Path) -> Value {
     serde_json::from_str(&summary).unwrap()
 }
 
-/// Rows of a query over a lake, as JSON objects.
+/// Returns the rows of a query over a lake, as JSON objects.
 #[track_caller]
 pub fn rows(lake: &str, sql: &str) -> Vec<Value> {
     let mut command = query();
@@ -95,7 +95,7 @@ pub fn count(lake: &str, sql: &str) -> i64 {
     rows(lake, sql)[0].as_object().unwrap().values().next().unwrap().as_i64().unwrap()
 }
 
-/// `current_state`, row for row, in the oracle's form.
+/// Asserts that `current_state` equals the oracles, row for row.
 #[track_caller]
 pub fn assert_state_is_oracle(lake: &str, oracles: &[&Path]) {
     let key = |row: &Value| {
@@ -121,7 +121,7 @@ pub fn assert_state_is_oracle(lake: &str, oracles: &[&Path]) {
     }
 }
 
-/// What every event must have become: per sequence number the count and a digest of its rows.
+/// Asserts that the lake holds each event of the file once: the count and the keys of its rows, by sequence number.
 pub fn assert_every_event_once(lake: &str, events: &Path) {
     let text = std::fs::read_to_string(events).unwrap();
     let mut expected = BTreeMap::new();

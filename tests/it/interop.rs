@@ -1,4 +1,5 @@
-//! The golden cases, and the predecessor's query, through the SQL that `synclake ddl` prints, by other engines.
+//! Tests that other engines agree on the golden cases and the predecessor's query, by the SQL that `synclake ddl`
+//! prints.
 
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use serde_json::Value;
 use crate::harness::{ingest_file, ok, rows, setting, simulate, synclake};
 use crate::state::{Cases, Live, assert_live};
 
-/// The blog's query to the letter, but for the one user that it asks about.
+/// The query of the predecessor's blog post, verbatim except for its filter on one user.
 const PREDECESSOR: &str = "SELECT distinct temp.*, value FROM
 (select distinct identityid, datasetname, key,
         max(synccount) over (partition by identityid, datasetname, key) as max_synccount
@@ -17,7 +18,7 @@ INNER JOIN cognito_raw_data raw_data ON
 WHERE op <> 'remove'
 ORDER by datasetname, key";
 
-/// View and columns that an engine must agree on with ours.
+/// Views and columns on which an engine must agree with synclake.
 const VIEWS: [(&str, &[&str]); 4] = [
     ("current_state", &["identity_id", "dataset_name", "key", "value", "sync_count"]),
     ("dataset_state", &["identity_id", "dataset_name", "live_keys", "sync_count", "removed"]),
@@ -25,7 +26,7 @@ const VIEWS: [(&str, &[&str]); 4] = [
     ("daily_changes", &["event_date", "identity_id", "dataset_name", "key", "value", "op", "changes_in_day"]),
 ];
 
-/// Runs queries in an engine that was told of the lake by `synclake ddl`.
+/// Runs queries in an engine that has run the SQL of `synclake ddl` for the lake; returns sorted rows.
 fn ask(python: &str, engine: &str, dialect: &str, lake: &Path, queries: &[String]) -> Vec<Vec<Value>> {
     let ddl = lake.with_file_name(format!("{dialect}.sql"));
     std::fs::write(&ddl, ok(synclake().args(["ddl", "--engine", dialect, "--lake"]).arg(lake))).unwrap();
@@ -81,7 +82,7 @@ fn agrees(python: &str, engine: &str, dialects: &[(&str, bool)]) {
             let expected = ours(&golden, "select kind, count(*) as n from daily_extract group by kind", &["kind", "n"]);
             assert_eq!(extract, &expected, "{dialect}");
         }
-        // Without removals of datasets, and with copies that agree, the predecessor's query is well defined.
+        // The predecessor's query is well defined only without removals of datasets and with copies that agree.
         let query = PREDECESSOR.replace("cognito_raw_data", &format!("{db}cognito_raw_data"));
         let found = ask(python, engine, dialect, &made_up, &[query]).remove(0);
         let columns = ["identity_id", "dataset_name", "key", "sync_count", "value"];
@@ -95,16 +96,19 @@ fn agrees(python: &str, engine: &str, dialects: &[(&str, bool)]) {
     assert_eq!(by_us, ours(&made_up, "select * from current_state", &columns), "the predecessor's query, by us");
 }
 
+/// DuckDB gives the same answers as synclake, from the Delta log and from the Parquet files alone.
 #[test]
 fn duckdb_agrees() {
     agrees("SYNCLAKE_TEST_PYTHON", "duckdb", &[("duckdb", true), ("duckdb-parquet", false)]);
 }
 
+/// Spark gives the same answers as synclake, from the Parquet files alone.
 #[test]
 fn spark_agrees() {
     agrees("SYNCLAKE_TEST_SPARK", "spark", &[("spark-parquet", false)]);
 }
 
+/// `ddl` rejects names that could break out of the SQL that it prints.
 #[test]
 fn what_cannot_be_written_into_sql_is_refused() {
     let refused = |args: &[&str], parts: &[&str]| {

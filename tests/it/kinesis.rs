@@ -1,4 +1,5 @@
-//! A stream with four shards that split and merge midway, into S3, with real servers for both.
+//! Tests of an ingest from Kinesis into S3, with real servers for both; one stream of four shards splits and merges
+//! midway.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ pub async fn make_bucket(name: &str) {
     assert!(made.success(), "{url}");
 }
 
-/// Waits for the server to finish what it was asked.
+/// Waits until the stream is active again after a request.
 pub async fn active(client: &Client, stream: &str) {
     loop {
         let summary = client.describe_stream_summary().stream_name(stream).send().await.unwrap();
@@ -58,6 +59,7 @@ fn ingest(stream: &str, lake: &str, more: &[&str]) -> serde_json::Value {
     serde_json::from_str(&summary).unwrap()
 }
 
+/// Shards that split and merge midway lose and double no record.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reshard_midway_loses_and_doubles_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -84,7 +86,7 @@ async fn a_reshard_midway_loses_and_doubles_nothing() {
     assert_state_is_oracle(lake, &all);
     assert_eq!(ingest(stream, lake, &[])["records"], 0, "a third run finds nothing new");
 
-    // Every record that the stream holds is in the lake, each once, and nothing else is.
+    // The lake holds every record of the stream once, and no other record.
     let listed = client.list_shards().stream_name(stream).send().await.unwrap();
     let mut produced = 0;
     for shard in listed.shards() {
@@ -106,6 +108,7 @@ async fn a_reshard_midway_loses_and_doubles_nothing() {
     assert!(shards.len() > 4, "the children were read: {shards:?}");
 }
 
+/// `--from latest` skips older records only at the first start; later runs miss no record that arrived in between.
 #[tokio::test(flavor = "multi_thread")]
 async fn latest_begins_where_it_was_told_and_loses_nothing_after() {
     let folder = tempfile::tempdir().unwrap();
@@ -121,7 +124,8 @@ async fn latest_begins_where_it_was_told_and_loses_nothing_after() {
     };
     put(1).await;
     assert_eq!(ingest(stream, lake, &["--from", "latest"])["records"], 0);
-    // Nobody runs while this arrives: the beginning is in the ledger, so it is not skipped.
+    // No ingest runs while this record arrives. The lake remembers where the shard began, so the record is not
+    // skipped.
     put(2).await;
     assert_eq!(ingest(stream, lake, &["--from", "latest"])["records"], 1);
     put(3).await;
@@ -129,6 +133,7 @@ async fn latest_begins_where_it_was_told_and_loses_nothing_after() {
     assert_eq!(count(lake, "select count(*) from sync_records"), 2);
 }
 
+/// Records that cannot be decoded are quarantined, the shard goes on, and no secret is stored or logged.
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_is_quarantined_and_the_shard_goes_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -185,7 +190,7 @@ async fn poison_is_quarantined_and_the_shard_goes_on() {
     }
 }
 
-/// Nobody listens at this endpoint: the reads are tried again and again, and a signal still ends them at once.
+/// SIGTERM ends a run at once, even while it retries an endpoint at which no server listens.
 #[test]
 fn sigterm_ends_a_run_that_cannot_reach_its_stream() {
     use std::io::BufRead;

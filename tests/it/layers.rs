@@ -1,11 +1,12 @@
-//! Which room of the library may import which: docs/architecture.md has the table, and this holds the sources to it.
+//! Holds the sources to the table in docs/architecture.md that says which top-level module may import which.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 
-/// The rows of the table under the heading `## Layers`, in order: a room, and the rooms that it may import.
+/// Returns the rows of the table under the heading `## Layers`, in order: a module, and the modules that it may
+/// import.
 fn allowed() -> Vec<(String, BTreeSet<String>)> {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/architecture.md")).unwrap();
     let section = text.split("\n## Layers\n").nth(1).unwrap().split("\n## ").next().unwrap();
@@ -17,7 +18,7 @@ fn allowed() -> Vec<(String, BTreeSet<String>)> {
     rows.collect()
 }
 
-/// Reads the sources of each room: its file, and the folder of its name.
+/// Collects the code of each module: its file and the folder of its name.
 fn sources(folder: &Path, room: Option<&str>, found: &mut BTreeMap<String, String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -28,7 +29,7 @@ fn sources(folder: &Path, room: Option<&str>, found: &mut BTreeMap<String, Strin
         let room = room.unwrap_or(&name);
         match path.is_dir() {
             true => sources(&path, Some(room), found),
-            // Tests may use anything.
+            // Tests may import any module.
             false if name == "tests" => {}
             false => {
                 let text = std::fs::read_to_string(&path).unwrap();
@@ -44,7 +45,7 @@ fn sources(folder: &Path, room: Option<&str>, found: &mut BTreeMap<String, Strin
     }
 }
 
-/// The rooms that each room imports.
+/// Returns the modules that each module imports.
 fn arrows(sources: &BTreeMap<String, String>) -> Arrows {
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let imported = |room: &str, code: &str| -> BTreeSet<String> {
@@ -68,7 +69,7 @@ fn arrows(sources: &BTreeMap<String, String>) -> Arrows {
     sources.iter().map(|(room, code)| (room.clone(), imported(room, code))).collect()
 }
 
-/// What the table does not allow.
+/// Returns the imports that the table does not allow.
 fn forbidden(arrows: &Arrows, allowed: &[(String, BTreeSet<String>)]) -> Vec<String> {
     let rows: BTreeMap<_, _> = allowed.iter().map(|(room, may)| (room, may)).collect();
     let none = BTreeSet::new();
@@ -79,10 +80,11 @@ fn forbidden(arrows: &Arrows, allowed: &[(String, BTreeSet<String>)]) -> Vec<Str
     arrows.iter().flat_map(of_room).collect()
 }
 
+/// The modules import exactly what the architecture table allows, and the table has no circle.
 #[test]
 fn rooms_import_what_the_architecture_allows() {
     let allowed = allowed();
-    // A room may import only rooms above it: so there is no circle.
+    // A module may import only modules above it in the table, so there is no circle.
     let mut above = BTreeSet::new();
     for (room, may) in &allowed {
         assert!(may.is_subset(&above), "{room} may import only what stands above it in the table");
@@ -100,7 +102,7 @@ fn rooms_import_what_the_architecture_allows() {
             "{room} needs them no more"
         );
     }
-    // An arrow that is planted is found.
+    // A planted import is found.
     for planted in ["use crate::ingest::Options;", "use crate::{cpu, ingest::{self, Options}};"] {
         let mut sources_of = sources_of.clone();
         *sources_of.get_mut("lake").unwrap() += planted;

@@ -1,6 +1,6 @@
-//! One binary for all integration tests: each further one would link DataFusion again.
+//! Integration tests, in one binary, because each further binary would link DataFusion again.
 //!
-//! Those that need a server find its address in the environment, where `make test` puts it.
+//! Tests that need a server read its address from the environment, where `make test` puts it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests end by panicking")]
 
 mod answers;

@@ -1,5 +1,5 @@
-//! Events whose contents lie behind a URL: fetched when they can be, quarantined with the right reason when not, always
-//! within bounds, and the secret in the URL is nowhere afterwards.
+//! Tests of events whose records lie behind a URL: they are fetched or quarantined with the right reason, always
+//! within bounds, and the secret in the URL is stored and logged nowhere.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -25,7 +25,7 @@ fn records(n: usize, value: &str) -> String {
     Value::from((0..n).map(record).collect::<Vec<_>>()).to_string()
 }
 
-/// A dataset of about that many bytes.
+/// Returns the records of a dataset of about `bytes` bytes.
 fn contents(bytes: usize) -> String {
     records(bytes / 1_100, &"v".repeat(1_024))
 }
@@ -40,7 +40,7 @@ fn whole(body: impl Into<Bytes>) -> BoxBody<Bytes, Infallible> {
     Full::new(body.into()).boxed()
 }
 
-/// `chunk` again and again, with a pause in between.
+/// Returns a body that repeats `chunk` without end, after a pause each time.
 fn endless(chunk: Bytes, pause: Duration) -> BoxBody<Bytes, Infallible> {
     let frames = stream::unfold((), move |()| {
         let chunk = chunk.clone();
@@ -142,12 +142,14 @@ fn event(dataset: &str, url: &str) -> String {
     .to_string()
 }
 
+/// Payloads are fetched, or quarantined with the right reason, within bounds of time and memory; no secret is stored
+/// or logged.
 #[tokio::test(flavor = "multi_thread")]
 async fn payloads_are_fetched_under_guard() {
     let port = serve().await;
     let base = format!("http://127.0.0.1:{port}");
     let dated = "X-Amz-Date=20991231T000000Z&X-Amz-Expires=60";
-    // Dataset, URL, rows or reason.
+    // Dataset, URL, and number of rows or reason.
     let here = |path: &str| format!("{base}{path}?{dated}&X-Amz-Signature={SECRET}");
     let kib = (1 << 20) / 1_100;
     let cases: Vec<(&str, String, Result<usize, &str>)> = vec![
@@ -244,7 +246,7 @@ fn assert_secret_is_nowhere(folder: &std::path::Path, but: &std::path::Path) {
     assert!(searched > 100_000, "lake and log were searched");
 }
 
-/// In whatever clothes it comes.
+/// Secrets of URLs do not reach the quarantine or the log, however they are encoded.
 #[test]
 fn hidden_secrets_do_not_reach_the_quarantine() {
     let folder = tempfile::tempdir().unwrap();
@@ -253,7 +255,7 @@ fn hidden_secrets_do_not_reach_the_quarantine() {
     let lines: Vec<Vec<u8>> = vec![
         plain.replace("kinesisSyncRecordsURL", r"\u006binesisSyncRecordsU\u0052L").into_bytes(),
         plain.replace("X-Amz-Signature=", r"\u0058-Amz-Signature\u003d").into_bytes(),
-        // The line break ends it in the midst of its last unit, as a file of such text would.
+        // The line break cuts the text in the middle of its last UTF-16 unit, as in a file of such text.
         plain.encode_utf16().flat_map(u16::to_le_bytes).filter(|b| *b != b'\n').collect(),
         plain.as_bytes()[..plain.len() - 10].to_vec(),
         format!("{plain}{plain}").into_bytes(),

@@ -1,9 +1,10 @@
-//! The lake as others read it: plain Hive Parquet by DuckDB and pyarrow, Delta by ClickHouse's own reader.
+//! Tests that other readers agree on the lake: DuckDB and pyarrow as Hive Parquet, ClickHouse's own reader as Delta.
 
 use serde_json::Value;
 
 use crate::harness::{ingest_file, ok, rows, setting, simulate};
 
+/// Independent readers find the same counts and sums as synclake.
 #[test]
 fn independent_readers_agree() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,8 @@
-//! The README's commands do what it says: every `sh` block that is marked for it runs, in order, in one folder.
+//! Tests the commands of the README: every `sh` block that is marked as tested runs, in order, in one folder.
 
 use crate::harness::ok;
 
+/// The marked commands of the README succeed as written.
 #[test]
 fn commands_run() {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();

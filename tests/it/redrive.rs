@@ -1,4 +1,4 @@
-//! What was refused gets another chance, and is then in the lake once.
+//! Tests of `synclake redrive`: quarantined records are decoded again, and each is then in the lake once.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::harness::{
     assert_every_event_once, assert_state_is_oracle, count, ingest_file, ok, refused, rows, simulate, synclake,
 };
 
-/// Until it is "fixed", the decoder refuses what holds this.
+/// Failpoint that makes the decoder refuse records with this text, until it is "fixed".
 const POISON: &str = "poison=return(us-east-1:1)";
 
 fn ingest(events: &Path, lake: &Path, failpoints: &str) -> std::process::Output {
@@ -22,6 +22,7 @@ fn redrive(lake: &Path, args: &[&str]) -> Value {
     serde_json::from_str(&ok(synclake().arg("redrive").arg("--lake").arg(lake).args(args))).unwrap()
 }
 
+/// A redrive moves each record once, however often it is killed, and leaves no file behind.
 #[test]
 fn what_was_refused_is_moved_once_however_often_it_is_killed() {
     let folder = tempfile::tempdir().unwrap();
@@ -38,16 +39,16 @@ fn what_was_refused_is_moved_once_however_often_it_is_killed() {
     let files = "select count(distinct arrived_date) from quarantine";
     assert_eq!(count(name, files), 1);
 
-    // Nothing was fixed: nothing moves.
+    // The decoder is not fixed yet, so nothing moves.
     let still = ok(synclake().arg("redrive").arg("--lake").arg(&lake).env("FAILPOINTS", POISON));
     let still: Value = serde_json::from_str(&still).unwrap();
     assert_eq!((&still["examined"], &still["moved"]), (&refused_first.into(), &0.into()));
     assert_eq!(still["left"]["invalid_field"], poisoned);
-    // Nothing that was asked for.
+    // The filters exclude every record that could move.
     assert_eq!(redrive(&lake, &["--reason", "not_json"])["moved"], 0);
     assert_eq!(redrive(&lake, &["--since", "2100-01-01"])["examined"], 0);
 
-    // Killed at every step, and each time begun again.
+    // Each run is killed at another step, and the next run starts again.
     for point in ["apart/before", "apart/after", "move/before", "move/after", "done"] {
         let killed = synclake()
             .arg("redrive")
@@ -70,7 +71,7 @@ fn what_was_refused_is_moved_once_however_often_it_is_killed() {
     assert_eq!(report["tables"]["sync_records"]["files"], on_disk, "nothing is left of the killed ones");
 }
 
-/// How many data files a folder holds.
+/// Returns the number of data files below a folder.
 fn walk(folder: &Path) -> usize {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let count = |path: std::path::PathBuf| match path.file_name().unwrap().to_str().unwrap() {
@@ -81,7 +82,8 @@ fn walk(folder: &Path) -> usize {
     entries.map(count).sum()
 }
 
-/// A record that the quarantine holds ahead of the main position comes again; a redrive in between must not double it.
+/// A redrive skips records quarantined beyond the position of `sync_records`. The next ingest reads them again, so an
+/// earlier redrive would double them.
 #[test]
 fn what_is_ahead_of_its_shard_waits() {
     let folder = tempfile::tempdir().unwrap();
@@ -92,7 +94,7 @@ fn what_is_ahead_of_its_shard_waits() {
     assert_eq!(killed.status.code(), None);
     assert!(count(name, "select count(*) from quarantine") > 0);
     assert_eq!(redrive(&lake, &[])["examined"], 0);
-    // The decoder is fixed by now, and the records come again.
+    // The decoder is fixed now, and the ingest reads the records again.
     assert!(ingest(&events, &lake, "").status.success());
     let moved = redrive(&lake, &[]);
     assert!(moved["moved"].as_i64().unwrap() > 0, "{moved}");
@@ -101,7 +103,7 @@ fn what_is_ahead_of_its_shard_waits() {
     assert_state_is_oracle(name, &[&oracle]);
 }
 
-/// Two at once, and an ingest beside them.
+/// Redrives that run at once move each record once.
 #[test]
 fn several_at_once_move_each_record_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -128,6 +130,7 @@ fn several_at_once_move_each_record_once() {
     assert_state_is_oracle(name, &[&oracle]);
 }
 
+/// `redrive` rejects unknown reasons, invalid dates and folders without a lake, and accepts an empty quarantine.
 #[test]
 fn what_cannot_be_asked_is_refused() {
     let folder = tempfile::tempdir().unwrap();

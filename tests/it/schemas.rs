@@ -1,7 +1,8 @@
-//! The published schema of the event and the decoder agree.
+//! Tests that the published schema of the event and the decoder agree.
 
 use serde_json::Value;
 
+/// The schema names exactly the fields that the decoder reads, and its examples decode.
 #[test]
 fn the_event_schema_names_what_the_decoder_reads() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/sync_event.schema.json");
@@ -11,7 +12,7 @@ fn the_event_schema_names_what_the_decoder_reads() {
     for sample in samples {
         synclake::decode::decode(sample.to_string().as_bytes()).unwrap();
     }
-    // A field of the contract never lands in `extra`; any other does.
+    // A field of the schema never lands in `extra`; any other field does.
     let event = samples[0].as_object().unwrap();
     for (name, value) in event {
         assert!(schema["properties"].get(name).is_some(), "{name}");

@@ -1,4 +1,4 @@
-//! What the programs print, to the letter.
+//! Tests of the exact output of the programs.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -11,6 +11,7 @@ fn fixture(folder: &std::path::Path) -> std::path::PathBuf {
     lake
 }
 
+/// Every help text has examples.
 #[test]
 fn help_teaches_by_example() {
     for name in ["synclake", "ingest", "extract", "simulate", "refresh", "ddl", "query"] {
@@ -24,6 +25,7 @@ fn help_teaches_by_example() {
     }
 }
 
+/// Every output format shows the same result; Parquet also goes into a file.
 #[test]
 fn every_format_of_one_result() {
     let folder = tempfile::tempdir().unwrap();
@@ -38,11 +40,12 @@ fn every_format_of_one_result() {
     ok(query().arg("--lake").arg(&lake).args(["--format", "parquet", "-c", sql, "-o"]).arg(&file));
     let bytes = std::fs::read(&file).unwrap();
     assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
-    // The same without a file, through a pipe.
+    // Parquet also goes through a pipe.
     let piped = query().arg("--lake").arg(&lake).args(["--format", "parquet", "-c", sql]).output().unwrap().stdout;
     assert!(piped.starts_with(b"PAR1") && piped.ends_with(b"PAR1"));
 }
 
+/// SQL comes from `-c`, a file or standard input, and backslash commands work.
 #[test]
 fn commands_files_and_standard_input() {
     let folder = tempfile::tempdir().unwrap();
@@ -69,7 +72,7 @@ fn commands_files_and_standard_input() {
     assert_eq!(text(&child.wait_with_output().unwrap().stdout), "c\n3\n");
     let timed = query().arg("--lake").arg(&lake).args(["--timing", "-c", "select 1"]).output().unwrap();
     assert!(text(&timed.stderr).starts_with("1 rows in "));
-    // Stops at the first failure, and what came before was printed.
+    // The program stops at the first failure and keeps the results that it has printed.
     let failed = query()
         .arg("--lake")
         .arg(&lake)
@@ -79,6 +82,7 @@ fn commands_files_and_standard_input() {
     assert_eq!((text(&failed.stdout).as_str(), failed.status.code()), ("a\n1\n", Some(1)));
 }
 
+/// A flag wins over the environment, and the environment wins over the settings file.
 #[test]
 fn settings_come_from_flags_then_environment_then_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -96,6 +100,7 @@ fn settings_come_from_flags_then_environment_then_file() {
     assert_eq!(output, "a\n1\n", "a flag wins over both");
 }
 
+/// `-o` writes through a symbolic link and into a named pipe, and replaces neither.
 #[test]
 fn output_goes_through_links_and_into_pipes() {
     let folder = tempfile::tempdir().unwrap();

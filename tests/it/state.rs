@@ -1,4 +1,4 @@
-//! The current state by every path: from the rows, from the maintained state and the rows since, and as of a day.
+//! Tests of the current state by every path: from all rows, from the maintained state and the tail, and as of a day.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 
 use crate::harness::{count, ingest_file, ok, rows, setting, simulate, synclake};
 
-/// What is live: identity, dataset and key to value and count.
+/// Live keys: identity, dataset and key to value and sync count.
 pub type Live = BTreeMap<(String, String, String), (Option<String>, i64)>;
 
-/// tests/golden/cases.json; each case is one identity.
+/// The cases of tests/golden/cases.json; each case is one identity.
 pub struct Cases(Vec<Value>);
 
 impl Cases {
@@ -32,7 +32,7 @@ impl Cases {
         self.0.iter().map(|case| case["steps"].as_array().unwrap().len()).max().unwrap()
     }
 
-    /// The events of one step of all cases.
+    /// Returns the events of one step of all cases.
     fn step(&self, step: usize) -> String {
         let mut lines = String::new();
         for (number, case) in self.0.iter().enumerate() {
@@ -43,7 +43,7 @@ impl Cases {
         lines
     }
 
-    /// What must be live in the end, or at the end of a day that the cases speak of.
+    /// Returns the expected live keys at the end, or at the end of a day that the cases describe.
     pub fn live(&self, day: Option<&str>) -> Live {
         let mut live = Live::new();
         for (number, case) in self.0.iter().enumerate() {
@@ -58,13 +58,13 @@ impl Cases {
         live
     }
 
-    /// The identities of the cases that say what was live on that day.
+    /// Returns the identities of the cases that describe the live keys at the end of `day`.
     fn speak_of(&self, day: &str) -> Vec<String> {
         let numbers = self.0.iter().enumerate().filter(|(_, case)| case["as_of"].get(day).is_some());
         numbers.map(|(number, _)| Self::identity(number)).collect()
     }
 
-    /// Every step into a lake, each as a file of its own, and `between` after each.
+    /// Ingests each step as a file of its own, and calls `between` after each.
     pub fn ingest(&self, folder: &Path, mut between: impl FnMut(usize, &Path)) -> std::path::PathBuf {
         let lake = folder.join("lake");
         for step in 0..self.steps() {
@@ -81,7 +81,7 @@ fn millis(text: &Value) -> i64 {
     chrono::DateTime::parse_from_rfc3339(text.as_str().unwrap()).unwrap().timestamp_millis()
 }
 
-/// The short form of the cases as Cognito writes it.
+/// Returns an event in Cognito's format from the short form of the cases.
 fn wire(identity: &str, event: &Value) -> Value {
     let or =
         |record: &Value, name: &str| if record[name].is_null() { event[name].clone() } else { record[name].clone() };
@@ -129,7 +129,8 @@ pub fn assert_live(found: &Live, expected: &Live, what: &str) {
 
 const FROM_ROWS: &str = "resolved where is_latest and is_after_removal and op <> 'remove'";
 
-/// What analysts ask of one pool: sorted and grouped by what is one value there.
+/// Asserts that sorted and grouped queries of one pool, which is constant there, agree on both paths. Analysts ask
+/// such queries.
 fn assert_sorts(lake: &Path, what: &str) {
     for ask in [
         "select pool, identity_id, key from FROM pool = 'us-east-1_0a' order by pool, identity_id, dataset_name, key limit 9",
@@ -146,12 +147,14 @@ fn assert_sorts(lake: &Path, what: &str) {
     }
 }
 
+/// `current_state`, extracts and `--as-of` give the answers of the golden cases, whatever part of the rows a refresh
+/// covers.
 #[test]
 fn golden_cases_by_every_path() {
     let cases = Cases::read();
     assert!(cases.0.len() >= 40);
     let expected = cases.live(None);
-    // Refreshed never, after every step, and after some: the tail is everything, nothing, or in between.
+    // The lake is refreshed never, after every step, or after some steps: the tail is all rows, no rows, or some rows.
     for refreshed in [&[][..], &[0, 1, 2], &[0], &[1], &[0, 1]] {
         let folder = tempfile::tempdir().unwrap();
         let lake = cases.ingest(folder.path(), |step, lake| {
@@ -188,12 +191,12 @@ fn golden_cases_by_every_path() {
     }
 }
 
-/// A history of one pool: small domains, so that ties, removals and copies meet.
+/// A change in one pool. Its domains are small, so that ties, removals and copies meet.
 #[derive(Debug, Clone)]
 struct Change {
     identity: u8,
     dataset: u8,
-    /// `None` removes the dataset.
+    /// Key; `None` removes the dataset.
     key: Option<u8>,
     removes: bool,
     value: Option<String>,
@@ -230,9 +233,9 @@ impl Change {
     }
 }
 
-/// The model: what is live after these changes, in the order of their arrival.
+/// Returns the live keys that the model expects after these changes, given in order of arrival.
 fn model(changes: &[Change]) -> Live {
-    // By identity, dataset and key: the count, the second and the place in the order of arrival.
+    // Maps identity, dataset and key to count, second and place in the order of arrival.
     let mut latest = BTreeMap::new();
     for (index, change) in changes.iter().enumerate() {
         let order = (change.count, change.second, index);
@@ -255,7 +258,7 @@ fn model(changes: &[Change]) -> Live {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any history in any number of files, refreshed after any of them, is what the model says.
+    /// Any history, in any number of files and refreshed after any of them, gives the state that the model expects.
     #[test]
     fn random_histories_agree_with_the_model(
         files in prop::collection::vec((prop::collection::vec(change(), 1..40), any::<bool>()), 1..4)
@@ -275,7 +278,7 @@ proptest! {
             let truth = model(&all);
             assert_live(&live(&lake, "current_state"), &truth, "current_state");
             assert_live(&live(&lake, FROM_ROWS), &truth, "from the rows");
-            // A day after each file: the later ones build on the earlier ones, late rows and all.
+            // An extract of a day follows each file. Later extracts build on earlier ones, also with late rows.
             let until = i64::try_from(index % 3).unwrap();
             let day = format!("2026-01-{:02}", until + 1);
             let known: Vec<Change> = all.iter().filter(|change| change.second <= until).cloned().collect();
@@ -286,7 +289,7 @@ proptest! {
     }
 }
 
-/// Killed before and after its commit, and run by several at once.
+/// Refreshes that are killed before or after a commit, or that run at once, leave a correct state and no fault.
 #[test]
 fn a_killed_refresh_loses_nothing_and_leaves_nothing() {
     let cases = Cases::read();
@@ -300,7 +303,7 @@ fn a_killed_refresh_loses_nothing_and_leaves_nothing() {
         for point in ["file/before", "file/after", "refresh/before", "commit/before", "commit/after", "refresh/after"] {
             kill(lake, point);
             assert_eq!(live(lake, "current_state"), live(lake, FROM_ROWS), "killed at {point}");
-            // Something for the next one to do.
+            // Add a row, so that the next refresh has work to do.
             let more = lake.with_file_name("more.ndjson");
             let number = std::fs::read_dir(lake.join("sync_records/_delta_log")).unwrap().count();
             let event =
@@ -324,7 +327,7 @@ fn a_killed_refresh_loses_nothing_and_leaves_nothing() {
     assert_eq!(report["tables"]["state"]["rows"], count(lake.to_str().unwrap(), "select count(*) from key_state"));
 }
 
-/// Another writer appends rows without an identity, which synclake never writes: each is in the state once all the same.
+/// Rows without an identity, which only another writer can append, are in the state exactly once.
 #[test]
 fn rows_without_an_identity_are_in_the_state_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -332,7 +335,7 @@ fn rows_without_an_identity_are_in_the_state_once() {
     let lake = folder.path().join("lake");
     ingest_file(&events, &lake);
     refresh(&lake);
-    // So many other identities that the files of the state are left alone when they can be.
+    // The first round adds so many other identities that a refresh keeps the files of the state where it can.
     let script = "import sys, pyarrow, pyarrow.compute as c; from deltalake import DeltaTable, write_deltalake\n\
                   t = DeltaTable(sys.argv[1]).to_pyarrow_table(); t = t.filter(c.is_valid(t['key'])).slice(0, 1)\n\
                   at = t.schema.get_field_index('identity_id'); others = int(sys.argv[2])\n\
@@ -354,7 +357,7 @@ fn rows_without_an_identity_are_in_the_state_once() {
     }
 }
 
-/// A long history from a fixed seed.
+/// Returns a long history from a fixed seed.
 fn history(changes: usize) -> Vec<Change> {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let history = prop::collection::vec(change(), changes);
@@ -366,7 +369,7 @@ fn newest_version(table: &Path) -> u64 {
     names.filter_map(|name| name.to_str()?.strip_suffix(".json")?.parse().ok()).max().unwrap()
 }
 
-/// Tells that its thread has ended, however it did.
+/// A guard that sets the flag when its thread ends, also by a panic.
 struct Told<'a>(&'a AtomicBool);
 
 impl Drop for Told<'_> {
@@ -375,14 +378,14 @@ impl Drop for Told<'_> {
     }
 }
 
-/// While files come in, refreshes, extracts and queries go on beside: every answer is that of the model at the version that
-/// was read.
+/// Queries and extracts that run beside ingests and refreshes give the answer of the model for the version that they
+/// read.
 #[test]
 fn answers_are_right_while_the_lake_changes() {
     let folder = tempfile::tempdir().unwrap();
     let lake = folder.path().join("lake");
     let changes = history(240);
-    // How many changes the lake holds at a version.
+    // Number of changes that the lake holds, by version.
     let known = Mutex::new(BTreeMap::new());
     let ingest = |from: usize, to: usize| {
         let file = folder.path().join(format!("{from:03}.ndjson"));
@@ -420,7 +423,7 @@ fn answers_are_right_while_the_lake_changes() {
         });
         let mut asked = 0;
         while !is_written() {
-            // One statement, one snapshot: the two paths must agree on it.
+            // One statement reads one lake snapshot, so the two paths must agree.
             let live = |from: &str| format!("select identity_id, dataset_name, key, value, sync_count from {from}");
             let (kept, rows_alone) = (live("current_state"), live(FROM_ROWS));
             let sql =
@@ -438,7 +441,8 @@ fn answers_are_right_while_the_lake_changes() {
             let of_days: Vec<Change> = changes.iter().filter(|change| change.second <= until).cloned().collect();
             model(&of_days)
         };
-        // Between two ingests the later one may be there or not: its rows come in one of its commits.
+        // A version between two known ones may hold the rows of the later ingest or not, because they come with one of
+        // its commits.
         let (version, after) = known.range(covers..).next().unwrap();
         let before = known.range(..*version).next_back().map_or(0, |(_, before)| *before);
         let is_between = *version > covers && found == at(&changes[..before]);

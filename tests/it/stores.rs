@@ -1,4 +1,4 @@
-//! Stores that refuse: at once, in one sentence, and with what to do.
+//! Tests of stores that reject requests: the error comes at once, on one line, with its cause and what to do.
 
 use std::convert::Infallible;
 use std::io::BufRead;
@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 
 use crate::harness::{refused, simulate, synclake, text};
 
-/// An S3 that gives one answer to everything.
+/// Starts an S3 server that gives the same answer to every request; returns its URL.
 async fn s3(status: u16, code: &'static str) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -34,6 +34,7 @@ async fn s3(status: u16, code: &'static str) -> String {
     url
 }
 
+/// An error from S3 is reported within seconds, on one line, with its cause and what to do.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_s3_refuses_is_told_at_once_and_with_its_cause() {
     let folder = tempfile::tempdir().unwrap();
@@ -71,6 +72,7 @@ async fn what_s3_refuses_is_told_at_once_and_with_its_cause() {
     assert!(output.stderr.len() < 400, "{}", text(&output.stderr));
 }
 
+/// An S3 outage is logged within seconds, and SIGTERM ends the retries.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_told_soon_and_a_signal_ends_the_wait() {
     let folder = tempfile::tempdir().unwrap();
@@ -94,7 +96,8 @@ async fn an_outage_is_told_soon_and_a_signal_ends_the_wait() {
     assert!(signalled.elapsed() < Duration::from_secs(5), "{:?}", signalled.elapsed());
 }
 
-/// Written here and read there, or a folder in place of a bucket: refused before anything is made.
+/// An ambiguous lake location is rejected before anything is created. Otherwise a lake is written in one place and
+/// read in another, or a folder replaces a bucket.
 #[test]
 fn places_that_are_two_places_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -106,7 +109,7 @@ fn places_that_are_two_places_are_refused() {
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
 }
 
-/// A file that merely lies in the working folder sends nobody's credentials anywhere.
+/// A settings file that merely lies in the working folder cannot redirect requests and the credentials in them.
 #[test]
 fn a_settings_file_that_nobody_named_does_not_decide_where_requests_go() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Streams that are not what they seem: made again under their name, answered for by somebody else, listed in a circle.
+//! Tests of unusual streams: recreated under the same name, answered by another service, or with shards that are their
+//! own ancestors.
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -34,17 +35,18 @@ fn assert_whole(lake: &str) {
     assert_eq!(report["faults"], json!([]), "{report}");
 }
 
+/// A stream that is recreated under its name is read from its beginning; a possible loss is recorded as a gap.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     let folder = tempfile::tempdir().unwrap();
     let lake = folder.path().to_str().unwrap();
     let began = now() - 100.0;
-    // One shard has ended, one is open.
+    // One shard has ended, the other is open.
     let shards = vec![("shardId-0", shard(&[1, 2], &[], true)), ("shardId-1", shard(&[3], &["shardId-0"], false))];
     let stream = Arc::new(Mutex::new(made(began, 1, shards)));
     let endpoint = serve(stream.clone()).await;
     assert_eq!(read(&endpoint, lake)["records"], 3);
-    // The same ids and the same numbers, but other records.
+    // The new stream has the same shard ids and sequence numbers, but other records.
     *stream.lock().unwrap() = made(now(), 1, vec![("shardId-0", shard(&[1, 2], &[], false))]);
     for more in [["--from", "latest"], ["--flush-age", "1s"]] {
         ok(&mut ingest(&endpoint, lake, &[&["--until-idle", "1s"], &more[..]].concat()));
@@ -52,19 +54,20 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     assert_eq!(count(lake, "select count(*) from sync_records"), 5, "each of the new ones once");
     assert!(rows(lake, "select * from gaps").is_empty(), "all of the old one was read");
     assert_whole(lake);
-    // Made again a day after the last look at it: what came in between may be lost, and is told.
+    // The stream is recreated a day after the last look at it: records in between may be lost, so a gap is recorded.
     *stream.lock().unwrap() = made(now() + 86_400.0, 1, vec![("shardId-0", shard(&[9], &[], false))]);
     assert_eq!(read(&endpoint, lake)["records"], 1);
     let gaps = rows(lake, "select after_sequence_number, whole_rest from gaps");
     assert_eq!(gaps, [json!({"after_sequence_number": "2", "whole_rest": true})]);
     assert_whole(lake);
-    // One from before all of them: somebody has the wrong endpoint.
+    // A stream older than the known ones means a wrong endpoint.
     *stream.lock().unwrap() = made(began - 50.0, 1, vec![("shardId-0", shard(&[1, 2], &[], false))]);
     let output = ingest(&endpoint, lake, &["--until-idle", "1s"]).output().unwrap();
     refused(&output, 1, &["made-up was created at", "another stream", "--endpoint-url"]);
 }
 
-/// Lakes of before the identity was kept: the stream that is there is theirs, unless it cannot be.
+/// A lake written before stream identities were kept takes the existing stream as its own, unless the positions
+/// exclude that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lake_that_does_not_know_its_stream_looks_at_the_positions() {
     for (starts, numbers, expected) in [(1, vec![1, 2, 3], 3), (100, vec![101, 102], 4)] {
@@ -87,11 +90,12 @@ async fn a_lake_that_does_not_know_its_stream_looks_at_the_positions() {
     }
 }
 
+/// An answer that is not from Kinesis does not end a shard.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_somebody_else_ends_no_shard() {
     let folder = tempfile::tempdir().unwrap();
     let lake = folder.path().to_str().unwrap();
-    // Listed as closed, too: the answer itself must be the service's.
+    // Even for a shard that is listed as closed, the answer itself must come from the service.
     for closed in [false, true] {
         let mut foreign = made(now(), 1, vec![("shardId-0", shard(&[1], &[], closed))]);
         foreign.is_foreign = true;
@@ -112,6 +116,7 @@ async fn an_answer_of_somebody_else_ends_no_shard() {
     }
 }
 
+/// `--from` the epoch or earlier reads child shards too.
 #[tokio::test(flavor = "multi_thread")]
 async fn children_are_read_from_the_epoch_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -124,6 +129,7 @@ async fn children_are_read_from_the_epoch_on() {
     }
 }
 
+/// Records that the service repeats are stored once, and a shard that is its own ancestor is rejected.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_told_twice_is_taken_once_and_a_circle_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -139,7 +145,7 @@ async fn what_is_told_twice_is_taken_once_and_a_circle_is_refused() {
     refused(&output, 1, &["shardId-0", "its own ancestor"]);
 }
 
-/// Whoever loses the shards with the last flush has committed nothing, and says so.
+/// A worker that loses its shards before its last flush has committed nothing, and says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_loser_of_two_does_not_claim_what_it_lost() {
     let folder = tempfile::tempdir().unwrap();
@@ -160,7 +166,7 @@ async fn the_loser_of_two_does_not_claim_what_it_lost() {
     assert_eq!(count(lake, "select count(*) from sync_records"), 2);
 }
 
-/// Who names a profile means it, whatever keys the environment has.
+/// `--profile` wins over keys in the environment, and an unknown profile is rejected.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_named_profile_wins_and_an_unknown_one_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -180,7 +186,7 @@ async fn a_named_profile_wins_and_an_unknown_one_is_refused() {
     refused(&run(&["--profile", "nosuch"]), 2, &["--profile \"nosuch\"", "other"]);
 }
 
-/// Health is answered, however many connections lie idle.
+/// Health requests are answered, however many idle connections are open.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_clients_do_not_starve_health() {
     use std::io::Write;
@@ -196,7 +202,7 @@ async fn idle_clients_do_not_starve_health() {
     }
     let idle: Vec<_> = (0..300).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
     for mut half in idle.iter().step_by(2) {
-        // Some of them have been cut off by now.
+        // The server has closed some of the connections by now.
         let _ = half.write_all(b"GET /healthz HTTP/1.1\r\nHost:");
     }
     let asked = Instant::now();

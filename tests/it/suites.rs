@@ -1,5 +1,4 @@
-//! Public suites: every naughty string comes through byte for byte, and what JSONTestSuite calls JSON, and what it does
-//! not, is told apart.
+//! Tests with public suites: the Big List of Naughty Strings and JSONTestSuite.
 
 use std::path::PathBuf;
 
@@ -13,6 +12,7 @@ fn module(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// Keys, values and dataset names come through byte for byte, whatever text they hold.
 #[test]
 fn naughty_strings_come_through_byte_for_byte() {
     let strings: Vec<String> = serde_json::from_str(&module("blns/resources/blns.json")).unwrap();
@@ -34,6 +34,7 @@ fn naughty_strings_come_through_byte_for_byte() {
     }
 }
 
+/// The decoder accepts valid JSON and rejects invalid JSON, as JSONTestSuite classifies them.
 #[test]
 fn json_is_told_from_what_is_not() {
     let module = module("json-test-suite/data/parsing.js");
@@ -42,12 +43,13 @@ fn json_is_told_from_what_is_not() {
     let (mut accepted, mut refused) = (0, 0);
     for case in cases.as_array().unwrap() {
         let (name, input) = (case["name"].as_str().unwrap(), case["input"].as_str().unwrap());
-        // As a record, none of them is an event: each is refused, and never as something that it is not.
+        // As a record, no case is an event, so each is rejected; valid JSON is never rejected as invalid JSON or
+        // UTF-8.
         let reject = decode(input.as_bytes()).unwrap_err();
         if name.starts_with("y_") {
             assert!(!matches!(reject.reason, Reason::NotJson | Reason::NotUtf8), "{name}: {reject:?}");
         }
-        // As a field that nobody knows, it is kept as it is if it is JSON, and costs the event if it is not.
+        // As an unknown field of an event, valid JSON is kept unchanged; invalid JSON makes the event a decode error.
         let event = format!(
             r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:0b","dataSetName":"d","operation":"remove","lastModifiedDate":1,"syncCount":1,"x":{input}}}"#
         );

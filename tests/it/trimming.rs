@@ -1,5 +1,6 @@
-//! What the stream's retention trims before it was read is told, once, and the work goes on. No emulator trims, so this
-//! stream is made up: a server that answers the four calls that are made of it.
+//! Tests that records trimmed by retention before they were read are recorded as a gap, once, and the ingest goes on.
+//!
+//! No emulator trims, so the stream is fake: a server that answers the four calls that an ingest makes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,7 +21,7 @@ use crate::harness::{count, ok, rows, synclake};
 #[derive(Default)]
 pub struct Shard {
     pub parents: Vec<String>,
-    /// Sequence number and data.
+    /// Sequence numbers and data.
     pub records: Vec<(u64, String)>,
     pub closed: bool,
 }
@@ -30,18 +31,18 @@ pub struct Stream {
     pub retention_hours: i64,
     pub shards: BTreeMap<String, Shard>,
     pub behind_ms: i64,
-    /// Seconds since the epoch; 0 is not told.
+    /// Creation time in seconds since the epoch; 0 if unknown.
     pub created: f64,
-    /// The sequence number that each shard starts at.
+    /// First sequence number of each shard.
     pub starts: u64,
-    /// Records are asked of somebody who is not the service.
+    /// Whether another service answers the requests for records.
     pub is_foreign: bool,
-    /// Every read gives everything.
+    /// Whether every read returns all records.
     pub repeats: bool,
-    /// `shardId-0` gives records without end, until a data file lies in this folder. Then it is trimmed.
+    /// `shardId-0` returns records without end until a data file lies in this folder; then the shard is trimmed.
     pub trims_once_written: Option<PathBuf>,
     pub reads: u64,
-    /// The access key of the last request.
+    /// Access key of the last request.
     pub key: String,
 }
 
@@ -90,7 +91,7 @@ impl Stream {
                             records.extend((after + 1..after + 9).map(large));
                         }
                         Some(_) => {}
-                        // Neither a next iterator nor a child.
+                        // A trimmed shard has neither a next iterator nor a child.
                         None => return json!({"Records": [], "MillisBehindLatest": 0}),
                     }
                 }
@@ -115,7 +116,7 @@ impl Stream {
     }
 }
 
-/// Base64 for the records' data: a dozen lines against a dependency.
+/// Base64 for the data of records: a dozen lines instead of a dependency.
 mod base64_of {
     pub fn encode(bytes: &[u8]) -> String {
         const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -179,6 +180,7 @@ pub fn ingest(endpoint: &str, lake: &str, more: &[&str]) -> std::process::Comman
     command
 }
 
+/// Trimmed records are recorded as one gap each, even if runs are killed or repeated, and later records are read.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_trimmed_unread_is_told_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -198,7 +200,7 @@ async fn what_was_trimmed_unread_is_told_once() {
     };
     let endpoint = serve(stream.clone()).await;
 
-    // Three days behind, with a week's retention: nothing is lost yet.
+    // The ingest is three days behind, with a retention of a week: no record is lost yet.
     shards(&[("shardId-0", &[], &[1, 2, 3], false)]);
     let child = ingest(&endpoint, lake, &["--flush-age", "100ms"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut child = child.unwrap();
@@ -211,13 +213,13 @@ async fn what_was_trimmed_unread_is_told_once() {
     child.wait().unwrap();
     assert_eq!(count(lake, "select count(*) from gaps"), 0);
 
-    // Nobody ran while the retention became a day, and two days of records went.
+    // No ingest ran while the retention became a day, and two days of records were trimmed.
     shards(&[("shardId-0", &[], &[7, 8], false)]);
     {
         let mut stream = stream.lock().unwrap();
         (stream.retention_hours, stream.behind_ms) = (24, 0);
     }
-    // Killed between the two commits, run again, and run once more: it is told once.
+    // One run is killed between the two commits, two more follow: the gap is recorded once.
     let killed =
         ingest(&endpoint, lake, &["--until-idle", "1s"]).env("FAILPOINTS", "gap/after=1*return(kill)").output();
     assert_eq!(killed.unwrap().status.code(), None);
@@ -230,7 +232,7 @@ async fn what_was_trimmed_unread_is_told_once() {
     assert_eq!(count(lake, days), 2);
     assert_eq!(count(lake, "select count(*) from sync_records"), 5);
 
-    // The whole rest of the shard goes, and only its child is left.
+    // The whole rest of the shard is trimmed, and only its child is left.
     shards(&[("shardId-1", &["shardId-0"], &[20, 21], false)]);
     let output = ingest(&endpoint, lake, &["--until-idle", "1s"]).output().unwrap();
     assert!(output.status.success());
@@ -245,8 +247,8 @@ async fn what_was_trimmed_unread_is_told_once() {
     assert_eq!((report["gaps"].as_array().unwrap().len(), &report["faults"]), (2, &json!([])), "{report}");
 }
 
-/// The rest of a shard is trimmed while it is read, and what was read of it lies in files that no commit lists yet: it is
-/// committed, and the gap comes after it.
+/// A shard is trimmed while it is read: its rows in files that no commit lists yet are committed, and the gap follows
+/// them.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_read_of_a_shard_that_is_trimmed_is_kept() {
     let folder = tempfile::tempdir().unwrap();
@@ -275,7 +277,7 @@ async fn what_was_read_of_a_shard_that_is_trimmed_is_kept() {
     assert_eq!(given % 8, 0, "up to the last that was given");
 }
 
-/// As [`event`], of a megabyte.
+/// Returns an event as [`event`] does, of one megabyte.
 fn large(n: u64) -> (u64, String) {
     let (n, text) = event(n);
     (n, text.replace(r#""v""#, &format!(r#""{}""#, "v".repeat(1_000_000))))

@@ -1,4 +1,4 @@
-//! `verify` says nothing of a whole lake, and finds what was broken in a damaged one.
+//! Tests that `verify` reports no fault in an intact lake and finds each kind of damage.
 
 use std::path::{Path, PathBuf};
 
@@ -52,6 +52,7 @@ fn assert_fault(lake: &Path, part: &str) {
     assert!(text(&output.stderr).contains("is not whole"));
 }
 
+/// `verify` reports no fault in an intact lake, and counts the commits that it checked.
 #[test]
 fn a_whole_lake_is_whole() {
     let folder = tempfile::tempdir().unwrap();
@@ -64,9 +65,10 @@ fn a_whole_lake_is_whole() {
     assert!(ok(synclake().args(["verify", "--lake"]).arg(&lake)).contains("4 commits (4 checked)"));
 }
 
-/// What the report must say, and what brings it about.
+/// Text that the report must contain, and the function that does the damage.
 type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
 
+/// `verify` finds each kind of damage and names it.
 #[test]
 fn each_kind_of_damage_is_found() {
     let data_file = |lake: &Path| {
@@ -107,7 +109,7 @@ fn each_kind_of_damage_is_found() {
                 is_limb
             });
         }),
-        // The same file once more, under the next commit: rows that are in the lake twice.
+        // A later commit lists the same file again, so its rows are in the lake twice.
         ("outside of what the commit moved over", &|lake| {
             let first = std::fs::read_to_string(&commits(lake)[2]).unwrap();
             let add = first.lines().find(|l| l.starts_with("{\"add\"")).unwrap().to_owned();
@@ -139,7 +141,7 @@ fn each_kind_of_damage_is_found() {
     }
 }
 
-/// A file that decodes, and holds other bytes than were committed.
+/// `verify --deep` finds a flipped bit, even if the file can still be decoded.
 #[test]
 fn a_flipped_bit_is_found_by_a_deep_look() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,7 +163,7 @@ fn a_flipped_bit_is_found_by_a_deep_look() {
     ok(synclake().args(["verify", "--deep", "--lake"]).arg(&lake));
 }
 
-/// Whoever cleans a log up takes history away, and no row: `verify` says from where on it can tell.
+/// A cleaned-up log lacks history but no row: `verify` reports no fault, and says from which version on it can check.
 #[test]
 fn a_cleaned_log_is_told_and_is_no_damage() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Every view by sqllogictest, over a lake that the real program wrote.
+//! Tests every view with sqllogictest, over a lake that the real program wrote.
 
 use std::path::Path;
 
@@ -39,6 +39,7 @@ impl sqllogictest::AsyncDB for Lake {
     async fn shutdown(&mut self) {}
 }
 
+/// Every view has a `.slt` file, and its answers match that file.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_view() {
     let folder = tempfile::tempdir().unwrap();

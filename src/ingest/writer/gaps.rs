@@ -1,4 +1,4 @@
-//! What the stream's retention trimmed, or may have trimmed, before it was read.
+//! Gaps: records that the stream's retention trimmed, or may have trimmed, before they were read.
 
 use std::sync::Arc;
 
@@ -7,37 +7,37 @@ use arrow::array::{BooleanArray, RecordBatch, StringArray, TimestampMicrosecondA
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::schema::Table;
 
-/// Workers' clocks may differ by this much, and the service trims in strides.
+/// Tolerance for the clocks of the workers, and for the strides in which the service trims.
 pub const SLACK_MS: i64 = 300_000;
 
-/// Records of a shard that arrived in a span of time, if there were any, and were never read.
+/// A time span of a shard whose records, if there were any, were never read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
-    /// They follow this record; `None` when none was ever read.
+    /// Last record before the gap; `None` if none was ever read.
     pub after: Option<SequenceNumber>,
-    /// Everything that arrived before this was read; milliseconds, 0 if unknown.
+    /// Everything that arrived before this time was read; milliseconds, 0 if unknown.
     pub arrived_from_ms: i64,
-    /// Everything that arrived at or after this was read, or cannot have been there; `None` if unknown.
+    /// Everything that arrived at or after this time was read, or cannot have existed; `None` if unknown.
     pub arrived_until_ms: Option<i64>,
     /// Whether the whole rest of the shard is gone.
     pub whole_rest: bool,
-    /// When it was noted.
+    /// When the gap was recorded.
     pub noted_at_ms: i64,
-    /// How they came to be gone.
+    /// Why the records are gone.
     pub why: Why,
 }
 
-/// How records came to be gone before they were read.
+/// Why records are gone before they were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// The stream's retention trimmed them.
     Retention,
-    /// The stream was deleted, and made again under its name.
+    /// The stream was deleted, and created again under its name.
     Deleted,
 }
 
 impl Why {
-    /// For the log.
+    /// Returns the text for the log.
     pub fn told(self) -> &'static str {
         match self {
             Self::Retention => "records were trimmed by the stream's retention before they were read; raise it",
@@ -48,8 +48,8 @@ impl Why {
     }
 }
 
-/// The gap that a deleted stream leaves in a shard of which everything was read that arrived before `read_to_ms`: the
-/// stream that has its name now was created at `created_ms`.
+/// Returns the gap that a deleted stream leaves in a shard with the watermark `read_to_ms`. `created_ms` is the
+/// creation time of the stream that now has the name.
 pub fn until_deleted(after: Option<SequenceNumber>, read_to_ms: i64, created_ms: i64, noted_at_ms: i64) -> Option<Gap> {
     (read_to_ms + SLACK_MS < created_ms).then_some(Gap {
         after,
@@ -61,8 +61,8 @@ pub fn until_deleted(after: Option<SequenceNumber>, read_to_ms: i64, created_ms:
     })
 }
 
-/// The gap that a read shows: everything that arrived before `read_to_ms` was read, now it is `at_ms`, and the stream
-/// keeps records for `retention_ms`.
+/// Returns the gap that a read at `at_ms` reveals in a shard with the watermark `read_to_ms`, if the stream keeps
+/// records for `retention_ms`.
 pub fn between(after: Option<SequenceNumber>, read_to_ms: i64, at_ms: i64, retention_ms: i64) -> Option<Gap> {
     let horizon_ms = at_ms - retention_ms;
     (read_to_ms > 0 && read_to_ms + SLACK_MS < horizon_ms).then_some(Gap {
@@ -75,7 +75,7 @@ pub fn between(after: Option<SequenceNumber>, read_to_ms: i64, at_ms: i64, reten
     })
 }
 
-/// A gap as a row of its table.
+/// Returns a gap as a row of the table `gaps`.
 pub fn row(shard: &ShardKey, gap: &Gap) -> Result<RecordBatch, parquet::errors::ParquetError> {
     let instant = |ms: Option<i64>| {
         let micros = ms.map(|ms| ms.saturating_mul(1_000));

@@ -1,4 +1,4 @@
-//! What cannot be decoded: its rows in the quarantine, and which of them are there already.
+//! Decode errors: their rows in the quarantine, and the records that the quarantine already holds.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,11 +16,12 @@ use crate::lake::paths::PartName;
 use crate::lake::{LakeError, Store, snapshot};
 use crate::schema::Table;
 
-/// Bytes of records in a file of the quarantine, or one record: who reads it holds it whole, and a column of Arrow has less
-/// than 2 GiB.
+/// Most bytes of records in a quarantine file, unless one record alone is larger. A reader holds the whole file, and an
+/// Arrow column holds less than 2 GiB.
 const FILE_BYTES_MAX: usize = 64 << 20;
 
-/// Rejects by the day of their arrival, the quarantine's partition; those of a day in as many files as they need.
+/// Groups decode errors by day of arrival, the partition column of the quarantine; a day gets as many files as it
+/// needs.
 pub(super) fn by_arrival(rejected: &[Rejected]) -> Vec<(NaiveDate, Vec<&Rejected>)> {
     let mut found: BTreeMap<NaiveDate, Vec<&Rejected>> = BTreeMap::new();
     for reject in rejected {
@@ -44,7 +45,7 @@ pub(super) fn by_arrival(rejected: &[Rejected]) -> Vec<(NaiveDate, Vec<&Rejected
     files
 }
 
-/// Rejects as rows of the quarantine.
+/// Returns decode errors as rows of the quarantine.
 pub(super) fn rejected_rows(
     shard: &ShardKey,
     rows: &[&Rejected],
@@ -67,13 +68,13 @@ pub(super) fn rejected_rows(
     )?)
 }
 
-/// Sequence numbers of a shard that the quarantine holds.
+/// Returns the records of a shard that the quarantine holds.
 pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<Skip, LakeError> {
     let store = Table::Quarantine.store(lake);
     let Some(loaded) = snapshot::load(&store, None).await? else { return Ok(Skip::new()) };
     let mut found = Skip::new();
     for path in snapshot::live_files(&store, &loaded).await? {
-        // A name of ingest's tells the shard; what a redrive left over holds several.
+        // The name of an ingest file contains its shard. A file that a redrive left holds several shards.
         let name = path.rsplit('/').next().and_then(PartName::parse);
         if name.is_some_and(|name| name.shard != shard.to_string()) {
             continue;

@@ -1,7 +1,8 @@
-//! Sweeps of what crashed owners left, beside the work: nothing waits for them, and nothing depends on them.
+//! Sweeps the leftovers of crashed owners in the background. Nothing waits for a sweep or depends on it.
 //!
-//! A sweep lists the whole table, and a fleet that is reshared takes many shards over at once; so **one sweep runs at a
-//! time**, what comes meanwhile waits for the next, and between two there is four times as long a pause as the last took.
+//! A sweep lists the whole table, and a fleet that is resharded takes over many shards at once. So **one sweep runs at
+//! a time**. Requests that arrive meanwhile wait for the next sweep. The pause between two sweeps is four times as long
+//! as the last sweep took.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,7 @@ use crate::schema::Table;
 
 type Fences = BTreeMap<ShardKey, u64>;
 
-/// The sweeps of one table.
+/// The sweeper of one table.
 #[derive(Debug)]
 pub(super) struct Sweeper {
     table: Table,
@@ -33,7 +34,7 @@ impl Sweeper {
         Self { table, store, waiting: Arc::default(), hurry: Arc::default(), running: None }
     }
 
-    /// Asks for a sweep of what lies behind these fences.
+    /// Requests a sweep of these shards, up to these epochs.
     pub(super) fn ask(&mut self, fences: Fences) {
         lock(&self.waiting).extend(fences);
         if self.running.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -41,14 +42,14 @@ impl Sweeper {
         }
     }
 
-    /// Sweeps what waits, without a pause.
+    /// Sweeps what is requested, without a pause.
     pub(super) async fn finish(&mut self) {
         self.hurry.notify_one();
         if let Some(running) = self.running.take() {
-            // It cannot fail but by a panic, which has been reported by then.
+            // The task fails only by a panic, which has already been reported.
             let _ = running.await;
         }
-        // What was asked for while the last one was about to end.
+        // Requests that arrived while the last sweep was ending.
         self.run().all().await;
     }
 
@@ -93,7 +94,7 @@ impl Run {
                 return;
             }
             tokio::select! {
-                // A sweep lists whole folders: so they are a fifth of the time at most.
+                // A sweep lists whole folders, so sweeps take at most a fifth of the time.
                 () = tokio::time::sleep(began.elapsed() * 4) => {}
                 () = self.hurry.notified() => {}
             }

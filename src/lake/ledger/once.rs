@@ -1,4 +1,4 @@
-//! A commit that may happen once: files under a transaction id that must not be there yet.
+//! Commits that happen at most once: the commit sets a transaction id that must not exist yet.
 
 use deltalake::kernel::Add;
 
@@ -6,17 +6,17 @@ use super::{Ledger, new_token};
 use crate::lake::LakeError;
 
 impl Ledger {
-    /// Whether a commit of that id was made, as far as the log was read.
+    /// Returns whether a commit set this transaction id, as far as the log was read.
     pub fn is_done(&self, id: &str) -> bool {
         self.known.ids.contains_key(id)
     }
 
-    /// The value of an id, as far as the log was read.
+    /// Returns the value of a transaction id, as far as the log was read.
     pub fn value(&self, id: &str) -> Option<i64> {
         self.known.ids.get(id).copied()
     }
 
-    /// The value of an id, which `value` gives if no commit of that id was made before. The first writer's word stands.
+    /// Returns the value of a transaction id, and sets the id to `value` if it does not exist. The first writer wins.
     ///
     /// # Errors
     /// As [`Ledger::commit`].
@@ -27,16 +27,17 @@ impl Ledger {
                 return Ok(*known);
             }
             let free = |known: &crate::lake::log::Transactions| !known.ids.contains_key(id);
-            // A token beside it: another writer may commit the same value.
+            // The token distinguishes this commit from a commit in which another writer sets the same value.
             let token = i64::try_from(new_token()).unwrap_or(i64::MAX);
             let ids = vec![(id.to_owned(), value), (format!("{id}@by"), token)];
             self.publish(Vec::new(), ids, ("fence/before", "fence/after"), free).await?;
         }
     }
 
-    /// Commits files under an id, unless a commit of that id was made before. Returns whether it was ours.
+    /// Commits files and sets a transaction id, unless the id exists. Returns whether this call made the commit.
     ///
-    /// The id's version is a random token, by which a commit whose answer was lost is known again.
+    /// The value of the id is a random token. A commit whose answer was lost is recognised by the token of
+    /// `lake::commit`, not by this one.
     ///
     /// # Errors
     /// As [`Ledger::commit`].

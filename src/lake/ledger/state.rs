@@ -1,31 +1,31 @@
-//! The state of a shard, and how transaction ids hold it.
+//! The state of a shard, and its encoding in transaction ids.
 
 use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::lake::log::Transactions;
 
 const LIMB_DIGITS: usize = 18;
 
-/// What the ledger knows of a shard.
+/// The state of a shard in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardState {
-    /// Commits of this shard so far, fences included.
+    /// Epoch: the number of commits of this shard so far, fences included.
     pub number: u64,
     /// Token of the owner.
     pub owner: u64,
-    /// The last committed position; `None` when nothing was read yet.
+    /// The last committed position; `None` if nothing was read yet.
     pub position: Option<SequenceNumber>,
-    /// Where the shard is begun as long as there is no position.
+    /// Where reading begins as long as there is no position.
     pub from: StartAt,
-    /// Every record that arrived before this was received, in milliseconds since the epoch; 0 where nothing is known.
-    /// What a stream's retention trims after it was never read.
+    /// Watermark: every record that arrived before this time was received. In milliseconds since the Unix epoch; 0 if
+    /// unknown. Records after the watermark that retention trims were never read.
     pub read_to_ms: i64,
-    /// Parts of the record right after the position that are done, when a checkpoint of the Kinesis Client Library gave the
-    /// position: it may lie inside an aggregate. 0 as soon as the position has moved.
+    /// Done sub-records of the record right after the position. Only a checkpoint of the Kinesis Client Library sets
+    /// this, because it may lie inside an aggregate. 0 as soon as the position has moved.
     pub parts_done: i64,
 }
 
 impl ShardState {
-    /// Whether the shard is committed to its end.
+    /// Returns whether the shard is committed to its end.
     pub fn is_ended(&self) -> bool {
         SequenceNumber::is_end_of(&self.position)
     }
@@ -35,7 +35,7 @@ fn app_id(shard: &ShardKey) -> String {
     format!("ingest/{}/{}", shard.stream(), shard.shard())
 }
 
-/// The transaction ids of a state.
+/// Encodes the state of a shard as transaction ids.
 pub(crate) fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
     let id = app_id(shard);
     let from = match state.from {
@@ -59,7 +59,7 @@ pub(crate) fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String,
     ids
 }
 
-/// The state of a shard in what was read of a log.
+/// Decodes the state of a shard from the transaction ids of a log. Returns `None` if the log does not know the shard.
 pub fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState> {
     let id = app_id(shard);
     let get = |suffix: &str| known.ids.get(&format!("{id}{suffix}")).copied();
@@ -79,7 +79,7 @@ pub fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState
         owner: u64::try_from(get("/owner")?).ok()?,
         position,
         from,
-        // Logs of before this was kept have no such id.
+        // Older logs have no such id.
         read_to_ms: get("/read_to").unwrap_or(0),
         parts_done: get("/parts").unwrap_or(0),
     })

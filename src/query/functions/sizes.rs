@@ -1,4 +1,4 @@
-//! How many bytes a function will make, from its arguments: an upper bound, as near as it is cheap to tell.
+//! Upper bounds for the bytes that a function will return, from its arguments: as tight as they are cheap to compute.
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
@@ -7,13 +7,13 @@ use arrow::datatypes::{DataType, Int64Type, IntervalMonthDayNanoType, IntervalUn
 use arrow::temporal_conversions::NANOSECONDS_IN_DAY;
 use datafusion::logical_expr::ColumnarValue;
 
-/// Bytes of all rows.
+/// Function that returns the bytes of all rows.
 pub(super) type Measure = fn(&[ColumnarValue], usize) -> u64;
 
-/// What a list takes for an element beside its bytes.
+/// Bytes that a list needs per element, in addition to the element's own.
 const ELEMENT_BYTES: u64 = 8;
 
-/// The functions that may make much of little.
+/// Functions that may return far more than they are given.
 pub(super) const MEASURES: &[(&str, Measure)] = &[
     ("repeat", |args, rows| products(args, rows, 0)),
     ("lpad", padded),
@@ -34,7 +34,7 @@ pub(super) const MEASURES: &[(&str, Measure)] = &[
     ("generate_series", ranged),
 ];
 
-/// A value for each row, or one for all of them.
+/// One value for each row, or one value for all rows.
 struct Column(Vec<i64>);
 
 impl Column {
@@ -56,7 +56,7 @@ fn integers(array: &dyn Array) -> Vec<i64> {
     wide.as_primitive::<Int64Type>().iter().map(Option::unwrap_or_default).collect()
 }
 
-/// The integers of an argument.
+/// Returns the integers of an argument.
 fn numbers(args: &[ColumnarValue], at: usize) -> Column {
     Column(args.get(at).and_then(array).map_or_else(|| vec![0], |array| integers(&array)))
 }
@@ -69,7 +69,7 @@ fn of_array(array: &ArrayRef) -> Vec<i64> {
         }
         of => match of.primitive_width() {
             Some(width) => vec![i64::try_from(width).unwrap_or(0); array.len()],
-            // On average.
+            // Other types have no cheap size for a single row, so each row counts as the average.
             None => {
                 let bytes = array.to_data().get_slice_memory_size().unwrap_or_else(|_| array.get_array_memory_size());
                 vec![i64::try_from(bytes / array.len().max(1)).unwrap_or(i64::MAX); array.len()]
@@ -78,7 +78,7 @@ fn of_array(array: &ArrayRef) -> Vec<i64> {
     }
 }
 
-/// Bytes of an argument in so many rows.
+/// Returns the bytes of an argument over this many rows.
 pub(in crate::query) fn bytes_of(arg: &ColumnarValue, rows: usize) -> u64 {
     let column = bytes(std::slice::from_ref(arg), 0);
     total(rows, |row| column.get(row))
@@ -92,13 +92,13 @@ fn total(rows: usize, of_row: impl Fn(usize) -> u64) -> u64 {
     (0..rows).fold(0, |sum: u64, row| sum.saturating_add(of_row(row)))
 }
 
-/// The first argument, as often as the second says.
+/// Measures the first argument, repeated as often as the second says, with `each` more bytes per copy.
 fn products(args: &[ColumnarValue], rows: usize, each: u64) -> u64 {
     let (of, times) = (bytes(args, 0), numbers(args, 1));
     total(rows, |row| (of.get(row) + each).saturating_mul(times.get(row)))
 }
 
-/// As many characters as the second argument says, each of four bytes at most.
+/// Measures padding: as many characters as the second argument says, of at most four bytes each.
 fn padded(args: &[ColumnarValue], rows: usize) -> u64 {
     let (of, wide) = (bytes(args, 0), numbers(args, 1));
     total(rows, |row| of.get(row).max(wide.get(row).saturating_mul(4)))
@@ -124,7 +124,8 @@ fn replaced(args: &[ColumnarValue], rows: usize) -> u64 {
     })
 }
 
-/// A match is at least between two characters; each reference brings no more than all of the text.
+/// Measures `regexp_replace`. There is at most one match per position between characters. Each reference in the
+/// replacement inserts at most the whole text, over all matches.
 fn regexp_replaced(args: &[ColumnarValue], rows: usize) -> u64 {
     let (of, by, flags) = (texts(args, 0), texts(args, 2), texts(args, 3));
     let patterns = texts(args, 1);
@@ -166,7 +167,7 @@ fn resized(args: &[ColumnarValue], rows: usize) -> u64 {
     total(rows, |row| of.get(row).saturating_add(count.get(row).saturating_mul(filler.get(row).max(ELEMENT_BYTES))))
 }
 
-/// From the first to the second argument in steps of the third.
+/// Measures a list from the first to the second argument in steps of the third.
 fn ranged(args: &[ColumnarValue], rows: usize) -> u64 {
     let (first, last) = match args {
         [_] => (vec![0], moments(args, 0)),
@@ -181,13 +182,13 @@ fn ranged(args: &[ColumnarValue], rows: usize) -> u64 {
     total(rows, |row| {
         let span = i128::from(at(&last, row, 0)) - i128::from(at(&first, row, 0));
         let step = i128::from(at(&steps, row, 1));
-        // Without a step, or away from the end, there is nothing.
+        // A step of zero, or away from the end, makes an empty list.
         let count = if step == 0 { 0 } else { (span / step).max(-1) + 1 };
         u64::try_from(count).unwrap_or(u64::MAX).saturating_mul(ELEMENT_BYTES)
     })
 }
 
-/// Integers, points in time and lengths of time as numbers that can be divided by one another.
+/// Returns integers, instants and intervals as numbers that can be divided by one another.
 fn moments(args: &[ColumnarValue], at: usize) -> Vec<i64> {
     let Some(array) = args.get(at).and_then(array) else { return Vec::new() };
     match array.data_type() {

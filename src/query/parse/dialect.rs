@@ -1,7 +1,7 @@
-//! The SQL dialect: DataFusion's generic one, with `IS [NOT] DISTINCT FROM` as SQL binds it.
+//! The SQL dialect: DataFusion's generic one, but `IS [NOT] DISTINCT FROM` binds as in standard SQL.
 //!
-//! sqlparser 0.62 reads everything up to the next parenthesis as its right side, so that `a IS DISTINCT FROM b AND c` would be
-//! `a IS DISTINCT FROM (b AND c)`.
+//! sqlparser 0.62 takes everything up to the next parenthesis as the right operand. `a IS DISTINCT FROM b AND c` would
+//! become `a IS DISTINCT FROM (b AND c)`.
 
 use std::any::TypeId;
 
@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 
-/// Everything else is the generic dialect's.
+/// The generic dialect, except for `IS [NOT] DISTINCT FROM`.
 #[derive(Debug, Default)]
 pub(crate) struct LakeDialect(GenericDialect);
 
@@ -23,7 +23,7 @@ macro_rules! as_generic {
 }
 
 impl Dialect for LakeDialect {
-    /// The parser asks for this where it asks for no method.
+    /// Returns the generic dialect's id. The parser compares this id where it does not call a method of the dialect.
     fn dialect(&self) -> TypeId {
         TypeId::of::<GenericDialect>()
     }

@@ -1,4 +1,4 @@
-//! Syntax that the parser takes and the planner drops: refused by name, because the query would be answered as if it were absent.
+//! Refuses by name syntax that the parser accepts and the planner drops: otherwise it would have no effect.
 
 use std::ops::ControlFlow;
 
@@ -16,17 +16,17 @@ type Found = ControlFlow<Box<str>>;
 
 const WINDOW_NAME: &str =
     "a window's name is known in the SELECT list alone; write the window out: OVER (PARTITION BY …)";
-/// Window functions that heed IGNORE NULLS.
+/// Window functions that honor IGNORE NULLS.
 const HEED_NULLS: [&str; 5] = ["lead", "lag", "first_value", "last_value", "nth_value"];
-/// Aggregates that do not heed DISTINCT.
+/// Aggregates that ignore DISTINCT.
 const NO_DISTINCT: [&str; 6] = ["corr", "covar", "covar_pop", "covar_samp", "nth_value", "approx_percentile_cont"];
-/// Words of other dialects that are taken for a table's alias.
+/// Keywords of other dialects that would be read as a table alias.
 const NO_ALIAS: [&str; 6] = ["final", "positional", "any", "at", "before", "only"];
 
-/// Refuses what would be ignored.
+/// Refuses syntax that would be ignored.
 ///
 /// # Errors
-/// The name of it, and what to write instead.
+/// The name of the ignored syntax, and what to write instead.
 pub(super) fn refuse(statement: &Statement, functions: &dyn FunctionRegistry) -> Result<(), String> {
     match statement.visit(&mut Finder { functions }) {
         ControlFlow::Break(found) => Err(found.into()),
@@ -38,7 +38,7 @@ fn absent(is_there: bool, message: &str) -> Found {
     if is_there { ControlFlow::Break(message.into()) } else { ControlFlow::Continue(()) }
 }
 
-/// Finds windows by name: at the node's own level, or in subqueries.
+/// A visitor that finds windows referenced by name: at the node's own level, or in subqueries.
 struct Windows {
     depth: usize,
     nested: bool,
@@ -273,7 +273,7 @@ impl Finder<'_> {
                 "OVER (name …) does not take over what the window says; write OVER name, or write the window out",
             )?;
         }
-        // As the planner chooses: an aggregate first, but for these three.
+        // The planner prefers an aggregate to a window function of the same name, except for these three.
         let aggregate = self.functions.udaf(&name).ok();
         let is_window = aggregate.is_none() || HEED_NULLS[2..].contains(&name.as_str());
         if is_window {

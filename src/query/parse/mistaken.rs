@@ -1,4 +1,4 @@
-//! Syntax that DataFusion takes for something else than other databases do: written as it takes it right, or refused.
+//! Syntax that DataFusion understands differently from other databases: rewritten to its usual meaning, or refused.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -10,10 +10,10 @@ use datafusion::sql::sqlparser::ast::{
 
 type Found = ControlFlow<Box<str>>;
 
-/// Writes a statement as it is understood.
+/// Rewrites a statement so that DataFusion understands it correctly.
 ///
 /// # Errors
-/// What is mistaken and cannot be written otherwise, and what to write.
+/// The misunderstood syntax that cannot be rewritten, and what to write instead.
 pub(super) fn mend(statement: &mut Statement) -> Result<(), String> {
     match VisitMut::visit(statement, &mut Mender) {
         ControlFlow::Break(found) => Err(found.into()),
@@ -31,7 +31,7 @@ impl VisitorMut for Mender {
     type Break = Box<str>;
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> Found {
-        // The planner takes a column of the outer query for one of the subquery's that has its name.
+        // In ANY and ALL, the planner takes a column of the outer query for the subquery's column of the same name.
         let (left, op, right, negated) = match expr {
             Expr::AnyOp { left, compare_op, right, .. } => (left, compare_op, right, false),
             Expr::AllOp { left, compare_op, right } => (left, compare_op, right, true),
@@ -70,7 +70,7 @@ impl VisitorMut for Mender {
                     if names.insert(planned_name(expr)) {
                         continue;
                     }
-                    // The planner refuses two columns of one name, and names a cast after what it casts.
+                    // The planner refuses two columns of one name, and it names a cast after its operand.
                     let mut name = expr.to_string();
                     if !names.insert(name.clone()) {
                         name = format!("{name}:{}", at + 1);
@@ -99,7 +99,7 @@ impl VisitorMut for Mender {
     }
 }
 
-/// What the planner names a column after.
+/// Returns the name that the planner gives to a column.
 fn planned_name(expr: &Expr) -> String {
     match expr {
         Expr::Cast { expr, .. } | Expr::Nested(expr) => planned_name(expr),
@@ -107,7 +107,7 @@ fn planned_name(expr: &Expr) -> String {
     }
 }
 
-/// Refuses an operator or a literal that means something else here.
+/// Refuses an operator or a literal that has another meaning here than elsewhere.
 pub(super) fn expression(expr: &Expr) -> Found {
     match expr {
         Expr::BinaryOp { op: BinaryOperator::BitwiseXor, .. } => refused(
@@ -115,7 +115,7 @@ pub(super) fn expression(expr: &Expr) -> Found {
         ),
         Expr::Value(ValueWithSpan { value: Value::Number(text, _), .. }) => number(text),
         Expr::Value(ValueWithSpan { value: Value::HexStringLiteral(digits), span }) => {
-            // As many characters as `0x` and the digits, and not as `x''` and the digits.
+            // `0x…` is two characters longer than its digits; `x'…'` is three characters longer.
             let length = span.end.column.saturating_sub(span.start.column);
             match length > 0 && length < digits.len() as u64 + 3 {
                 true => refused(format!("0x{digits} would be the bytes x'{digits}'; write the number in decimal")),
@@ -126,7 +126,7 @@ pub(super) fn expression(expr: &Expr) -> Found {
     }
 }
 
-/// The planner answers INTERSECT ALL and EXCEPT ALL as if it were about values, and not about copies.
+/// Refuses INTERSECT ALL and EXCEPT ALL: the planner compares values and ignores the number of copies.
 pub(super) fn set_operation(body: &SetExpr) -> Found {
     let SetExpr::SetOperation { op, set_quantifier, left, right } = body else { return ControlFlow::Continue(()) };
     let by_copies = matches!(set_quantifier, SetQuantifier::All | SetQuantifier::AllByName);
@@ -139,7 +139,7 @@ pub(super) fn set_operation(body: &SetExpr) -> Found {
     set_operation(right)
 }
 
-/// Refuses a number that would become another one: past a bigint it would be a double.
+/// Refuses a number that would become another number. Beyond bigint, an integer would become a double.
 fn number(text: &str) -> Found {
     if text.contains(['e', 'E']) || text.parse::<u64>().is_ok() {
         return ControlFlow::Continue(());

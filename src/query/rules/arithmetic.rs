@@ -1,7 +1,8 @@
-//! Arithmetic of integers and decimals that fails on overflow, and `||` that fails where it would make too much.
+//! Arithmetic of integers and decimals that fails on overflow.
 //!
-//! DataFusion wraps around silently. The rewrite is a logical one, after type coercion: constants are folded by it as well, and no
-//! operator is left out.
+//! DataFusion wraps around silently. The rewrite is logical and runs after type coercion, so it also applies to
+//! constants that are folded later, and omits no operator. `Checked` also implements `||` with a size limit, but
+//! `checked` does not rewrite `||`.
 
 use std::any::Any;
 use std::fmt::Write as _;
@@ -38,17 +39,17 @@ enum Arithmetic {
     Subtract,
     Multiply,
     Negate,
-    /// `||`: here because it is a chain that may make too much, too.
+    /// `||`, which is also a chain and may return too much. `checked` does not create it.
     Concat,
 }
 
-/// Operators of one chain, which fail where the result is no integer of its type.
+/// A chain of operators that fails where the result does not fit its integer type.
 ///
-/// `a + b - c` is one call of three arguments: a chain is as deep as its deepest operand, however long it is, and what asks for
-/// the type of each part of it does so in linear time.
+/// `a + b - c` is one call with three arguments. So a chain is only as deep as its deepest operand, however long it is.
+/// The types of all its parts are found in linear time.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Checked {
-    /// The operator before each argument but the first; or the sign of the only one.
+    /// Operator before each argument except the first; for a single argument, its sign.
     ops: Vec<Arithmetic>,
     signature: Signature,
 }
@@ -65,7 +66,7 @@ impl ScalarUDFImpl for Checked {
         if self.ops.first() == Some(&Arithmetic::Concat) { "checked_concat" } else { "checked_arithmetic" }
     }
 
-    /// Columns are named as by the operators.
+    /// Names columns as the plain operators would.
     fn schema_name(&self, args: &[Expr]) -> Result<String> {
         let (first, rest) = args.split_first().ok_or_else(operands)?;
         if rest.is_empty() {
@@ -153,7 +154,7 @@ fn operands() -> DataFusionError {
     DataFusionError::Internal("arithmetic has one or two operands".to_owned())
 }
 
-/// An overflow in the words of SQL.
+/// Converts an overflow error to SQL terms.
 fn overflow(error: DataFusionError, of: &DataType) -> DataFusionError {
     let DataFusionError::ArrowError(arrow, _) = &error else { return error };
     let ArrowError::ArithmeticOverflow(text) = arrow.as_ref() else { return error };
@@ -168,11 +169,11 @@ fn overflow(error: DataFusionError, of: &DataType) -> DataFusionError {
     Told(format!("{name} overflow in {what}; cast an operand to decimal(38,0)")).into()
 }
 
-/// The analyzer rule that puts checked arithmetic in place of the operators.
+/// The analyzer rule that replaces operators by checked arithmetic.
 #[derive(Debug)]
 pub(crate) struct CheckedArithmetic;
 
-/// The chain that an expression is.
+/// Returns the chain that an expression consists of.
 fn chain(expr: &Expr) -> Option<(&Checked, &[Expr])> {
     let Expr::ScalarFunction(call) = expr else { return None };
     let checked = call.func.inner().as_ref() as &dyn Any;
@@ -186,7 +187,7 @@ fn type_of(expr: &Expr, schema: &DFSchema) -> Result<DataType> {
     }
 }
 
-/// The chain that an operator makes longer, or begins.
+/// Appends an operator to the chain on its left, or begins a chain.
 fn longer(left: Expr, op: Arithmetic, right: Expr) -> Expr {
     let mut ops = match chain(&left) {
         Some((checked, _)) if checked.ops != [Arithmetic::Negate] => checked.ops.clone(),
@@ -211,7 +212,7 @@ fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
             let of = type_of(&left, schema)?;
             if of.is_decimal() || op == Operator::Divide {
                 let value = Expr::BinaryExpr(BinaryExpr { left, op, right });
-                // Of fewer digits there is always room.
+                // A type of fewer digits always has room for the result.
                 return Ok(match type_of(&value, schema)? {
                     DataType::Decimal128(38, _) | DataType::Decimal256(76, _) => {
                         Transformed::yes(identity::same(value, Reason::Fits))

@@ -1,11 +1,11 @@
-//! `sum(x)` beside `sum(x::bigint)`: DataFusion gives a cast the name of what it casts, and refuses two columns of one name.
+//! Names casts in arguments: DataFusion gives `sum(x)` and `sum(x::bigint)` one name, but refuses two such columns.
 
 use datafusion::common::tree_node::TreeNode;
 use datafusion::error::Result;
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawAggregateExpr, RawWindowExpr};
 
-/// Plans arguments with a cast in them under a name that says it.
+/// A planner that gives each argument with a cast a name that shows the cast.
 #[derive(Debug)]
 pub(crate) struct NamedCasts;
 

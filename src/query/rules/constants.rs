@@ -1,4 +1,4 @@
-//! Large constants stay single: a column of them would take their size times the rows of a batch, outside of the memory pool.
+//! Refuses large constants in columns: they would take their size times the rows of a batch, outside the memory pool.
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
@@ -8,10 +8,10 @@ use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
 use crate::query::Told;
 
-/// What a constant may take in a column of many rows.
+/// Most bytes of a constant in a column of many rows.
 const BYTES_MAX: usize = 32 << 10;
 
-/// Refuses large constants as columns of many rows. It runs after constants are folded.
+/// The optimizer rule that refuses large constants as columns of many rows. Runs after constants are folded.
 #[derive(Debug)]
 pub(crate) struct SmallConstants;
 

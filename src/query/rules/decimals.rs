@@ -1,4 +1,4 @@
-//! A decimal that has more digits than its type is an error: Arrow's arithmetic looks at its bits alone.
+//! Checks that decimals have no more digits than their type allows: Arrow's arithmetic considers only the bits.
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, DecimalType};
@@ -6,7 +6,7 @@ use datafusion::error::Result;
 
 use crate::query::Told;
 
-/// Whether all values have at most as many digits as their type.
+/// Fails if a value has more digits than its type allows.
 pub(super) fn check(values: &ArrayRef) -> Result<()> {
     fn of<T: DecimalType>(values: &ArrayRef, precision: u8, scale: i8) -> Result<()> {
         let values = values.as_primitive::<T>();

@@ -1,4 +1,4 @@
-//! Which expressions can fail on a row, and so must not be evaluated on rows that a guard beside them excludes.
+//! Expressions that can fail on a row. They must not be evaluated on rows that a guard beside them excludes.
 
 use arrow::datatypes::DataType;
 use datafusion::common::DFSchema;
@@ -8,7 +8,7 @@ use datafusion::scalar::ScalarValue;
 
 use super::identity::SAME;
 
-/// Functions that have a result for every row.
+/// Functions that return a result for every row.
 const TOTAL: [&str; 47] = [
     "array_length",
     "arrow_typeof",
@@ -58,7 +58,7 @@ const TOTAL: [&str; 47] = [
     "trunc",
     "upper",
 ];
-/// Functions that have one if all their arguments but one are constants.
+/// Functions that return a result for every row if all their arguments but one are constants.
 const TOTAL_OF_ONE: [&str; 13] = [
     "date_bin",
     "date_part",
@@ -75,7 +75,7 @@ const TOTAL_OF_ONE: [&str; 13] = [
     "encode",
 ];
 
-/// Whether evaluating it on a row may fail.
+/// Returns whether evaluating the expression on a row may fail.
 pub(crate) fn can_fail(expr: &Expr, schema: &DFSchema) -> bool {
     let mut found = false;
     let looked = expr.apply(|part| {
@@ -88,7 +88,7 @@ pub(crate) fn can_fail(expr: &Expr, schema: &DFSchema) -> bool {
     found || looked.is_err()
 }
 
-/// Whether it is a constant by the time that rows are read, or has failed.
+/// Returns whether constant folding has replaced the expression, or has failed, before rows are read.
 fn is_folded(expr: &Expr) -> bool {
     let is_open = |part: &Expr| match part {
         Expr::Literal(..) | Expr::Cast(_) | Expr::TryCast(_) | Expr::Negative(_) => false,
@@ -121,12 +121,12 @@ fn fails_itself(expr: &Expr, schema: &DFSchema) -> bool {
     }
 }
 
-/// Whether sums and products of this type have no place for every result. (Dates and times are taken to be of this age.)
+/// Returns whether sums and products of this type may exceed it. (Dates and times are assumed to be near the present.)
 fn is_bounded(of: &DataType) -> bool {
     of.is_integer() || of.is_decimal()
 }
 
-/// Whether an operator may fail; of which type its result is; what stands on its right, if that is a constant.
+/// Returns whether an operator may fail. `of`: type of its result. `right`: its right operand, if that is a constant.
 pub(crate) fn can_operator_fail(op: Operator, of: impl Fn() -> Option<DataType>, right: Option<&ScalarValue>) -> bool {
     let is_bounded = || of().is_none_or(|of| is_bounded(&of));
     let is_safe = |by: &ScalarValue| {
@@ -144,12 +144,12 @@ pub(crate) fn can_operator_fail(op: Operator, of: impl Fn() -> Option<DataType>,
     }
 }
 
-/// Whether a function has a result for every row, when so many of its arguments are no constants.
+/// Returns whether a function has a result for every row, when `variable` of its arguments are not constants.
 pub(crate) fn is_total_function(name: &str, variable: usize) -> bool {
     TOTAL.contains(&name) || (variable <= 1 && TOTAL_OF_ONE.contains(&name))
 }
 
-/// Whether every value of one type has one in the other.
+/// Returns whether every value of type `from` can be cast to type `to`.
 pub(crate) fn is_total(from: &DataType, to: &DataType) -> bool {
     use DataType::{
         Binary, BinaryView, Boolean, Dictionary, Float32, Float64, LargeBinary, LargeUtf8, Null, Utf8, Utf8View,
@@ -173,7 +173,7 @@ pub(crate) fn is_total(from: &DataType, to: &DataType) -> bool {
                 (true, false) => false,
             }
         }
-        // Dates and times are taken to be of this age.
+        // Dates and times are assumed to be near the present.
         (from, to) if from.is_temporal() && to.is_temporal() => true,
         _ => false,
     }

@@ -1,10 +1,12 @@
-//! Conditions guard what stands behind them, as they are written: `a and b and c` evaluates `c` on rows where `a` and `b` hold,
-//! `case when a then c end` on rows where `a` holds, and `f(c) filter (where a)` too.
+//! Keeps conditions in front of the expressions that they guard, as written. `a and b and c` evaluates `c` on rows
+//! where `a` and `b` hold. `case when a then c end` and `f(c) filter (where a)` evaluate `c` on rows where `a` holds.
 //!
-//! DataFusion promises none of that: it turns a boolean CASE into AND and OR, sorts what AND holds together, moves it to where
-//! rows have not met the conditions before it yet, and evaluates both sides of AND on all rows of a batch if more than a fifth of
-//! them meet the first. Only a CASE whose branches are not boolean is evaluated branch by branch, and nothing is moved
-//! out of it. So that is what a condition that can fail is written as, and filters that can fail stay where they are.
+//! DataFusion promises none of that. It turns a boolean CASE into AND and OR, and reorders the conditions of an AND. It
+//! moves conditions to where the conditions before them have not been applied yet. It evaluates both sides of AND on
+//! all rows of a batch if more than a fifth of them meet the first.
+//!
+//! Only a CASE with branches that are not boolean is evaluated branch by branch, and nothing is moved out of it. So
+//! conditions that can fail are rewritten as such a CASE, and filters that can fail stay where they are.
 
 use std::sync::Arc;
 
@@ -24,10 +26,10 @@ use super::fallible::can_fail;
 use super::keeping_names;
 use crate::query::Told;
 
-/// How large a condition may become, in nodes.
+/// Largest condition, in nodes.
 const NODES_MAX: usize = 50_000;
 
-/// Writes conditions that can fail so that they are evaluated behind their guards. It runs after types are coerced.
+/// The analyzer rule that keeps expressions that can fail behind their guards. Runs after types are coerced.
 #[derive(Debug, Default)]
 pub(crate) struct Guarded;
 
@@ -75,7 +77,7 @@ fn guarded(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     }
 }
 
-/// The conditions as filters, those that can fail above the others, in their order.
+/// Stacks the conditions as filters. Those that can fail come above the others, in their order.
 fn stacked(conditions: Vec<Expr>, input: Arc<LogicalPlan>, schema: &DFSchema) -> Result<Arc<LogicalPlan>> {
     let (last, first): (Vec<_>, Vec<_>) = conditions.into_iter().partition(|c| can_fail(c, schema) && !is_key(c));
     let filters = conjunction(first).into_iter().chain(last);
@@ -84,7 +86,7 @@ fn stacked(conditions: Vec<Expr>, input: Arc<LogicalPlan>, schema: &DFSchema) ->
         .try_fold(input, |input, filter| Ok(Arc::new(LogicalPlan::Filter(Filter::try_new(filter, input)?))))
 }
 
-/// Whether it may be what a join is by. (Then both sides are evaluated over all rows of theirs.)
+/// Returns whether a condition may become a join key. (A join evaluates each side of a key on all rows of that input.)
 fn is_key(condition: &Expr) -> bool {
     let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) = condition else { return false };
     let (left, right) = (left.column_refs(), right.column_refs());
@@ -94,12 +96,12 @@ fn is_key(condition: &Expr) -> bool {
     !left.is_empty() && !right.is_empty() && are_apart
 }
 
-/// An expression with all its guards. `only_truth`: whether unknown is as good as false.
+/// Rewrites an expression with all its guards. `only_truth`: whether unknown counts as false.
 fn written(expr: Expr, schema: &DFSchema, only_truth: bool) -> Result<Expr> {
     if !can_fail(&expr, schema) {
         return Ok(expr);
     }
-    // Below anything else (NOT, IS FALSE, a comparison) unknown is not what false is.
+    // Below anything else (NOT, IS FALSE, a comparison), unknown differs from false.
     let only_truth = only_truth
         && matches!(&expr, Expr::Case(_) | Expr::BinaryExpr(BinaryExpr { op: Operator::And | Operator::Or, .. }));
     let rewritten = expr.transform_down(|expr| {
@@ -172,7 +174,7 @@ fn filter_written(filter: &mut Option<Box<Expr>>, schema: &DFSchema) -> Result<(
     Ok(())
 }
 
-/// What an aggregate is of, only where its filter holds.
+/// Wraps the arguments of an aggregate, so that they are evaluated only where its filter holds.
 fn guard_arguments<'a>(arguments: impl Iterator<Item = &'a mut Expr>, filter: Option<&Expr>, schema: &DFSchema) {
     let Some(filter) = filter.filter(|filter| !filter.is_volatile()) else { return };
     for argument in arguments.filter(|argument| can_fail(argument, schema)) {
@@ -181,7 +183,7 @@ fn guard_arguments<'a>(arguments: impl Iterator<Item = &'a mut Expr>, filter: Op
     }
 }
 
-/// The parts of a chain of one operator, in order. (A loop, as a chain of thousands is no deeper than its parts.)
+/// Returns the operands of a chain of one operator, in order. (A loop needs no deep stack for a chain of thousands.)
 pub(super) fn split(expr: Expr, by: Operator) -> Vec<Expr> {
     let (mut open, mut parts) = (vec![expr], Vec::new());
     while let Some(next) = open.pop() {
@@ -198,7 +200,7 @@ pub(super) fn joined(op: Operator, parts: Vec<Expr>) -> Expr {
     parts.into_iter().reduce(binary).unwrap_or_else(|| lit(op == Operator::And))
 }
 
-/// AND or OR of parts, each of which is evaluated where those before it leave the answer open.
+/// Builds AND or OR of parts. A part is evaluated only where the parts before it leave the answer open.
 fn chain(op: Operator, parts: Vec<Expr>, schema: &DFSchema, only_truth: bool) -> Result<Expr> {
     if !only_truth {
         let mut nodes = 0_usize;
@@ -208,7 +210,7 @@ fn chain(op: Operator, parts: Vec<Expr>, schema: &DFSchema, only_truth: bool) ->
                 Ok(TreeNodeRecursion::Continue)
             })?;
         }
-        // Each part is written twice below.
+        // The code below writes each part twice.
         if nodes > NODES_MAX {
             return Err(Told("a condition is nested too deep; write its parts into a WITH query".to_owned()).into());
         }
@@ -233,14 +235,14 @@ fn chain(op: Operator, parts: Vec<Expr>, schema: &DFSchema, only_truth: bool) ->
     Ok(cast(Expr::Case(Case::new(None, branches, Some(last))), DataType::Boolean))
 }
 
-/// A boolean CASE that is not taken apart: it is one of numbers.
+/// Rewrites a boolean CASE as a CASE of numbers, which DataFusion does not take apart.
 fn hidden(case: Case) -> Expr {
     let number = |expr: Box<Expr>| Box::new(cast(*expr, DataType::Int8));
     let branches = case.when_then_expr.into_iter().map(|(when, then)| (when, number(then))).collect();
     cast(Expr::Case(Case::new(case.expr, branches, case.else_expr.map(number))), DataType::Boolean)
 }
 
-/// Moves filters down as DataFusion does, but for those that can fail: they stay above what they were written above.
+/// Filter pushdown as in DataFusion, except that filters that can fail stay above the nodes they were written above.
 #[derive(Debug, Default)]
 pub(crate) struct PushDownSafeFilter(PushDownFilter);
 
@@ -287,10 +289,10 @@ fn above(filters: impl IntoIterator<Item = Expr>, input: Arc<LogicalPlan>) -> Re
     filters.into_iter().try_fold(input, filter)
 }
 
-/// The conditions that stay, and those that may move.
+/// Splits the conditions into those that stay and those that may move down.
 fn parted(filter: &Filter) -> (Vec<Expr>, Vec<Expr>) {
     let schema = filter.input.schema();
-    // What comes out of the node below by an expression that can fail would be that expression further down.
+    // Further down, a computed column becomes its expression again. If that can fail, the condition stays.
     let computed: &[Expr] = match filter.input.as_ref() {
         LogicalPlan::Projection(projection) => &projection.expr,
         LogicalPlan::Aggregate(aggregate) => &aggregate.group_expr,

@@ -1,4 +1,4 @@
-//! Functions that give what they are given, under the name that it has: they stand in a plan for what is known about an expression.
+//! Functions that return their argument under its name, and so carry facts about an expression through a plan.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use datafusion::scalar::ScalarValue;
 
 use super::decimals;
 
-/// The name of the function that keeps two expressions apart.
+/// Name of the function that keeps two expressions apart.
 pub(super) const SAME: &str = "same";
 
-/// Why the function stands there.
+/// The reason for an identity function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Reason {
-    /// To keep an expression apart from others that are written alike. Two of different numbers are two functions.
+    /// Separation from other expressions with the same text. Functions with different numbers are different functions.
     Apart(usize),
-    /// To fail on a decimal that has more digits than its type.
+    /// Failure on a decimal that has more digits than its type allows.
     Fits,
 }
 
@@ -30,7 +30,7 @@ struct Identity {
     signature: Signature,
 }
 
-/// The same value.
+/// Wraps a value in an identity function.
 pub(super) fn same(value: Expr, reason: Reason) -> Expr {
     let signature = Signature::any(1, Volatility::Immutable);
     let udf = ScalarUDF::new_from_impl(Identity { reason, signature });

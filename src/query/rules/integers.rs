@@ -1,4 +1,5 @@
-//! What counts gives a `bigint`: DataFusion gives row numbers and some counts as unsigned integers, whose difference wraps around.
+//! Makes counting functions return a `bigint`. DataFusion returns row numbers and some counts as unsigned integers,
+//! whose difference wraps around.
 
 use std::sync::Arc;
 
@@ -8,10 +9,10 @@ use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction, WindowFu
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawAggregateExpr, RawWindowExpr};
 use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, cast};
 
-/// Functions that count, and give an unsigned integer.
+/// Counting functions that return an unsigned integer.
 const COUNTS: [&str; 6] = ["row_number", "rank", "dense_rank", "ntile", "approx_distinct", "regr_count"];
 
-/// Plans what counts as a `bigint`.
+/// A planner that casts counts to `bigint`.
 #[derive(Debug)]
 pub(crate) struct SignedCounts;
 
@@ -45,11 +46,11 @@ impl ExprPlanner for SignedCounts {
     }
 }
 
-/// Functions of lists whose result is unsigned.
+/// List functions that return unsigned integers.
 pub(crate) const UNSIGNED: [&str; 6] =
     ["array_length", "cardinality", "array_ndims", "array_position", "array_positions", "array_dims"];
 
-/// A function with its result as signed integers.
+/// A function whose result is cast to signed integers.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Signed {
     inner: Arc<ScalarUDF>,

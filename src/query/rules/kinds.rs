@@ -1,5 +1,5 @@
-//! Refuses comparisons between kinds of values that DataFusion would turn into one another silently: `event_date = 2026-02-01`
-//! is arithmetic, and text compared with a number fails on the first value that is none.
+//! Refuses comparisons between kinds of values that DataFusion would convert silently. `event_date = 2026-02-01` is
+//! arithmetic. Text compared with a number fails on the first value that is no number.
 
 use arrow::datatypes::DataType;
 use datafusion::common::DFSchema;
@@ -13,7 +13,7 @@ use datafusion::scalar::ScalarValue;
 
 use crate::query::Told;
 
-/// The analyzer rule; it runs before types are made equal.
+/// The analyzer rule that refuses such comparisons. Runs before type coercion.
 #[derive(Debug)]
 pub(crate) struct SameKinds;
 
@@ -175,7 +175,7 @@ fn date(of: Option<&Expr>, number: &Expr) -> DataFusionError {
     Told(what).into()
 }
 
-/// The date that was meant by `2026-02-01` as the parser reads it, or by `20260201`.
+/// Returns the date that the user meant by `2026-02-01`, which parses as subtractions, or by `20260201`.
 fn meant(expr: &Expr) -> Option<String> {
     let number = |expr: &Expr| match expr {
         Expr::Literal(ScalarValue::Int64(Some(n)), _) => Some(*n),

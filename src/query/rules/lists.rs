@@ -1,8 +1,10 @@
-//! Each list of values stands for itself.
+//! Keeps value lists about one column apart, so that DataFusion does not merge them.
 //!
-//! DataFusion puts two lists of one column together by how their values are written: `a not in ('q') and a in (b)` becomes
-//! `a in (b)`, which is another condition where `b` is `'q'`, and so is `false` in place of unknown what two lists have not in
-//! common. So no two lists of a plan are about the same expression: all but the first are about a `same(a)` of their own.
+//! DataFusion merges two lists about one column by the text of their values: `a not in ('q') and a in (b)` becomes `a
+//! in (b)`. That differs where `b` is `'q'`. Lists with no value in common become `false`, where the answer may be
+//! unknown.
+//!
+//! So no two lists of a plan have the same operand: each list but the first has its own `same(a)`.
 
 use std::collections::HashSet;
 
@@ -17,7 +19,7 @@ use super::guarded::{joined, split};
 use super::identity::{self, Reason};
 use super::keeping_names;
 
-/// The analyzer rule that keeps lists apart. It runs after types are coerced.
+/// The analyzer rule that keeps lists apart. Runs after types are coerced.
 #[derive(Debug)]
 pub(crate) struct Lists;
 
@@ -28,7 +30,7 @@ impl AnalyzerRule for Lists {
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
         let mut apart = Apart { seen: HashSet::new(), has_other_names: false, made: 0 };
-        // Nothing but an order stands above the names that the result has.
+        // Only an order stands above the projection that names the result's columns, so its aliases do not matter.
         let mut is_result = true;
         plan.apply_with_subqueries(|plan| {
             if matches!(plan, LogicalPlan::Projection(_)) && std::mem::take(&mut is_result) {
@@ -50,11 +52,11 @@ impl AnalyzerRule for Lists {
 }
 
 struct Apart {
-    /// What lists are about already.
+    /// Keys of the operands of earlier lists.
     seen: HashSet<String>,
-    /// Whether a column has several names in the plan, so that a name tells nothing.
+    /// Whether a column has several names in the plan. Then a name does not identify a column.
     has_other_names: bool,
-    /// How often the function was called for.
+    /// Number of `same` calls made.
     made: usize,
 }
 
@@ -74,7 +76,7 @@ impl Apart {
     fn kept(&mut self, expr: Expr) -> Result<Expr> {
         expr.transform_down(|expr| match expr {
             Expr::BinaryExpr(BinaryExpr { op: Operator::Or, .. }) => {
-                // What is made one list of is one.
+                // Parts that DataFusion merges into one list count as one list.
                 let (mut keys, mut parts) = (Vec::new(), Vec::new());
                 for part in split(expr, Operator::Or) {
                     parts.push(match part {
@@ -106,7 +108,7 @@ impl Apart {
         .data()
     }
 
-    /// What one part of an OR is about.
+    /// Returns the operand of one part of an OR, wrapped if an earlier list has it.
     fn part(&mut self, of: Expr, keys: &mut Vec<String>) -> Expr {
         if matches!(of, Expr::Literal(..)) {
             return of;

@@ -1,5 +1,5 @@
-//! Projections are moved down as DataFusion does, but for those that can fail: below a filter they would be evaluated on rows that
-//! the filter excludes.
+//! Moves projections down as DataFusion does, except those that can fail. Below a filter, they would be evaluated on
+//! rows that the filter excludes.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use datafusion::physical_plan::projection::{ProjectionExec, remove_unnecessary_p
 
 use super::fallible::{can_operator_fail, is_total, is_total_function};
 
-/// See above.
+/// Projection pushdown that leaves projections that can fail in place.
 #[derive(Debug, Default)]
 pub(crate) struct SafeProjectionPushdown(ProjectionPushdown);
 
@@ -45,7 +45,7 @@ impl PhysicalOptimizerRule for SafeProjectionPushdown {
     }
 }
 
-/// Whether a part of it that can fail would be moved down: all of a projection, or one side of what a join is filtered by.
+/// Returns whether pushdown would move a part that can fail: a whole projection, or one side of a join's filter.
 fn must_stay(node: &dyn ExecutionPlan) -> bool {
     if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
         let schema = projection.input().schema();
@@ -55,7 +55,7 @@ fn must_stay(node: &dyn ExecutionPlan) -> bool {
     filter.is_some_and(|filter| can_fail(filter.expression(), filter.schema()))
 }
 
-/// Whether it is a projection that stays, or would become one with a projection below.
+/// Returns whether the node is a projection that must stay, or that would be merged with such a projection below.
 fn is_of_one_that_stays(node: &dyn ExecutionPlan) -> bool {
     let projection = node.downcast_ref::<ProjectionExec>();
     projection.is_some_and(|projection| must_stay(node) || is_of_one_that_stays(projection.input().as_ref()))

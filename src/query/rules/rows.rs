@@ -1,7 +1,7 @@
-//! `count(distinct (a, b, c))` by the bytes of its rows.
+//! Computes `count(distinct (a, b, c))` on the bytes of its rows.
 //!
-//! DataFusion keeps each distinct row as a slice of the batch that it came in, and counts all of that batch as its size: ten
-//! thousand rows ask for gigabytes, and a batch is kept for as long as one row of it is.
+//! DataFusion keeps each distinct row as a slice of its batch, and counts the whole batch as the row's size. Ten
+//! thousand rows request gigabytes, and a batch is kept as long as one of its rows is.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use datafusion::optimizer::AnalyzerRule;
 
 use super::keeping_names;
 
-/// See above. It runs after types are coerced.
+/// The analyzer rule that counts distinct rows by their bytes. Runs after types are coerced.
 #[derive(Debug)]
 pub(crate) struct DistinctRows {
     bytes: Arc<ScalarUDF>,
@@ -71,7 +71,7 @@ fn is_nested(of: &DataType) -> bool {
     of.is_nested() && RowConverter::supports_fields(&[SortField::new(of.clone())])
 }
 
-/// A row as bytes, which are equal if and only if rows are.
+/// A function that encodes a row as bytes. Bytes are equal if and only if the rows are.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct RowBytes {
     signature: Signature,

@@ -1,8 +1,7 @@
-//! Time spans are compared by their length: a day has 24 hours and a month 30 days, as in PostgreSQL and DuckDB.
+//! Compares intervals by their length: a day has 24 hours and a month 30 days, as in PostgreSQL and DuckDB.
 //!
-//! Arrow compares their months, days and nanoseconds one after the other, so that 48 hours are less than one day, and what a
-//! difference of two instants gives is less than any span in days. Where no order can be put in place of Arrow's, a span is
-//! refused.
+//! Arrow compares months, days and nanoseconds one after the other. So 48 hours are less than one day, and a difference
+//! of two instants is less than any interval in days. Where Arrow's order cannot be replaced, intervals are refused.
 
 use std::sync::Arc;
 
@@ -28,7 +27,7 @@ use crate::query::Told;
 
 const LENGTH: DataType = DataType::Decimal128(38, 0);
 
-/// The length of a span in nanoseconds.
+/// A function that returns the length of an interval in nanoseconds.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Length {
     signature: Signature,
@@ -123,7 +122,7 @@ fn refused(what: &str) -> DataFusionError {
     .into()
 }
 
-/// The analyzer rule that compares spans by their lengths. It runs after types are coerced.
+/// The analyzer rule that compares intervals by their lengths. Runs after types are coerced.
 #[derive(Debug)]
 pub(crate) struct Spans;
 

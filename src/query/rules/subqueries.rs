@@ -1,14 +1,14 @@
-//! Subqueries as conditions, wherever they stand, by the logic of three values.
+//! Evaluates subqueries used as conditions in three-valued logic, wherever they stand.
 //!
-//! DataFusion answers `x IN (…)` well where it decides alone whether a row stays: then it is a join. Inside of something else, it
-//! takes a mark for the answer, which knows true and false, and takes unknown for false. And outside of filters it answers
-//! nothing of the kind. So, before it plans:
+//! DataFusion answers `x IN (…)` correctly where it alone decides whether a row stays: there it becomes a join. Inside
+//! another expression, DataFusion uses a mark, which is true or false, and so takes unknown for false. Outside of
+//! filters, DataFusion does not answer such conditions. So this rule rewrites them before DataFusion plans them:
 //!
 //! ```text
 //! x IN (S)      CASE WHEN EXISTS (S with y = x) THEN true
 //!                    WHEN EXISTS (S with y IS NULL) OR (x IS NULL AND EXISTS (S)) THEN NULL  ELSE false END
-//! EXISTS (S)    of no outer column: a scalar subquery, which is asked once
-//!               of outer columns: the mark of a join below; in filters DataFusion makes it
+//! EXISTS (S)    without outer columns: a scalar subquery, evaluated once
+//!               with outer columns: the mark of a join below; in filters DataFusion makes it
 //! ```
 
 use std::collections::BTreeSet;
@@ -28,7 +28,7 @@ use datafusion::optimizer::AnalyzerRule;
 use datafusion::optimizer::decorrelate::PullUpCorrelatedExpr;
 use datafusion::scalar::ScalarValue;
 
-/// See above. It runs after types are coerced.
+/// The analyzer rule that rewrites these subqueries. Runs after types are coerced.
 #[derive(Debug, Default)]
 pub(crate) struct Subqueries;
 
@@ -57,7 +57,7 @@ fn asks(plan: &LogicalPlan) -> Result<bool> {
     Ok(found)
 }
 
-/// Whether a subquery about outer columns has grouping sets, which are lost as it becomes a join (apache/datafusion#25519).
+/// Returns whether a correlated subquery has grouping sets, which are lost in a join (apache/datafusion#25519).
 fn has_lost_sets(expr: &Expr) -> Result<bool> {
     let is_set = |expr: &Expr| matches!(expr, Expr::GroupingSet(_));
     let has_set = |plan: &LogicalPlan| match plan {
@@ -86,7 +86,7 @@ fn unsupported<T>(what: &str) -> Result<T> {
     Err(DataFusionError::NotImplemented(format!("{what} is not supported here; write it as a join, or in WHERE")))
 }
 
-/// A name that no other has.
+/// Returns a unique name.
 fn name(kind: &str) -> String {
     static LAST: AtomicU64 = AtomicU64::new(0);
     format!("__{kind}_{}", LAST.fetch_add(1, Ordering::Relaxed))
@@ -157,7 +157,7 @@ fn answered(plan: LogicalPlan) -> Result<LogicalPlan> {
     }
 }
 
-/// Conditions of a join that ask are asked above it, or on the side that they are about.
+/// Moves subquery conditions of a join above the join, or below it to the side whose columns they use.
 fn answered_join(mut join: Join) -> Result<LogicalPlan> {
     let columns = columns_of(&join.schema);
     let (asked, plain): (Vec<_>, Vec<_>) =
@@ -199,7 +199,7 @@ fn answered_join(mut join: Join) -> Result<LogicalPlan> {
     project(LogicalPlan::Join(joined), columns)
 }
 
-/// The columns of the outer query that a question is about.
+/// Returns the columns of the outer query that a subquery condition uses.
 fn about(question: &Expr) -> Vec<Column> {
     let (subquery, expr) = match question {
         Expr::InSubquery(InSubquery { subquery, expr, .. }) => (subquery, Some(expr)),
@@ -222,7 +222,7 @@ fn questions(expr: &Expr) -> Vec<Expr> {
     found
 }
 
-/// A projection with columns that it left out.
+/// Adds the wanted columns that a projection left out.
 fn with_columns(plan: Arc<LogicalPlan>, wanted: impl Iterator<Item = Column>) -> Result<Arc<LogicalPlan>> {
     let LogicalPlan::Projection(projection) = plan.as_ref() else { return Ok(plan) };
     let missing =
@@ -244,7 +244,7 @@ fn project(plan: LogicalPlan, exprs: impl IntoIterator<Item = Expr>) -> Result<L
     Ok(LogicalPlan::Projection(Projection::try_new(exprs.into_iter().collect(), Arc::new(plan))?))
 }
 
-/// What a node asks, to be answered in a projection below it.
+/// A projection below a node, which answers the node's subquery conditions.
 struct Below {
     exprs: Vec<Expr>,
     is_needed: bool,
@@ -261,7 +261,7 @@ impl Below {
         Expr::Column(Column::new_unqualified(name))
     }
 
-    /// All of an expression, under its own name.
+    /// Moves a whole expression into the projection, under the expression's name.
     fn whole(&mut self, expr: Expr) -> Expr {
         let name = expr.schema_name().to_string();
         self.push(expr, name)
@@ -271,7 +271,7 @@ impl Below {
         self.push(question, name("asked"))
     }
 
-    /// The questions in an expression; its name stays.
+    /// Moves the subquery conditions of an expression into the projection; the expression keeps its name.
     fn parts(&mut self, expr: Expr) -> Result<Expr> {
         let name = NamePreserver::new_for_projection().save(&expr);
         let expr = expr.transform_down(|expr| match is_question(&expr) {
@@ -289,8 +289,8 @@ impl Below {
     }
 }
 
-/// Whether it becomes a join that answers right, as unknown and false are one there. (One that knows NULLs is right about one
-/// key that is a column, and about nothing else.)
+/// Returns whether the condition becomes a join that answers correctly; in a filter, unknown counts as false. (NOT IN
+/// does not: a join that knows NULLs is correct only for a single key that is a column.)
 fn is_join(condition: &Expr) -> bool {
     let (condition, is_negated) = match condition {
         Expr::Not(inner) => (inner.as_ref(), true),
@@ -305,7 +305,7 @@ fn is_join(condition: &Expr) -> bool {
     }
 }
 
-/// An expression with each IN as its answer, and each question about no outer column asked once.
+/// Replaces each IN by its three-valued answer, and evaluates each EXISTS without outer columns once.
 fn of_three_values(expr: Expr, schema: &DFSchema) -> Result<Expr> {
     let rewritten = expr.transform_up(|expr| match expr {
         Expr::InSubquery(asked) => Ok(Transformed::yes(known(asked, schema)?)),
@@ -321,7 +321,7 @@ fn of_three_values(expr: Expr, schema: &DFSchema) -> Result<Expr> {
     rewritten.data()
 }
 
-/// Whether a subquery always has one row. As a join it would have none where the outer row has no match.
+/// Returns whether a subquery always has one row. As a join, it would have no row where the outer row has no match.
 fn is_one_row(rows: &LogicalPlan) -> bool {
     match rows {
         LogicalPlan::Projection(projection) => is_one_row(&projection.input),
@@ -340,7 +340,7 @@ fn known(asked: InSubquery, schema: &DFSchema) -> Result<Expr> {
         let value = Expr::ScalarSubquery(subquery);
         return Ok(if negated { (*expr).not_eq(value) } else { (*expr).eq(value) });
     }
-    // Under a name of its own: the outer query may have a column of the same name.
+    // The column gets a unique name, because the outer query may have a column of the same name.
     let rows = Arc::unwrap_or_clone(subquery.subquery);
     let alias = name("in");
     let value = Expr::Column(Column::from(rows.schema().qualified_field(0))).alias(alias.clone());
@@ -380,7 +380,7 @@ fn known(asked: InSubquery, schema: &DFSchema) -> Result<Expr> {
     Ok(Expr::Case(Case::new(None, branches, Some(then(Some(negated))))))
 }
 
-/// Whether there is any row. It is asked once.
+/// Builds a condition that holds if there is any row. It is evaluated once.
 fn any(rows: LogicalPlan) -> Result<Expr> {
     let number = count(lit(1_i64)).alias("n");
     let counted = LogicalPlanBuilder::from(rows).limit(0, Some(1))?.aggregate(Vec::<Expr>::new(), vec![number])?;
@@ -388,7 +388,7 @@ fn any(rows: LogicalPlan) -> Result<Expr> {
     Ok(Expr::ScalarSubquery(Subquery { subquery: Arc::new(any), outer_ref_columns: Vec::new(), spans: Spans::new() }))
 }
 
-/// The plan with a mark on each row for which the subquery has rows, and the mark.
+/// Joins a mark to each row for which the subquery has rows. Returns the plan and the mark.
 fn mark(plan: LogicalPlan, exists: &Exists) -> Result<(LogicalPlan, Expr)> {
     let mut pulled = PullUpCorrelatedExpr::new().with_exists_sub_query(true);
     let rows = exists.subquery.subquery.as_ref().clone().rewrite(&mut pulled).data()?;

@@ -1,4 +1,4 @@
-//! `sum` of integers and decimals: exact, and an error when the total is none of its type.
+//! Exact `sum` of integers and decimals, which fails when the total does not fit its type.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use datafusion::scalar::ScalarValue;
 use super::decimals;
 use crate::query::Told;
 
-/// `sum`, which adds what is wider, and fails when the total does not fit: integers as decimals, decimals as those of 256 bits.
+/// `sum` that adds in a wider type: integers as decimals, decimals of 128 bits as decimals of 256 bits.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CheckedSum {
     inner: Arc<AggregateUDF>,
@@ -30,7 +30,7 @@ impl Default for CheckedSum {
     }
 }
 
-/// What a total is added as, if that is another type than its own.
+/// Returns the type in which a total is added, if that is not its own type.
 fn wide(of: &DataType) -> Option<DataType> {
     match of {
         DataType::Int64 => Some(DataType::Decimal128(38, 0)),
@@ -39,7 +39,7 @@ fn wide(of: &DataType) -> Option<DataType> {
     }
 }
 
-/// The type of the total if it is added as another one, and what the sum of that is asked then.
+/// Returns the type of a total that is added in a wider type, and the arguments for the inner `sum`.
 fn exact(args: AccumulatorArgs<'_>) -> (Option<DataType>, AccumulatorArgs<'_>) {
     let of = args.return_field.data_type().clone();
     match wide(&of) {
@@ -127,7 +127,7 @@ fn widened(values: &ArrayRef) -> Result<ArrayRef> {
     Ok(Arc::new(wide.with_precision_and_scale(38, 0)?))
 }
 
-/// Totals as what they are told to be.
+/// Converts totals to their declared type.
 fn narrowed(sums: &ArrayRef, of: &DataType) -> Result<ArrayRef> {
     if of == &DataType::Int64 {
         let narrow = sums.as_primitive::<Decimal128Type>().try_unary::<_, Int64Type, DataFusionError>(narrow)?;
@@ -229,7 +229,7 @@ impl GroupsAccumulator for ExactGroups {
     }
 }
 
-/// `sum(DISTINCT …)` over a moving frame.
+/// `sum(DISTINCT …)` over a sliding frame.
 #[derive(Debug, Default)]
 struct SlidingDistinct {
     counts: HashMap<i128, usize>,

@@ -1,8 +1,9 @@
-//! What is held by a join has no order of its own in what comes out of it.
+//! Hides the order of the build side of a join, because the join's output does not have this order.
 //!
-//! DataFusion takes the order of a join's output for that of the side that streams, followed by that of the side that is held
-//! (apache/datafusion#25052). The latter begins anew for each row that streams, and so sorts are left out that are needed: rows
-//! come unsorted, `limit` cuts off others, windows number them wrong. So the side that is held does not tell its order.
+//! DataFusion takes the output of a join to be ordered by the probe side, then by the build side
+//! (apache/datafusion#25052). The build side's order begins anew for each probe row. So needed sorts are left out: rows
+//! come unsorted, `limit` keeps the wrong rows, and windows number rows wrongly. So this rule hides the order of the
+//! build side.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use datafusion::physical_plan::{
     ReplaceChildrenOptions,
 };
 
-/// See above. It runs before requirements are enforced.
+/// The optimizer rule that hides this order. Runs before requirements are enforced.
 #[derive(Debug, Default)]
 pub(crate) struct UnorderedBuilds;
 
@@ -47,7 +48,7 @@ impl PhysicalOptimizerRule for UnorderedBuilds {
     }
 }
 
-/// A plan whose order nobody may rely on.
+/// A plan that hides the order of its rows.
 #[derive(Debug)]
 struct Unordered {
     input: Arc<dyn ExecutionPlan>,

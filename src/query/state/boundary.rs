@@ -1,8 +1,8 @@
-//! A plan inside another one, of which the outer one knows nothing but its columns.
+//! A plan node that hides everything about an inner plan from the outer plan, except its columns.
 //!
-//! The outer plan is optimized with the inner one in it. What the inner one says of itself (a constant pool, an order) was
-//! found by rules that then run again, and do not always find it again; a sort that relied on it is refused as a bug of the
-//! planner. Nothing that is said here can be forgotten.
+//! The outer plan is optimized with the inner plan inside. The inner plan's properties (a constant pool, an order) come
+//! from optimizer rules. These rules run again, and do not always derive the same properties. A sort that relied on a
+//! lost property is then rejected as a planner bug. A boundary claims no properties, so none can be lost.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use futures::TryStreamExt;
 
 use super::told;
 
-/// The inner plan.
+/// The inner plan behind a boundary.
 #[derive(Debug)]
 pub struct Boundary {
     input: Arc<dyn ExecutionPlan>,
@@ -31,7 +31,7 @@ pub struct Boundary {
 }
 
 impl Boundary {
-    /// Around a plan; its errors are told with a remedy, if there is one.
+    /// Wraps a plan. Its errors get the remedy, if there is one.
     pub fn new(input: Arc<dyn ExecutionPlan>, remedy: Option<Arc<str>>) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(input.schema()),
@@ -95,7 +95,7 @@ impl ExecutionPlan for Boundary {
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), told)))
     }
 
-    /// What is asked of the columns may be asked below.
+    /// Pushes filters on the columns down into the inner plan.
     fn gather_filters_for_pushdown(
         &self,
         _: FilterPushdownPhase,

@@ -1,4 +1,4 @@
-//! Takes the tail in while it is read: rows as they come, and in the order of their identities once all are there.
+//! Collects the tail while it is read: rows in arrival order, and sorted by identity once all are read.
 
 use std::cmp::Ordering;
 use std::hash::{BuildHasher, Hash};
@@ -14,20 +14,21 @@ use super::names::{Hashing, Mark, Names, Step, text};
 use super::order::Head;
 use super::tail::{Dataset, Entry, Part, Place, Tail, column, heads_of, named, rest_at, rest_of};
 
-/// What a row takes beside its columns, at most: as a change, in their order, as an entry, and what names it.
+/// Upper bound of the bytes that a row takes beside its columns: as a change, as a sorted change, as an entry, and for
+/// its names.
 const BYTES_OF_A_ROW: usize = 320;
 
-/// Names of one kind, each with a number.
+/// Interned names of one kind, each with a number.
 #[derive(Default)]
 pub struct Numbers {
     hasher: Hashing,
-    /// Of each, the hash, and a row that has it.
+    /// Hash of each name, and one row that has the name.
     known: Vec<(u64, Place)>,
     by_name: HashTable<u32>,
 }
 
 impl Numbers {
-    /// The number of a name, which `name_of` gives of a row.
+    /// Returns the number of a name, if it has one. `name_of` reads the name of a row.
     pub fn find<'a, N: Hash + Eq>(
         &self,
         name: &N,
@@ -52,7 +53,7 @@ impl Numbers {
         self.by_name.find(hash, is_it).copied()
     }
 
-    /// The number of the name of a row; it gets one if it has none.
+    /// Returns the number of a row's name, and assigns one if the name is new.
     fn of<'a, N: Hash + Eq>(&mut self, at: Place, parts: &'a [Part], name_of: impl Fn(&'a Names, usize) -> N) -> u32 {
         let (names, row) = named(parts, at);
         let name = name_of(names, row);
@@ -67,7 +68,7 @@ impl Numbers {
     }
 }
 
-/// A row that changed something.
+/// A row that changes a key or removes a dataset.
 #[derive(Default, Clone, Copy)]
 struct Change {
     identity: u32,
@@ -77,29 +78,29 @@ struct Change {
     head: Head,
 }
 
-/// Rows of the tail.
+/// Rows of the tail, while they are collected.
 pub struct Intake {
     parts: Vec<Part>,
-    /// By pool and name.
+    /// Identities, by pool and name.
     identities: Numbers,
-    /// By name alone: identities have mostly the same ones.
+    /// Datasets by name alone, because most identities have datasets of the same names.
     datasets: Numbers,
     hasher: Hashing,
-    /// Of each part.
+    /// Changes of each part.
     changes: Vec<Vec<Change>>,
     memory: MemoryReservation,
 }
 
 impl Intake {
-    /// Of no rows yet. `memory` will cover what they take.
+    /// Returns an empty intake. `memory` accounts for the rows that it collects.
     pub fn new(memory: MemoryReservation) -> Self {
         let (identities, datasets) = (Numbers::default(), Numbers::default());
         let hasher = Hashing::default();
         Self { parts: Vec::new(), identities, datasets, hasher, changes: Vec::new(), memory }
     }
 
-    /// Takes in rows with all columns of the order, and `op`. Gives false when memory does not hold them: then this is good
-    /// for nothing.
+    /// Adds rows, which must have all columns of the order, and `op`. Returns `false` if the memory reservation fails;
+    /// the intake must then be discarded.
     pub fn push(&mut self, rows: RecordBatch) -> Result<bool> {
         let bytes = rows.get_array_memory_size() + rows.num_rows() * BYTES_OF_A_ROW;
         if self.memory.try_grow(bytes).is_err() {
@@ -108,7 +109,7 @@ impl Intake {
         let rest = rest_of(&rows).ok_or_else(|| DataFusionError::Internal("rows without an order".to_owned()))?;
         let ops = cast(column(&rows, "op")?, &DataType::Utf8View)?;
         let (heads, count) = (heads_of(&rows)?, rows.num_rows());
-        // More parts or rows than these do not fit into memory.
+        // More than `u32::MAX` parts or rows do not fit into memory.
         let part = u32::try_from(self.parts.len()).unwrap_or(u32::MAX);
         self.parts.push(Part { names: Names::of(&rows)?, rest, rows });
         let names = &self.parts[part as usize].names;
@@ -120,7 +121,7 @@ impl Intake {
                 Step::Dataset => dataset = None,
                 Step::Key => {}
             }
-            // A row without a key that is no removal marks an event without records: it changed nothing.
+            // A row without a key that is no removal marks an event without records. Such an event changes nothing.
             if !names.has_key(row) && text(ops.as_string_view(), row) != Some("remove") {
                 continue;
             }
@@ -134,7 +135,7 @@ impl Intake {
         Ok(true)
     }
 
-    /// The latest row of each key.
+    /// Returns the latest row of each key.
     pub fn done(self) -> Tail {
         let mut datasets_of = Vec::with_capacity(self.identities.known.len() + 1);
         let mut changes = self.by_identity();
@@ -161,8 +162,8 @@ impl Intake {
         Tail { parts, identities, names_of_datasets, hasher, datasets_of, datasets, entries, memory }
     }
 
-    /// All changes, in the order of the numbers of their identities; in one place, because what follows looks at each many
-    /// times.
+    /// Returns all changes, ordered by the numbers of their identities. They are copied into one vector, because the
+    /// next steps read each change many times.
     fn by_identity(&self) -> Vec<Change> {
         let mut ends = vec![0_usize; self.identities.known.len() + 1];
         self.changes.iter().flatten().for_each(|change| ends[change.identity as usize + 1] += 1);
@@ -177,7 +178,7 @@ impl Intake {
         changes
     }
 
-    /// By dataset, then by key.
+    /// Compares by dataset, then by key.
     fn by_name(&self, a: &Change, b: &Change) -> Ordering {
         let text = |change: &Change| {
             let (names, row) = named(&self.parts, change.at);

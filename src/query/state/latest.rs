@@ -1,7 +1,7 @@
-//! The aggregate `latest`: of all rows of a group, the one that comes last in the [order](super::order) of changes.
+//! The aggregate `latest`: of all rows of a group, the row that comes last in the [order](super::order) of changes.
 //!
 //! **It is idempotent and associative**: the latest of the latest is the latest, however rows are split, repeated or
-//! reordered. The maintained state rests on that.
+//! reordered. The maintained state depends on that.
 
 use std::cmp::Ordering;
 use std::mem::size_of;
@@ -18,8 +18,8 @@ use datafusion::logical_expr::{
 
 use super::order::{HEAD, Head, Heads, ORDER, Rest};
 
-/// `latest(<the columns of ORDER>, <any others>)`: of the latest row, a struct of those of its arguments whose numbers are
-/// `kept`, as fields `c<number>`.
+/// Returns the aggregate `latest(<the columns of ORDER>, <any others>)`. Its result is a struct of the latest row: the
+/// arguments whose numbers are in `kept`, as fields `c<number>`.
 pub fn latest(kept: Vec<usize>) -> AggregateUDF {
     AggregateUDF::new_from_impl(Latest { signature: Signature::variadic_any(Volatility::Immutable), kept })
 }
@@ -68,7 +68,7 @@ impl AggregateUDFImpl for Latest {
     }
 }
 
-/// The place of a group's latest row, and the head of its order, so that most comparisons touch nothing else.
+/// The place of a group's latest row, and its order prefix, so that most comparisons read nothing else.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     head: Head,
@@ -79,14 +79,14 @@ struct Slot {
 const NONE: u32 = u32::MAX;
 const EMPTY: Slot =
     Slot { head: Head { sync_count: i64::MIN, modified: i64::MIN, arrived: i64::MIN }, chunk: NONE, row: 0 };
-/// Rows of a chunk when chunks are made anew.
+/// Rows per chunk after compaction.
 const CHUNK_ROWS: usize = 8_192;
 
-/// Where the columns behind the head are among the arguments.
+/// Positions of the tie-breaker columns among the arguments.
 const REST: std::ops::Range<usize> = HEAD..ORDER.len();
 
-/// The type in which a column is held, and passed on between the stages. Views would keep what they point into alive, and
-/// count it once for every batch that they are cut into.
+/// Returns the type in which a column is held, and passed between the stages. Views would keep their buffers alive, and
+/// each batch cut from them would count these buffers again.
 fn held_type(of: &DataType) -> DataType {
     match of {
         DataType::Utf8 | DataType::Utf8View => DataType::LargeUtf8,
@@ -107,9 +107,9 @@ struct Groups {
     types: Vec<DataType>,
     kept: Vec<usize>,
     slots: Vec<Slot>,
-    /// Rows that were the latest of their group when they came: all arguments.
+    /// Rows that were the latest of their group when they arrived, with all arguments.
     chunks: Vec<Vec<ArrayRef>>,
-    /// In the chunks, those that were overtaken since included.
+    /// Rows in the chunks, including superseded ones.
     rows: usize,
     bytes: usize,
 }
@@ -122,7 +122,7 @@ impl Groups {
     fn accept(&mut self, values: &[ArrayRef], groups: &[usize], filter: Option<&BooleanArray>) -> Result<()> {
         let heads = Heads::of([column(values, 0)?, column(values, 1)?, column(values, 2)?])?;
         let rest = Rest(&values[REST]);
-        // The chunk that is being made: which rows of this batch go into it.
+        // Rows of this batch that go into the next chunk.
         let chunk = u32::try_from(self.chunks.len()).unwrap_or(NONE);
         let mut chosen: Vec<u32> = Vec::with_capacity(groups.len());
         for (row, &group) in groups.iter().enumerate() {
@@ -172,7 +172,7 @@ impl Groups {
         self.chunks.push(columns);
     }
 
-    /// Columns of the latest rows of groups, in the order of the groups.
+    /// Returns columns of the latest rows of groups, in the order of the groups.
     fn gather(&self, slots: &[Slot], columns: impl Iterator<Item = usize>) -> Result<Vec<ArrayRef>> {
         if slots.iter().any(|slot| slot.chunk == NONE) {
             return Err(DataFusionError::NotImplemented("latest with a FILTER".to_owned()));
@@ -186,7 +186,7 @@ impl Groups {
             .collect()
     }
 
-    /// Forgets the rows that were overtaken.
+    /// Drops the superseded rows.
     fn compact(&mut self) -> Result<()> {
         let mut made = Self::new(self.types.clone(), self.kept.clone());
         let mut slots = std::mem::take(&mut self.slots);

@@ -1,4 +1,4 @@
-//! What rows are of: pool, identity, dataset and key.
+//! Names that identify rows: pool, identity, dataset and key.
 
 use std::hash::BuildHasher;
 
@@ -9,13 +9,13 @@ use datafusion::error::{DataFusionError, Result};
 
 use super::tail::column;
 
-/// What names are found by. In tests nearly all hashes are equal, as they must be allowed to be.
+/// The hasher of names. In tests nearly all hashes are equal, because the code must tolerate collisions.
 #[cfg(not(test))]
 pub type Hashing = hashbrown::DefaultHashBuilder;
 #[cfg(test)]
 pub type Hashing = std::hash::BuildHasherDefault<super::tests::Weak>;
 
-/// What the rows of a batch are of.
+/// Names of the rows of a batch.
 pub struct Names {
     pools: StringViewArray,
     identities: StringViewArray,
@@ -25,26 +25,26 @@ pub struct Names {
     complete: bool,
 }
 
-/// What a row has in common with the row before it.
+/// The names that a row shares with the row before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing that is known.
+    /// No name is known to be shared.
     Identity,
-    /// The identity.
+    /// Pool and identity.
     Dataset,
-    /// Identity and dataset.
+    /// Pool, identity and dataset.
     Key,
 }
 
-/// A name as it is looked for: a view of it when that holds all of it, which it nearly always does; otherwise how it begins,
-/// and its hash.
+/// A name in a fixed size, for searches. It is the name's view if the view holds the whole name, which is the usual
+/// case. Otherwise it is the start of the view (length and first bytes), and the hash of the name.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark(u64, u64);
 
 impl Mark {
-    /// As no view begins: texts are shorter.
+    /// The mark of a missing name. No view starts like this, because no text is that long.
     const NONE: Self = Self(u64::MAX, u64::MAX);
-    /// A view holds as many bytes, by the specification of Arrow, with zeros behind what it holds.
+    /// Bytes that a view can hold, by the specification of Arrow; unused bytes are zero.
     const WHOLE: u32 = 12;
 
     fn of(names: &StringViewArray, row: usize, hasher: &impl BuildHasher) -> Self {
@@ -56,19 +56,19 @@ impl Mark {
         if mark.is_whole() { mark } else { Self(mark.0, hasher.hash_one(names.value(row))) }
     }
 
-    /// Whether there is no name.
+    /// Returns whether there is no name.
     pub fn is_none(self) -> bool {
         self == Self::NONE
     }
 
-    /// Whether equal marks are equal names.
+    /// Returns whether equal marks mean equal names.
     pub fn is_whole(self) -> bool {
         self.is_none() || self.0 as u32 <= Self::WHOLE
     }
 }
 
 impl Names {
-    /// From the columns of that name.
+    /// Reads the name columns of a batch.
     pub fn of(batch: &RecordBatch) -> Result<Self> {
         let view = |name| {
             let text = cast(column(batch, name)?, &DataType::Utf8View)?;
@@ -79,8 +79,8 @@ impl Names {
         Ok(Self { pools, identities, datasets, keys: view("key")?, complete })
     }
 
-    /// What goes on from the row before. Equal views into the same buffers are equal texts; that other views may be so too
-    /// costs a look and nothing else.
+    /// Returns the names that a row shares with the row before it. Equal views into the same buffers are equal texts.
+    /// Different views may also be equal texts; that costs one lookup and nothing else.
     pub fn step(&self, row: usize) -> Step {
         let same = |names: &StringViewArray| names.views()[row] == names.views()[row - 1];
         match row > 0 && self.complete && same(&self.identities) && same(&self.pools) {
@@ -90,7 +90,7 @@ impl Names {
         }
     }
 
-    /// The pool and the identity of a row.
+    /// Returns the pool and the identity of a row.
     pub fn identity(&self, row: usize) -> [Option<&str>; 2] {
         [text(&self.pools, row), text(&self.identities, row)]
     }
@@ -99,7 +99,7 @@ impl Names {
         text(&self.datasets, row)
     }
 
-    /// A removal of a dataset has none.
+    /// Returns the key of a row. The removal of a dataset has none.
     pub fn key(&self, row: usize) -> Option<&str> {
         text(&self.keys, row)
     }
@@ -113,7 +113,7 @@ impl Names {
     }
 }
 
-/// The text of a row, if it has one.
+/// Returns the text of a row, if it has one.
 pub fn text(names: &StringViewArray, row: usize) -> Option<&str> {
     names.is_valid(row).then(|| names.value(row))
 }

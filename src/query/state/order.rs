@@ -1,8 +1,9 @@
-//! The order of changes, the one definition of it in Rust: `sync_count`, then server date, then arrival, then the sequence
-//! number as an integer (by length, then by digits), then the place inside the record. Never a device's clock.
+//! The order of changes, and its only definition in Rust: `sync_count`, then server date, then arrival, then the
+//! sequence number as an integer (by length, then by digits), then the place inside the record. The clock of a device
+//! never counts.
 //!
-//! `sql/views/resolved.sql` is the same order in SQL, and a test holds the two together. Nearly always the head decides:
-//! three integers. The rest is text, and looked at only when heads are equal.
+//! `sql/views/resolved.sql` is the same order in SQL, and a test compares the two. The order prefix, three integers,
+//! decides nearly always. The tie-breakers are text, and are read only if order prefixes are equal.
 
 use std::cmp::Ordering;
 
@@ -11,13 +12,13 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int32Type, Int64Type};
 use arrow::error::ArrowError;
 
-/// The columns that order changes, most significant first.
+/// Columns that order changes, most significant first.
 pub const ORDER: [&str; 7] =
     ["sync_count", "last_modified_date", "arrived_at", "sequence_number", "sub_sequence", "record_index", "shard_id"];
-/// How many of them are the head.
+/// Number of columns in the order prefix.
 pub const HEAD: usize = 3;
 
-/// What decides first.
+/// The order prefix of a row.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Head {
     pub sync_count: i64,
@@ -26,31 +27,31 @@ pub struct Head {
 }
 
 impl Head {
-    /// What is held against the removal of a dataset.
+    /// Returns the part that is compared with the removal of a dataset.
     pub fn moment(self) -> (i64, i64) {
         (self.sync_count, self.modified)
     }
 }
 
-/// The heads of rows.
+/// The order prefixes of rows.
 #[derive(Debug)]
 pub struct Heads([Int64Array; HEAD]);
 
 impl Heads {
-    /// From the first columns of the order.
+    /// Reads the order prefixes from the first columns of the order.
     pub fn of([sync_count, modified, arrived]: [&ArrayRef; HEAD]) -> Result<Self, ArrowError> {
         let number = |column| Ok::<_, ArrowError>(cast(column, &DataType::Int64)?.as_primitive::<Int64Type>().clone());
         Ok(Self([number(sync_count)?, number(modified)?, number(arrived)?]))
     }
 
-    /// The head of a row.
+    /// Returns the order prefix of a row.
     pub fn get(&self, row: usize) -> Head {
         let [sync_count, modified, arrived] = &self.0;
         Head { sync_count: sync_count.values()[row], modified: modified.values()[row], arrived: arrived.values()[row] }
     }
 }
 
-/// The columns behind the head, text of any kind.
+/// The tie-breaker columns. Text may have any string type.
 #[derive(Clone, Copy)]
 pub struct Rest<'a>(pub &'a [ArrayRef]);
 
@@ -64,7 +65,7 @@ impl Rest<'_> {
         }
     }
 
-    /// Which of two rows of equal heads is the later one.
+    /// Compares two rows of equal order prefixes; the greater row is the later one.
     pub fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
         let sub = |rest: &Self, row: usize| {
             let values = rest.0[1].as_primitive::<Int64Type>();

@@ -1,18 +1,19 @@
-//! The maintained state with the tail laid over it, in one pass over the state: rows that the tail does not touch go through
-//! as they are.
+//! The maintained state with the tail laid over it, in one pass over the state. Rows that the tail does not touch pass
+//! through unchanged.
 //!
 //! ```text
-//! a row of the state   its key is in the tail       it stays if it is the later one, and the tail's row is beaten
-//!                      its dataset is removed there  it stays, and is removed
-//! at the end           the rows of the tail that were not beaten, by the removals of both
+//! state row whose key is in the tail        the later row stays, the other one is superseded
+//! state row whose dataset the tail removes  it stays, marked as removed
+//! end of the pass                           tail rows that are not superseded, marked by the removals of both
 //! ```
 //!
-//! **Every partition of the state is read once, and who ends last gives the rows of the tail**: then, and not before, it is
-//! known which of them are beaten. The state comes in more partitions than there are readers, and whoever is done with one
-//! goes on with the next that nobody has begun. Nobody waits, so any order of partitions will do, and who stops early loses
-//! nothing that they asked for.
+//! **Every partition of the state is read once. The last reader to finish emits the rows of the tail**, because only
+//! then it is known which of them are superseded. The state has more partitions than readers. A reader that finishes a
+//! partition takes the next one that no reader has begun. No reader waits for another, so partitions may be read in any
+//! order. A query that stops early loses no row that it asked for.
 //!
-//! Of the order of changes the state is asked only for the head. Should heads be equal, the rest is looked up in the end.
+//! Only the order prefix is read from the state. If order prefixes are equal, the tie-breakers are looked up at the
+//! end.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -44,21 +45,22 @@ use super::order::{ORDER, Rest};
 use super::tail::{IS_AFTER_REMOVAL, Removal, Tail, Walk, column, heads_of, rest_of, with_columns};
 use super::{KEY, same, told};
 
-/// Identities that are looked up at a time.
+/// Identities per lookup.
 const LOOKUPS: usize = 256;
-/// More than these are looked for in one pass over all. (In tests every way is taken.)
+/// With more identities than this, the whole state is scanned once instead. (The limit is small in tests, so that they
+/// take both ways.)
 const LOOKUPS_MAX: usize = if cfg!(test) { 1 } else { 16 * LOOKUPS };
 
-/// What the two sides are, and how to ask the state again.
+/// The state and the tail, and how to read the state again.
 #[derive(Debug)]
 pub struct Sides {
     /// The latest row of each key of the tail.
     pub tail: Tail,
-    /// The state.
+    /// The maintained state.
     pub state: Arc<dyn TableProvider>,
-    /// What to do when it cannot be read.
+    /// The advice in errors of reading the state.
     pub remedy: String,
-    /// The session that reads it.
+    /// The session that reads the state.
     pub session: SessionState,
 }
 
@@ -75,20 +77,20 @@ pub struct Overlay {
 /// One pass over the state.
 #[derive(Debug)]
 struct Pass {
-    /// The first partition of the state that nobody has begun.
+    /// The first partition of the state that no reader has begun.
     next: AtomicUsize,
-    /// Readers that have not ended.
+    /// Readers that have not finished.
     open: AtomicUsize,
     found: Mutex<Found>,
 }
 
 #[derive(Default)]
 struct Found {
-    /// Rows of the tail that are earlier than the state's.
+    /// Whether each row of the tail is superseded by a row of the state.
     beaten: Vec<bool>,
-    /// Of each of the tail's datasets, the removal that the state has.
+    /// The state's removal of each dataset of the tail.
     removals: Vec<Option<Removal>>,
-    /// Rows of the state that have the head of a row of the tail, with the numbers of those.
+    /// Rows of the state whose order prefix equals that of a tail row, with the numbers of these tail rows.
     ties: Vec<(Vec<usize>, RecordBatch)>,
 }
 
@@ -99,7 +101,7 @@ impl fmt::Debug for Found {
 }
 
 impl Overlay {
-    /// Of `input`, which reads from the state what names a row, the head of the order, and the columns of `schema`.
+    /// Creates an overlay. `input` reads from the state the names, the order prefix, and the columns of `schema`.
     pub fn new(input: Arc<dyn ExecutionPlan>, sides: Arc<Sides>, schema: SchemaRef) -> Self {
         let readers = input.output_partitioning().partition_count().min(sides.session.config().target_partitions());
         let (beaten, removals) = (vec![false; sides.tail.len()], vec![None; sides.tail.datasets()]);
@@ -120,7 +122,7 @@ impl Pass {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Rows of the state, without those that the tail replaces.
+    /// Returns rows of the state without those that the tail replaces, and notes superseded rows, removals and ties.
     fn apply(&self, tail: &Tail, schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch> {
         let (names, heads) = (Names::of(batch)?, heads_of(batch)?);
         let (mut gone, mut removed, mut ties): (Vec<usize>, Vec<usize>, Vec<(usize, u32)>) = Default::default();
@@ -141,7 +143,7 @@ impl Pass {
             let Some(entry) = tail.find(dataset, &names, row) else { continue };
             match tail.compare(heads.get(row), rest.as_deref().map(Rest), row, entry) {
                 Some(Ordering::Less) => gone.push(row),
-                // A row may be told twice; once is enough.
+                // The same row may be in the state and in the tail; the state's row is kept.
                 Some(Ordering::Greater | Ordering::Equal) => beaten.push(entry),
                 None => {
                     gone.push(row);
@@ -163,7 +165,8 @@ impl Pass {
         without(rows, &gone)
     }
 
-    /// The rows of the tail, and those that it could not be told to beat before.
+    /// Returns the rows of the tail that are not superseded, and the tied rows of the state that are later than the
+    /// tail's.
     async fn rest(&self, sides: &Sides, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
         let Found { mut beaten, removals, ties } = std::mem::take(&mut *self.found());
         let (tail, mut batches) = (&sides.tail, Vec::new());
@@ -177,7 +180,7 @@ impl Pass {
     }
 }
 
-/// Decides the ties: looks up the rest of the order of the state's rows.
+/// Decides the ties: looks up the tie-breakers of the state's rows.
 async fn settle(sides: &Sides, ties: &[(Vec<usize>, RecordBatch)], beaten: &mut [bool]) -> Result<()> {
     let (tail, open): (_, BTreeSet<usize>) =
         (&sides.tail, ties.iter().flat_map(|(entries, _)| entries.clone()).collect());
@@ -213,7 +216,7 @@ async fn settle(sides: &Sides, ties: &[(Vec<usize>, RecordBatch)], beaten: &mut 
     Ok(())
 }
 
-/// The columns of the schema, with the rows of these numbers marked as removed.
+/// Returns the columns of the schema, with the rows of these numbers marked as removed.
 fn project(schema: &SchemaRef, batch: &RecordBatch, removed: &[usize]) -> Result<RecordBatch> {
     let columns = schema.fields().iter().map(|field| {
         let values = column(batch, field.name())?;
@@ -227,7 +230,7 @@ fn project(schema: &SchemaRef, batch: &RecordBatch, removed: &[usize]) -> Result
     with_columns(schema, columns.collect::<Result<_>>()?, batch.num_rows())
 }
 
-/// The rows but those of these numbers, which ascend.
+/// Returns the rows except those of these numbers.
 fn without(rows: RecordBatch, gone: &[usize]) -> Result<RecordBatch> {
     if gone.is_empty() {
         return Ok(rows);

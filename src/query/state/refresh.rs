@@ -1,12 +1,13 @@
-//! Brings the maintained state up to the newest version of `sync_records`.
+//! Refreshes the maintained state up to the newest version of `sync_records`.
 //!
-//! Read are the files that were added since the version that it covers, and of the state the files that hold an identity
-//! which those touch; the others stay as they are. All of it becomes one commit, which says what it covers now.
+//! A refresh reads the files that were added since the covered version. Of the state, it reads the files that hold an
+//! identity of those rows; the other files stay unchanged. The result becomes one commit, which records the version it
+//! covers.
 //!
 //! # Invariants
 //! - The files and the covered version change in one commit, for the version that follows the one that was read. Of two
-//!   refreshes at once one stands, and the other begins again.
-//! - A file is named for the commit that would list it, `state-<version>-…`, so what a killed run left is known to be
+//!   concurrent refreshes one succeeds, and the other starts again.
+//! - A file is named for the commit that would list it, `state-<version>-…`. So files of a killed run are known to be
 //!   dead as soon as that version is taken.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,16 +34,16 @@ use super::{REBUILD, Resolved};
 
 /// Encoded bytes of one file of the state.
 const FILE_BYTES: usize = 64 << 20;
-/// A file of fewer rows is taken along when its pool is rewritten, so that small ones do not gather.
+/// A file of fewer rows is rewritten along with its pool, so that small files do not accumulate.
 const FILE_ROWS_MIN: u64 = 50_000;
 
-/// Why a refresh failed. The state is as it was.
+/// The reason why a refresh failed. The state is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum RefreshError {
-    /// The lake.
+    /// An error of the lake.
     #[error(transparent)]
     Lake(#[from] LakeError),
-    /// The resolution.
+    /// An error of the query.
     #[error(transparent)]
     Query(#[from] QueryError),
 }
@@ -53,22 +54,22 @@ impl From<datafusion::error::DataFusionError> for RefreshError {
     }
 }
 
-/// What was done.
+/// The result of a refresh.
 #[derive(Debug, Clone, Default, Serialize, PartialEq, Eq)]
 pub struct Report {
     /// The version of `sync_records` that the state covers now.
     pub covers: u64,
-    /// The one that it covered before, if it did.
+    /// The version that the state covered before, if any.
     pub covered: Option<u64>,
-    /// Files of `sync_records` that were read: those that were added in between.
+    /// Files of `sync_records` that were read: those added in between.
     pub files_read: usize,
-    /// Their bytes.
+    /// Bytes of those files.
     pub bytes_read: u64,
     /// Files of the state that were rewritten.
     pub files_replaced: usize,
     /// Files that were written for them.
     pub files_written: usize,
-    /// Rows in those.
+    /// Rows of the written files.
     pub rows_written: u64,
     /// Files of the state now.
     pub files: usize,
@@ -76,10 +77,10 @@ pub struct Report {
     pub version: u64,
 }
 
-/// Refreshes once; with `rebuild` from all rows, whatever there is of the state.
+/// Refreshes the state once. With `rebuild` it is computed from all rows, whatever the state holds.
 ///
 /// # Errors
-/// See [`RefreshError`]; running again is always right.
+/// See [`RefreshError`]. Running again is always safe.
 pub async fn run(lake: &Store, limits: &Limits, rebuild: bool) -> Result<Report, RefreshError> {
     loop {
         let mut reading = Reading::load(lake).await?;
@@ -90,7 +91,7 @@ pub async fn run(lake: &Store, limits: &Limits, rebuild: bool) -> Result<Report,
             (reading.state, reading.tail) = (None, None);
         }
         if let Some(report) = (Run { lake, limits, reading }).once().await? {
-            // The refresh is committed. What cannot be deleted now is left to the next one.
+            // The refresh is committed. Files that cannot be deleted now are left to the next refresh.
             if let Err(error) = sweep(lake, report.version).await {
                 tracing::warn!(%error, "left files of the state that no commit lists");
             }
@@ -106,13 +107,13 @@ struct Run<'a> {
     reading: Reading,
 }
 
-/// What is rewritten of a pool.
+/// The inputs for rewriting a pool.
 #[derive(Default)]
 struct Pool {
     tail: BTreeSet<String>,
     /// The rows and the bytes of each of those files.
     tail_sizes: Vec<(u64, u64)>,
-    /// Files of the state, by their lowest identity.
+    /// Files of the state, sorted by their lowest identity.
     files: Vec<StateFile>,
 }
 
@@ -121,7 +122,7 @@ struct StateFile {
     low: String,
     high: String,
     rows: u64,
-    /// Whether it may hold rows without an identity.
+    /// Whether the file may hold rows without an identity.
     has_nulls: bool,
     is_touched: bool,
 }
@@ -130,7 +131,7 @@ impl Run<'_> {
     async fn once(self) -> Result<Option<Report>, RefreshError> {
         let covered = self.reading.state.as_ref().map(|state| state.covers);
         let store = Table::State.store(self.lake);
-        // Without a covered version the table may hold files all the same: they are replaced.
+        // Without a covered version, the table may still hold files; they are replaced.
         let table = match &self.reading.state {
             Some(state) => Some(state.table.clone()),
             None => Table::State.load(self.lake, None).await?,
@@ -159,7 +160,7 @@ impl Run<'_> {
             match pools.get_mut(&pool_of(&file)) {
                 Some(pool) if is_known => pool.files.push(StateFile::new(file)),
                 None if is_known => {}
-                // What no version vouches for is made anew.
+                // Files without a covered version are replaced.
                 _ => removes.push(file.remove),
             }
         }
@@ -182,7 +183,7 @@ impl Run<'_> {
         Ok(done.then_some(report))
     }
 
-    /// Writes the new files of a pool, and marks those of its files that they replace.
+    /// Writes the new files of a pool, and marks the old files that they replace.
     async fn rewrite(
         &self,
         name: &str,
@@ -204,7 +205,7 @@ impl Run<'_> {
             Some(state_table) => reading::files_of(&state_table.table, &state, &touched).await?,
             None => None,
         };
-        // Where files that stay begin: no new one reaches over them, so that ranges stay apart.
+        // The lowest identities of the unchanged files. No new file spans one of them, so that ranges do not overlap.
         let stays: Vec<&str> = pool.files.iter().filter(|f| !f.is_touched).map(|f| f.low.as_str()).collect();
         let order = ["identity_id", "dataset_name", "key"].map(|name| col(name).sort(true, true));
         let resolved = Resolved::new(Some(tail), maintained, REBUILD);
@@ -213,7 +214,7 @@ impl Run<'_> {
         let schema = Table::State.file_schema();
         let mut files = Files { store: Table::State.store(self.lake), pool: name, version, open: None, adds };
         while let Some(batch) = batches.next().await {
-            // Without the partition's column, and text as plain text.
+            // The partition column is dropped, and text becomes plain text.
             let batch = conform(&schema, &batch?).map_err(datafusion::error::DataFusionError::from)?;
             files.write(&stays, batch).await?;
         }
@@ -234,7 +235,7 @@ impl StateFile {
         let bound = |side: &str| living.statistics[side]["identity_id"].as_str().map(str::to_owned);
         let rows = living.statistics["numRecords"].as_u64().unwrap_or(0);
         let (low, high) = (bound("minValues"), bound("maxValues"));
-        // A file of which the range is not known may hold anything.
+        // A file whose range is unknown may hold any identity.
         let is_touched = low.is_none() || high.is_none() || rows < FILE_ROWS_MIN;
         let nulls = living.statistics["nullCount"]["identity_id"].as_u64();
         let low = low.unwrap_or_default();
@@ -249,7 +250,8 @@ async fn mark_touched(
     tail: Arc<dyn datafusion::catalog::TableProvider>,
     files: &mut [StateFile],
 ) -> Result<(), RefreshError> {
-    // The highest identity up to each file: ranges that another writer has made may reach over later ones.
+    // The highest identity of each file and all files before it, because files of another writer may overlap later
+    // ones.
     let mut reach: Vec<String> = Vec::with_capacity(files.len());
     for file in files.iter() {
         let before = reach.last().filter(|before| **before > file.high).cloned();
@@ -282,7 +284,7 @@ async fn mark_touched(
     Ok(())
 }
 
-/// The files of a pool that are being written, one at a time.
+/// The files of a pool, written one at a time.
 struct Files<'a> {
     store: Store,
     pool: &'a str,
@@ -337,8 +339,8 @@ fn encode_error(store: &Store, source: parquet::errors::ParquetError) -> LakeErr
     LakeError::Parquet { action: "encode", path: store.url().to_string(), source }
 }
 
-/// Deletes what refreshes left that were killed, or lost a race: files named for versions that are taken, which no version
-/// lists or listed.
+/// Deletes files of refreshes that were killed, or lost a race. Their names hold versions that are taken, and no
+/// version lists or listed them.
 async fn sweep(lake: &Store, version: u64) -> Result<(), LakeError> {
     let store = Table::State.store(lake);
     let version_of = |name: &str| name.strip_prefix("state-")?.split('-').next()?.parse::<u64>().ok();

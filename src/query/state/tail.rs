@@ -1,4 +1,4 @@
-//! The latest change of each key of the tail, held, to be found by the rows of the state.
+//! The latest change of each key of the tail, in memory, for lookups by the rows of the state.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -15,54 +15,54 @@ use super::intake::Numbers;
 use super::names::{Hashing, Mark, Names, Step};
 use super::order::{HEAD, Head, Heads, ORDER, Rest};
 
-/// The column that is found out, and not read, of a tail's row.
+/// The column of a tail row that is computed, not read.
 pub const IS_AFTER_REMOVAL: &str = "is_after_removal";
-/// The column of a batch with that name.
+/// Returns the column of a batch with that name.
 pub fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
     batch.column_by_name(name).ok_or_else(|| DataFusionError::Internal(format!("there is no column {name}")))
 }
 
-/// A batch, also of no columns at all.
+/// Creates a batch, which may have no columns.
 pub fn with_columns(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
 }
 
-/// The heads of the rows of a batch.
+/// Reads the order prefixes of the rows of a batch.
 pub fn heads_of(batch: &RecordBatch) -> Result<Heads> {
     let [sync_count, modified, arrived, ..] = ORDER;
     Ok(Heads::of([column(batch, sync_count)?, column(batch, modified)?, column(batch, arrived)?])?)
 }
 
-/// The columns behind the heads; `None` when the batch has not all of them.
+/// Returns the tie-breaker columns; `None` if the batch lacks one of them.
 pub fn rest_of(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
     ORDER[HEAD..].iter().map(|name| batch.column_by_name(name).cloned()).collect()
 }
 
-/// The count and the server date of a removal of a dataset. What is not beyond it is removed.
+/// `sync_count` and server date of the removal of a dataset. Rows that are not later are removed.
 pub type Removal = (i64, i64);
 
-/// The latest row of each key, and where it is. Entries lie by identity, dataset and key: who looks for the keys of one
-/// dataset after the other, as the state has them, finds them side by side.
+/// The latest row of each key, and where that row is. Entries are sorted by identity, dataset and key. The state has
+/// the keys of a dataset side by side, so its lookups find neighbouring entries.
 pub struct Tail {
     pub(super) parts: Vec<Part>,
     pub(super) identities: Numbers,
     pub(super) names_of_datasets: Numbers,
-    /// Of the marks.
+    /// The hasher of the marks.
     pub(super) hasher: Hashing,
-    /// Of each identity, in the order of their numbers: where its datasets begin; and where the last one's end.
+    /// The index of each identity's first dataset, by identity number; the last item is the number of datasets.
     pub(super) datasets_of: Vec<u32>,
     pub(super) datasets: Vec<Dataset>,
     pub(super) entries: Vec<Entry>,
-    /// What covers all of it.
+    /// The reservation for all of the tail.
     pub(super) memory: MemoryReservation,
 }
 
-/// Rows as they came.
+/// Rows in arrival order.
 pub struct Part {
     pub rows: RecordBatch,
     pub names: Names,
-    /// The columns behind the heads.
+    /// The tie-breaker columns.
     pub rest: Vec<ArrayRef>,
 }
 
@@ -84,23 +84,23 @@ impl Part {
     }
 }
 
-/// Where a row is.
+/// The place of a row.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub part: u32,
     pub row: u32,
 }
 
-/// The datasets of an identity are in the order of the numbers of their names.
+/// A dataset of the tail. The datasets of an identity are sorted by the numbers of their names.
 pub struct Dataset {
     pub name: u32,
-    /// Where its keys begin, and where they end.
+    /// Start and end of its entries.
     pub entries: (u32, u32),
     pub removal: Option<Removal>,
 }
 
-/// A key, and its latest row. Those of a dataset are in the order of their marks. What a look at it ends with is here, and
-/// not in that row's columns.
+/// A key and its latest row. The entries of a dataset are sorted by mark. An entry holds what a lookup usually needs,
+/// so that the row's columns are not read.
 pub struct Entry {
     pub dataset: u32,
     pub key: Mark,
@@ -108,7 +108,7 @@ pub struct Entry {
     pub head: Head,
 }
 
-/// Where a walk over the rows of a batch is, as far as the tail has it.
+/// A cursor over the rows of a batch: the tail's identity and dataset of the current row, if the tail has them.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Walk {
     identity: Option<u32>,
@@ -116,7 +116,7 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// The number of the row's dataset.
+    /// Returns the number of the row's dataset.
     pub fn dataset(self) -> Option<u32> {
         self.dataset
     }
@@ -129,12 +129,12 @@ impl fmt::Debug for Tail {
     }
 }
 
-/// The names of a row, and its number among them.
+/// Returns the names of a part, and the row's index in them.
 pub fn named(parts: &[Part], at: Place) -> (&Names, usize) {
     (&parts[at.part as usize].names, at.row as usize)
 }
 
-/// What is behind the head of a row; its number is that among the names.
+/// Returns the tie-breaker columns of a part; the row has the same index as in the names.
 pub fn rest_at(parts: &[Part], at: Place) -> Rest<'_> {
     Rest(&parts[at.part as usize].rest)
 }
@@ -144,19 +144,20 @@ impl Tail {
         named(&self.parts, at)
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// How many datasets there are.
+    /// Returns the number of datasets.
     pub fn datasets(&self) -> usize {
         self.datasets.len()
     }
 
-    /// Columns of the latest row of each key but of those that are `beaten`. `removals` are more of them, by dataset.
+    /// Returns columns of the latest row of each key, except the keys that are `beaten`. `removals` are the state's
+    /// removals, by dataset.
     pub fn left(&self, schema: &SchemaRef, beaten: &[bool], removals: &[Option<Removal>]) -> Result<Vec<RecordBatch>> {
-        // Of each row, whether it is left, and then whether no removal is after it.
+        // For each row, `None` if it is not emitted, else whether it comes after every removal.
         let mut fates: Vec<_> = self.parts.iter().map(|part| vec![None; part.rows.num_rows()]).collect();
         for (entry, _) in self.entries.iter().zip(beaten).filter(|(_, is_beaten)| !**is_beaten) {
             let removal = self.removal(entry.dataset).max(removals[entry.dataset as usize]);
@@ -167,7 +168,7 @@ impl Tail {
         parts.map(|(part, fates)| part.left(schema, &fates)).collect()
     }
 
-    /// Goes on to the next row of a batch; gives whether its dataset may be another one.
+    /// Moves to the next row of a batch. Returns whether the row's dataset may differ from that of the row before.
     pub fn follow(&self, walk: &mut Walk, names: &Names, row: usize) -> bool {
         let step = names.step(row);
         if step == Step::Identity {
@@ -185,7 +186,7 @@ impl Tail {
         search(&self.datasets, of, name, |dataset| dataset.name, |_| true)
     }
 
-    /// The number of the key of a row of a dataset.
+    /// Returns the number of the entry for a row's key in a dataset.
     pub fn find(&self, dataset: u32, names: &Names, row: usize) -> Option<usize> {
         let key = names.key_mark(row, &self.hasher);
         let (start, end) = self.datasets[dataset as usize].entries;
@@ -197,7 +198,8 @@ impl Tail {
             .map(|entry| entry as usize)
     }
 
-    /// Whether a row comes after the latest of a key; `None` when their heads are equal, and that is all that is known of it.
+    /// Compares a row with the latest row of an entry. Returns `None` if their order prefixes are equal and `rest`, the
+    /// tie-breakers, is unknown.
     pub fn compare(&self, head: Head, rest: Option<Rest<'_>>, row: usize, entry: usize) -> Option<Ordering> {
         let Entry { at, head: latest, .. } = self.entries[entry];
         match head.cmp(&latest) {
@@ -206,19 +208,20 @@ impl Tail {
         }
     }
 
-    /// The latest removal of a dataset.
+    /// Returns the latest removal of a dataset.
     pub fn removal(&self, dataset: u32) -> Option<Removal> {
         self.datasets[dataset as usize].removal
     }
 
-    /// The identity of a key.
+    /// Returns the identity of a key.
     pub fn identity(&self, entry: usize) -> Option<&str> {
         let (names, row) = self.names(self.entries[entry].at);
         names.identity(row)[1]
     }
 }
 
-/// The number of what has this key in a range that is in the order of keys; of several, of the one that `is_it`.
+/// Returns the index of an item with this key, in a range that is sorted by key. If several items have the key, `is_it`
+/// selects one.
 fn search<T, K: Ord>(
     all: &[T],
     of: Range<u32>,

@@ -1,4 +1,4 @@
-//! All ways to the state of the keys give the same rows, however the changes were split, repeated and tied.
+//! Every way to resolve the state of the keys gives the same rows, however the changes are split, repeated and tied.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::*;
 
 const ALL_TIES: [&str; 7] = ["pool", "identity_id", "dataset_name", "key", "value", "op", "is_after_removal"];
 
-/// Tells little apart: hashes may be equal where names are not.
+/// A weak hasher, so that hashes may be equal where names differ.
 #[derive(Default)]
 pub struct Weak(u64);
 
@@ -27,14 +27,14 @@ impl std::hash::Hasher for Weak {
     }
 }
 
-/// Of what, when, the operation and the value.
+/// Names, order, operation and value.
 type Name = &'static str;
 type Change = ((Name, Option<Name>, Name, Option<Name>), (i64, i64, i64, usize), Name, u8);
 
-/// Changes that differ in little, so that heads are often equal; the place in the stream is each one's own.
+/// Changes that differ little, so that order prefixes are often equal. Each change has its own place in the stream.
 fn changes() -> impl Strategy<Value = Vec<Value>> {
     let name = |names: &'static [&'static str]| prop::sample::select(names);
-    // Long enough to be told by more than a view has of them, and as long as a view can hold.
+    // Names longer than the part that a view holds of long text, and names as long as a view can hold.
     let datasets = name(&["x", "", "a dataset of long name x", "a dataset of long name y"]);
     let keys = name(&["k", "twelve bytes", "twelve byteß", "a key of long name k", "a key of long name l"]);
     let of = (
@@ -48,7 +48,7 @@ fn changes() -> impl Strategy<Value = Vec<Value>> {
     prop::collection::vec(change, 1..24).prop_map(|changes| {
         let numbered = |(n, change): (usize, Change)| {
             let ((pool, identity, dataset, key), (count, at, arrived, digits), op, value): Change = change;
-            // Without a key: the removal of a dataset, or the mark of an event that changed nothing.
+            // A row without a key is the removal of a dataset, or marks an event that changed nothing.
             let op = (key.is_some() || op == "remove").then_some(op);
             let digits = format!("{}{n}", "1".repeat(digits));
             row([Some(pool), identity, Some(dataset), key], op, &value.to_string(), [count, at, arrived], &digits, n)
@@ -57,7 +57,7 @@ fn changes() -> impl Strategy<Value = Vec<Value>> {
     })
 }
 
-/// A row of `sync_records`: what it is of, what it says, the head of its order and its place in the stream.
+/// A row of `sync_records`: its names, its operation and value, its order prefix and its place in the stream.
 fn row(of: [Option<&str>; 4], op: Option<&str>, value: &str, head: [i64; 3], digits: &str, index: usize) -> Value {
     let ([pool, identity, dataset, key], [count, at, arrived]) = (of, head);
     json!({
@@ -96,7 +96,7 @@ fn texts(batches: &[RecordBatch]) -> Vec<String> {
     lines
 }
 
-/// The state of some changes as a table of three partitions, sorted as the maintained one is.
+/// The state of some changes as a table of three partitions, sorted like the maintained state.
 async fn maintained(changes: &[&Value]) -> Arc<dyn TableProvider> {
     let resolved = Resolved::new(Some(table(changes)), None, "");
     let order = KEY.map(|name| col(name).sort(true, true)).to_vec();
@@ -111,7 +111,7 @@ async fn maintained(changes: &[&Value]) -> Arc<dyn TableProvider> {
 
 async fn check(changes: Vec<Value>, parts: Vec<u8>) {
     let part = |wanted: u8| -> Vec<&Value> {
-        // 0: before the refresh, 1: after it, 2: told in both.
+        // 0: before the refresh, 1: after it, 2: in both.
         let chosen = |(_, part): &(&Value, &u8)| **part == wanted || **part == 2;
         changes.iter().zip(&parts).filter(chosen).map(|(change, _)| change).collect()
     };
@@ -141,7 +141,7 @@ async fn check(changes: Vec<Value>, parts: Vec<u8>) {
     }
 }
 
-/// The decoder lets no such rows in; a lake that others write to may have them.
+/// The decoder rejects such rows; a lake with other writers may contain them.
 #[tokio::test]
 async fn a_dataset_without_a_name_or_an_identity_is_a_dataset() {
     for (identity, dataset) in [(None, Some("x")), (Some("a"), None), (None, None)] {

@@ -2,10 +2,10 @@
 
 use std::io::{BufRead, ErrorKind, Read, Result};
 
-/// Bytes that one read may bring.
+/// Bytes that one read may return at most.
 pub(super) const BUFFER_BYTES: usize = 1 << 18;
 
-/// As `BufReader`, and [`Ahead::ahead`].
+/// A `BufReader` that also has [`Ahead::ahead`].
 pub(super) struct Ahead<R> {
     inner: R,
     buffer: Box<[u8]>,
@@ -18,10 +18,11 @@ impl<R: Read> Ahead<R> {
         Self { inner, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), from: 0, to: 0 }
     }
 
-    /// The next bytes: at least `count` of them (far fewer than the buffer holds), or all that are left.
+    /// Returns the next bytes: at least `count` of them, or all that are left. `count` must be far below the buffer
+    /// size.
     ///
     /// # Errors
-    /// The inner reader's. What was read before the error stays in the buffer, so the call can be repeated.
+    /// The error of the inner reader. Bytes read before the error stay in the buffer, so the call can be repeated.
     pub(super) fn ahead(&mut self, count: usize) -> Result<&[u8]> {
         while self.to - self.from < count {
             if self.from > 0 {
@@ -39,7 +40,7 @@ impl<R: Read> Ahead<R> {
         Ok(&self.buffer[self.from..self.to])
     }
 
-    /// Bytes in the buffer.
+    /// Returns the number of bytes in the buffer.
     pub(super) fn buffered(&self) -> usize {
         self.to - self.from
     }

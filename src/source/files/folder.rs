@@ -1,4 +1,4 @@
-//! The files that a path names.
+//! Finds the files that a path names.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -9,26 +9,26 @@ use std::path::{Path, PathBuf};
 use super::shown;
 use crate::source::SourceError;
 
-/// Names that a message lists.
+/// Number of names that a message lists.
 const NAMES_SHOWN: usize = 5;
 
-/// What a path names.
+/// The files that a path names.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
-    /// The files, in the order of their paths.
+    /// Files, in the order of their paths.
     pub files: Vec<PathBuf>,
-    /// What could not be looked at, and why.
+    /// Paths that could not be examined, each with the reason.
     pub failed: Vec<(String, String)>,
 }
 
-/// The files that a path names: itself, standard input for `-`, or all below a folder that end in `.json`, `.ndjson` or
-/// `.jsonl` (and `.gz`, `.zst`).
+/// Returns the files that a path names: the path itself, standard input for `-`, or all files below a folder that end
+/// in `.json`, `.ndjson` or `.jsonl` (and `.gz`, `.zst`).
 ///
-/// Links are followed, and each folder is read once, so a link to a folder above ends there. Folders whose names begin
-/// with `.` or `_` hold what Hive and Spark keep for themselves; they are left out, and so are Delta tables.
+/// Follows links, and reads each folder once, so a link to a parent folder ends there. Skips Delta tables, and folders
+/// whose names begin with `.` or `_`, because Hive and Spark keep internal files there.
 ///
 /// # Errors
-/// The path does not exist, or the folder holds no such file.
+/// The path does not exist or cannot be read, or the folder holds no such file.
 pub fn expand(path: &str) -> Result<Found, SourceError> {
     if path == "-" {
         return Ok(Found { files: vec![PathBuf::from("-")], failed: Vec::new() });
@@ -43,7 +43,7 @@ pub fn expand(path: &str) -> Result<Found, SourceError> {
         let inner = match walk.folder(&folder) {
             Ok(inner) => inner,
             Err(error) if folder == Path::new(path) => return Err(fail(error)),
-            // Somebody has removed it since its parent was read.
+            // Another process has removed the folder since its parent was read.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => {
                 walk.found.failed.push((shown(&folder), error.to_string()));
@@ -88,7 +88,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// Reads a folder; returns the folders in it, in the order of their names.
+    /// Reads a folder. Returns its subfolders, in the order of their names.
     fn folder(&mut self, folder: &Path) -> std::io::Result<Vec<PathBuf>> {
         let meta = fs::metadata(folder)?;
         if !self.seen.insert((meta.dev(), meta.ino())) {
@@ -121,7 +121,7 @@ impl Walk {
                     Ok(link) if link.is_symlink() && error.kind() != ErrorKind::PermissionDenied => {
                         self.skip(&path, "links that lead in a circle");
                     }
-                    // Somebody has removed it since the folder was read.
+                    // Another process has removed the entry since the folder was read.
                     Err(gone) if gone.kind() == ErrorKind::NotFound => {}
                     _ => self.found.failed.push((shown(&path), error.to_string())),
                 },

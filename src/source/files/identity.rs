@@ -1,4 +1,4 @@
-//! What names the shard of a file, and how a position holds an offset together with a digest.
+//! The name of a file's shard, and the format of a position: an offset together with a digest.
 
 use sha2::{Digest, Sha256};
 
@@ -9,10 +9,10 @@ use crate::source::SourceError;
 /// Stream name of every file.
 pub const STREAM: &str = "file";
 const DIGEST_DIGITS: usize = 54;
-/// A first line that was read before it had a line break may have grown by this much white space since.
+/// White space that a first line may have gained since it was read without a line break, in bytes.
 const GROWN_BYTES_MAX: usize = 16;
 
-/// A shard of the lake whose file began with the same line.
+/// A shard of the lake whose file began with the same first line.
 pub(super) struct Known {
     pub(super) shard: ShardKey,
     pub(super) position: SequenceNumber,
@@ -26,7 +26,7 @@ impl Known {
     }
 }
 
-/// The shards that began with this first line, and one that is free.
+/// Returns the shards whose files began with this first line, and a free shard key.
 pub(super) fn known(
     first_line: &[u8],
     committed: impl Fn(&ShardKey) -> Option<SequenceNumber>,
@@ -37,7 +37,7 @@ pub(super) fn known(
         for attempt in 0.. {
             let shard = shard_key(&name, attempt)?;
             let Some(position) = committed(&shard) else {
-                // The first name is that of the line as it is now.
+                // The first name is the name of the line as it is now.
                 free.get_or_insert(shard);
                 break;
             };
@@ -49,9 +49,9 @@ pub(super) fn known(
     Ok((found, free))
 }
 
-/// Names under which a file with this first line may be in the lake: that of the line, and those that it had while the
-/// line was still without a line break. A line is taken before it has one if it is a whole object, so it can only have
-/// been that object, with or without some of the white space behind it.
+/// Returns the names under which the lake may hold a file with this first line. These are the name of the line, and the
+/// names that it had while it was still without a line break. A line without a line break is read only if it is a whole
+/// object. So it was that object then, with some or none of the white space behind it.
 fn names(first_line: &[u8]) -> Vec<String> {
     let mut names = vec![shard_name(first_line)];
     if let Value::Whole(end) = first_value(first_line) {
@@ -77,21 +77,21 @@ fn shard_key(base: &str, attempt: usize) -> Result<ShardKey, SourceError> {
     ShardKey::new(STREAM, &name).ok_or_else(|| SourceError::Invalid(format!("shard name {name}")))
 }
 
-/// 54 decimal digits of the digest of what was read so far.
+/// Returns 54 decimal digits of the digest of all bytes read so far.
 fn digest_digits(hasher: &Sha256) -> String {
     let digest = hasher.clone().finalize();
-    // Three times 18 digits, from three times eight bytes: far more than chance can hit.
+    // Three groups of 18 digits, each from eight bytes: too many for a match by chance.
     let limb = |n: usize| digest[n * 8..n * 8 + 8].iter().fold(0u64, |v, b| v << 8 | u64::from(*b));
     (0..3).map(|n| format!("{:018}", limb(n) % 1_000_000_000_000_000_000)).collect()
 }
 
-/// The position of a file whose first `offset` bytes have this digest.
+/// Returns the position of a file whose first `offset` bytes have this digest.
 pub(super) fn join_position(offset: u64, hasher: &Sha256) -> SequenceNumber {
     let digits = format!("{offset}{}", digest_digits(hasher));
     SequenceNumber::parse(digits.trim_start_matches('0')).unwrap_or_else(|| SequenceNumber::from_u64(0))
 }
 
-/// The offset in a position of a file, as the sequence number of the record that ends there.
+/// Returns the offset in a file's position, as the sequence number of the record that ends there.
 pub fn offset_of(position: &SequenceNumber) -> SequenceNumber {
     SequenceNumber::from_u64(split_position(position).0)
 }

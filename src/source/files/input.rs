@@ -1,8 +1,8 @@
-//! The unpacked bytes of a file, whatever it is: a regular file, or what can be read only once.
+//! The unpacked bytes of an input: a regular file, or an input that can be read only once.
 //!
-//! What is read to identify the file is read again afterwards. A regular file is read again through the descriptor that
-//! was opened, because its name may lead to another file by then. What can be read only once is kept until then, in
-//! memory and beyond [`KEPT_BYTES`] in an unnamed temporary file.
+//! The bytes that identify a file are read again afterwards. A regular file is read again through its open descriptor,
+//! because its name may lead to another file by then. The bytes of an input that can be read only once are kept until
+//! then. They stay in memory, and beyond [`KEPT_BYTES`] in an unnamed temporary file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
@@ -18,7 +18,7 @@ use super::packed::{Format, Gunzip, Unzstd, sniff};
 use super::pipe::Pipe;
 use super::{ReadOptions, shown};
 
-/// Bytes that are kept in memory of what can be read only once.
+/// Bytes kept in memory of an input that can be read only once.
 const KEPT_BYTES: usize = 8 << 20;
 
 type Reader = Box<dyn BufRead + Send>;
@@ -35,15 +35,15 @@ enum Origin {
     Regular(Arc<File>),
     Once {
         is_gone: bool,
-        /// What was read since this offset; `None` once it is not needed any more.
+        /// Start offset and content of the bytes kept for a rewind; `None` once no rewind can follow.
         kept: Option<(u64, SpooledTempFile)>,
     },
 }
 
-/// How an opening ended.
+/// The result of opening an input.
 pub(super) enum Begun {
     Input(Input),
-    /// A signal came before the first bytes did. What was read by then is lost.
+    /// A signal came before the first bytes. The bytes read until then are lost.
     Stopped {
         bytes: u64,
     },
@@ -56,7 +56,7 @@ impl Input {
         let pipe = if path == Path::new("-") {
             Pipe::stdin(options.stop.clone())?
         } else {
-            // Without the flag, opening a named pipe waits for its writer. Regular files do not know it.
+            // Without the flag, opening a named pipe waits for its writer. Regular files ignore the flag.
             let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
             let meta = file.metadata()?;
             if meta.is_dir() {
@@ -75,7 +75,7 @@ impl Input {
         let is_gone = pipe.is_gone();
         let mut input = Ahead::new(pipe);
         let format = loop {
-            // Asked before the read: a signal that comes after it may come after more bytes, too.
+            // Check the signal before the read: bytes that arrive between a read and a signal must still be read.
             let is_stopped = options.stop.is_cancelled();
             match sniff(&mut input) {
                 Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
@@ -96,25 +96,25 @@ impl Input {
         self.format
     }
 
-    /// Whether bytes come when their writer sends them, and not all at once.
+    /// Returns whether the bytes arrive when their writer sends them, and not all at once.
     pub(super) fn is_live(&self) -> bool {
         matches!(self.origin, Origin::Once { .. })
     }
 
-    /// Whether what was read cannot be read again by another run.
+    /// Returns whether another run cannot read the same bytes again.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self.origin, Origin::Once { is_gone: true, .. })
     }
 
-    /// The next bytes; none at the end.
+    /// Returns the next bytes; an empty slice at the end.
     ///
     /// # Errors
-    /// [`ErrorKind::WouldBlock`] when there are none yet; others for what cannot be read or unpacked.
+    /// [`ErrorKind::WouldBlock`] if no bytes have arrived yet; other kinds if the input cannot be read or unpacked.
     pub(super) fn fill_buf(&mut self) -> Result<&[u8]> {
         self.reader.fill_buf()
     }
 
-    /// Goes past bytes that [`Input::fill_buf`] gave.
+    /// Consumes bytes that [`Input::fill_buf`] returned.
     pub(super) fn consume(&mut self, count: usize) -> Result<()> {
         if let Origin::Once { kept: Some((_, kept)), .. } = &mut self.origin {
             let buffer = self.reader.fill_buf()?;
@@ -124,7 +124,7 @@ impl Input {
         Ok(())
     }
 
-    /// Goes back to an offset. Returns the offset from which the next bytes really come: regular files begin anew.
+    /// Goes back to `offset`. Returns the offset of the next byte: a regular file begins again at its start.
     pub(super) fn rewind(&mut self, offset: u64) -> Result<u64> {
         match &mut self.origin {
             Origin::Regular(file) => {
@@ -144,7 +144,7 @@ impl Input {
         }
     }
 
-    /// Promises never to go back to before `offset`, which is where the reader stands.
+    /// Promises never to go back below `offset`, which is the current offset of the reader.
     pub(super) fn forget_before(&mut self, offset: u64) {
         if let Origin::Once { kept: Some(kept), .. } = &mut self.origin {
             *kept = (offset, SpooledTempFile::new(KEPT_BYTES));
@@ -159,7 +159,7 @@ impl Input {
     }
 }
 
-/// Whether what is read of a path cannot be read again by another run.
+/// Returns whether another run cannot read the bytes of a path again.
 pub fn is_gone(path: &Path) -> bool {
     let meta = match path == Path::new("-") {
         true => std::io::stdin().as_fd().try_clone_to_owned().and_then(|input| File::from(input).metadata()),
@@ -181,7 +181,7 @@ fn unpack<R: Read + Send + 'static>(
     })
 }
 
-/// A regular file that can also be sought from elsewhere.
+/// A regular file whose descriptor other code may seek, too.
 struct Shared(Arc<File>);
 
 impl Read for Shared {

@@ -1,4 +1,4 @@
-//! Lines of a file, with the offset and the digest of everything before each.
+//! Lines of a file, with the offset and the digest of all bytes before each line.
 
 use std::io::{Error, ErrorKind, Result};
 
@@ -8,21 +8,21 @@ use tokio_util::sync::CancellationToken;
 use super::LINE_BYTES_MAX;
 use super::input::Input;
 
-/// A line, without its line break and no longer than one byte more than the limit.
+/// A line without its line break, cut to one byte more than the limit.
 pub(super) struct Line {
     pub(super) bytes: Vec<u8>,
-    /// Its length in the file, with its line break.
+    /// Length in the file, with the line break.
     pub(super) length: usize,
-    /// Whether it has a line break.
+    /// Whether the line has a line break.
     pub(super) ended: bool,
 }
 
-/// What [`Lines::next`] found.
+/// The result of [`Lines::next`].
 pub(super) enum Next {
     Line(Line),
-    /// The writer has not sent more yet.
+    /// The writer has not sent more bytes yet.
     Wait,
-    /// There is no further line break; [`Lines::rest`] gives what follows the last one.
+    /// No further line break follows; [`Lines::rest`] returns the bytes after the last one.
     End,
 }
 
@@ -32,9 +32,9 @@ pub(super) struct Lines {
     offset: u64,
     /// Digest of the first `offset` bytes.
     digest: Sha256,
-    /// Digest of everything that was consumed.
+    /// Digest of all consumed bytes.
     consumed: Sha256,
-    /// The line that is being read.
+    /// Bytes of the line that is being read.
     line: Vec<u8>,
     length: usize,
 }
@@ -48,17 +48,17 @@ impl Lines {
         &self.input
     }
 
-    /// Bytes of all accepted lines.
+    /// Returns the bytes of all accepted lines.
     pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Digest of the first [`Lines::offset`] bytes.
+    /// Returns the digest of the first [`Lines::offset`] bytes.
     pub(super) fn digest(&self) -> &Sha256 {
         &self.digest
     }
 
-    /// The next line that has a line break; it counts as accepted.
+    /// Returns the next line that has a line break, and accepts it.
     pub(super) fn next(&mut self) -> Result<Next> {
         loop {
             let buffer = match self.input.fill_buf() {
@@ -72,7 +72,7 @@ impl Lines {
             let end = memchr::memchr(b'\n', buffer);
             let count = end.map_or(buffer.len(), |at| at + 1);
             self.consumed.update(&buffer[..count]);
-            // The rest of a line that is too long is digested and not held.
+            // The rest of a line that is too long enters the digest, but not memory.
             let room = (LINE_BYTES_MAX + 1).saturating_sub(self.line.len());
             self.line.extend_from_slice(&buffer[..count.min(room)]);
             self.length += count;
@@ -85,7 +85,7 @@ impl Lines {
         }
     }
 
-    /// What follows the last line break, if anything does. It is accepted only by [`Lines::accept`].
+    /// Returns the bytes after the last line break, if there are any. Only [`Lines::accept`] accepts them.
     pub(super) fn rest(&mut self) -> Option<Line> {
         (self.length > 0).then(|| self.take(false))
     }
@@ -105,7 +105,7 @@ impl Lines {
         Line { bytes, length: std::mem::take(&mut self.length), ended }
     }
 
-    /// Goes on towards an offset, by one buffer at most.
+    /// Advances towards `offset`, by one buffer at most.
     pub(super) fn step_to(&mut self, offset: u64) -> Result<Step> {
         if self.offset < offset {
             let buffer = match self.input.fill_buf() {
@@ -132,7 +132,7 @@ impl Lines {
     /// Goes back to an offset whose digest is known. Returns `false` if `stop` was cancelled meanwhile.
     ///
     /// # Errors
-    /// The file is another one by now, or cannot be read.
+    /// The beginning of the file has changed, or the file cannot be read.
     pub(super) fn rewind(&mut self, offset: u64, digest: &Sha256, stop: &CancellationToken) -> Result<bool> {
         let from = self.input.rewind(offset)?;
         (self.line, self.length) = (Vec::new(), 0);
@@ -149,7 +149,7 @@ impl Lines {
         if self.digest.clone().finalize() == digest.clone().finalize() { Ok(true) } else { Err(changed()) }
     }
 
-    /// Promises never to go back to before where the lines stand.
+    /// Promises never to go back below the current offset.
     pub(super) fn forget_before(&mut self) {
         self.input.forget_before(self.offset);
     }
@@ -160,7 +160,7 @@ impl Lines {
     }
 }
 
-/// How far [`Lines::step_to`] came.
+/// The result of [`Lines::step_to`].
 pub(super) enum Step {
     There,
     Under,

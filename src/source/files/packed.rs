@@ -1,8 +1,8 @@
-//! Packed files: what their first bytes say, and unpacking as `gzip -d` and `zstd -d` do it.
+//! Detects packed files by their first bytes, and unpacks them as `gzip -d` and `zstd -d` do.
 //!
-//! Both readers keep their state when the inner reader has nothing to read yet ([`ErrorKind::WouldBlock`]). Damage is
-//! [`ErrorKind::InvalidData`], a missing end is [`ErrorKind::UnexpectedEof`], and a zstd window that is larger than
-//! allowed is [`ErrorKind::Unsupported`].
+//! Both readers keep their state if the inner reader has no bytes yet ([`ErrorKind::WouldBlock`]). Damage is
+//! [`ErrorKind::InvalidData`], and a missing end is [`ErrorKind::UnexpectedEof`]. A zstd window larger than allowed is
+//! [`ErrorKind::Unsupported`].
 
 use std::io::{BufRead, Error, ErrorKind, Read, Result};
 
@@ -12,21 +12,21 @@ use zstd::zstd_safe::{DParameter, get_error_name};
 
 use super::ahead::Ahead;
 
-/// How a file is packed.
+/// The format in which a file is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Plain,
     Gzip,
     Zstd,
-    /// A format that another program unpacks: its name, and that program.
+    /// Format that another program unpacks: its name, and that program.
     Foreign(&'static str, &'static str),
 }
 
-/// What files of a format begin with, and the bits of the first byte that count.
+/// The first bytes of each format, and the bits of the first byte that count.
 const MAGICS: &[(&[u8], u8, Format)] = &[
     (b"\x1f\x8b", 0xff, Format::Gzip),
     (b"\x28\xb5\x2f\xfd", 0xff, Format::Zstd),
-    // A skippable frame, as pzstd writes one in front of each frame.
+    // A skippable frame; pzstd writes one before each frame.
     (b"\x50\x2a\x4d\x18", 0xf0, Format::Zstd),
     (b"\xfd7zXZ\0", 0xff, Format::Foreign("xz", "xz -dc")),
     (b"BZh", 0xff, Format::Foreign("bzip2", "bzip2 -dc")),
@@ -35,9 +35,10 @@ const MAGICS: &[(&[u8], u8, Format)] = &[
     (b"\x1f\x9d", 0xff, Format::Foreign("compress", "gzip -dc")),
 ];
 
-/// How what is read is packed. The content decides, not the name: files get renamed, and standard input has none.
+/// Returns the format of an input. The content decides, not the name: files get renamed, and standard input has no
+/// name.
 ///
-/// Looks no further than it must, because a pipe may not bring the next byte for a long time.
+/// Reads no further than necessary, because the next byte of a pipe may take long to arrive.
 pub(super) fn sniff<R: Read>(input: &mut Ahead<R>) -> Result<Format> {
     let mut wanted = 1;
     loop {
@@ -59,7 +60,8 @@ pub(super) fn sniff<R: Read>(input: &mut Ahead<R>) -> Result<Format> {
     }
 }
 
-/// Unpacks all members of a gzip file. What follows the last member is ignored: zeros silently, the rest with a warning.
+/// A reader that unpacks all members of a gzip file. It ignores the bytes after the last member: zeros silently, other
+/// bytes with a warning.
 pub(super) struct Gunzip<R> {
     state: Member<R>,
     name: String,
@@ -84,7 +86,7 @@ impl<R: Read> Gunzip<R> {
         Self { state: Member::Within(Box::new(GzDecoder::new(input))), name, trailing: Trailing::default() }
     }
 
-    /// Reads what follows the last member to its end.
+    /// Reads the bytes after the last member to their end.
     fn ignore(trailing: &mut Trailing, input: &mut Ahead<R>) -> Result<()> {
         loop {
             let buffer = input.fill_buf()?;
@@ -123,7 +125,7 @@ impl<R: Read> Read for Gunzip<R> {
                 Member::After(mut input) => match input.ahead(2) {
                     Ok([]) => {}
                     Ok([0x1f, 0x8b, ..]) => self.state = Member::Within(Box::new(GzDecoder::new(input))),
-                    // The writer of the next member has come no further.
+                    // The next member has only the first byte of its header: its writer has not finished.
                     Ok([0x1f]) => return Err(ErrorKind::UnexpectedEof.into()),
                     Ok(_) => self.state = Member::Trailing(input),
                     Err(error) => {
@@ -148,15 +150,15 @@ impl<R: Read> Read for Gunzip<R> {
     }
 }
 
-/// Unpacks all frames of a zstd file.
+/// A reader that unpacks all frames of a zstd file.
 pub(super) struct Unzstd<R> {
     input: R,
     decoder: Decoder<'static>,
-    /// The last frame has not ended yet.
+    /// Whether the last frame has not ended yet.
     is_within: bool,
-    /// The last frame has ended, and no other has begun.
+    /// Whether the last frame has ended and no other frame has begun.
     is_between: bool,
-    /// The last output was as much as there was room for, so there may be more of it without further input.
+    /// Whether the last output filled the target: the decoder may then have more output without further input.
     is_full: bool,
 }
 
@@ -174,7 +176,7 @@ impl<R: BufRead> Read for Unzstd<R> {
             return Ok(0);
         }
         loop {
-            // The library takes calls that can do nothing for a fault of its caller: none is made.
+            // The library treats a call that can do nothing as an error of the caller, so this loop makes no such call.
             let input = if self.is_full { &[][..] } else { self.input.fill_buf()? };
             if input.is_empty() && !self.is_full {
                 return if self.is_within { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(0) };
@@ -198,7 +200,7 @@ impl<R: BufRead> Read for Unzstd<R> {
 }
 
 fn zstd_error(error: Error) -> Error {
-    // `ZSTD_error_frameParameter_windowTooLarge` of zstd_errors.h; the crate gives its text alone.
+    // `ZSTD_error_frameParameter_windowTooLarge` of zstd_errors.h; the crate passes on only the text of an error.
     const WINDOW_TOO_LARGE: usize = 16;
     let text = error.to_string();
     let is_window = text == get_error_name(0usize.wrapping_sub(WINDOW_TOO_LARGE));

@@ -1,9 +1,9 @@
-//! Standard input, named pipes and everything else that can be read only once: read as it comes, until a signal.
+//! Reads standard input, named pipes and other inputs that can be read only once, as bytes arrive, until a signal.
 //!
 //! # Cancellation
-//! No read blocks: each waits for at most [`TICK`], then it returns [`ErrorKind::WouldBlock`]. After `stop` is cancelled
-//! it gives what already is in the pipe, and then only [`ErrorKind::WouldBlock`]. The descriptor is polled and its flags
-//! stay as they are, because other processes may share them.
+//! No read blocks: each waits for at most [`TICK`], then it returns [`ErrorKind::WouldBlock`]. After `stop` is
+//! cancelled, reads return the bytes that are already in the pipe, and then only [`ErrorKind::WouldBlock`]. The
+//! descriptor is polled and its flags stay unchanged, because other processes may share them.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Result};
@@ -14,15 +14,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
 use tokio_util::sync::CancellationToken;
 
-/// How long one read waits for bytes: a signal is noticed this soon.
+/// Time that one read waits for bytes, and thus the longest delay until a signal is noticed.
 const TICK: Duration = Duration::from_millis(100);
-/// After a signal at most this much is read: more than a pipe can hold, unless its owner is privileged.
+/// Bytes read after a signal, at most: more than a pipe can hold, unless its owner is privileged.
 const DRAIN_BYTES: usize = 1 << 20;
 
 pub(super) struct Pipe {
     file: File,
     stop: CancellationToken,
-    /// Bytes that may still be read; known once there was a signal.
+    /// Bytes that may still be read; set by the first read after a signal.
     left: Option<usize>,
 }
 
@@ -31,12 +31,12 @@ impl Pipe {
         Self { file, stop, left: None }
     }
 
-    /// Standard input, which stays open.
+    /// Returns a reader of standard input, which stays open.
     pub(super) fn stdin(stop: CancellationToken) -> Result<Self> {
         Ok(Self::new(File::from(std::io::stdin().as_fd().try_clone_to_owned()?), stop))
     }
 
-    /// Whether what was read cannot be read again. Standard input may also be a regular file.
+    /// Returns whether the bytes cannot be read again. Standard input may also be a regular file.
     pub(super) fn is_gone(&self) -> bool {
         !self.file.metadata().is_ok_and(|meta| meta.is_file())
     }

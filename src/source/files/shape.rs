@@ -1,6 +1,7 @@
-//! What the beginning of a file says of its shape: events one a line, or something that another tool makes that of.
+//! Detects the shape of a file by its beginning: one event per line, or a shape that another tool converts to that.
 //!
-//! Only files that begin in another shape *as a whole* are refused. One bad line among good ones goes to the quarantine.
+//! A file is refused only if it begins in another shape *as a whole*. One bad line among good lines goes to the
+//! quarantine.
 
 use std::fmt;
 use std::io::Result;
@@ -11,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::LINE_BYTES_MAX;
 use super::lines::{Line, Lines, Next};
 
-/// No more than this is looked at behind the first line, to find out where its value ends.
+/// Bytes read after the first line, at most, to find the end of its value.
 const LOOK_BYTES: usize = 1 << 20;
 const LOOK_LINES: usize = 10_000;
 const BOM: &[u8] = "\u{feff}".as_bytes();
 
-/// A shape that is not one event a line.
+/// A shape other than one event per line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     Array,
@@ -24,14 +25,15 @@ pub(super) enum Shape {
     Concatenated,
     CarriageReturns,
     Commas,
-    /// With a byte order mark.
+    /// UTF-16 with a byte order mark.
     Utf16,
     Utf16Le,
     Utf16Be,
 }
 
 impl Shape {
-    /// The command that makes one event a line of it, and how that command takes a file.
+    /// Returns the command that converts the file to one event per line, and the separator between command and file
+    /// name.
     pub(super) fn remedy(self) -> (&'static str, &'static str) {
         match self {
             Self::Array => ("jq -c '.[]'", " "),
@@ -60,12 +62,13 @@ impl fmt::Display for Shape {
 
 /// The beginning of a file.
 pub(super) struct Look {
-    /// The first line, with or without a line break; `None` for an empty file.
+    /// First line, with or without a line break; `None` for an empty file.
     pub(super) first: Option<Line>,
     pub(super) shape: Option<Shape>,
 }
 
-/// Reads the first line, and as many more as it takes to know the shape. After a signal, what is there has to do.
+/// Reads the first line, and as many more lines as the shape requires. After a signal, the available bytes must
+/// suffice.
 pub(super) fn look(lines: &mut Lines, stop: &CancellationToken) -> Result<Look> {
     let Some(first) = read(lines, stop)? else { return Ok(Look { first: None, shape: None }) };
     let shape = shape_of(&first, &mut || read(lines, stop))?;
@@ -107,7 +110,7 @@ fn shape_of(first: &Line, more: More<'_>) -> Result<Option<Shape>> {
             if inner.is_none() {
                 inner = next_full(more)?.and_then(|line| trimmed(&line.bytes).first().copied());
             }
-            // Anything else that begins with a bracket is a bad line.
+            // Any other line that begins with a bracket is a bad line.
             Ok((inner == Some(b'{')).then_some(Shape::Array))
         }
         Some(b'{') => shape_of_object(line, text, more),
@@ -136,7 +139,7 @@ fn shape_of_object(line: &Line, text: &[u8], more: More<'_>) -> Result<Option<Sh
     }
 }
 
-/// Whether the value that begins with `text` goes on in the lines that follow.
+/// Returns whether the value that begins with `text` continues in the following lines.
 fn is_continued(text: &[u8], more: More<'_>) -> Result<bool> {
     let mut joined = text.to_vec();
     let mut count = 0usize;
@@ -149,7 +152,7 @@ fn is_continued(text: &[u8], more: More<'_>) -> Result<bool> {
             joined.extend_from_slice(&line.bytes);
             count += 1;
         }
-        // Seldom enough that many lines cost little.
+        // Parse only at powers of two, so that many lines cost little.
         if is_last || count.is_power_of_two() {
             match first_value(&joined) {
                 Value::Whole(_) => return Ok(true),
@@ -161,7 +164,7 @@ fn is_continued(text: &[u8], more: More<'_>) -> Result<bool> {
     }
 }
 
-/// The next line that is not blank.
+/// Returns the next line that is not blank.
 fn next_full(more: More<'_>) -> Result<Option<Line>> {
     for _ in 0..LOOK_LINES {
         match more()? {
@@ -172,18 +175,18 @@ fn next_full(more: More<'_>) -> Result<Option<Line>> {
     Ok(None)
 }
 
-/// What a text begins with.
+/// The result of [`first_value`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Value {
-    /// A JSON object that ends before this byte.
+    /// JSON object that ends before this byte.
     Whole(usize),
-    /// The beginning of one.
+    /// Beginning of a JSON object.
     Unfinished,
     /// Anything else.
     Broken,
 }
 
-/// Looks for a JSON object at the beginning of a text, behind a byte order mark and white space.
+/// Finds a JSON object at the beginning of a text, after a byte order mark and white space.
 pub(super) fn first_value(text: &[u8]) -> Value {
     let inner = text.strip_prefix(BOM).unwrap_or(text).trim_ascii_start();
     let skipped = text.len() - inner.len();
@@ -198,7 +201,7 @@ pub(super) fn first_value(text: &[u8]) -> Value {
     }
 }
 
-/// Whether a line is one whole JSON object: nothing can be added to it.
+/// Returns whether a line is one whole JSON object, to which nothing can be added.
 pub(super) fn is_whole_object(line: &[u8]) -> bool {
     matches!(first_value(line), Value::Whole(end) if is_blank(&line[end..]))
 }
@@ -207,7 +210,7 @@ pub(super) fn is_blank(bytes: &[u8]) -> bool {
     trimmed(bytes).is_empty()
 }
 
-/// Without a byte order mark and without the white space around.
+/// Returns the text without a byte order mark and without surrounding white space.
 fn trimmed(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BOM).unwrap_or(bytes).trim_ascii()
 }

@@ -12,7 +12,7 @@ fn options() -> ReadOptions {
     ReadOptions::new(256 << 20, CancellationToken::new())
 }
 
-/// What the lake holds: positions by shard, and every committed record.
+/// A model of the lake: positions by shard, and every committed record.
 #[derive(Default)]
 struct Lake {
     positions: BTreeMap<ShardKey, SequenceNumber>,
@@ -35,7 +35,7 @@ impl Lake {
         assert!(before.is_none_or(|before| before < chunk.position), "positions move forward");
     }
 
-    /// Reads a file to its end, and commits everything.
+    /// Reads a file to its end and commits everything.
     fn read(&mut self, path: &Path) -> Result<Option<Box<FileReader>>, SourceError> {
         let Opened::Reader(mut reader) = self.open(path)? else { return Ok(None) };
         while let Some(chunk) = reader.next_chunk(0)? {
@@ -44,7 +44,7 @@ impl Lake {
         Ok(Some(reader))
     }
 
-    /// The lines that a read adds.
+    /// Returns the lines that a read adds.
     fn added(&mut self, path: &Path) -> Vec<String> {
         let before = self.lines.len();
         self.read(path).unwrap();
@@ -168,7 +168,7 @@ fn what_is_damaged_gives_the_lines_before_and_an_error() {
         assert_eq!(matches!(error, SourceError::Damaged { .. }), is_damaged, "{name}: {error}");
         assert!(matches!(error, SourceError::Damaged { .. } | SourceError::CutOff { .. }), "{name}: {error}");
         assert!(error.to_string().contains(name), "{error}");
-        // Replaced by the whole file, it is continued.
+        // The reader continues the file once the whole file replaces the damaged one.
         fs::write(&path, &gz).unwrap();
         lake.read(&path).unwrap();
         assert_eq!(lake.lines.concat(), text.replace('\n', ""), "{name}");
@@ -300,16 +300,16 @@ fn folders_are_read_whole_and_each_file_once() {
     assert!(error.contains("holds no .json") && error.contains("p.json (named pipes"), "{error}");
 }
 
-/// A log as it will be in the end.
+/// A log in its final form.
 #[derive(Clone, Default)]
 struct Log {
     content: Vec<u8>,
-    /// Its lines as they must come out.
+    /// Lines that the reader must return.
     lines: Vec<String>,
 }
 
-/// A log of events; every line is another one, and no line but the last is without a line break. It may begin as another
-/// one does, but not with the whole of that one: then it would be that one, grown.
+/// Returns a log of events. All lines differ, and no line but the last is without a line break. The log may begin like
+/// `other`, but not with all of it: it would then be `other`, grown.
 fn log(rng: &mut TestRng, number: usize, other: &Log) -> Log {
     let mut content = if rng.random_bool(0.3) { "\u{feff}".as_bytes().to_vec() } else { Vec::new() };
     let mut lines = Vec::new();
@@ -341,7 +341,7 @@ fn log(rng: &mut TestRng, number: usize, other: &Log) -> Log {
     Log { content, lines }
 }
 
-/// The bytes as one of the ways in which they may lie on disk.
+/// Returns the bytes in one of the forms in which they may lie on disk.
 fn packed(rng: &mut TestRng, bytes: &[u8]) -> Vec<u8> {
     let cut = rng.random_range(0..=bytes.len());
     let (head, tail) = bytes.split_at(cut);
@@ -355,7 +355,7 @@ fn packed(rng: &mut TestRng, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Reads a path, directly or through a pipe; perhaps only a part of it, perhaps without committing all of that.
+/// Reads a path, directly or through a pipe; perhaps only a part of it, perhaps without committing all of that part.
 fn run(rng: &mut TestRng, lake: &mut Lake, path: &Path, is_last: bool) {
     let bytes = fs::read(path).unwrap();
     let mut options = options();
@@ -367,7 +367,7 @@ fn run(rng: &mut TestRng, lake: &mut Lake, path: &Path, is_last: bool) {
             let path = PathBuf::from(format!("/dev/fd/{}", read.as_raw_fd()));
             let piece = rng.random_range(1..=bytes.len().max(1));
             let writer = std::thread::spawn(move || {
-                // Whoever is stopped leaves the rest unread.
+                // A stopped reader leaves the rest unread.
                 bytes.chunks(piece).try_for_each(|piece| write.write_all(piece)).ok();
             });
             (path, Some((read, writer)))
@@ -386,7 +386,7 @@ fn run(rng: &mut TestRng, lake: &mut Lake, path: &Path, is_last: bool) {
                 options.stop.cancel();
             }
             match reader.next_chunk(0) {
-                // Killed before this was committed.
+                // A process killed before this commit.
                 Ok(Some(_)) if n >= chunks && ending == 1 => break,
                 Ok(Some(chunk)) => lake.commit(chunk),
                 Ok(None) => break,
@@ -404,7 +404,8 @@ fn run(rng: &mut TestRng, lake: &mut Lake, path: &Path, is_last: bool) {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever is appended, rotated, copied, packed, cut, stopped and killed: each line comes out exactly once.
+    /// Each line comes out exactly once, however files are appended to, rotated, copied, packed and cut, and however
+    /// readers are stopped and killed.
     #[test]
     fn every_line_comes_out_exactly_once(mut rng in any::<[u8; 32]>().prop_map(|seed| {
         TestRng::from_seed(proptest::test_runner::RngAlgorithm::ChaCha, &seed)
@@ -430,7 +431,8 @@ proptest! {
                 let mut bytes = content[..length].to_vec();
                 if rng.random_bool(0.2) {
                     bytes = packed(rng, &bytes);
-                    // Within the last member or frame: a cut between two of them makes a shorter file, which is another one.
+                    // The cut stays within the last member or frame: a cut between two of them makes a shorter file,
+                    // another shard.
                     let is_packed = bytes != content[..length];
                     bytes.truncate(bytes.len() - if is_packed { rng.random_range(0..5) } else { 0 });
                 }
@@ -444,7 +446,7 @@ proptest! {
             if rng.random_bool(0.5) {
                 fs::rename(&current, &to).unwrap();
             } else {
-                // Copied and truncated; for a moment it is there twice.
+                // Copied and truncated: for a moment, the content is there twice.
                 fs::copy(&current, &to).unwrap();
                 run(rng, &mut lake, &current, false);
                 fs::write(&current, "").unwrap();

@@ -1,11 +1,12 @@
-//! The keeper: renews leases, takes and asks for what is due, and gives back what is no longer wanted.
+//! The keeper: renews leases, takes and asks for those that are due, and gives back those that are no longer wanted.
 //!
-//! It shares two values with the loop, both of them states and not events, so that nothing queues up and nothing is
-//! missed: [`Wishes`] (what the loop wants) and [`View`] (what this worker holds).
+//! The keeper shares two values with the ingest loop: [`Wishes`] (what the loop wants) and [`View`] (what this worker
+//! holds). Both are states and not events, so that nothing queues up and nothing is missed.
 //!
-//! # Hand-over
-//! A worker with too few leases writes its name into one of the busiest worker's. The owner sees it at its next
-//! renewal, the loop commits what it has of that shard and wishes the lease given back, and it goes to whoever asked.
+//! # Handoff
+//! A worker with too few leases writes its name into a lease of the busiest worker. The owner sees the name at its next
+//! renewal. The ingest loop then commits its rows of that shard and asks the keeper to give the lease back. The lease
+//! goes to the worker that asked.
 //!
 //! # Cancellation
 //! [`Keeper::close`] gives every lease back and ends the thread.
@@ -24,27 +25,27 @@ use crate::aws::AwsSettings;
 use crate::ids::{SequenceNumber, ShardKey, incarnation_of};
 use crate::source::SourceError;
 
-/// Renewals under way at a time.
+/// Concurrent calls to the table, at most.
 const RENEWALS: usize = 16;
-/// Between two rounds, however often the loop asks for one.
+/// Time between two rounds, at least, however often the ingest loop asks for one.
 const ROUND_MIN: Duration = Duration::from_millis(100);
-/// A call may take this long, however short the failover is.
+/// Shortest timeout of a call, however short the failover is.
 const CALL_PATIENCE_MIN: Duration = Duration::from_secs(2);
-/// How long giving back may take at the end.
+/// Time for giving all leases back at the end, at most.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A shard that may be read now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// Ids of its parents.
+    /// Ids of the parent shards.
     pub parents: Vec<String>,
 }
 
-/// What the loop wants.
+/// The wishes of the ingest loop.
 #[derive(Debug, Clone, Default)]
 struct Wishes {
     offered: BTreeMap<ShardKey, Offer>,
-    /// How often that has changed.
+    /// Number of changes of `offered`.
     offers: u64,
     reached: BTreeMap<ShardKey, SequenceNumber>,
     give_back: BTreeSet<ShardKey>,
@@ -53,35 +54,35 @@ struct Wishes {
     closing: bool,
 }
 
-/// How a shard stands with this worker.
+/// The standing of a shard with this worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It is ours to read.
+    /// Shard that this worker may read.
     Held,
-    /// Still ours, but another worker asks for it.
+    /// Shard that this worker still holds, but another worker asks for.
     Asked,
 }
 
-/// What this worker holds.
+/// The leases that this worker holds, and what it knows of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
-    /// By shard.
+    /// Standing of each held shard.
     pub standing: BTreeMap<ShardKey, Standing>,
     /// Whether the table was read at least once.
     pub seen: bool,
-    /// Open leases of the table that nobody holds or renews.
+    /// Number of open leases that no worker holds or renews.
     pub unread: usize,
-    /// Open leases of other workers that are not known to live: not seen to renew since we began to look.
+    /// Number of open leases of other workers that are not known to live: no renewal has been seen yet.
     pub doubtful: usize,
-    /// The change of the offer that the table was last read after.
+    /// Number of the offer ([`Keeper::offer`]) after which the table was last read.
     pub offers: u64,
-    /// Shards of the table that were read to their end.
+    /// Shards in the table that were read to their end.
     pub ended: BTreeSet<ShardKey>,
-    /// Why this worker may not go on.
+    /// Reason why this worker may not continue.
     pub refused: Option<String>,
 }
 
-/// The loop's end of the keeper.
+/// The handle of the ingest loop to the keeper.
 #[derive(Debug)]
 pub struct Keeper {
     wishes: watch::Sender<Wishes>,
@@ -91,10 +92,10 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Opens the table, making it if it is not there, and sees whether it is this stream's.
+    /// Opens the table, creates it if it does not exist, and checks that it belongs to this stream.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// As for [`Self::start`].
     pub async fn check(aws: &AwsSettings, stream: &str, options: &Options) -> Result<(), SourceError> {
         let table =
             LeaseTable::open(aws, &options.table, &options.worker, CALL_PATIENCE_MIN.max(options.failover)).await?;
@@ -106,10 +107,10 @@ impl Keeper {
         foreign(&others, stream, options).map_or(Ok(()), |what| Err(SourceError::Invalid(what)))
     }
 
-    /// Opens the table, making it if it is not there, and starts the thread.
+    /// Opens the table, creates it if it does not exist, and starts the thread.
     ///
     /// # Errors
-    /// The table cannot be made or read, or belongs to another stream.
+    /// The table cannot be created or read, or belongs to another stream or to another lake.
     pub async fn start(aws: &AwsSettings, stream: &str, options: Options) -> Result<Self, SourceError> {
         let patience = (options.failover * 2 / 3).max(CALL_PATIENCE_MIN);
         let table = LeaseTable::open(aws, &options.table, &options.worker, patience).await?;
@@ -122,7 +123,7 @@ impl Keeper {
         let (ended, done) = oneshot::channel();
         let nudge = Arc::new(Notify::new());
         let (aws, stream, nudged) = (aws.clone(), stream.to_owned(), nudge.clone());
-        // A runtime of its own: its timers, its connections and its name lookups share nothing with the uploads.
+        // The keeper has its own runtime: its timers, connections and name lookups share nothing with the uploads.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| SourceError::Invalid(format!("start the lease keeper: {e}")))?;
         let thread = std::thread::Builder::new().name("lease-keeper".to_owned()).spawn(move || {
@@ -141,22 +142,22 @@ impl Keeper {
         Ok(Self { wishes, view, nudge, done: Some(done) })
     }
 
-    /// What this worker holds now.
+    /// Returns what this worker holds now.
     pub fn view(&self) -> View {
         self.view.borrow().clone()
     }
 
-    /// Returns when what this worker holds has changed.
+    /// Waits until the view changes.
     ///
     /// # Errors
-    /// The thread is gone: nobody renews the leases any more.
+    /// The thread has ended: nothing renews the leases any more.
     pub async fn changed(&mut self) -> Result<(), SourceError> {
         let gone =
             |_| SourceError::Invalid("the thread that keeps the leases has ended; run the same command again".into());
         self.view.changed().await.map_err(gone)
     }
 
-    /// Tells which shards may be read now, and which ones the stream lists.
+    /// Sets the shards that may be read now, and the shards that the stream lists.
     pub fn offer(&self, offered: BTreeMap<ShardKey, Offer>, listed: BTreeSet<ShardKey>) {
         let mut news = false;
         self.wishes.send_modify(|wishes| {
@@ -170,8 +171,9 @@ impl Keeper {
         }
     }
 
-    /// Whether every shard that may be read has a reader: every one that was offered is in the table, has not ended since,
-    /// and is held by a worker that was seen to renew, or by this one, which reads it as `is_read` says.
+    /// Returns whether every shard that may be read has a reader. Every offered shard must be in the table and must not
+    /// have ended since. Its holder must be a worker that was seen to renew, or this worker, for which `is_read` must
+    /// be true.
     pub fn is_settled(&self, is_read: impl Fn(&ShardKey) -> bool) -> bool {
         let (view, wishes) = (self.view.borrow(), self.wishes.borrow());
         let is_known = view.seen && view.offers == wishes.offers && view.unread == 0 && view.doubtful == 0;
@@ -180,14 +182,15 @@ impl Keeper {
             && view.ended.iter().all(|shard| !wishes.offered.contains_key(shard))
     }
 
-    /// Tells what the lake's log holds of a shard; never more than that, or a checkpoint would run ahead.
+    /// Sets the position that the lake's log holds for a shard. A later position would put the checkpoint ahead of the
+    /// lake.
     pub fn reached(&self, shard: &ShardKey, position: &SequenceNumber) {
         self.wishes.send_modify(|wishes| {
             wishes.reached.insert(shard.clone(), position.clone());
         });
     }
 
-    /// Gives a lease back.
+    /// Asks the keeper to give a lease back.
     pub fn give_back(&self, shard: &ShardKey) {
         self.wishes.send_modify(|wishes| {
             wishes.give_back.insert(shard.clone());
@@ -195,12 +198,12 @@ impl Keeper {
         self.nudge.notify_one();
     }
 
-    /// Forgets a wish to give back, once the lease is gone.
+    /// Removes the wish to give a lease back, once the lease is gone.
     pub fn given_back(&self, shard: &ShardKey) {
         self.wishes.send_if_modified(|wishes| wishes.give_back.remove(shard));
     }
 
-    /// Shards that are on their way back.
+    /// Returns the shards whose leases are to be given back.
     pub fn giving_back(&self) -> BTreeSet<ShardKey> {
         self.wishes.borrow().give_back.clone()
     }
@@ -217,7 +220,7 @@ impl Keeper {
     }
 }
 
-/// Why the leases of a table are not for this worker; `None` when they are.
+/// Returns why this worker may not use the leases of a table; `None` if it may.
 fn foreign(leases: &[Lease], stream: &str, options: &Options) -> Option<String> {
     let table = &options.table;
     let of_now = || leases.iter().filter(|lease| !is_of_earlier(lease, stream, options));
@@ -241,14 +244,14 @@ fn foreign(leases: &[Lease], stream: &str, options: &Options) -> Option<String> 
     })
 }
 
-/// Whether a lease is left of a stream that was deleted and made again under its name: this lake read that one too.
+/// Returns whether a lease belongs to a deleted earlier stream of the same name, which this lake has read, too.
 fn is_of_earlier(lease: &Lease, stream: &str, options: &Options) -> bool {
     let (Some(other), Some((base, _))) = (&lease.stream, stream.rsplit_once('.')) else { return false };
     let (Some(then), Some(now)) = (incarnation_of(base, other), incarnation_of(base, stream)) else { return false };
     then < now && lease.lake.as_ref() == Some(&options.lake)
 }
 
-/// The thread's state.
+/// The state of the thread.
 struct Round {
     options: Options,
     refused: Option<String>,
@@ -295,7 +298,7 @@ impl Round {
         }
     }
 
-    /// Shows what is held now, beside what is known of the table.
+    /// Publishes the leases that are held now, with what is known of the table.
     fn show(&self, table: View) {
         let standing = |lease: &Lease| if lease.asked_by.is_some() { Standing::Asked } else { Standing::Held };
         let standing = self.held.iter().map(|(shard, lease)| (shard.clone(), standing(lease))).collect();
@@ -317,7 +320,8 @@ impl Round {
                 let checkpoint = reached.as_ref().map(|r| checkpoint_word(Some(r)));
                 let mut renewed = table.renew(&lease, checkpoint).await;
                 if matches!(renewed, Ok(Updated::Refused)) {
-                    // Perhaps by our own earlier renewal, whose answer was lost: only we count our leases up.
+                    // An earlier renewal of this process, whose answer was lost, may be the cause: only the owner
+                    // counts its lease up.
                     match table.get(&lease.key).await {
                         Ok(Some(now)) if table.is_doubled(&now) => return (shard, reached, Ok(None)),
                         Ok(Some(now)) if now.owner == lease.owner => renewed = table.renew(&now, checkpoint).await,
@@ -358,7 +362,7 @@ impl Round {
         }
     }
 
-    /// Looks at the whole table, adds what is missing, takes what is due. Returns what it saw of the others' leases.
+    /// Reads the whole table, adds missing leases, and takes due ones. Returns what it saw of other workers' leases.
     async fn take(&mut self, wishes: &Wishes) -> Result<View, SourceError> {
         let is_earlier = |lease: &Lease| is_of_earlier(lease, &self.stream, &self.options);
         let (earlier, mut leases): (Vec<_>, Vec<_>) = self.table.scan().await?.into_iter().partition(is_earlier);
@@ -385,7 +389,7 @@ impl Round {
         self.observed.note(&leases, now);
         for lease in &leases {
             let Some(shard) = ShardKey::new(&self.stream, &lease.key) else { continue };
-            // Handed over to us; or ours by an update whose answer was lost.
+            // Another worker handed the lease over, or this worker took it by an update whose answer was lost.
             if lease.owner.as_deref() == Some(self.worker.as_str()) && !lease.is_ended() {
                 self.held.entry(shard.clone()).or_insert_with(|| lease.clone());
             }
@@ -486,7 +490,7 @@ mod tests {
         assert!(refused("s", Some("other"), Some("this")).contains("belongs to stream other"));
         assert!(refused("s", Some("s"), Some("that")).contains("shard a for another lake"));
         assert!(refused("s", None, None).contains("--import-kcl-checkpoints t"));
-        // The stream was made again: its old leases are this lake's, and go; another lake's do not.
+        // The stream was made again. Its old leases of this lake are dropped; those of another lake are refused.
         let (first, second) = ("s.1767225600000", "s.1767225600001");
         assert_eq!(refused(second, Some("s"), Some("this")), "");
         assert_eq!(refused(second, Some(first), Some("this")), "");

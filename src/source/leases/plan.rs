@@ -1,8 +1,8 @@
-//! Whose turn it is: which leases to take and which one to ask for. Pure; the clock is passed in.
+//! Decides which leases to take and which one to ask for. Pure: the clock is passed in.
 //!
-//! **Invariant: nobody's wall clock counts.** A lease has expired when its counter was *seen* unchanged for the failover
-//! time, on our own monotonic clock. So a worker that has just started waits that long before it takes anything from
-//! anybody, and a clock that is wrong moves nothing.
+//! **Invariant: no worker's wall clock counts.** A lease has expired if its counter was *seen* unchanged for the
+//! failover time, on the local monotonic clock. So a new worker waits that long before it takes a lease from another
+//! worker, and a wrong clock moves no lease.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -13,37 +13,37 @@ use rand::seq::SliceRandom;
 /// A lease as the table shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// The shard's id.
+    /// Id of the shard.
     pub key: String,
-    /// The worker that reads the shard.
+    /// Worker that reads the shard.
     pub owner: Option<String>,
-    /// Counts up with every renewal and every change of owner.
+    /// Counter that each renewal and each change of owner increments.
     pub counter: i64,
-    /// A sequence number, or one of KCL's words for a place.
+    /// A sequence number, or a KCL word for a place.
     pub checkpoint: String,
-    /// The last record of an aggregate that was done, as KCL counts them.
+    /// Last sub-record of an aggregate that is done, as KCL counts them.
     pub checkpoint_sub_sequence: i64,
-    /// The worker that has asked the owner to hand it over.
+    /// Worker that has asked the owner for a handoff.
     pub asked_by: Option<String>,
-    /// The stream that the shard belongs to, where the writer of the lease told.
+    /// Stream of the shard, if the writer of the lease recorded it.
     pub stream: Option<String>,
-    /// The lake that the checkpoint is of, where the writer of the lease told.
+    /// Lake of the checkpoint, if the writer of the lease recorded it.
     pub lake: Option<String>,
-    /// The process that last took or renewed it.
+    /// Process that last took or renewed the lease.
     pub session: Option<String>,
 }
 
-/// KCL's word for a shard that was read to its end.
+/// The KCL checkpoint of a shard that was read to its end.
 pub const SHARD_END: &str = "SHARD_END";
 
 impl Lease {
-    /// Whether the shard was read to its end, so that nobody needs to hold it.
+    /// Returns whether the shard was read to its end, so that no worker needs its lease.
     pub fn is_ended(&self) -> bool {
         self.checkpoint == SHARD_END
     }
 }
 
-/// When each lease was last seen to move.
+/// The time at which each lease was last seen to change.
 #[derive(Debug)]
 pub struct Observed {
     failover: Duration,
@@ -55,24 +55,24 @@ struct Seen {
     owner: Option<String>,
     counter: i64,
     at: Instant,
-    /// Whether it has moved since it was first looked at: only then its owner is known to live.
+    /// Whether the lease has changed under this owner since it was first seen: only then is the owner known to live.
     moved: bool,
 }
 
 impl Observed {
-    /// Nothing seen yet.
+    /// Creates an empty set of observations.
     pub fn new(failover: Duration) -> Self {
         Self { failover, leases: HashMap::new() }
     }
 
-    /// Takes in what the table shows at `now`.
+    /// Records what the table shows at `now`.
     pub fn note(&mut self, leases: &[Lease], now: Instant) {
         let seen = leases.iter().map(|lease| {
             let before = self.leases.get(&lease.key);
             let seen = match before.filter(|seen| seen.owner == lease.owner && seen.counter == lease.counter) {
                 Some(same) => same.clone(),
                 None => {
-                    // Given to an owner by another one, it says nothing of whether that one lives.
+                    // A change of owner does not show that the new owner lives: the earlier owner may have made it.
                     let moved = before.is_some_and(|seen| seen.owner == lease.owner);
                     Seen { owner: lease.owner.clone(), counter: lease.counter, at: now, moved }
                 }
@@ -82,29 +82,30 @@ impl Observed {
         self.leases = seen.collect();
     }
 
-    /// Whether a lease may be taken at `now`: it has no owner, or its owner was not seen to renew it for too long.
+    /// Returns whether a lease may be taken at `now`: it has no owner, or its owner was not seen to renew it for too
+    /// long.
     pub fn is_free(&self, lease: &Lease, now: Instant) -> bool {
         let expired = |seen: &Seen| now.saturating_duration_since(seen.at) >= self.failover;
         lease.owner.is_none() || self.leases.get(&lease.key).is_some_and(expired)
     }
 
-    /// Whether somebody is known to read the shard: its lease moved while we looked, and has not expired at `now`.
+    /// Returns whether a live worker reads the shard: its lease was seen to change, and has not expired at `now`.
     pub fn is_kept(&self, lease: &Lease, now: Instant) -> bool {
         !self.is_free(lease, now) && self.leases.get(&lease.key).is_some_and(|seen| seen.moved)
     }
 }
 
-/// What to do next.
+/// The next actions of a worker.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Leases to take now.
     pub take: Vec<Lease>,
-    /// A lease to ask its owner for.
+    /// Lease whose owner to ask for a handoff.
     pub ask: Option<Lease>,
 }
 
-/// Each worker takes its share of the shards; when there is none to take and somebody holds two more than we do, we ask
-/// for one of his, one at a time.
+/// Plans the next actions of worker `me`. Each worker takes its share of the shards. If there is none to take and
+/// another worker holds at least two more, `me` asks that worker for a handoff. Only one request is open at a time.
 pub fn plan(leases: &[Lease], observed: &Observed, me: &str, now: Instant, rng: &mut impl Rng) -> Plan {
     let open: Vec<&Lease> = leases.iter().filter(|l| !l.is_ended()).collect();
     let mut load: BTreeMap<&str, usize> = BTreeMap::from([(me, 0)]);
@@ -173,12 +174,12 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         observed.note(&[lease("a", "other", 1)], at(0));
         assert!(!observed.is_free(&lease("a", "other", 1), at(9)));
-        // Renewed at the last moment: the ten seconds begin anew.
+        // Renewed at the last moment: the ten seconds begin again.
         observed.note(&[lease("a", "other", 2)], at(9));
         assert!(!observed.is_free(&lease("a", "other", 2), at(18)));
         observed.note(&[lease("a", "other", 2)], at(18));
         assert!(observed.is_free(&lease("a", "other", 2), at(19)));
-        // Nobody has seen this one yet, however old it may be.
+        // This lease has not been seen yet, however old it may be.
         assert!(!observed.is_free(&lease("b", "other", 1), at(1_000)));
         assert!(observed.is_free(&lease("b", "", 1), at(1_000)));
     }
@@ -224,7 +225,7 @@ mod tests {
         assert_eq!(planned(&table(&[("a", "x"), ("b", "x"), ("c", "me")]), "me"), Plan::default());
     }
 
-    /// However many workers there are, and in whatever order they look, shares settle within one of each other.
+    /// For one to five workers, the shares settle within one lease of each other.
     #[test]
     fn shares_settle() {
         let mut rng = ChaCha8Rng::seed_from_u64(5);

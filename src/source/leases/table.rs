@@ -1,9 +1,11 @@
-//! The lease table in DynamoDB: its items, and the conditional updates that change one.
+//! The lease table in DynamoDB: its items, and the conditional updates that change an item.
 //!
-//! The layout is KCL's, so that its users' tools can read ours and we can read theirs. Four attributes are our own:
-//! `streamName`, because a lease's key is a shard id, which other streams have too; `synclakeLake`, because the checkpoints are
-//! one lake's; `synclakeSession`, by which two processes of one name find each other; and `synclakeAskedBy`, by which a worker
-//! asks the owner to hand a lease over.
+//! The layout is that of KCL: tools of its users can read this table, and synclake can read theirs. Four attributes are
+//! synclake's own:
+//! - `streamName`: stream of the lease. The key of a lease is a shard id, which other streams have, too.
+//! - `synclakeLake`: lake of the lease, because checkpoints belong to one lake.
+//! - `synclakeSession`: process of the owner. Two processes of the same name detect each other by it.
+//! - `synclakeAskedBy`: worker that asks the owner for a handoff.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -33,35 +35,35 @@ const STREAM: &str = "streamName";
 const ASKED_BY: &str = "synclakeAskedBy";
 const LAKE: &str = "synclakeLake";
 const SESSION: &str = "synclakeSession";
-/// KCL 3.5 keeps other things in the table and says so here.
+/// Attribute that marks other kinds of items, which KCL 3.5 keeps in the table.
 const ENTITY_TYPE: &str = "entityType";
 
-/// A lease table, for one worker.
+/// A client of a lease table, for one worker.
 #[derive(Debug, Clone)]
 pub struct LeaseTable {
     client: Client,
     name: String,
     worker: String,
-    /// Of this process alone.
+    /// Random id of this client; two processes of the same name have different ones.
     session: String,
-    /// The lake whose checkpoints these are.
+    /// Lake of the checkpoints.
     lake: String,
 }
 
-/// How a conditional update ended.
+/// The result of a conditional update.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Updated {
-    /// Done; this is the lease now.
+    /// Successful update, with the new lease.
     Done(Lease),
-    /// Its condition did not hold: somebody else has changed the lease.
+    /// Failed condition: the lease has changed since it was read.
     Refused,
 }
 
 impl LeaseTable {
-    /// A client for a table; nothing is sent yet. A call takes no longer than `patience`.
+    /// Creates a client of a table; sends nothing yet. A call takes at most `patience`.
     ///
     /// # Errors
-    /// The name is no table's name.
+    /// The name is not a valid table name.
     pub async fn open(aws: &AwsSettings, name: &str, worker: &str, patience: Duration) -> Result<Self, SourceError> {
         if !(3..=255).contains(&name.len()) || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
             let message = format!("lease table name {name:?} is not 3 to 255 of [a-zA-Z0-9_.-]");
@@ -75,15 +77,15 @@ impl LeaseTable {
         Ok(Self { client: Client::new(&config), name, worker, session, lake })
     }
 
-    /// The same table, for the checkpoints of a lake.
+    /// Returns this client for the checkpoints of a lake.
     pub fn of(self, lake: &str) -> Self {
         Self { lake: lake.to_owned(), ..self }
     }
 
-    /// Makes the table if it is not there, and waits until it can be used.
+    /// Creates the table if it does not exist, and waits until it is active.
     ///
     /// # Errors
-    /// It cannot be made, or is no lease table.
+    /// The table cannot be created, is no lease table, or is not active in time.
     pub async fn ensure(&self) -> Result<(), SourceError> {
         let since = tokio::time::Instant::now();
         let mut asked = false;
@@ -138,13 +140,13 @@ impl LeaseTable {
         }
     }
 
-    /// Whether a lease was last taken or renewed by another process under this worker's name.
+    /// Returns whether another process under this worker's name last took or renewed the lease.
     pub fn is_doubled(&self, lease: &Lease) -> bool {
         lease.owner.as_deref() == Some(self.worker.as_str())
             && lease.session.as_ref().is_some_and(|session| *session != self.session)
     }
 
-    /// Every lease in the table, strongly consistent.
+    /// Returns every lease in the table, by a strongly consistent read.
     ///
     /// # Errors
     /// The table cannot be read.
@@ -158,7 +160,7 @@ impl LeaseTable {
         Ok(found)
     }
 
-    /// One lease, strongly consistent.
+    /// Returns one lease, by a strongly consistent read.
     ///
     /// # Errors
     /// The table cannot be read.
@@ -168,7 +170,7 @@ impl LeaseTable {
         Ok(found.item().and_then(lease_of))
     }
 
-    /// Adds a lease that nobody holds; that it is there already is no error.
+    /// Adds a lease without an owner; an existing lease is no error.
     ///
     /// # Errors
     /// The table cannot be written.
@@ -203,8 +205,8 @@ impl LeaseTable {
         }
     }
 
-    /// Deletes the lease of a shard of an earlier incarnation of the stream, whose ids begin anew; that it is another one by
-    /// now is no error.
+    /// Deletes the lease of a shard of an earlier incarnation of the stream, whose shard ids begin again. A lease that
+    /// is of another stream by now is no error.
     ///
     /// # Errors
     /// The table cannot be written.
@@ -228,10 +230,10 @@ impl LeaseTable {
         done.map(drop).map_err(|e| self.failed("DeleteItem", &e))
     }
 
-    /// Takes a lease over, if its counter is what we saw.
+    /// Takes a lease over if its counter has not changed since it was read.
     ///
     /// # Errors
-    /// The table cannot be written; whether it was is unknown.
+    /// The call fails; whether it changed the table is unknown.
     pub async fn take(&self, lease: &Lease) -> Result<Updated, SourceError> {
         failpoint::hit("lease/take/before");
         let update = self
@@ -255,10 +257,10 @@ impl LeaseTable {
         done
     }
 
-    /// Renews a lease of ours, and tells the checkpoint that the lake's log holds.
+    /// Renews a lease of this worker, and writes the checkpoint that the lake's log holds.
     ///
     /// # Errors
-    /// The table cannot be written; whether it was is unknown.
+    /// The call fails; whether it changed the table is unknown.
     pub async fn renew(&self, lease: &Lease, checkpoint: Option<&str>) -> Result<Updated, SourceError> {
         failpoint::hit("lease/renew/before");
         let mut update = self
@@ -282,13 +284,13 @@ impl LeaseTable {
         done
     }
 
-    /// Asks the owner for a lease.
+    /// Asks the owner of a lease for a handoff.
     ///
     /// # Errors
-    /// The table cannot be written; whether it was is unknown.
+    /// The call fails; whether it changed the table is unknown.
     pub async fn ask(&self, lease: &Lease) -> Result<Updated, SourceError> {
         let Some(owner) = &lease.owner else { return Ok(Updated::Refused) };
-        // The counter stays: it is the owner's, who would otherwise fail to renew.
+        // The counter must not change, or the owner would fail to renew.
         let update = self
             .client
             .update_item()
@@ -304,10 +306,10 @@ impl LeaseTable {
         self.send(update).await
     }
 
-    /// Gives a lease of ours back: to whoever asked for it, else to nobody.
+    /// Gives a lease of this worker back: to the worker that asked for it, otherwise to no worker.
     ///
     /// # Errors
-    /// The table cannot be written; whether it was is unknown, and the lease then expires by itself.
+    /// The call fails; whether it changed the table is unknown, and the lease then expires by itself.
     pub async fn give_back(&self, lease: &Lease, checkpoint: Option<&str>) -> Result<Updated, SourceError> {
         failpoint::hit("lease/give_back/before");
         let mut sets = vec!["#counter = #counter + :one"];
@@ -380,7 +382,7 @@ fn number(value: i64) -> AttributeValue {
     AttributeValue::N(value.to_string())
 }
 
-/// The lease in an item; `None` for the other things that may lie in the table.
+/// Returns the lease in an item; `None` for other kinds of items.
 fn lease_of(item: &HashMap<String, AttributeValue>) -> Option<Lease> {
     if item.contains_key(ENTITY_TYPE) {
         return None;
