@@ -202,8 +202,8 @@ pub fn payloads(
     options.policy.allowed = allowed.map_err(|e| Unusable(format!("--payload-hosts {e}")))?;
     if let Some(text) = bytes.or_else(|| file.payload_bytes.clone()) {
         let bytes = parse_bytes(&text).map_err(|e| Unusable(format!("--payload-bytes {e}")))?;
-        let bytes = usize::try_from(bytes).ok().filter(|b| *b <= 1 << 30);
-        options.bytes_max = bytes.ok_or_else(|| Unusable("--payload-bytes is at most 1GiB".to_owned()))?;
+        let bytes = usize::try_from(bytes).ok().filter(|bytes| (1 << 10..=1 << 30).contains(bytes));
+        options.bytes_max = bytes.ok_or_else(|| Unusable("--payload-bytes must be 1KiB to 1GiB".to_owned()))?;
     }
     if let Some(text) = patience.or_else(|| file.payload_patience.clone()) {
         let patience = parse_duration(&text).map_err(|e| Unusable(format!("--payload-patience {e}")))?;

@@ -163,9 +163,9 @@ async fn intend(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Re
         let known = log::read_transactions(&store).await?.unwrap_or_default();
         let version = |id: &str| known.ids.get(id).and_then(|version| u64::try_from(*version).ok());
         let from = version(&id(name));
-        if let Some(from) = from.filter(|from| *from > newest) {
+        if let Some(ahead) = from.max(version(&intent)).filter(|version| *version > newest) {
             let what =
-                format!("consumer {name} is at version {from}, but {records} is at {newest}: is it an older copy?");
+                format!("consumer {name} is at version {ahead}, but {records} is at {newest}: is it an older copy?");
             return Err(LakeError::Invalid(what));
         }
         if let Some(to) = version(&intent).filter(|to| from.is_none_or(|from| from < *to)) {

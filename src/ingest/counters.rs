@@ -190,8 +190,8 @@ impl Default for Counters {
             quarantined: Mutex::default(),
             shards: Mutex::default(),
             committed: Mutex::default(),
-            // From the milliseconds of a local folder up to about three minutes; a commit is given up after five.
-            commit_seconds: Histogram::new(exponential_buckets(0.001, 3.0, 12)),
+            // From the milliseconds of a local folder to the five minutes after which a commit is given up.
+            commit_seconds: Histogram::new(exponential_buckets(0.001, 3.0, 13)),
         }
     }
 }
@@ -281,7 +281,8 @@ impl Counters {
         }
         self.shard(shard, |counts| {
             counts.last_commit = Instant::now();
-            counts.uncommitted_records = 0;
+            // Chunks that are still being decoded were counted when they were received.
+            counts.uncommitted_records = counts.uncommitted_records.saturating_sub(work.records);
         });
     }
 

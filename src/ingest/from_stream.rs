@@ -268,9 +268,9 @@ impl Run {
         let Some(keeper) = &self.keeper else {
             let fresh = known.ready.iter().filter(|(shard, _)| !self.reading.contains_key(shard));
             let fresh: Vec<_> = fresh.map(|(shard, from)| (shard.clone(), *from)).collect();
-            let unread = fresh.len();
             self.begin_shards(stream, fresh).await?;
-            self.counters.unread(unread.saturating_sub(self.reading.len()));
+            let unread = known.ready.keys().filter(|shard| !self.reading.contains_key(shard)).count();
+            self.counters.unread(unread);
             return Ok(());
         };
         for (shard, progress) in &ledger {

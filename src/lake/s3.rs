@@ -122,7 +122,10 @@ fn kind_of(status: u16, code: &str, region: Option<String>, permission: &'static
 /// Returns the permission that a request needs.
 fn permission(method: &str, query: &str) -> &'static str {
     match method {
+        // A large object is put in parts.
+        "DELETE" if query.contains("uploadId=") => "s3:AbortMultipartUpload",
         "PUT" => "s3:PutObject",
+        "POST" if query.contains("upload") => "s3:PutObject",
         "DELETE" | "POST" => "s3:DeleteObject",
         _ if query.contains("list-type=") => "s3:ListBucket",
         // Without `s3:ListBucket`, S3 also answers "denied" for an object that does not exist.

@@ -74,7 +74,9 @@ pub(super) fn logical(guards: Guards) -> Vec<Arc<dyn OptimizerRule + Send + Sync
             _ => rule,
         }
     };
-    let rules = Optimizer::new().rules.into_iter().map(ours);
+    // It fails on `GROUP BY x, cast(x as text)`: both keys have one name in the projection that it adds.
+    let rules =
+        Optimizer::new().rules.into_iter().filter(|rule| rule.name() != "eliminate_group_by_constant").map(ours);
     rules.chain([Arc::new(constants::SmallConstants) as _]).collect()
 }
 

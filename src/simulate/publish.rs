@@ -84,6 +84,10 @@ impl Publisher {
             }
             let request = self.client.put_records().stream_name(&self.stream).set_records(Some(left.clone()));
             let answer = request.send().await.map_err(|e| self.refused(e))?;
+            if answer.records().len() != left.len() {
+                let what = format!("the answer has {} results for {} records", answer.records().len(), left.len());
+                return Err(self.refused(std::io::Error::other(what)));
+            }
             let refused: Vec<_> =
                 left.into_iter().zip(answer.records()).filter(|(_, r)| r.error_code().is_some()).collect();
             if let Some((_, first)) = refused.first() {

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 
 from checker import digest_raw, digest_rows
 
@@ -65,7 +66,7 @@ class Payloads:
                 outer.asked[path] += 1
                 body = outer.contents.get(path)
                 status = 404 if body is None else 200 if outer.SECRET in query else 403
-                if status == 200 and outer.asked[path] == 1 and hash(path) % 10 == 0:
+                if status == 200 and outer.asked[path] == 1 and zlib.crc32(path.encode()) % 10 == 0:
                     status, body = 503, b"slow down"
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body or b"")))

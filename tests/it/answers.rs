@@ -301,3 +301,13 @@ fn what_others_understand_otherwise_is_understood_as_they_do() {
         refused(&query().arg("--lake").arg(&lake).args(["-c", sql]).output().unwrap(), 1, &parts);
     }
 }
+
+/// A key of a GROUP BY and its cast to text are two columns.
+#[test]
+fn a_column_and_its_cast_are_two_groups() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = small(folder.path());
+    let sql = "select live_keys as n, cast(live_keys as varchar) as t, min(dataset_name) as d from dataset_state \
+               where (pool = 'p') is distinct from (identity_id is not null) group by 1, 2 order by 1";
+    assert_eq!(csv(&lake, sql), "n,t,d\n0,0,gone\n2,2,d\n");
+}

@@ -99,6 +99,10 @@ fn sql() {
     let run = |sql: &str| query().arg("--lake").arg(&lake).args(["-c", sql]).output().unwrap();
     let file = folder.path().join("stolen.csv");
     let to_file = format!("copy (select 1) to '{}'", file.display());
+    let part = |n: usize| format!(" || repeat('{n}', 30000) || k");
+    let joined: String = (10..60).map(part).collect();
+    let joined =
+        format!("select max(length(k{joined})) from (select key as k, unnest(range(1, 9000)) from sync_records)");
     let chain = format!("select {}", vec!["1"; 20_000].join("+"));
     let unions = vec!["select 1"; 5_000].join(" union all ");
     let nested = format!("select {}1{}", "(".repeat(1_400), ")".repeat(1_400));
@@ -134,6 +138,7 @@ fn sql() {
         ("select array_length(array_resize([1], 1000000000))", &["array_resize", "too long"]),
         ("select count(*) from (select unnest(range(1, 1000000000)) from sync_records) t", &["too long"]),
         ("select repeat('a', 600000) || repeat('b', 600000), key from sync_records", &["too long for a column"]),
+        (&joined, &["||", "too long"]),
         (&chain, &["too deep"]),
         (&unions, &["too deep"]),
         (&nested, &["recursion"]),

@@ -27,10 +27,7 @@ impl Ledger {
                 return Ok(*known);
             }
             let free = |known: &crate::lake::log::Transactions| !known.ids.contains_key(id);
-            // The token distinguishes this commit from a commit in which another writer sets the same value.
-            let token = i64::try_from(new_token()).unwrap_or(i64::MAX);
-            let ids = vec![(id.to_owned(), value), (format!("{id}@by"), token)];
-            self.publish(Vec::new(), ids, ("fence/before", "fence/after"), free).await?;
+            self.publish(Vec::new(), vec![(id.to_owned(), value)], ("fence/before", "fence/after"), free).await?;
         }
     }
 

@@ -1,8 +1,7 @@
-//! Arithmetic of integers and decimals that fails on overflow.
+//! Arithmetic of integers and decimals that fails on overflow, and `||` that fails if its result is too long.
 //!
 //! DataFusion wraps around silently. The rewrite is logical and runs after type coercion, so it also applies to
-//! constants that are folded later, and omits no operator. `Checked` also implements `||` with a size limit, but
-//! `checked` does not rewrite `||`.
+//! constants that are folded later, and omits no operator.
 
 use std::any::Any;
 use std::fmt::Write as _;
@@ -204,6 +203,13 @@ fn longer(left: Expr, op: Arithmetic, right: Expr) -> Expr {
 
 fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     Ok(match expr {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::StringConcat, right }) => {
+            let of = type_of(&left, schema)?;
+            match of.is_string() && of == type_of(&right, schema)? {
+                true => Transformed::yes(longer(*left, Arithmetic::Concat, *right)),
+                false => Transformed::no(Expr::BinaryExpr(BinaryExpr { left, op: Operator::StringConcat, right })),
+            }
+        }
         Expr::BinaryExpr(BinaryExpr {
             left,
             op: op @ (Operator::Plus | Operator::Minus | Operator::Multiply | Operator::Divide),
@@ -226,7 +232,6 @@ fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
             let op = match op {
                 Operator::Plus => Arithmetic::Add,
                 Operator::Minus => Arithmetic::Subtract,
-                Operator::StringConcat => Arithmetic::Concat,
                 _ => Arithmetic::Multiply,
             };
             Transformed::yes(longer(*left, op, *right))

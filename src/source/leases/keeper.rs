@@ -432,8 +432,15 @@ impl Round {
             let Some(lease) = self.held.get(shard).cloned() else { continue };
             let word = wishes.reached.get(shard).map(|r| checkpoint_word(Some(r)));
             match self.table.give_back(&lease, word).await {
-                Ok(_) => {
-                    tracing::info!(shard = %shard, to = lease.asked_by, "gave the lease back");
+                Ok(updated) => {
+                    match updated {
+                        Updated::Done(_) => {
+                            tracing::info!(shard = %shard, to = lease.asked_by, "gave the lease back");
+                        }
+                        Updated::Refused => {
+                            tracing::info!(shard = %shard, "another worker took the lease before it was given back");
+                        }
+                    }
                     self.held.remove(shard);
                     self.told.remove(shard);
                 }
