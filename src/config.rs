@@ -31,7 +31,7 @@ pub struct File {
     /// Bytes of records after which ingest commits.
     pub flush_bytes: Option<String>,
     /// Time after which ingest commits, such as `60s`.
-    pub flush_age: Option<String>,
+    pub flush_interval: Option<String>,
     /// Time without new records after which ingest stops.
     pub until_idle: Option<String>,
     /// `dynamodb:<table>`: the table through which workers share the stream's shards.
@@ -47,7 +47,7 @@ pub struct File {
     /// Maximum bytes of a payload.
     pub payload_bytes: Option<String>,
     /// Time limit of retries for a payload that cannot be fetched.
-    pub payload_patience: Option<String>,
+    pub payload_timeout: Option<String>,
     /// Whether hosts of payloads may have private addresses, as VPC endpoints do.
     pub payload_private_addresses: Option<bool>,
 }
@@ -205,8 +205,8 @@ pub fn payloads(
         let bytes = usize::try_from(bytes).ok().filter(|bytes| (1 << 10..=1 << 30).contains(bytes));
         options.bytes_max = bytes.ok_or_else(|| Unusable("--payload-bytes must be 1KiB to 1GiB".to_owned()))?;
     }
-    if let Some(text) = patience.or_else(|| file.payload_patience.clone()) {
-        let patience = parse_duration(&text).map_err(|e| Unusable(format!("--payload-patience {e}")))?;
+    if let Some(text) = patience.or_else(|| file.payload_timeout.clone()) {
+        let patience = parse_duration(&text).map_err(|e| Unusable(format!("--payload-timeout {e}")))?;
         options.patience = Some(patience);
     }
     Ok(options)

@@ -137,7 +137,7 @@ pub struct Options {
     /// Commit after this many bytes of records.
     pub flush_bytes: u64,
     /// Commit after this time.
-    pub flush_age: Duration,
+    pub flush_interval: Duration,
     /// How to fetch the payloads that events point at.
     pub payloads: payload::Options,
 }
@@ -147,7 +147,11 @@ impl Options {
     pub const MEMORY_BYTES_MIN: usize = 64 << 20;
 
     fn limits(&self) -> Limits {
-        Limits { mark_bytes: self.memory_bytes / 8 * 5, flush_bytes: self.flush_bytes, flush_age: self.flush_age }
+        Limits {
+            mark_bytes: self.memory_bytes / 8 * 5,
+            flush_bytes: self.flush_bytes,
+            flush_interval: self.flush_interval,
+        }
     }
 }
 
@@ -322,7 +326,9 @@ impl Run {
     fn decode(&mut self, delivery: Delivery) {
         let next: BoxFuture<'static, _> = match delivery {
             Delivery::Chunk(hold, chunk, reserved) => {
-                self.counters.received(&chunk.shard, chunk.records.len(), chunk.bytes());
+                // What is on its way of a shard that was given up must not bring its metrics back.
+                let held = Some(&hold.shard).filter(|shard| self.writer.fence_of(shard) == Some(hold.fence));
+                self.counters.received(held, chunk.records.len(), chunk.bytes());
                 self.caught_up.remove(&chunk.shard);
                 let skip = self.writer.skip(&chunk.shard);
                 // The task is spawned so that decoding continues while the loop waits for a file or a commit.
@@ -338,7 +344,9 @@ impl Run {
                 .boxed()
             }
             Delivery::Reached(hold, reached) => {
-                self.counters.behind(&hold.shard, reached.behind_ms);
+                if self.writer.fence_of(&hold.shard) == Some(hold.fence) {
+                    self.counters.behind(&hold.shard, reached.behind_ms);
+                }
                 std::future::ready(Ok(Arrived::Reached(hold, reached))).boxed()
             }
             Delivery::End(hold) => std::future::ready(Ok(Arrived::End(hold))).boxed(),

@@ -30,7 +30,7 @@ pub struct Limits {
     /// Bytes of records since the last commit after which everything is written and committed.
     pub flush_bytes: u64,
     /// Time since the first uncommitted record after which everything is written and committed.
-    pub flush_age: Duration,
+    pub flush_interval: Duration,
 }
 
 /// All partition buffers that hold rows.
@@ -110,7 +110,7 @@ impl Batches {
     /// Returns when the age limit is reached; `None` while nothing waits for a commit.
     pub fn due(&self, limits: &Limits) -> Option<Instant> {
         let thin = self.partitions.len() > FILES_MAX && self.rows < self.partitions.len() * ROWS_FLOOR;
-        self.since.map(|since| since + if thin { limits.flush_age * STRETCH } else { limits.flush_age })
+        self.since.map(|since| since + if thin { limits.flush_interval * STRETCH } else { limits.flush_interval })
     }
 
     /// Returns whether the byte limit is reached.
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn many_thin_partitions_wait() {
-        let limits = Limits { mark_bytes: 1 << 30, flush_bytes: 1 << 30, flush_age: Duration::from_secs(60) };
+        let limits = Limits { mark_bytes: 1 << 30, flush_bytes: 1 << 30, flush_interval: Duration::from_secs(60) };
         let mut batches = Batches::default();
         let start = Instant::now();
         batches.note(1, start);
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn age_counts_from_the_first_record() {
-        let limits = Limits { mark_bytes: 1, flush_bytes: 100, flush_age: Duration::from_secs(60) };
+        let limits = Limits { mark_bytes: 1, flush_bytes: 100, flush_interval: Duration::from_secs(60) };
         let mut batches = Batches::default();
         let start = Instant::now();
         assert_eq!(batches.due(&limits), None);

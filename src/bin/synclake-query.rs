@@ -15,6 +15,10 @@ use synclake::{cpu, terminal};
 use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(test)]
+#[path = "synclake/configuration.rs"]
+mod configuration;
+
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -211,4 +215,17 @@ async fn run(opening: &Opening, texts: &[String], mut settings: Settings) -> Res
         shell::run_text(&engine, text, &mut settings, &CancellationToken::new()).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn flags_are_documented() {
+        let keys = configuration::SHARED_KEYS.map(str::to_owned);
+        configuration::compare("synclake-query", Cli::command(), &keys);
+    }
 }

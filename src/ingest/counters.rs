@@ -217,11 +217,13 @@ impl Counters {
         self.last_turn_ms.store(self.elapsed_ms(), Relaxed);
     }
 
-    pub(super) fn received(&self, shard: &ShardKey, records: usize, bytes: usize) {
+    pub(super) fn received(&self, shard: Option<&ShardKey>, records: usize, bytes: usize) {
         self.records.fetch_add(records as u64, Relaxed);
         self.record_bytes.fetch_add(bytes as u64, Relaxed);
         self.last_arrival_ms.store(self.elapsed_ms(), Relaxed);
-        self.shard(shard, |counts| counts.uncommitted_records += records as u64);
+        if let Some(shard) = shard {
+            self.shard(shard, |counts| counts.uncommitted_records += records as u64);
+        }
     }
 
     pub(super) fn handed(&self, records: usize) {

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -164,8 +165,11 @@ pub fn metrics(counters: &Counters, retries: &Retries) -> String {
     let by_shard = |value: &dyn Fn(&super::counters::ShardCounts) -> u64| {
         shards.iter().map(|(shard, counts)| ([("shard", shard.to_string())], value(counts))).collect::<Vec<_>>()
     };
-    let behind = by_shard(&|c| u64::try_from(c.behind_ms).unwrap_or(0));
-    registry.register("shard_behind_milliseconds", "Behind the newest record of the shard", gauges_of(behind));
+    let lags = Family::<[(&str, String); 1], Gauge<f64, AtomicU64>>::default();
+    for (shard, counts) in &shards {
+        lags.get_or_create(&[("shard", shard.to_string())]).set(counts.behind_ms.max(0) as f64 / 1_000.0);
+    }
+    registry.register("shard_lag_seconds", "Distance to the newest record of the shard, at the last read", lags);
     let uncommitted = by_shard(&|c| c.uncommitted_records);
     registry.register("shard_uncommitted_records", "Records received since the last commit", gauges_of(uncommitted));
     let age = by_shard(&|c| c.last_commit.elapsed().as_secs());

@@ -73,7 +73,7 @@ class Arena:
         ]
 
     def worker(self, name, failover=f"{FAILOVER}s", flush="300ms"):
-        timing = ["--lease-failover", failover, "--flush-age", flush]
+        timing = ["--lease-failover", failover, "--flush-interval", flush]
         return Worker(self.binary, name, [*self.args, *timing], self.env, self.work / f"{name}.log")
 
     def fault(self):

@@ -46,7 +46,7 @@ class Lakes:
         self.feed = self.folder / "feed"
         self.rng = random.Random(options.seed)
         self.seen = collections.Counter()
-        self.consume = ["extract", "--consumer", "w", "--out", str(self.feed), "--format", "parquet"]
+        self.consume = ["deliver", "--consumer", "w", "--out", str(self.feed), "--format", "parquet"]
 
     def command(self, args, lake):
         return [self.synclake, *args, "--quiet", "--lake", str(lake)]

@@ -28,7 +28,7 @@ fn command_lines() {
         (&["ingest", "--source", "file:x", "--lake", "s3://"], 2, &["names no bucket"]),
         (&["ingest", "--source", "file:x", "--lake", "gs://b"], 2, &["gs://"]),
         (&["ingest", "--source", "file:x", "--lake", here, "--memory", "1MiB"], 2, &["64MiB"]),
-        (&["ingest", "--source", "file:x", "--lake", here, "--flush-age", "5 parsecs"], 2, &["5 parsecs", "60s"]),
+        (&["ingest", "--source", "file:x", "--lake", here, "--flush-interval", "5 parsecs"], 2, &["5 parsecs", "60s"]),
         (&["ingest", "--source", "kinesis:a", "--lake", here, "--from", "noon"], 2, &["noon", "trim-horizon"]),
         (&["ingest", "--source", "kinesis:a/b", "--lake", here], 1, &["a/b"]),
         (&["ingest", "--source", &format!("file:{nowhere}"), "--lake", here], 1, &["nowhere", "No such file"]),
@@ -99,7 +99,7 @@ fn sql() {
     let run = |sql: &str| query().arg("--lake").arg(&lake).args(["-c", sql]).output().unwrap();
     let file = folder.path().join("stolen.csv");
     let to_file = format!("copy (select 1) to '{}'", file.display());
-    let part = |n: usize| format!(" || repeat('{n}', 30000) || k");
+    let part = |n: usize| format!(" || repeat('{n}', 15000) || k");
     let joined: String = (10..60).map(part).collect();
     let joined =
         format!("select max(length(k{joined})) from (select key as k, unnest(range(1, 9000)) from sync_records)");

@@ -287,7 +287,7 @@ fn a_consumer_gets_every_row_once() {
     let (lake, out) = (folder.path().join("lake"), folder.path().join("feed"));
     let consume = || {
         let mut command = synclake();
-        command.args(["extract", "--consumer", "warehouse", "--format", "ndjson", "--out"]).arg(&out);
+        command.args(["deliver", "--consumer", "warehouse", "--format", "ndjson", "--out"]).arg(&out);
         command.arg("--lake").arg(&lake);
         command
     };
@@ -325,22 +325,25 @@ fn a_consumer_gets_every_row_once() {
     got.sort();
     all.sort();
     assert_eq!(got, all);
-    let refused = |args: &[&str], parts: &[&str]| {
-        let output = synclake().args(["extract", "--lake"]).arg(&lake).args(args).output().unwrap();
+    let refused = |command: &str, args: &[&str], parts: &[&str]| {
+        let output = synclake().args([command, "--lake"]).arg(&lake).args(args).output().unwrap();
         crate::harness::refused(&output, 2, parts);
     };
-    refused(&["--consumer", "a/b", "--out", "o"], &["a/b", "A-Za-z0-9"]);
-    refused(&["--consumer", "a"], &["--out"]);
-    refused(&[], &["--date", "--consumer"]);
-    refused(&["--from", "2026-01-02", "--to", "2026-01-01"], &["2026-01-02", "exchange"]);
+    refused("deliver", &["--consumer", "a/b", "--out", "o"], &["a/b", "A-Za-z0-9"]);
+    refused("deliver", &["--consumer", "a"], &["--out"]);
+    refused("deliver", &["--out", "o"], &["--consumer"]);
+    refused("extract", &[], &["--date", "--from"]);
+    refused("extract", &["--from", "2026-01-02", "--to", "2026-01-01"], &["2026-01-02", "exchange"]);
     let inside = lake.join("daily_state");
-    refused(&["--date", "2026-01-01", "--out", inside.to_str().unwrap()], &["daily_state", "lies in the lake"]);
+    let inside = inside.to_str().unwrap();
+    refused("extract", &["--date", "2026-01-01", "--out", inside], &["daily_state", "lies in the lake"]);
+    refused("deliver", &["--consumer", "a", "--out", inside], &["daily_state", "lies in the lake"]);
     // A started delivery must be finished with the options that it started with.
     ingest_file(&folder.path().join("events.ndjson"), &lake);
     let killed = consume().env("FAILPOINTS", "consumer/written=1*return(kill)").output().unwrap();
     assert_eq!(killed.status.code(), None);
     let mut other = synclake();
-    other.args(["extract", "--consumer", "warehouse", "--format", "csv", "--out"]).arg(&out).arg("--lake").arg(&lake);
+    other.args(["deliver", "--consumer", "warehouse", "--format", "csv", "--out"]).arg(&out).arg("--lake").arg(&lake);
     crate::harness::refused(&other.output().unwrap(), 1, &["warehouse", "--format", "once more"]);
     ok(&mut consume());
     ok(&mut other);
@@ -435,7 +438,7 @@ fn a_delivery_is_durable_before_its_cursor_moves() {
     for writes in 0.. {
         let name = format!("c{writes}");
         let mut run = synclake();
-        run.args(["extract", "--consumer", &name, "--out"]).arg(&out).arg("--lake").arg(&lake);
+        run.args(["deliver", "--consumer", &name, "--out"]).arg(&out).arg("--lake").arg(&lake);
         let run = run
             .env("FAILPOINTS", format!("file/staged={writes}*off->1*return(kill)").replace("=0*off->", "="))
             .output();

@@ -62,7 +62,7 @@ fn committed(lake: &Path, records: i64) {
 #[test]
 fn lines_of_a_quiet_pipe_are_committed_by_age_and_by_a_signal() {
     let Made { folder: _folder, events, lines, lake } = made("60");
-    let mut child = start(ingest("file:-", &lake).args(["--flush-age", "300ms"]));
+    let mut child = start(ingest("file:-", &lake).args(["--flush-interval", "300ms"]));
     let mut pipe = child.stdin.take().unwrap();
     pipe.write_all(lines[..20].concat().as_bytes()).unwrap();
     committed(&lake, 20);
@@ -82,7 +82,7 @@ fn half_a_line_of_a_pipe_is_lost_aloud() {
     let Made { folder, events, lines, lake } = made("60");
     let path = folder.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-    let child = start(ingest(&format!("file:{}", path.display()), &lake).args(["--flush-age", "300ms"]));
+    let child = start(ingest(&format!("file:{}", path.display()), &lake).args(["--flush-interval", "300ms"]));
     let mut pipe = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     pipe.write_all(format!("{}{}", lines[..30].concat(), &lines[30][..7]).as_bytes()).unwrap();
     committed(&lake, 30);

@@ -263,8 +263,16 @@ async fn of_two_workers_with_one_name_one_stays() {
     let lake = folder.path().to_str().unwrap();
     let stream = "namesakes";
     create_stream(&client().await, stream, 2).await;
-    let args =
-        ["--lease-table", "dynamodb:namesakes", "--worker-id", "one", "--lease-failover", "3s", "--flush-age", "200ms"];
+    let args = [
+        "--lease-table",
+        "dynamodb:namesakes",
+        "--worker-id",
+        "one",
+        "--lease-failover",
+        "3s",
+        "--flush-interval",
+        "200ms",
+    ];
     let mut first = ingest(stream, lake, &args).spawn().unwrap();
     let log = std::path::Path::new(lake).join("sync_records/_delta_log");
     wait_until("a fence", || std::fs::read_dir(&log).is_ok_and(|entries| entries.count() >= 4));
@@ -316,7 +324,7 @@ async fn shards_are_shared_and_handed_over() {
             "3s",
             "--worker-id",
             worker,
-            "--flush-age",
+            "--flush-interval",
             "200ms",
         ]
     };
@@ -368,10 +376,10 @@ async fn without_leases_the_last_one_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let lake = folder.path().to_str().unwrap();
     create_stream(&client().await, "contested", 2).await;
-    let first = ingest("contested", lake, &["--flush-age", "100ms"]).spawn().unwrap();
+    let first = ingest("contested", lake, &["--flush-interval", "100ms"]).spawn().unwrap();
     let commits = || std::fs::read_dir(format!("{lake}/sync_records/_delta_log")).map_or(0, |entries| entries.count());
     wait_until("the first one's fence", || commits() >= 3);
-    let second = ingest("contested", lake, &["--flush-age", "100ms"]).spawn().unwrap();
+    let second = ingest("contested", lake, &["--flush-interval", "100ms"]).spawn().unwrap();
     wait_until("the second one's fence", || commits() >= 4);
     for n in 0..20 {
         put("contested", &n.to_string(), n).await;
@@ -415,7 +423,7 @@ async fn operators_see_what_goes_on() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         free.local_addr().unwrap().to_string()
     };
-    let args = ["--metrics", &address, "--flush-age", "200ms", "--lease-table", "dynamodb:watched"];
+    let args = ["--metrics", &address, "--flush-interval", "200ms", "--lease-table", "dynamodb:watched"];
     let child = ingest("watched", lake, &args).spawn().unwrap();
     wait_until("readiness", || get(&address, "/readyz").is_some_and(|(status, _)| status == 200));
     let seen = |name: &str| get(&address, "/metrics").and_then(|(_, text)| metric(&text, name));
@@ -428,7 +436,7 @@ async fn operators_see_what_goes_on() {
     assert_eq!(metric(&text, "synclake_leases_held"), Some(2.0), "{text}");
     assert_eq!(metric(&text, "synclake_shards_without_reader"), Some(0.0), "{text}");
     for name in [
-        "synclake_shard_behind_milliseconds",
+        "synclake_shard_lag_seconds",
         "synclake_shard_uncommitted_records",
         "synclake_shard_last_commit_age_seconds",
         "synclake_commit_seconds_count",

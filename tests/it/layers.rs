@@ -23,7 +23,7 @@ fn sources(folder: &Path, room: Option<&str>, found: &mut BTreeMap<String, Strin
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        if room.is_none() && ["bin", "lib"].contains(&name.as_str()) {
+        if room.is_none() && ["bin", "lib", "snapshots"].contains(&name.as_str()) {
             continue;
         }
         let room = room.unwrap_or(&name);

@@ -9,6 +9,7 @@ mod cost;
 mod crash;
 mod damage;
 mod decoder;
+mod documents;
 mod extract;
 mod files;
 mod fleet;

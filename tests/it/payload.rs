@@ -186,7 +186,7 @@ async fn payloads_are_fetched_under_guard() {
     let mut child = synclake()
         .args(["ingest", "--source", &format!("file:{}", events.display()), "--memory", "64MiB"])
         .args(["--payload-hosts", &format!("{base},http://localhost:{port},http://127.0.0.1:9")])
-        .args(["--payload-patience", "2s", "--lake"])
+        .args(["--payload-timeout", "2s", "--lake"])
         .arg(&lake)
         .env("SYNCLAKE_LOG", "trace,synclake=trace")
         .stdout(std::process::Stdio::piped())

@@ -1,16 +1,25 @@
-//! Tests the commands of the README: every `sh` block that is marked as tested runs, in order, in one folder.
+//! Tests the commands of README.md and docs/guide.md: the `sh` blocks that are marked as tested run in order.
 
 use crate::harness::ok;
 
 /// The marked commands of the README succeed as written.
 #[test]
 fn commands_run() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    run_blocks(include_str!("../../README.md"), 4);
+}
+
+/// The marked commands of the guide succeed as written.
+#[test]
+fn commands_of_the_guide_run() {
+    run_blocks(include_str!("../../docs/guide.md"), 8);
+}
+
+fn run_blocks(document: &str, at_least: usize) {
     let folder = tempfile::tempdir().unwrap();
     let bin = std::path::Path::new(env!("CARGO_BIN_EXE_synclake")).parent().unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let mut ran = 0;
-    let mut blocks = readme.split("<!-- tested -->\n```sh\n");
+    let mut blocks = document.split("<!-- tested -->\n```sh\n");
     blocks.next();
     for block in blocks {
         let script = block.split("\n```").next().unwrap();
@@ -20,5 +29,5 @@ fn commands_run() {
         assert!(!out.trim().is_empty() || script.contains('>') || script.contains("--out"), "{script}");
         ran += 1;
     }
-    assert!(ran >= 5, "only {ran} blocks");
+    assert!(ran >= at_least, "only {ran} blocks");
 }

@@ -48,7 +48,7 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     assert_eq!(read(&endpoint, lake)["records"], 3);
     // The new stream has the same shard ids and sequence numbers, but other records.
     *stream.lock().unwrap() = made(now(), 1, vec![("shardId-0", shard(&[1, 2], &[], false))]);
-    for more in [["--from", "latest"], ["--flush-age", "1s"]] {
+    for more in [["--from", "latest"], ["--flush-interval", "1s"]] {
         ok(&mut ingest(&endpoint, lake, &[&["--until-idle", "1s"], &more[..]].concat()));
     }
     assert_eq!(count(lake, "select count(*) from sync_records"), 5, "each of the new ones once");
@@ -152,7 +152,7 @@ async fn the_loser_of_two_does_not_claim_what_it_lost() {
     let lake = folder.path().to_str().unwrap();
     let stream = Arc::new(Mutex::new(made(now(), 1, vec![("shardId-0", shard(&[1, 2], &[], false))])));
     let endpoint = serve(stream.clone()).await;
-    let args = ["--until-idle", "4s", "--flush-age", "1h"];
+    let args = ["--until-idle", "4s", "--flush-interval", "1h"];
     let first = ingest(&endpoint, lake, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while stream.lock().unwrap().reads < 2 {

@@ -202,7 +202,8 @@ async fn what_was_trimmed_unread_is_told_once() {
 
     // The ingest is three days behind, with a retention of a week: no record is lost yet.
     shards(&[("shardId-0", &[], &[1, 2, 3], false)]);
-    let child = ingest(&endpoint, lake, &["--flush-age", "100ms"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let child =
+        ingest(&endpoint, lake, &["--flush-interval", "100ms"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut child = child.unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while !folder.path().join("sync_records/_delta_log/00000000000000000003.json").exists() {
@@ -267,7 +268,7 @@ async fn what_was_read_of_a_shard_that_is_trimmed_is_kept() {
         ..Stream::default()
     }));
     let endpoint = serve(stream.clone()).await;
-    let options = ["--until-idle", "1s", "--flush-age", "1h", "--memory", "64MiB"];
+    let options = ["--until-idle", "1s", "--flush-interval", "1h", "--memory", "64MiB"];
     ok(&mut ingest(&endpoint, lake, &options));
     assert_eq!(count(lake, "select count(*) from sync_records where shard_id = 'shardId-1'"), 1);
     let told = rows(lake, "select shard_id, whole_rest, cast(after_sequence_number as int) as after from gaps");

@@ -87,7 +87,7 @@ fn lake(folder: &Path) -> (PathBuf, impl Fn()) {
 
 fn consume(lake: &Path, out: &Path) -> Value {
     let mut command = synclake();
-    command.args(["extract", "--consumer", "c", "--format", "ndjson", "--out"]).arg(out).arg("--lake").arg(lake);
+    command.args(["deliver", "--consumer", "c", "--format", "ndjson", "--out"]).arg(out).arg("--lake").arg(lake);
     serde_json::from_str(&ok(&mut command)).unwrap()
 }
 

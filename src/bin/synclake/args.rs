@@ -14,7 +14,7 @@ use synclake::{config, ddl, extract};
     max_term_width = 110,
     after_help = "\
 Examples:
-  synclake simulate --events 10000 --out events.ndjson      make up a stream
+  synclake simulate --events 10000 --out events.ndjson      generate a stream
   synclake ingest --source file:events.ndjson --lake lake   read it into a lake
   synclake ingest --source kinesis:cognito --lake s3://bucket/lake
   synclake extract --lake lake --date yesterday             write a daily extract
@@ -40,6 +40,8 @@ pub enum Command {
     Ingest(Box<IngestArgs>),
     /// Write the state at the end of a day, and the changes of that day.
     Extract(ExtractArgs),
+    /// Write the rows that are new for a consumer, each once.
+    Deliver(DeliverArgs),
     /// Generate a realistic stream from a seed.
     Simulate(SimulateArgs),
     /// Check the lake's integrity.
@@ -74,9 +76,9 @@ Examples:
   synclake ingest --source kinesis:cognito --lake s3://bucket/lake --until-idle 1m
   synclake ingest --source kinesis:cognito --lake s3://bucket/lake --lease-table dynamodb:synclake-cognito
 
-A file is known by its content: the same file is not read twice, one that has grown is continued.
-Start any number of workers with one --lease-table: they share the shards, and take over from those that die.
-SIGTERM and SIGINT commit what was read, give the leases back, and exit with 0.")]
+Files are identified by content: a file is not read twice, and a file that has grown is continued.
+Workers with the same --lease-table share the shards, and replace workers that die.
+On SIGTERM or SIGINT the program commits the records it has read, returns its leases, and exits with 0.")]
 pub struct IngestArgs {
     /// kinesis:<stream>, file:<path> (NDJSON, .gz, .zst, or a folder of them), or file:- for standard input.
     #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
@@ -98,8 +100,8 @@ pub struct IngestArgs {
     #[arg(long, env = "SYNCLAKE_FLUSH_BYTES", value_name = "SIZE")]
     pub flush_bytes: Option<String>,
     /// Commit after this long [default: 60s].
-    #[arg(long, env = "SYNCLAKE_FLUSH_AGE", value_name = "DURATION")]
-    pub flush_age: Option<String>,
+    #[arg(long, env = "SYNCLAKE_FLUSH_INTERVAL", value_name = "DURATION")]
+    pub flush_interval: Option<String>,
     /// Also refresh the maintained state at this interval, in the background; see `synclake refresh`.
     #[arg(long, env = "SYNCLAKE_REFRESH_EVERY", value_name = "DURATION")]
     pub refresh_every: Option<String>,
@@ -124,8 +126,8 @@ pub struct IngestArgs {
     pub payload_bytes: Option<String>,
     /// Retry a payload for this long, and never after its URL expires. While its host is unreachable, retry until the
     /// URL expires [default: 15m; on 5xx responses, until the URL expires].
-    #[arg(long, env = "SYNCLAKE_PAYLOAD_PATIENCE", value_name = "DURATION", help_heading = "Payloads")]
-    pub payload_patience: Option<String>,
+    #[arg(long, env = "SYNCLAKE_PAYLOAD_TIMEOUT", value_name = "DURATION", help_heading = "Payloads")]
+    pub payload_timeout: Option<String>,
     /// Allow payload hosts with private addresses, such as an S3 endpoint in a VPC.
     #[arg(long, env = "SYNCLAKE_PAYLOAD_PRIVATE_ADDRESSES", help_heading = "Payloads")]
     pub payload_private_addresses: bool,
@@ -142,12 +144,10 @@ Examples:
   synclake extract --lake lake --date 2026-11-20
   synclake extract --lake s3://bucket/lake --date yesterday --out s3://bucket/extracts --format csv
   synclake extract --lake lake --from 2026-11-01 --to 2026-11-20
-  synclake extract --lake lake --consumer warehouse --out feed --format ndjson
 
-A day is computed from the extract of an earlier day and what was added since. Running it again for a date replaces that
-date, all of it or nothing, and what differs from its earlier extract is kept as rows of the kind correction. The report, a
-line of JSON a day, tells late rows, which extracted days they change, and whether every shard was read to the end of the
-day. A consumer gets each row once: a folder a delivery, complete with _SUCCESS.")]
+A day is computed from the extract of an earlier day and the rows added since. Running the command again for a date
+replaces that date atomically; rows of the kind correction hold the differences. The report has one line of JSON for each
+day. It lists late rows, the extracted days that they change, and whether every shard was read to the end of the day.")]
 pub struct ExtractArgs {
     /// Day to extract (UTC): YYYY-MM-DD, yesterday or today.
     #[arg(long, value_name = "DATE", value_parser = extract::parse_date, conflicts_with_all = ["from", "to"])]
@@ -162,12 +162,8 @@ pub struct ExtractArgs {
     #[arg(long)]
     pub no_refresh: bool,
     /// Also extract again the days that late rows have changed: earlier days first, later days last.
-    #[arg(long, conflicts_with = "consumer")]
+    #[arg(long)]
     pub correct: bool,
-    /// Instead of a day, extract all rows added since the last delivery to this consumer. Needs --out.
-    #[arg(long, value_name = "NAME", value_parser = extract::consumer::parse_name,
-          conflicts_with_all = ["date", "from", "to"], requires = "out")]
-    pub consumer: Option<String>,
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
@@ -184,13 +180,38 @@ pub struct ExtractArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  synclake deliver --lake lake --consumer warehouse --out feed --format ndjson
+  synclake deliver --lake s3://bucket/lake --consumer search --out s3://bucket/feed
+
+Writes the rows added since the last delivery into feed/consumer=warehouse/versions=<from>-<to>/. A delivery is complete
+once its folder has _SUCCESS. After a failure, run the same command again: it writes the same files.")]
+pub struct DeliverArgs {
+    /// Name of the consumer: 1 to 64 of [A-Za-z0-9_-].
+    #[arg(long, value_name = "NAME", value_parser = extract::consumer::parse_name)]
+    pub consumer: String,
+    /// Lake: s3://bucket/prefix, or a folder.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    pub lake: Option<String>,
+    /// Write the deliveries below this folder or s3:// prefix.
+    #[arg(long, value_name = "URL")]
+    pub out: String,
+    /// Format of the files.
+    #[arg(long, value_enum, default_value = "parquet")]
+    pub format: FileFormat,
+    #[command(flatten)]
+    pub aws: AwsArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
   synclake verify --lake lake
   synclake verify --lake s3://bucket/lake --format json
   synclake verify --lake lake --deep
 
-Exits with 1 when something is wrong. Orphans are no fault: no reader of the table sees them, and the next ingest of
-their shard deletes them. Gaps (what the stream had trimmed before it was read) are told and are no fault either: the
-lake is whole without them, and a bulk publish brings their data back.")]
+Exits with 1 if it finds a fault. Orphans (files that no commit lists) are not faults: no reader of the table sees them,
+and the next ingest of their shard deletes them. Gaps (records that the stream trimmed before they were read) are
+reported. They are not faults of the lake, and a bulk publish restores their data.")]
 pub struct VerifyArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -211,8 +232,8 @@ Examples:
   synclake redrive --lake lake
   synclake redrive --lake s3://bucket/lake --reason invalid_field --reason invalid_id --since 2026-11-01
 
-Run it after an upgrade whose decoder understands more. Each record is moved once, however often this is run or killed;
-what still cannot be decoded stays. It may run beside an ingest.")]
+Run it after an upgrade whose decoder accepts more records. Each record is moved once, even if the command is killed and
+run again. Records that still cannot be decoded stay in the quarantine. It may run beside an ingest.")]
 pub struct RedriveArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -232,9 +253,9 @@ pub struct RedriveArgs {
 Examples:
   synclake refresh --lake s3://bucket/lake
 
-Reads what was added since the last refresh, and rewrites the files of the table state that it touches. current_state and
-dataset_state are exact to the newest commit with or without it; after it they are fast. Run it as often as you like, also
-beside an ingest: from cron, once an hour or once a day.")]
+Reads the rows added since the last refresh, and rewrites the affected files of the table state. current_state and
+dataset_state are exact to the newest commit with or without a refresh; a refresh makes them fast. Run it from cron, once
+an hour or once a day. It may run beside an ingest.")]
 pub struct RefreshArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -252,9 +273,9 @@ Examples:
   synclake ddl --engine athena --lake s3://bucket/lake --database cognito
   synclake ddl --engine duckdb --lake lake > lake.sql && duckdb -init lake.sql
 
-The views have the names and columns of synclake-query's. current_state is computed from all rows; refreshed_state, where the
-engine reads the log, is that of the last `synclake refresh`, and cheap. Engines that read plain Parquet are not exact; the
-first lines say why.")]
+The views have the names and columns that synclake-query has. current_state is computed from all rows. refreshed_state is
+the state of the last `synclake refresh`; it is fast, and exists for engines that read the Delta log. Engines that read
+plain Parquet are not exact; the first lines of their output say why.")]
 pub struct DdlArgs {
     /// Engine to print the statements for.
     #[arg(long, value_enum)]

@@ -1,0 +1,197 @@
+//! `synclake ingest`: check the settings, run, report.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use indicatif::ProgressBar;
+use synclake::aws::AwsSettings;
+use synclake::config::{self, File, Unusable};
+use synclake::ingest::{self, Counters, Summary};
+use synclake::lake::{Location, Store};
+use synclake::source::kinesis::Kinesis;
+use synclake::source::{Retries, files, leases};
+use synclake::terminal;
+
+use crate::args::IngestArgs;
+use crate::output::{mib, print_report};
+use crate::refreshing::Refreshing;
+use crate::settings::{aws_settings, location, parsed, parsed_if_set, required};
+
+/// How often the progress bar is drawn.
+const DRAW_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Checked settings of a run.
+struct Plan {
+    source: ingest::Source,
+    lake: Location,
+    aws: AwsSettings,
+    options: ingest::Options,
+    metrics: Option<SocketAddr>,
+    refresh_every: Option<Duration>,
+    /// Bytes of the files, if all of them tell.
+    total: Option<u64>,
+    retries: Retries,
+}
+
+/// Runs the command.
+pub async fn run(args: IngestArgs, file: &File) -> Result<()> {
+    let summary = Plan::check(args, file).await?.run().await?;
+    let failure = summary.failure();
+    if let (Some(failure), 0, true) = (&failure, summary.records, summary.lost_bytes.is_empty()) {
+        anyhow::bail!("{failure}");
+    }
+    report(&summary);
+    print_report(&summary)?;
+    failure.map_or(Ok(()), |failure| anyhow::bail!("{failure}"))
+}
+
+impl Plan {
+    async fn check(mut args: IngestArgs, file: &File) -> Result<Self> {
+        let source = required("source", args.source.take(), &file.source)?;
+        let lake = location("lake", &required("lake", args.lake.take(), &file.lake)?)?;
+        let options = options(&mut args, file)?;
+        let metrics = parsed_if_set("metrics", args.metrics.take(), &file.metrics, |text| {
+            text.parse().map_err(|_| format!("{text:?} is no address; write 127.0.0.1:9464"))
+        })?;
+        let refresh_every =
+            parsed_if_set("refresh-every", args.refresh_every.take(), &file.refresh_every, config::parse_duration)?;
+        let (mut retries, mut total) = (Retries::default(), None);
+        let reading = StreamSettings::check(&mut args, file)?;
+        let aws = aws_settings(args.aws, file).await?;
+        let source = if let Some(name) = source.strip_prefix("kinesis:") {
+            let stream = reading.open(name, &aws).await?;
+            retries = stream.kinesis.retries();
+            ingest::Source::Stream(Box::new(stream))
+        } else if reading.leases.is_some() || reading.import.is_some() {
+            let message = "--lease-table and --import-kcl-checkpoints are for --source kinesis:<stream>";
+            return Err(Unusable(message.to_owned()).into());
+        } else if let Some(path) = source.strip_prefix("file:") {
+            let found = files::expand(path)?;
+            total = found.files.iter().map(|path: &PathBuf| files::plain_bytes(path)).sum::<Option<u64>>();
+            ingest::Source::Files(found)
+        } else {
+            let message = format!("--source {source:?} is neither kinesis:<stream> nor file:<path>");
+            return Err(Unusable(message).into());
+        };
+        Ok(Self { source, lake, aws, options, metrics, refresh_every, total, retries })
+    }
+
+    async fn run(self) -> Result<Summary> {
+        let Self { source, lake: place, aws, options, metrics, refresh_every, total, retries } = self;
+        let stop = terminal::stop_on_signals().context("handle signals")?;
+        let lake = Store::create(&place, &aws).await?;
+        let counters = Arc::new(Counters::default());
+        let bar = match total {
+            Some(total) => terminal::progress(Some(total), "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg}"),
+            None => terminal::progress(None, "{spinner} {bytes} {bytes_per_sec} {msg}"),
+        };
+        let drawn = tokio::spawn(draw(bar.clone(), counters.clone()));
+        let monitored = counters.clone();
+        let served = async move {
+            match metrics {
+                Some(address) => {
+                    let served = ingest::monitor::serve(address, monitored, retries).await;
+                    served.with_context(|| format!("serve metrics at {address}"))
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let _refreshing = refresh_every.map(|every| Refreshing::start(place, aws, every)).transpose()?;
+        let done = tokio::select! {
+            done = ingest::run(source, lake, options, counters, stop) => done.map_err(anyhow::Error::from),
+            // An address that cannot be listened on fails here at once, before anything was read.
+            failed = served => failed.and_then(|()| anyhow::bail!("the metrics server ended")),
+        };
+        drawn.abort();
+        bar.finish_and_clear();
+        done
+    }
+}
+
+fn options(args: &mut IngestArgs, file: &File) -> Result<ingest::Options> {
+    let memory_bytes = parsed("memory", args.memory.take(), &file.memory, "256MiB", config::parse_bytes)?;
+    let memory_bytes =
+        usize::try_from(memory_bytes)
+            .ok()
+            .filter(|bytes| *bytes >= ingest::Options::MEMORY_BYTES_MIN)
+            .ok_or_else(|| Unusable("--memory must be at least 64MiB: one record may have 10 MiB".to_owned()))?;
+    let flush_bytes = parsed("flush-bytes", args.flush_bytes.take(), &file.flush_bytes, "2GiB", config::parse_bytes)?;
+    let flush_interval =
+        parsed("flush-interval", args.flush_interval.take(), &file.flush_interval, "60s", config::parse_duration)?;
+    let payloads = config::payloads(
+        args.payload_hosts.take(),
+        args.payload_bytes.take(),
+        args.payload_timeout.take(),
+        args.payload_private_addresses,
+        file,
+    )?;
+    Ok(ingest::Options { memory_bytes, flush_bytes, flush_interval, payloads })
+}
+
+/// Settings that apply to streams alone. They are checked for files too.
+struct StreamSettings {
+    from: synclake::source::kinesis::From,
+    until_idle: Option<Duration>,
+    leases: Option<leases::Options>,
+    import: Option<String>,
+}
+
+impl StreamSettings {
+    fn check(args: &mut IngestArgs, file: &File) -> Result<Self, Unusable> {
+        let from = parsed("from", args.from.take(), &file.from, "trim-horizon", config::parse_from)?;
+        let until_idle = parsed_if_set("until-idle", args.until_idle.take(), &file.until_idle, config::parse_duration)?;
+        let table =
+            parsed_if_set("lease-table", args.lease_table.take(), &file.lease_table, config::parse_lease_table)?;
+        let failover = args.lease_failover.take();
+        let failover = parsed("lease-failover", failover, &file.lease_failover, "10s", config::parse_duration)?;
+        let worker = args.worker_id.take().unwrap_or_else(config::worker_name);
+        let leases = table.map(|table| leases::Options { table, worker, failover, lake: String::new() });
+        Ok(Self { from, until_idle, leases, import: args.import_kcl_checkpoints.take() })
+    }
+
+    async fn open(self, name: &str, aws: &AwsSettings) -> Result<ingest::Stream> {
+        let Self { from, until_idle, leases, import } = self;
+        let kinesis = Kinesis::new(aws, name).await?;
+        Ok(ingest::Stream { kinesis, from, until_idle, leases, import, aws: aws.clone() })
+    }
+}
+
+async fn draw(bar: ProgressBar, counters: Arc<Counters>) {
+    loop {
+        tokio::time::sleep(DRAW_INTERVAL).await;
+        let (records, bytes) = counters.progress();
+        bar.set_position(bytes + counters.skipped());
+        bar.set_message(format!("{records} records"));
+    }
+}
+
+/// Says on stderr what was done.
+fn report(summary: &Summary) {
+    terminal::say(&format!(
+        "{} records ({}) -> {} rows in {} files ({}), {} commits, {:.1} s",
+        summary.records,
+        mib(summary.record_bytes),
+        summary.rows,
+        summary.files,
+        mib(summary.file_bytes),
+        summary.commits,
+        Duration::from_millis(summary.elapsed_ms).as_secs_f64(),
+    ));
+    if summary.skipped_bytes > 0 {
+        terminal::say(&format!("{} were in the lake already and were not read again", mib(summary.skipped_bytes)));
+    }
+    let quarantined: u64 = summary.quarantined.values().sum();
+    if quarantined > 0 {
+        let reasons: Vec<String> = summary.quarantined.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+        terminal::say(&format!("{quarantined} records quarantined: {}", reasons.join(", ")));
+    }
+    for (name, bytes) in &summary.torn {
+        terminal::say(&format!(
+            "{name}: the last line ({bytes} bytes) has no line break and is no whole event; it is left for the next \
+             run. End it with a line break to have it quarantined"
+        ));
+    }
+}

@@ -1,0 +1,56 @@
+//! Settings of the commands: flags, or the settings file, checked.
+
+use synclake::aws::AwsSettings;
+use synclake::config::{self, File, Unusable};
+use synclake::lake::{Location, Store};
+
+use crate::args::AwsArgs;
+
+/// Returns the AWS settings, checked without a request.
+pub async fn aws_settings(args: AwsArgs, file: &File) -> Result<AwsSettings, Unusable> {
+    let settings = config::aws(args.region, args.endpoint_url, args.profile, file);
+    settings.check().await.map_err(Unusable)?;
+    Ok(settings)
+}
+
+/// Returns a setting that has no default.
+pub fn required(name: &str, flag: Option<String>, file: &Option<String>) -> Result<String, Unusable> {
+    let variable = name.to_ascii_uppercase();
+    flag.or_else(|| file.clone()).ok_or_else(|| {
+        Unusable(format!("--{name} is missing; give it as a flag, as SYNCLAKE_{variable} or in the settings file"))
+    })
+}
+
+/// Parses the setting `name` as a location.
+pub fn location(name: &str, text: &str) -> Result<Location, Unusable> {
+    text.parse().map_err(|e| Unusable(format!("--{name} {e}")))
+}
+
+/// Parses the setting `name`, or its default.
+pub fn parsed<T>(
+    name: &str,
+    flag: Option<String>,
+    file: &Option<String>,
+    default: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, Unusable> {
+    let text = flag.or_else(|| file.clone());
+    parse(text.as_deref().unwrap_or(default)).map_err(|e| Unusable(format!("--{name} {e}")))
+}
+
+/// Parses the setting `name`, which may be absent.
+pub fn parsed_if_set<T>(
+    name: &str,
+    flag: Option<String>,
+    file: &Option<String>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, Unusable> {
+    let text = flag.or_else(|| file.clone());
+    text.map(|text| parse(&text)).transpose().map_err(|e| Unusable(format!("--{name} {e}")))
+}
+
+/// Opens the lake that flag or file name.
+pub async fn open_lake(lake: Option<String>, aws: AwsArgs, file: &File) -> anyhow::Result<Store> {
+    let lake = location("lake", &required("lake", lake, &file.lake)?)?;
+    Ok(Store::open(&lake, &aws_settings(aws, file).await?).await?)
+}

@@ -1,0 +1,102 @@
+//! `synclake simulate`.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Context, Result};
+use synclake::config::{File, Unusable};
+use synclake::{simulate, terminal};
+
+use crate::args::SimulateArgs;
+use crate::output::mib;
+use crate::settings::aws_settings;
+
+fn wire_options(args: &SimulateArgs) -> Result<simulate::wire::Options> {
+    if args.aggregates > 0.0 && args.to.is_none() {
+        let message = "--aggregates makes binary records, which NDJSON cannot hold: name a stream with --to";
+        return Err(Unusable(message.to_owned()).into());
+    }
+    let payloads = match (args.oversize > 0.0, &args.payload_folder, &args.payload_url) {
+        (false, None, None) => None,
+        (true, Some(folder), Some(url)) => {
+            std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+            Some(simulate::wire::Payloads { share: args.oversize, folder: folder.clone(), url: url.clone() })
+        }
+        _ => {
+            let message = "--oversize, --payload-folder and --payload-url go together: give all three or none";
+            return Err(Unusable(message.to_owned()).into());
+        }
+    };
+    Ok(simulate::wire::Options { aggregates: args.aggregates, poison: args.poison, payloads })
+}
+
+/// Runs the command.
+pub async fn run(args: SimulateArgs, file: &File) -> Result<()> {
+    let wire = wire_options(&args)?;
+    let options = simulate::Options {
+        seed: args.seed,
+        events: args.events,
+        pools: args.pools,
+        identities: args.identities,
+        days: args.days,
+        start: args.start,
+        duplicates: args.duplicates,
+        reorder: args.reorder,
+        late: args.late,
+        dataset_removals: args.dataset_removals,
+        bulk_copies: args.bulk_copies,
+        value_chars: args.value_chars as usize,
+        wire,
+    };
+    let bar = terminal::progress(Some(args.events), "{bar:30} {pos}/{len} events {eta}");
+    let (produced, truth) = if let Some(to) = &args.to {
+        let stream = to.strip_prefix("kinesis:").filter(|s| !s.is_empty());
+        let stream = stream.ok_or_else(|| Unusable(format!("--to {to:?} is not kinesis:<stream>")))?;
+        let aws = aws_settings(args.aws, file).await?;
+        let (events, mut received) = tokio::sync::mpsc::channel::<(String, Vec<u8>)>(1_000);
+        let maker = tokio::task::spawn_blocking(move || {
+            let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+            simulate::run(&options, |key, data| events.blocking_send((key.to_owned(), data)).map_err(gone))
+        });
+        let mut publisher = simulate::publish::Publisher::new(&aws, stream).await;
+        while let Some((key, data)) = received.recv().await {
+            bar.inc(1);
+            publisher.put(&key, data).await?;
+        }
+        publisher.flush().await?;
+        maker.await.context("simulate")?.context("simulate")?
+    } else {
+        if args.out.is_none() && std::io::stdout().is_terminal() {
+            let text = "events would fill this terminal; add --out FILE, or --out - to see them here";
+            return Err(Unusable(text.to_owned()).into());
+        }
+        let path = args.out.as_deref().unwrap_or("-");
+        let out: Box<dyn Write + Send> = match path {
+            "-" => Box::new(std::io::stdout()),
+            path => Box::new(std::fs::File::create(path).with_context(|| format!("create {path}"))?),
+        };
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, out);
+        let written = simulate::run(&options, |_, data| {
+            bar.inc(1);
+            out.write_all(&data)?;
+            out.write_all(b"\n")
+        });
+        match written.and_then(|done| out.flush().map(|()| done)) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            done => done.with_context(|| format!("write {path}"))?,
+        }
+    };
+    bar.finish_and_clear();
+    if let Some(path) = &args.oracle {
+        let shown = path.display();
+        let file = std::fs::File::create(path).with_context(|| format!("create {shown}"))?;
+        truth.write(&mut std::io::BufWriter::new(file)).with_context(|| format!("write {shown}"))?;
+    }
+    terminal::say(&format!(
+        "{} events ({}) with {} changes; {} keys are live at the end",
+        produced.events,
+        mib(produced.bytes),
+        produced.changes,
+        produced.live_keys
+    ));
+    Ok(())
+}

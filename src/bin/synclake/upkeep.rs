@@ -1,0 +1,115 @@
+//! `synclake verify`, `redrive`, `refresh` and `ddl`.
+
+use anyhow::{Context, Result};
+use synclake::config::{File, Unusable};
+use synclake::lake::Location;
+use synclake::query::state::refresh;
+use synclake::{ddl, query, redrive, terminal, verify};
+
+use crate::args::{DdlArgs, RedriveArgs, RefreshArgs, ReportFormat, VerifyArgs};
+use crate::output::{mib, print_line, print_report};
+use crate::settings::{location, open_lake, required};
+
+/// Runs `synclake verify`.
+pub async fn verify(args: VerifyArgs, file: &File) -> Result<()> {
+    let lake = open_lake(args.lake, args.aws, file).await?;
+    let bar = terminal::progress(None, "{spinner} verifying {elapsed}");
+    let report = verify::run(&lake, args.deep).await;
+    bar.finish_and_clear();
+    let report = report?;
+    if args.format == ReportFormat::Json {
+        print_report(&report)?;
+    } else {
+        for (name, table) in &report.tables {
+            let (version, files, rows, orphans) = (table.version, table.files, table.rows, table.orphans);
+            let superseded = match table.superseded {
+                0 => String::new(),
+                files => format!(", {files} replaced and not vacuumed"),
+            };
+            let cleaned = match table.log_from {
+                0 => String::new(),
+                first => format!(", log cleaned: nothing before version {first} is checked"),
+            };
+            print_line(&format!(
+                "{name:13} version {version}, {files} files, {rows} rows, {orphans} orphans{superseded}{cleaned}"
+            ))?;
+        }
+        for (name, shard) in &report.shards {
+            let at = if shard.ended {
+                "ended".to_owned()
+            } else {
+                format!("at {}", shard.position.as_deref().unwrap_or("-"))
+            };
+            print_line(&format!("{name}  {} commits ({} checked), {at}", shard.commits, shard.commits_checked))?;
+        }
+        for gap in &report.gaps {
+            print_line(&format!("GAP {gap}"))?;
+        }
+        for fault in &report.faults {
+            print_line(&format!("FAULT {fault}"))?;
+        }
+    }
+    match report.faults.len() {
+        0 => Ok(()),
+        faults => anyhow::bail!("{lake} is not whole: {faults} faults, listed on standard output"),
+    }
+}
+
+/// Runs `synclake redrive`.
+pub async fn redrive(args: RedriveArgs, file: &File) -> Result<()> {
+    let lake = open_lake(args.lake, args.aws, file).await?;
+    let options = redrive::Options { reasons: args.reason.into_iter().collect(), since: args.since };
+    let bar = terminal::progress(None, "{spinner} decoding again {elapsed}");
+    let report = redrive::run(&lake, &options).await;
+    bar.finish_and_clear();
+    let report = report?;
+    let left: Vec<String> = report.left.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+    let left = if left.is_empty() { "none".to_owned() } else { left.join(", ") };
+    terminal::say(&format!(
+        "{} records decoded again, {} moved ({} rows), left: {left}",
+        report.examined, report.moved, report.rows
+    ));
+    print_report(&report)
+}
+
+/// Runs `synclake refresh`.
+pub async fn refresh(args: RefreshArgs, file: &File) -> Result<()> {
+    let lake = open_lake(args.lake, args.aws, file).await?;
+    let bar = terminal::progress(None, "{spinner} refreshing the state {elapsed}");
+    let report = refresh::run(&lake, &query::Limits::default(), args.rebuild).await;
+    bar.finish_and_clear();
+    let report = report?;
+    terminal::say(&format!(
+        "read {} new files ({}), replaced {} of the state's files by {} ({} rows); it covers version {}",
+        report.files_read,
+        mib(report.bytes_read),
+        report.files_replaced,
+        report.files_written,
+        report.rows_written,
+        report.covers
+    ));
+    print_report(&report)
+}
+
+/// Runs `synclake ddl`.
+pub fn ddl(args: &DdlArgs, file: &File) -> Result<()> {
+    let place = required("lake", args.lake.clone(), &file.lake)?;
+    let place = match location("lake", &place)? {
+        // Other engines do not know the working directory of this program.
+        Location::Folder(folder) => {
+            if !args.engine.reads_folders() {
+                let message = "--lake is a folder, and this engine reads S3 alone; give s3://bucket/prefix";
+                return Err(Unusable(message.to_owned()).into());
+            }
+            if !folder.join("sync_records/_delta_log").is_dir() {
+                let shown = folder.display();
+                return Err(Unusable(format!("--lake {shown} is no lake; `synclake ingest` makes one")).into());
+            }
+            let folder = std::path::absolute(&folder).with_context(|| format!("find {}", folder.display()))?;
+            folder.display().to_string()
+        }
+        _ => place,
+    };
+    let text = ddl::render(args.engine, place.trim_end_matches('/'), &args.database).map_err(Unusable)?;
+    print_line(text.trim_end())
+}
