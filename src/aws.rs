@@ -139,7 +139,7 @@ pub(crate) fn describe_credentials(error: &CredentialsError) -> String {
     match error {
         CredentialsError::CredentialsNotLoaded(_) => "no AWS credentials were found".to_owned(),
         CredentialsError::ProviderTimedOut(_) => "AWS credentials did not come in time".to_owned(),
-        other => format!("AWS credentials cannot be had: {}", innermost(other)),
+        other => format!("cannot get AWS credentials: {}", innermost(other)),
     }
 }
 
@@ -162,9 +162,6 @@ mod tests {
         assert!(is_hopeless(found));
         assert_eq!(describe_credentials(found), "no AWS credentials were found");
         assert!(!is_hopeless(&CredentialsError::provider_error("503")));
-        assert_eq!(
-            describe_credentials(&CredentialsError::provider_error("503")),
-            "AWS credentials cannot be had: 503"
-        );
+        assert_eq!(describe_credentials(&CredentialsError::provider_error("503")), "cannot get AWS credentials: 503");
     }
 }

@@ -162,7 +162,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 pub fn parse_time(text: &str) -> Result<chrono::DateTime<chrono::Utc>, String> {
     let day = text.parse::<chrono::NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
     let time = || chrono::DateTime::parse_from_rfc3339(text).ok().map(|at| at.to_utc());
-    day.or_else(time).ok_or_else(|| format!("{text:?} is no day and no time; write 2026-11-20 or 2026-11-20T08:00:00Z"))
+    day.or_else(time).ok_or_else(|| format!("{text:?} is not a day or time; write 2026-11-20 or 2026-11-20T08:00:00Z"))
 }
 
 /// Parses `trim-horizon`, `latest`, or a time in the format of RFC 3339.
@@ -180,7 +180,7 @@ pub fn parse_from(text: &str) -> Result<crate::source::kinesis::From, String> {
                 ..=0 => From::TrimHorizon,
                 ms => From::Timestamp(ms),
             })
-            .map_err(|_| format!("{text:?} is none of trim-horizon, latest, 2026-11-20T00:00:00Z")),
+            .map_err(|_| format!("{text:?} is not trim-horizon, latest or a time such as 2026-11-20T00:00:00Z")),
     }
 }
 

@@ -72,7 +72,7 @@ pub fn render(engine: Engine, lake: &str, database: &str) -> Result<String, Stri
         return Err(format!("database {database:?} is not 1 to 64 of [a-z0-9_]"));
     }
     if lake.contains(['\'', '\\', '$', '*', '?']) || lake.chars().any(char::is_control) {
-        return Err(format!("lake {lake:?} holds a character that SQL of other engines would take for something else"));
+        return Err(format!("lake {lake:?} contains ', \\, $, *, ? or a control character; choose another place"));
     }
     let schema = match engine {
         Engine::Duckdb | Engine::DuckdbParquet => String::new(),

@@ -185,7 +185,7 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
             // The query groups before it emits rows, so nothing was written before the error.
             Err(ExtractError::Query(QueryError::Sql(error))) if is_damage(&error) => {
                 let date = plan.date;
-                tracing::warn!(%date, %error, "the extract before cannot be read; all keys are told as corrections");
+                tracing::warn!(%date, %error, "cannot read the earlier extract of this day; all keys are corrections");
                 writer.take("corrections", corrections::all(&context).await?).await?
             }
             taken => taken?,
@@ -244,7 +244,7 @@ async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractE
     };
     let name = |e: DataFusionError| ExtractError::Query(e.into());
     let remedy =
-        plan.base.map(|day| format!("cannot read the extract of {day}; `synclake extract --date {day}` makes it anew"));
+        plan.base.map(|day| format!("cannot read the extract of {day}; run `synclake extract --date {day}` again"));
     let resolved = Resolved::new(tail, base, remedy.unwrap_or_default());
     context.register_table("key_state", Arc::new(resolved)).map_err(name)?;
     let sorting = reading::for_sorting(&state);

@@ -68,12 +68,12 @@ pub enum IngestError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// Another worker reads the same source into the same lake.
-    #[error("shard {0} was taken over by another ingest; only one may read a source without a lease table")]
+    #[error("shard {0} was taken over by another ingest; without a lease table, run only one ingest for each source")]
     TakenOver(ShardKey),
     /// The checkpoints of the lease table are ahead of the lake.
     #[error(
-        "the lease table has shard {0} as read to its end, the lake has not; give each lake a lease table of its own, or \
-         delete this one if the lake was made anew: it is made again"
+        "the lease table marks shard {0} as read to its end, but the lake does not; give each lake a lease table of \
+         its own, or delete this one if the lake was created again (synclake then creates a new table)"
     )]
     OtherLake(ShardKey),
     /// This machine cannot fetch payloads.
@@ -435,7 +435,7 @@ impl Run {
 
 /// What the user can do about records that were read and not committed.
 const RUN_AGAIN: &str = "nothing is lost: the next run reads them again";
-const FEED_AGAIN: &str = "a pipe cannot be read again: feed the same input once more, what is committed is skipped";
+const FEED_AGAIN: &str = "a pipe cannot be read again: send the same input once more; committed records are skipped";
 
 /// Runs `work` to its end; after a signal, for at most `STOP_PATIENCE`.
 async fn in_time(

@@ -85,7 +85,7 @@ pub enum LakeError {
         source: Box<deltalake::DeltaTableError>,
     },
     /// The log of a derived table cannot be read.
-    #[error("the log of {table} cannot be read; delete that folder, and `synclake refresh` makes it anew")]
+    #[error("cannot read the log of {table}; delete that folder and run `synclake refresh` to rebuild it")]
     Derived {
         /// URL of the table.
         table: String,
@@ -105,7 +105,7 @@ pub enum LakeError {
         source: parquet::errors::ParquetError,
     },
     /// The location holds no lake.
-    #[error("{0} is no lake: it holds no table; give the folder or prefix that `synclake ingest --lake` wrote")]
+    #[error("{0} is not a lake: it has no tables; give the folder or prefix that `synclake ingest --lake` wrote")]
     NoLake(String),
     /// An option or a stored value is not usable.
     #[error("{0}")]

@@ -51,7 +51,7 @@ pub enum QueryError {
     #[error("{0}")]
     Refused(String),
     /// More memory needed than allowed.
-    #[error("memory does not suffice ({0}): raise --memory, or ask for less, such as one pool or day")]
+    #[error("out of memory ({0}); raise --memory, or filter by pool or date")]
     Memory(String),
     /// Failure to keep spilled data on disk.
     #[error("{0}")]
@@ -307,7 +307,7 @@ fn as_of(
             return Ok(known.into_view());
         }
         Table::SyncRecords => return Ok(provider),
-        Table::State => "ask key_state, which is resolved anew for that day",
+        Table::State => "query key_state, which is computed for that day",
         Table::Quarantine => "its records have no server date; leave --as-of out, and filter by arrived_date",
         Table::Gaps => "leave --as-of out, and filter by arrived_from",
     };

@@ -45,9 +45,9 @@ enum Next {
 }
 
 const HELP: &str = "\
-\\d             tables and views       \\timing        how long a statement takes, on and off
-\\d NAME        columns of one         \\format NAME   table csv tsv json ndjson markdown vertical
-\\?             this text              \\q             leave (also Ctrl-D)
+\\d             list tables and views   \\timing        show the time of each statement (on/off)
+\\d NAME        list columns of NAME    \\format NAME   table csv tsv json ndjson markdown vertical
+\\?             show this help          \\q             quit (also Ctrl-D)
 A statement ends with a semicolon and may span lines. Everything is read-only.
 ";
 
@@ -156,7 +156,7 @@ fn command(engine: &Engine, line: &str, settings: &mut Settings) -> Result<Next,
         }
         ("\\format", Some(name)) => {
             settings.format = clap::ValueEnum::from_str(name, true)
-                .map_err(|_| QueryError::Refused(format!("format {name:?} is none of those that \\? lists")))?;
+                .map_err(|_| QueryError::Refused(format!("unknown format {name:?}; \\? lists the formats")))?;
         }
         (other, _) => return Err(QueryError::Refused(format!("{other} is no command; \\? lists them"))),
     }
@@ -169,13 +169,13 @@ fn relations() -> String {
             Table::SyncRecords => "every change as it arrived",
             Table::Quarantine => "records that could not be decoded, and why",
             Table::DailyState => "daily extracts, as stored",
-            Table::Gaps => "what the stream's retention trimmed before it was read",
-            Table::State => "what `synclake refresh` keeps; ask key_state, which is up to date",
+            Table::Gaps => "records that the stream lost before they were read",
+            Table::State => "state of the last `synclake refresh`; key_state is up to date",
         };
         ("table", table.name(), about)
     });
     let views = views::VIEWS.map(|(name, _, about)| ("view", name, about));
-    let key_state = ("table", "key_state", "each key's latest change, removed ones too, to the newest commit");
+    let key_state = ("table", "key_state", "latest change of each key, removed keys included, up to date");
     tables
         .into_iter()
         .chain([key_state])

@@ -251,7 +251,7 @@ pub fn stop_on_signals() -> std::io::Result<CancellationToken> {
             while signals.recv().await.is_some() {
                 let now = Instant::now();
                 if now.saturating_duration_since(*first.get_or_init(|| now)) >= SAME_WISH {
-                    tell("ended by a second signal; what was not committed is read again by the next run");
+                    tell("stopped by a second signal; run the same command again to read the uncommitted records");
                     std::process::exit(code);
                 }
                 stop.cancel();

@@ -155,7 +155,7 @@ async fn check_covers(store: &Store, table: Table, newest: u64, faults: &mut Vec
     let mut found: Vec<String> = covers
         .map(|(id, version)| {
             let name = table.name();
-            format!("{name}: {id} is of version {version} of sync_records, which is at {newest}: it is another one, or older")
+            format!("{name}: {id} refers to version {version}, but sync_records is only at version {newest}")
         })
         .collect();
     found.sort();
@@ -199,7 +199,7 @@ async fn check_files(
 
 /// Returns the rows of a file by its own footer, or what is wrong with it. Without `deep`, only the footer is read.
 async fn check_file(store: &Store, file: &Listed, deep: bool) -> Result<Result<u64, String>, LakeError> {
-    let gone = || Ok(Err("the log lists it and it is not there".to_owned()));
+    let gone = || Ok(Err("the log lists this file, but it does not exist".to_owned()));
     if deep {
         let Some(bytes) = store.get(&file.path).await? else { return gone() };
         let sha256 = file.sha256.clone();
@@ -368,7 +368,7 @@ async fn check_range(
         let Some((low, high)) = range else { continue };
         if from.as_ref().is_some_and(|from| low <= *from) || to.as_ref().is_none_or(|to| high > *to) {
             faults.push(format!(
-                "version {version}: {} holds sequence numbers {low} to {high}, outside of what the commit moved over",
+                "version {version}: {} holds sequence numbers {low} to {high}, outside the range of the commit",
                 add.path
             ));
         }

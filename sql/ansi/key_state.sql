@@ -1,5 +1,5 @@
--- Each key's latest change, removed keys too; and without a key the latest removal of a dataset. From all rows: exact to the
--- newest version that is read. Latest and live as in current_state.
+-- The latest change of each key, removed keys included, and the latest removal of each dataset (a row without a key).
+-- Computed from all rows, so exact to the newest version that is read. current_state defines latest and live.
 SELECT
   l.pool, l.identity_pool_id, l.identity_id, l.dataset_name, l.key, l.value, l.op, l.sync_count,
   l.last_modified_date, l.device_last_modified_date,

@@ -1,4 +1,5 @@
--- Every change with its fate: whether it is its key's latest, and whether no removal of its dataset is at or after it.
+-- Every change, and whether it is the latest change of its key (is_latest) and comes after every removal of its dataset
+-- (is_after_removal).
 SELECT
   l.pool, l.identity_pool_id, l.identity_id, l.dataset_name, l.key, l.value, l.op, l.sync_count,
   l.last_modified_date, l.device_last_modified_date,

@@ -1,8 +1,8 @@
--- Athena over the plain Parquet files of sync_records, with partition projection: no crawler, no MSCK REPAIR. A query names
--- its pool (WHERE pool = 'us-east-1_…'), which is what "injected" asks for.
--- NOT EXACT: plain files know nothing of the log. Files that are being written, and those that a crashed worker left until
--- the next one sweeps, are read too. Views collapse their copies; counts of sync_records do not. The tables that are
--- rewritten (state, daily_state, quarantine) must not be read like this: replaced files stay until they are vacuumed.
+-- Athena over the plain Parquet files of sync_records, with partition projection: no crawler, no MSCK REPAIR. A query
+-- must name its pool (WHERE pool = 'us-east-1_…'), because the projection of pool is "injected".
+-- NOT EXACT: the Delta log is not read. Files that are being written, and files that a crashed worker left until the
+-- next sweep, are read too. Views collapse their copies; counts of sync_records do not. Do not read the tables that are
+-- rewritten (state, daily_state, quarantine) like this: replaced files stay until they are vacuumed.
 CREATE DATABASE IF NOT EXISTS ${database};
 CREATE EXTERNAL TABLE IF NOT EXISTS ${db}sync_records (
   identity_pool_id string, identity_id string, dataset_name string, operation string, key string, value string,

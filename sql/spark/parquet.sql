@@ -1,7 +1,7 @@
 -- Spark without Delta Lake, over the plain Parquet files of sync_records.
--- NOT EXACT: plain files know nothing of the log. Files that are being written, and those that a crashed worker left until
--- the next one sweeps, are read too. Views collapse their copies; counts of sync_records do not. The tables that are
--- rewritten (state, daily_state, quarantine) must not be read like this: replaced files stay until they are vacuumed.
+-- NOT EXACT: the Delta log is not read. Files that are being written, and files that a crashed worker left until the
+-- next sweep, are read too. Views collapse their copies; counts of sync_records do not. Do not read the tables that are
+-- rewritten (state, daily_state, quarantine) like this: replaced files stay until they are vacuumed.
 CREATE DATABASE IF NOT EXISTS ${database};
 CREATE TABLE IF NOT EXISTS ${db}sync_records (
   identity_pool_id STRING, identity_id STRING, dataset_name STRING, operation STRING, key STRING, value STRING,

@@ -163,7 +163,7 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     let to_terminal = output.is_none() && std::io::stdout().is_terminal();
     let format = cli.format.unwrap_or(Format::Table);
     if format == Format::Parquet && to_terminal {
-        return Err(Unusable("--format parquet is no text; add -o FILE".to_owned()).into());
+        return Err(Unusable("--format parquet is binary; add -o FILE".to_owned()).into());
     }
     if interactive && output.is_some() {
         return Err(Unusable("-o needs -c, -f or SQL on standard input".to_owned()).into());

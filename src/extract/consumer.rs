@@ -111,8 +111,8 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
         Some(from) => {
             let since = since::since(&store, from, to).await?.ok_or_else(|| {
                 let what = format!(
-                    "consumer {name} is at version {from} of {store}, which its log does not reach any more; take a whole \
-                     copy under a new name"
+                    "cannot deliver to consumer {name}: it is at version {from} of {store}, and the log no longer \
+                     reaches back to it; make a full copy under a new consumer name"
                 );
                 LakeError::Invalid(what)
             })?;
@@ -121,7 +121,7 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
                 tracing::warn!(
                     version,
                     operation,
-                    "another writer removed, changed or restored rows; nothing of that is delivered to a consumer"
+                    "another writer removed, changed or restored rows; consumers do not receive these changes"
                 );
             }
             let mut sizes: Vec<_> = since.new.values().map(|file| (file.rows, file.bytes)).collect();
@@ -164,15 +164,14 @@ async fn intend(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Re
         let version = |id: &str| known.ids.get(id).and_then(|version| u64::try_from(*version).ok());
         let from = version(&id(name));
         if let Some(ahead) = from.max(version(&intent)).filter(|version| *version > newest) {
-            let what =
-                format!("consumer {name} is at version {ahead}, but {records} is at {newest}: is it an older copy?");
+            let what = format!("consumer {name} is at version {ahead}, but {records} is at {newest}; check --lake");
             return Err(LakeError::Invalid(what));
         }
         if let Some(to) = version(&intent).filter(|to| from.is_none_or(|from| from < *to)) {
             if known.ids.get(&form) != Some(&our_form) || known.ids.get(&place) != Some(&our_place) {
                 let what = format!(
-                    "a delivery to consumer {name} is not finished, and was begun with another --format or --out; run it \
-                     once more with those, then with these"
+                    "consumer {name} has an unfinished delivery with another --format or --out; run the command once \
+                     more with those values, then with these"
                 );
                 return Err(LakeError::Invalid(what));
             }
@@ -295,8 +294,8 @@ async fn find(name: &str, store: &Store, version: u64, files: &BTreeSet<String>)
     while let Some((path, size)) = sizes.try_next().await? {
         if size.is_none() {
             return Err(LakeError::Invalid(format!(
-                "consumer {name} has not got the rows of {path}, which were written elsewhere after version {version} and \
-                 vacuumed, so that they cannot be told from others; take a whole copy under a new name"
+                "cannot deliver the rows of {path} to consumer {name}: they were rewritten after version {version}, \
+                 and the original file was vacuumed; make a full copy under a new consumer name"
             )));
         }
     }

@@ -171,9 +171,12 @@ impl Plan {
                 }
             }
             if loses(since, *covers, *day) {
-                tracing::warn!(%day, "another writer removed or changed rows that its extract holds; it is no base any more");
+                tracing::warn!(
+                    %day,
+                    "another writer removed or changed rows that this extract holds; it is not used as a base"
+                );
             } else if !as_written.is(*day) {
-                tracing::warn!(%day, "another writer changed its extract in daily_state; it is no base any more");
+                tracing::warn!(%day, "another writer changed this extract in daily_state; it is not used as a base");
             } else {
                 added = since.files();
                 plan.base = Some(*day);

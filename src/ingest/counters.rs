@@ -156,8 +156,8 @@ impl Summary {
             // For compressed input the number of lost bytes is unknown.
             let bytes = if *bytes == 0 { "the last bytes".to_owned() } else { format!("{bytes} bytes") };
             format!(
-                "{name}: {bytes} were read and are not in the lake, because no line break ended them; they cannot be read \
-                 again: feed the same input once more, what is committed is skipped"
+                "{name}: {bytes} were read but not committed, because no line break follows them; a pipe cannot be \
+                 read again: send the same input once more, and committed records are skipped"
             )
         }));
         (!failures.is_empty()).then(|| failures.join("; "))

@@ -105,8 +105,9 @@ impl Run {
             let shown = |ms| chrono::DateTime::from_timestamp_millis(ms).unwrap_or_default().to_rfc3339();
             let (this, known) = (shown(created_ms), shown(latest_ms));
             return Err(SourceError::Invalid(format!(
-                "stream {name} was created at {this}, and this lake has read one of that name which was created at {known}: \
-                 this is another stream; check --endpoint-url, the region and the account, or give each a lake of its own"
+                "stream {name} was created at {this}, but this lake has read a stream of that name that was created \
+                 at {known}: this is another stream; check --endpoint-url, the region and the account, or use a \
+                 separate lake for each stream"
             ))
             .into());
         }
@@ -118,15 +119,15 @@ impl Run {
         let fits = ShardKey::new(&again, "shard").is_some();
         if !fits {
             let what =
-                format!("stream {name} was deleted and made again, and its name is too long to tell the two apart");
+                format!("stream {name} was deleted and created again, and its name is too long to distinguish the two");
             return Err(SourceError::Invalid(format!("{what}; read it into a new lake")).into());
         }
         if self.writer.shards(&again).is_empty() {
             tracing::warn!(
                 stream = name,
                 name = again,
-                "the stream was deleted and made again since the lake first read it; the new one is read under this name, and \
-                 what the old one still held is gone with it"
+                "the stream was deleted and created again since the lake first read it; the new stream is read under \
+                 this name, and unread records of the old stream are lost"
             );
         }
         kinesis.reads(Incarnation { name: again, created_ms });
@@ -317,7 +318,7 @@ impl Run {
         }
         let lost: Vec<_> = self.reading.keys().filter(|shard| !view.standing.contains_key(shard)).cloned().collect();
         for shard in lost {
-            tracing::warn!(shard = %shard, "the lease is lost; what was read of it since the last commit is dropped");
+            tracing::warn!(shard = %shard, "lost the lease; the shard's uncommitted records are dropped");
             self.leave(&shard);
             self.writer.drop_shard(&shard);
         }

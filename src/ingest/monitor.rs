@@ -139,12 +139,12 @@ pub fn metrics(counters: &Counters, retries: &Retries) -> String {
     let totals = [
         ("records", "Records received", n.records),
         ("record_bytes", "Bytes of the records received", n.record_bytes),
-        ("rows", "Rows that the records became", n.rows),
+        ("rows", "Rows decoded from the records", n.rows),
         ("files", "Data files written", n.files),
         ("file_bytes", "Bytes of the data files written", n.file_bytes),
         ("flushes", "Commits to sync_records", n.commits),
-        ("commit_conflicts", "Versions lost to other writers on the way to a commit", n.conflicts),
-        ("gaps", "Gaps noted: records that retention trimmed unread", n.gaps),
+        ("commit_conflicts", "Commit attempts that lost a version to another writer", n.conflicts),
+        ("gaps", "Gaps recorded: records that were gone before they were read", n.gaps),
     ];
     for (name, help, value) in totals {
         let counter = Counter::<u64>::default();
@@ -156,7 +156,7 @@ pub fn metrics(counters: &Counters, retries: &Retries) -> String {
         ("buffered_bytes", "Bytes in buffers", n.buffered_bytes),
         ("budget_bytes", "Bytes that may be in buffers", n.budget_bytes),
         ("leases_held", "Leases that this worker holds", n.leases),
-        ("shards_without_reader", "Shards that nobody reads, as this worker sees it", n.unread),
+        ("shards_without_reader", "Shards without a reader, as this worker sees them", n.unread),
     ];
     for (name, help, value) in gauges {
         registry.register(name, help, gauge(value));

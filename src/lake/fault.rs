@@ -67,7 +67,7 @@ fn advice(kind: ErrorKind) -> Option<(bool, &'static str)> {
             (true, "the file system is read-only; mount it for writing, or name another place")
         }
         ErrorKind::NotADirectory | ErrorKind::IsADirectory => {
-            (true, "a file and a folder of one name are in each other's way; move one of them")
+            (true, "a file and a folder have the same name; move one of them")
         }
         ErrorKind::InvalidFilename => (true, "the file system does not take that name; name another place"),
         // Somebody may free space.

@@ -163,7 +163,7 @@ pub async fn read_transactions(table: &Store) -> Result<Option<Transactions>, La
     if let Some(named) = hint.filter(|_| found.is_none()) {
         tracing::warn!(
             table = %table, version = named,
-            "the newest checkpoint of the log is missing or damaged; an older one, or the commits, are read in its place"
+            "the newest checkpoint of the log is missing or damaged; reading an older checkpoint or the commits instead"
         );
         unusable.push(HINT.to_owned());
         listing = Listing::read(table, None).await?;
@@ -185,7 +185,7 @@ pub async fn read_transactions(table: &Store) -> Result<Option<Transactions>, La
         let path = format!("{}{HINT}", table.url());
         return Err(LakeError::Log {
             path,
-            reason: "neither the checkpoint that it names nor a commit is there".into(),
+            reason: "it names a checkpoint that does not exist, and there are no commits".into(),
         });
     }
     let mut commits = futures::stream::iter(versions)
@@ -231,7 +231,7 @@ pub fn apply(known: &mut Transactions, version: u64, actions: Vec<Action>) {
             // This should not fail: deltalake just parsed the action from the same JSON form.
             let taken = serde_json::to_value(&action).and_then(|action| known.terms.take(&action));
             if let Err(error) = taken {
-                tracing::error!(version, %error, "the log has terms of a form that is not known");
+                tracing::error!(version, %error, "cannot parse the protocol or metadata in the log");
                 known.terms = Terms::default();
             }
         } else if let Action::Txn(txn) = action {

@@ -120,8 +120,7 @@ fn s3_place(bucket: &str, prefix: &str) -> Result<(Url, Path), String> {
         return Err(format!("{bucket:?} is no bucket's name"));
     }
     if !is_bare || seen.as_ref() != Some(&key) || prefix.contains('\\') {
-        let message =
-            "holds #, ?, a backslash, or an escape such as %20, which readers of the Delta log take for something else";
+        let message = "contains #, ?, a backslash, or an escape such as %20, which Delta readers interpret differently";
         return Err(format!("{prefix:?} {message}; choose another prefix"));
     }
     Ok((url, key))
@@ -175,7 +174,8 @@ impl Store {
         let escape = |at: usize| shown[at + 1..].bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
         if shown.contains('\\') || shown.match_indices('%').any(|(at, _)| escape(at)) {
             let message = format!(
-                "folder {shown} holds a backslash or an escape such as %20; readers of the Delta log would look elsewhere, so choose another name"
+                "folder {shown} contains a backslash or an escape such as %20, which Delta readers interpret \
+                 differently; choose another name"
             );
             return Err(LakeError::Invalid(message));
         }

@@ -63,8 +63,9 @@ impl Table {
             // them.
             if version > 0 && !Self::SyncRecords.exists(lake).await? {
                 return Err(LakeError::Invalid(format!(
-                    "{lake} holds no {}, but a {} that was made of one (version {version}): bring the folder back from a \
-                     copy, or give another --lake; to begin anew here, delete the other tables as well",
+                    "{lake} has no table {}, but it has a table {} that was derived from one (version {version}); \
+                     restore the missing folder from a copy, or give another --lake; to start over here, delete the \
+                     other tables too",
                     Self::SyncRecords.name(),
                     other.name()
                 )));

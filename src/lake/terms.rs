@@ -146,8 +146,8 @@ impl Terms {
 fn newer(side: &str, version: i64, known: i64) -> Option<String> {
     (version > known).then(|| {
         format!(
-            "it asks for Delta {side} version {version}, and this version of synclake knows {known}: it was written by \
-             a newer version; upgrade synclake"
+            "it requires Delta {side} version {version}, but this version of synclake supports only version {known}; \
+             upgrade synclake"
         )
     })
 }
@@ -156,7 +156,7 @@ fn unknown<'a>(side: &str, features: impl Iterator<Item = &'a String>) -> Option
     let unknown: Vec<&str> = features.map(String::as_str).filter(|feature| !FEATURES.contains(feature)).collect();
     (!unknown.is_empty()).then(|| {
         format!(
-            "it asks for the Delta {side} feature {}, which this version of synclake does not have; take it out with \
+            "it requires the Delta {side} feature {}, which this version of synclake does not support; remove it with \
              ALTER TABLE … DROP FEATURE in the engine that added it, or upgrade synclake",
             unknown.join(", ")
         )
@@ -176,21 +176,21 @@ impl Metadata {
     fn refusal(&self, takes_out: bool) -> Option<String> {
         if let Some(mode) = self.get("delta.columnMapping.mode").filter(|mode| *mode != "none") {
             return Some(format!(
-                "its columns are mapped (delta.columnMapping.mode = {mode}), and rows would go in under their old names; \
-                 take it out with ALTER TABLE … DROP FEATURE columnMapping"
+                "its columns are mapped (delta.columnMapping.mode = {mode}), which synclake does not support; remove \
+                 the mapping with ALTER TABLE … DROP FEATURE columnMapping"
             ));
         }
         let constraint = self.configuration.keys().filter_map(|name| name.strip_prefix("delta.constraints.")).min();
         if let Some(name) = constraint {
             return Some(format!(
-                "it has the CHECK constraint {name}, which is not looked at here; take it out with ALTER TABLE … DROP \
+                "it has the CHECK constraint {name}, which synclake does not check; remove it with ALTER TABLE … DROP \
                  CONSTRAINT {name}"
             ));
         }
         if takes_out && self.is("delta.appendOnly") {
             return Some(
-                "it is append-only, and this would take rows out; ALTER TABLE … UNSET TBLPROPERTIES \
-                 ('delta.appendOnly') allows it"
+                "it is append-only, but this command removes rows; allow that with ALTER TABLE … UNSET TBLPROPERTIES \
+                 ('delta.appendOnly')"
                     .to_owned(),
             );
         }
@@ -198,8 +198,8 @@ impl Metadata {
         let ids = "delta.setTransactionRetentionDuration";
         self.get(ids).map(|_| {
             format!(
-                "its transaction ids expire ({ids}), and with them what was read of each shard; ALTER TABLE … UNSET \
-                 TBLPROPERTIES ('{ids}')"
+                "its transaction ids expire ({ids}), but they hold the position of each shard; prevent that with \
+                 ALTER TABLE … UNSET TBLPROPERTIES ('{ids}')"
             )
         })
     }
@@ -220,7 +220,7 @@ impl Metadata {
         for field in table.schema().fields() {
             let (name, expected) = (field.name(), delta_type(field.data_type()));
             let Some(column) = schema.fields.iter().find(|column| column.name == *name) else {
-                return Some(format!("its column {name} is gone or has another name; undo that"));
+                return Some(format!("its column {name} was dropped or renamed; undo that"));
             };
             if column.of_type != expected {
                 return Some(format!("its column {name} is of type {}, not {expected}; undo that", column.of_type));
@@ -230,7 +230,7 @@ impl Metadata {
             let name = &column.name;
             let rule = column.metadata.keys().find(|key| COLUMN_RULES.iter().any(|rule| key.starts_with(rule)));
             match (rule, column.nullable) {
-                (Some(rule), _) => Some(format!("its column {name} has the rule {rule}, which is not kept here")),
+                (Some(rule), _) => Some(format!("its column {name} has the rule {rule}, which is not supported here")),
                 (None, false) => {
                     Some(format!("its column {name} must not be null; ALTER TABLE … ALTER COLUMN {name} DROP NOT NULL"))
                 }
@@ -297,14 +297,14 @@ mod tests {
         assert_eq!(append_only.refusal(Table::SyncRecords, false), None);
         assert!(append_only.refusal(Table::SyncRecords, true).unwrap().contains("append-only"));
         let refused = [
-            (terms(json!({"minReaderVersion": 1, "minWriterVersion": 9}), json!({}), |_| {}), "newer version"),
-            (terms(json!({"minReaderVersion": 9, "minWriterVersion": 2}), json!({}), |_| {}), "newer version"),
+            (terms(json!({"minReaderVersion": 1, "minWriterVersion": 9}), json!({}), |_| {}), "writer version 9, but"),
+            (terms(json!({"minReaderVersion": 9, "minWriterVersion": 2}), json!({}), |_| {}), "reader version 9, but"),
             (terms(modern(&["rowTracking", "domainMetadata"]), json!({}), |_| {}), "feature rowTracking,"),
             (terms(modern(&["fromTheFuture"]), json!({}), |_| {}), "fromTheFuture"),
             (terms(modern(&["columnMapping"]), json!({"delta.columnMapping.mode": "name"}), |_| {}), "mapped"),
             (terms(as_made(), json!({"delta.constraints.old": "sync_count > 0"}), |_| {}), "constraint old"),
             (terms(as_made(), json!({"delta.setTransactionRetentionDuration": "interval 1 day"}), |_| {}), "expire"),
-            (terms(as_made(), json!({}), |columns| columns[9]["name"] = "n".into()), "sync_count is gone"),
+            (terms(as_made(), json!({}), |columns| columns[9]["name"] = "n".into()), "sync_count was dropped"),
             (terms(as_made(), json!({}), |columns| columns[9]["type"] = "string".into()), "sync_count is of type"),
             (terms(as_made(), json!({}), |columns| columns[6]["nullable"] = false.into()), "key must not be null"),
             (

@@ -103,7 +103,7 @@ impl Fetcher {
             let (url, seconds) = (crate::redact::redact_url(url), lasted.as_secs());
             match (next, is_loud) {
                 (Next::Wait, true) => {
-                    tracing::error!(url, error = what, seconds, "the host of a payload is out: its shard waits for it");
+                    tracing::error!(url, error = what, seconds, "a payload host is failing; its shard waits for it");
                 }
                 _ => tracing::warn!(url, error = what, "cannot fetch a payload, trying again"),
             }
@@ -164,7 +164,7 @@ async fn unpack(packed: Bytes, url: &str, max: usize) -> Result<Bytes, Reject> {
             Err(reject(Reason::PayloadTooLarge, url, &format!("unpacks to more than {max} bytes")))
         }
         Ok(Ok(out)) => Ok(Bytes::from(out)),
-        Ok(Err(error)) => Err(reject(Reason::PayloadInvalid, url, &format!("is no whole gzip: {error}"))),
+        Ok(Err(error)) => Err(reject(Reason::PayloadInvalid, url, &format!("is not complete gzip data: {error}"))),
         Err(_) => Err(reject(Reason::PayloadInvalid, url, "cannot be unpacked")),
     }
 }

@@ -64,7 +64,7 @@ impl Reading {
             tracing::warn!(
                 covers = state.covers,
                 version,
-                "the state covers more than sync_records holds (an older copy of it?); it is left aside until a refresh"
+                "the table state is ahead of sync_records; queries ignore the state until the next refresh"
             );
         }
         if let Some(state) = state.filter(|state| state.covers <= version)
@@ -74,7 +74,7 @@ impl Reading {
                 // The state would keep the removed or changed rows forever.
                 Some(lost) => tracing::warn!(
                     version = lost.version,
-                    "another writer removed or changed rows of sync_records that the state holds; everything is computed \
+                    "another writer removed or changed rows of sync_records that the state contains; queries compute \
                      from all rows until the next refresh"
                 ),
                 None => {
@@ -113,7 +113,7 @@ impl State {
                 // Another writer may move rows to other files, but not change them.
                 let since = since::since(&store, refreshed, known.version).await?;
                 if since.is_none_or(|since| !(since.lost.is_empty() && since.files().is_empty())) {
-                    tracing::warn!(table = %store, "another writer changed the state; it is left aside until a refresh");
+                    tracing::warn!(table = %store, "another writer changed the state; it is ignored until a refresh");
                     return Ok(None);
                 }
             }

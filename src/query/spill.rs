@@ -31,9 +31,7 @@ const CHUNK_BYTES: usize = 128 << 10;
 
 /// Failure to write or read a spill file.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error(
-    "what does not fit into memory cannot be kept in {folder} ({cause}): make room there, or name another folder by TMPDIR"
-)]
+#[error("cannot spill to {folder}: {cause}; free space there, or set TMPDIR to another folder")]
 struct SpillError {
     folder: String,
     cause: String,

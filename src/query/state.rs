@@ -25,37 +25,35 @@ use datafusion::common::{Column, JoinType, NullEquality};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
-use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::functions::core::expr_ext::FieldAccessor;
 use datafusion::logical_expr::{
     Expr, LogicalPlan, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, cast, col, lit,
 };
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::scalar::ScalarValue;
-use futures::TryStreamExt;
 
 use super::recheck::is_plain;
 use crate::schema::Table;
 
 mod boundary;
+mod deferred;
 mod intake;
 mod latest;
 mod names;
 mod order;
 mod overlay;
+mod parts;
 pub mod refresh;
 mod tail;
 #[cfg(test)]
 mod tests;
 
 use boundary::Boundary;
-use intake::Intake;
+use deferred::{Deferred, Parts, plan_tail};
 use order::{HEAD, ORDER};
-use overlay::{Overlay, Sides};
-use tail::Tail;
 
 /// The advice for an unreadable table `state`.
-pub const REBUILD: &str = "cannot read the table state; `synclake refresh --rebuild` makes it anew";
+pub const REBUILD: &str = "cannot read the table state; run `synclake refresh --rebuild` to rebuild it";
 
 /// Columns that identify a dataset. The pool's id is used, not the partition column `pool`: both identify the pool, but
 /// the id is stored in the files, and the partition value would be materialized for every row.
@@ -67,7 +65,7 @@ const OF_A_DATASET: [&str; 4] = ["pool", "identity_pool_id", "identity_id", "dat
 
 /// The latest change of every key, removed keys included, and the latest removal of every dataset (a row without a
 /// key).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Resolved {
     /// Files of `sync_records` that the state does not cover; `None` if there are none.
     tail: Option<Arc<dyn TableProvider>>,
@@ -105,8 +103,8 @@ impl Resolved {
         plan.build()
     }
 
-    /// Lays the tail over the state. Returns `None` if the tail does not fit into memory, or if there is no state.
-    async fn overlay(
+    /// Plans the combination of state and tail, if there are both.
+    async fn deferred(
         &self,
         wanted: &[&str],
         filter: Option<&Expr>,
@@ -114,17 +112,40 @@ impl Resolved {
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let (Some(state), Some(tail)) = (&self.state, &self.tail) else { return Ok(None) };
         let input = read(state, &with_order(&ORDER[..HEAD], wanted), filter)?.build()?;
-        let tail = hold(read(tail, &of_tail(wanted), filter)?, session);
+        let tail = plan_tail(read(tail, &of_tail(wanted), filter)?, session);
         let in_small_parts = in_small_parts(session);
-        let state_plan = in_small_parts.create_physical_plan(&input);
-        let (tail, input) = futures::try_join!(tail, state_plan)?;
-        let Some(tail) = tail else { return Ok(None) };
-        if input.output_partitioning().partition_count() == 0 {
-            return Ok(None);
-        }
+        let state = in_small_parts.create_physical_plan(&input);
+        let (tail, state) = futures::try_join!(tail, state)?;
         let fields: Result<Vec<_>, _> = wanted.iter().map(|name| self.schema.field_with_name(name).cloned()).collect();
-        let sides = Sides { tail, state: state.clone(), remedy: self.remedy.clone(), session: session.clone() };
-        Ok(Some(Arc::new(Overlay::new(input, Arc::new(sides), Arc::new(Schema::new(fields?))))))
+        let wanted = wanted.iter().map(|name| (*name).to_owned()).collect();
+        let parts = Parts { resolved: self.clone(), wanted, filter: filter.cloned(), session: session.clone() };
+        Ok(Some(Arc::new(Deferred::new(state, tail, Arc::new(parts), Arc::new(Schema::new(fields?))))))
+    }
+
+    /// Plans the resolution of all rows together.
+    async fn together(
+        &self,
+        wanted: &[&str],
+        filter: Option<&Expr>,
+        session: &SessionState,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        // The removals are the small side and are held in memory; the large side is not repartitioned.
+        let mut session = session.clone();
+        let options = &mut session.config_mut().options_mut().optimizer;
+        options.repartition_joins = false;
+        // This plan becomes part of another plan, which is optimized again. Joins with dynamic filters reject that.
+        options.enable_join_dynamic_filter_pushdown = false;
+        // A query of no columns, such as a count, still needs one column to count rows.
+        let plan = match wanted.is_empty() {
+            true => {
+                let counted = self.plan(&["sync_count"], filter)?;
+                LogicalPlanBuilder::from(counted).project(Vec::<Expr>::new())?.build()?
+            }
+            false => self.plan(wanted, filter)?,
+        };
+        // If state and tail are read together, the error does not say which of them is at fault.
+        let remedy = self.tail.is_none().then(|| self.remedy.as_str().into());
+        Ok(Arc::new(Boundary::new(session.create_physical_plan(&plan).await?, remedy)))
     }
 
     fn nulls(&self, wanted: &[&str]) -> Vec<Expr> {
@@ -154,19 +175,6 @@ fn read(table: &Arc<dyn TableProvider>, names: &[&str], filter: Option<&Expr>) -
         rows = rows.filter(filter.clone())?;
     }
     rows.project(names.iter().map(|name| same(name)).collect::<Vec<_>>())
-}
-
-/// Reads the tail into memory; returns `None` if it does not fit.
-async fn hold(rows: LogicalPlanBuilder, session: &SessionState) -> Result<Option<Tail>> {
-    let mut intake = Intake::new(MemoryConsumer::new("tail").register(session.task_ctx().memory_pool()));
-    let plan = session.create_physical_plan(&rows.build()?).await?;
-    let mut batches = execute_stream(plan, session.task_ctx())?;
-    while let Some(batch) = batches.try_next().await? {
-        if !intake.push(batch)? {
-            return Ok(None);
-        }
-    }
-    Ok(Some(intake.done()))
 }
 
 /// Returns the columns to hold of a tail row. `is_after_removal` is computed, so it is not among them.
@@ -310,26 +318,10 @@ impl TableProvider for Resolved {
         let filter = filters.into_iter().reduce(Expr::and);
         let session = session.as_any().downcast_ref::<SessionState>();
         let session = session.ok_or_else(|| DataFusionError::Internal("a session of another kind".to_owned()))?;
-        if let Some(overlay) = self.overlay(&wanted, filter.as_ref(), session).await? {
-            return Ok(overlay);
+        match self.deferred(&wanted, filter.as_ref(), session).await? {
+            Some(deferred) => Ok(deferred),
+            None => self.together(&wanted, filter.as_ref(), session).await,
         }
-        // The removals are the small side and are held in memory; the large side is not repartitioned.
-        let mut session = session.clone();
-        let options = &mut session.config_mut().options_mut().optimizer;
-        options.repartition_joins = false;
-        // This plan becomes part of another plan, which is optimized again. Joins with dynamic filters reject that.
-        options.enable_join_dynamic_filter_pushdown = false;
-        // A query of no columns, such as a count, still needs one column to count rows.
-        let plan = match wanted.is_empty() {
-            true => {
-                let counted = self.plan(&["sync_count"], filter.as_ref())?;
-                LogicalPlanBuilder::from(counted).project(Vec::<Expr>::new())?.build()?
-            }
-            false => self.plan(&wanted, filter.as_ref())?,
-        };
-        // If state and tail are read together, the error does not say which of them is at fault.
-        let remedy = self.tail.is_none().then(|| self.remedy.as_str().into());
-        Ok(Arc::new(Boundary::new(session.create_physical_plan(&plan).await?, remedy)))
     }
 }
 

@@ -246,7 +246,7 @@ impl Kinesis {
             }
             let next = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
             if next.is_some() && next == token {
-                return Err(self.odd("the list of its shards does not end: a page names itself as the next one"));
+                return Err(self.odd("its shard list does not end: a page names itself as the next page"));
             }
             token = next;
             if token.is_none() {
@@ -449,7 +449,7 @@ impl Retry {
 
 const TELL_AFTER: Duration = Duration::from_secs(2);
 const NO_ANSWER_OF_KINESIS: &str =
-    "that is no answer of Kinesis: check --endpoint-url, and whether a proxy stands in between";
+    "the answer is not from Kinesis: check --endpoint-url, and whether a proxy stands in between";
 
 /// The meaning of an error.
 pub(crate) enum Verdict {
@@ -468,7 +468,7 @@ where
     if let Some(error) = crate::aws::credentials_error(error) {
         return match crate::aws::is_hopeless(error) {
             true => Hopeless("give --profile, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-            false => MayPass("what gives out the credentials fails: check the profile, the role and the network"),
+            false => MayPass("the credentials provider fails: check the profile, the role and the network"),
         };
     }
     match error.code() {
@@ -487,7 +487,7 @@ where
             MayPass("the credentials have expired: renew them; and check the clock of this machine")
         }
         Some("ProvisionedThroughputExceededException" | "LimitExceededException" | "ThrottlingException") => {
-            MayPass("other readers use up what these shards give: stop them, or add shards")
+            MayPass("the limits of the stream are exceeded: stop other readers, or add shards")
         }
         Some(_) => MayPass("the service refuses: see its status page and the quotas of the account"),
         None => match error {
@@ -496,7 +496,7 @@ where
                 MayPass("no answer: check the network, the region and --endpoint-url")
             }
             _ => match error.raw_response().map(|answer| answer.status().as_u16()) {
-                Some(300..=399) => MayPass("the endpoint sends elsewhere: check --endpoint-url and the region"),
+                Some(300..=399) => MayPass("the endpoint redirects the call: check --endpoint-url and the region"),
                 Some(500..) => MayPass("the service, or a proxy before it, fails"),
                 _ => MayPass(NO_ANSWER_OF_KINESIS),
             },

@@ -174,7 +174,7 @@ pub async fn read(
                 Place::Open => tokio::select! {
                     biased;
                     () = stop.cancelled() => return Ok(()),
-                    again = end_retry.odd("the answer holds no iterator, and nothing says that the shard ended") => again?,
+                    again = end_retry.odd("the answer holds no iterator, but the shard is not closed") => again?,
                 },
             }
             continue;
@@ -285,7 +285,8 @@ impl Order {
             if !is_new && !self.before.contains(number) && !page.contains(number) {
                 let last = self.last.as_ref().map_or("", SequenceNumber::as_str);
                 return Err(SourceError::Invalid(format!(
-                    "shard {shard} gives sequence number {number} after {last}: in Kinesis they ascend; check --endpoint-url"
+                    "shard {shard} returned sequence number {number} after {last}, but they must ascend; check \
+                     --endpoint-url"
                 )));
             }
             page.insert(number.clone());
@@ -295,7 +296,7 @@ impl Order {
             }
         }
         if found.len() < count {
-            tracing::warn!(shard = %shard, records = count - found.len(), "records were given again, and are not taken twice");
+            tracing::warn!(shard = %shard, records = count - found.len(), "skipped records that were delivered again");
         }
         if !page.is_empty() {
             self.before = page;
@@ -312,7 +313,7 @@ fn record(record: aws_sdk_kinesis::types::Record, now_ms: i64) -> Result<Record,
     let sequence_number = number.ok_or_else(|| {
         let (number, max) = (&record.sequence_number, SequenceNumber::DIGITS_MAX);
         SourceError::Invalid(format!(
-            "sequence number {number:?} is no integer of at most {max} digits below its largest"
+            "sequence number {number:?} is not an integer of at most {max} digits, below the largest one"
         ))
     })?;
     // The time is from the service's clock. An impossible time is replaced by the nearest possible one.

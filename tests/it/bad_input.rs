@@ -37,7 +37,7 @@ fn command_lines() {
         (&["simulate", "--events", "-1"], 2, &["-1"]),
         (&["simulate", "--to", "sqs:x"], 2, &["kinesis:<stream>"]),
         (&["extract", "--lake", &nowhere, "--date", "yesterday"], 1, &["nowhere"]),
-        (&["extract", "--lake", here, "--date", "yesterday"], 1, &["is no lake", "synclake ingest"]),
+        (&["extract", "--lake", here, "--date", "yesterday"], 1, &["is not a lake", "synclake ingest"]),
         (&["--config", &nowhere, "extract", "--lake", here, "--date", "yesterday"], 2, &["nowhere"]),
         (&["ingest", "--source", "file:/etc/hostname", "--lake", "/proc/lake"], 1, &["/proc/lake"]),
         (
@@ -70,7 +70,7 @@ fn sql() {
     starved.arg("--lake").arg(&lake).args(["--memory", "64MiB", "-c", STARVED]).env("TMPDIR", spilled.path());
     let starved = starved.output().unwrap();
     let told = text(&starved.stderr);
-    assert!(told.contains("memory does not suffice") && told.contains("raise --memory"), "{told}");
+    assert!(told.contains("out of memory") && told.contains("raise --memory"), "{told}");
     assert!(starved.status.code() == Some(1) && !told.contains("datafusion."), "{told}");
     // A limit on the file size acts like a full disk, at the first write or at a later one.
     // Rows and memory grow with the number of threads, so that each thread spills on any machine.
@@ -89,7 +89,7 @@ fn sql() {
         let told = text(&full.stderr);
         assert!(full.status.code() == Some(1) && told.lines().count() == 1, "{blocks}: {told}");
         assert!(told.contains("File too large") && told.contains("TMPDIR"), "{told}");
-        assert!(told.starts_with("error: what does not fit"), "{told}");
+        assert!(told.starts_with("error: cannot spill to"), "{told}");
     }
     assert_eq!(
         std::fs::read_dir(spilled.path()).unwrap().count(),

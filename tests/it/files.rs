@@ -88,7 +88,7 @@ fn half_a_line_of_a_pipe_is_lost_aloud() {
     committed(&lake, 30);
     let output = terminate(child);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("7 bytes were read and are not in the lake"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("7 bytes were read but not committed"), "{}", text(&output.stderr));
     assert_eq!(summary(&output)["records"], 30);
     drop(pipe);
 

@@ -137,7 +137,7 @@ fn what_cannot_be_asked_is_refused() {
     let run = |args: &[&str]| synclake().arg("redrive").arg("--lake").arg(folder.path()).args(args).output().unwrap();
     refused(&run(&["--reason", "nonsense"]), 2, &["nonsense", "not_utf8"]);
     refused(&run(&["--since", "2026-13-01"]), 2, &["2026-13-01"]);
-    refused(&run(&[]), 1, &["is no lake"]);
+    refused(&run(&[]), 1, &["is not a lake"]);
     let lake = folder.path().join("lake");
     let (events, _) = simulate(folder.path(), &["--events", "10"]);
     ingest_file(&events, &lake);

@@ -49,7 +49,7 @@ fn assert_fault(lake: &Path, part: &str) {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let faults = report["faults"].as_array().unwrap();
     assert!(faults.iter().any(|f| f.as_str().unwrap().contains(part)), "{part:?} is not among {faults:#?}");
-    assert!(text(&output.stderr).contains("is not whole"));
+    assert!(text(&output.stderr).contains("is damaged"));
 }
 
 /// `verify` reports no fault in an intact lake, and counts the commits that it checked.
@@ -78,7 +78,7 @@ fn each_kind_of_damage_is_found() {
         lake.join("sync_records").join(add["add"]["path"].as_str().unwrap())
     };
     let damages: &[Damage<'_>] = &[
-        ("is not there", &|lake| std::fs::remove_file(data_file(lake)).unwrap()),
+        ("does not exist", &|lake| std::fs::remove_file(data_file(lake)).unwrap()),
         ("no readable Parquet", &|lake| std::fs::write(data_file(lake), "PAR1 and nothing").unwrap()),
         ("the log claims", &|lake| {
             edit(&commits(lake)[2], |action| {
@@ -110,7 +110,7 @@ fn each_kind_of_damage_is_found() {
             });
         }),
         // A later commit lists the same file again, so its rows are in the lake twice.
-        ("outside of what the commit moved over", &|lake| {
+        ("outside the range of the commit", &|lake| {
             let first = std::fs::read_to_string(&commits(lake)[2]).unwrap();
             let add = first.lines().find(|l| l.starts_with("{\"add\"")).unwrap().to_owned();
             let source = data_file(lake);

@@ -378,5 +378,5 @@ pub struct SimulateArgs {
 
 fn share(text: &str) -> Result<f64, String> {
     let value = text.parse::<f64>().ok().filter(|v| (0.0..=1.0).contains(v));
-    value.ok_or_else(|| format!("{text:?} is no share between 0 and 1"))
+    value.ok_or_else(|| format!("{text:?} is not a number between 0 and 1"))
 }

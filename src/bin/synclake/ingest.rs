@@ -190,8 +190,8 @@ fn report(summary: &Summary) {
     }
     for (name, bytes) in &summary.torn {
         terminal::say(&format!(
-            "{name}: the last line ({bytes} bytes) has no line break and is no whole event; it is left for the next \
-             run. End it with a line break to have it quarantined"
+            "{name}: the last line ({bytes} bytes) has no line break and is not a complete event; the next run reads \
+             it again. Add a line break to quarantine it"
         ));
     }
 }

@@ -51,7 +51,7 @@ pub async fn verify(args: VerifyArgs, file: &File) -> Result<()> {
     }
     match report.faults.len() {
         0 => Ok(()),
-        faults => anyhow::bail!("{lake} is not whole: {faults} faults, listed on standard output"),
+        faults => anyhow::bail!("{lake} is damaged: {faults} faults, listed on standard output"),
     }
 }
 
@@ -103,7 +103,7 @@ pub fn ddl(args: &DdlArgs, file: &File) -> Result<()> {
             }
             if !folder.join("sync_records/_delta_log").is_dir() {
                 let shown = folder.display();
-                return Err(Unusable(format!("--lake {shown} is no lake; `synclake ingest` makes one")).into());
+                return Err(Unusable(format!("--lake {shown} is not a lake; `synclake ingest` creates one")).into());
             }
             let folder = std::path::absolute(&folder).with_context(|| format!("find {}", folder.display()))?;
             folder.display().to_string()

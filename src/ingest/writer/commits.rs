@@ -169,7 +169,7 @@ impl Writer {
     /// Forgets shards that other workers took over. Their files stay unlisted; the new owner sweeps them.
     fn drop_shards(&mut self, shards: Vec<ShardKey>, flushed: &mut Flushed) {
         for shard in shards {
-            tracing::warn!(shard = %shard, "another worker took this shard over; what was read of it here is dropped");
+            tracing::warn!(shard = %shard, "lost the shard to another worker; its uncommitted records are dropped");
             self.drop_shard(&shard);
             flushed.fenced.push(shard);
         }

@@ -40,9 +40,11 @@ impl Why {
     /// Returns the text for the log.
     pub fn told(self) -> &'static str {
         match self {
-            Self::Retention => "records were trimmed by the stream's retention before they were read; raise it",
+            Self::Retention => {
+                "records were trimmed by the stream's retention before they were read; raise the retention"
+            }
             Self::Deleted => {
-                "the stream was deleted before the records of this shard were read that may have arrived since"
+                "the stream was deleted before all records of this shard were read; later records may be lost"
             }
         }
     }

@@ -81,7 +81,7 @@ pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<Skip, 
         }
         let Some(bytes) = store.get(&path).await? else {
             let path = format!("{}{path}", store.url());
-            return Err(LakeError::Log { path, reason: "the log lists this file and it is not there".to_owned() });
+            return Err(LakeError::Log { path, reason: "the log lists this file, but it does not exist".to_owned() });
         };
         let fail = |source| LakeError::Parquet { action: "decode", path: path.clone(), source };
         let builder = open(bytes).map_err(fail)?;

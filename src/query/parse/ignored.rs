@@ -270,7 +270,7 @@ impl Finder<'_> {
         if let WindowType::WindowSpec(spec) = over {
             absent(
                 spec.window_name.is_some(),
-                "OVER (name …) does not take over what the window says; write OVER name, or write the window out",
+                "OVER (name …) does not inherit the named window; write OVER name, or the whole definition",
             )?;
         }
         // The planner prefers an aggregate to a window function of the same name, except for these three.
@@ -354,7 +354,7 @@ fn table_alias(alias: &Option<TableAlias>) -> Found {
     absent(
         mistaken,
         &format!(
-            "{name} has no effect: it is taken for a name of the table before it; leave it out, or write AS {name}"
+            "{name} has no effect: it is read as an alias of the table before it; leave it out, or write AS {name}"
         ),
     )
 }

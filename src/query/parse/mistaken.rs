@@ -52,7 +52,8 @@ impl VisitorMut for Mender {
                     _ => "min",
                 };
                 return refused(format!(
-                    "{op} {word} (SELECT …) is not possible; write {op} (SELECT {of}(…) …), and think of NULLs and of no rows"
+                    "{op} {word} (SELECT …) is not possible; write {op} (SELECT {of}(…) …), and handle NULLs and \
+                     empty results"
                 ));
             }
         }
@@ -84,7 +85,7 @@ impl VisitorMut for Mender {
                     let is_number = matches!(expr, Expr::Value(ValueWithSpan { value: Value::Number(..), .. }));
                     if alias.quote_style == Some('\'') {
                         return refused(format!(
-                            "{expr} {alias}: two texts are not put together, and names stand in \" \"; write ||"
+                            "{expr} {alias}: adjacent strings are not joined; write ||, or put a name into \" \""
                         ));
                     }
                     if is_number && alias.quote_style.is_none() && alias.value.starts_with('_') {
@@ -110,9 +111,9 @@ fn planned_name(expr: &Expr) -> String {
 /// Refuses an operator or a literal that has another meaning here than elsewhere.
 pub(super) fn expression(expr: &Expr) -> Found {
     match expr {
-        Expr::BinaryOp { op: BinaryOperator::BitwiseXor, .. } => refused(
-            "^ is a power elsewhere and an exclusive or of bits here; write power(a, b), or (a | b) - (a & b) for the bits",
-        ),
+        Expr::BinaryOp { op: BinaryOperator::BitwiseXor, .. } => {
+            refused("^ means bitwise XOR here and a power elsewhere; write power(a, b), or (a | b) - (a & b) for XOR")
+        }
         Expr::Value(ValueWithSpan { value: Value::Number(text, _), .. }) => number(text),
         Expr::Value(ValueWithSpan { value: Value::HexStringLiteral(digits), span }) => {
             // `0x…` is two characters longer than its digits; `x'…'` is three characters longer.

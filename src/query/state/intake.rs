@@ -1,72 +1,21 @@
 //! Collects the tail while it is read: rows in arrival order, and sorted by identity once all are read.
 
 use std::cmp::Ordering;
-use std::hash::{BuildHasher, Hash};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::MemoryReservation;
-use hashbrown::HashTable;
 
 use super::names::{Hashing, Mark, Names, Step, text};
-use super::order::Head;
-use super::tail::{Dataset, Entry, Part, Place, Tail, column, heads_of, named, rest_at, rest_of};
+use super::order::{Head, column, heads_of, rest_of};
+use super::parts::{Numbers, Part, Place, named, rest_at};
+use super::tail::{Dataset, Entry, Tail};
 
 /// Upper bound of the bytes that a row takes beside its columns: as a change, as a sorted change, as an entry, and for
 /// its names.
 const BYTES_OF_A_ROW: usize = 320;
-
-/// Interned names of one kind, each with a number.
-#[derive(Default)]
-pub struct Numbers {
-    hasher: Hashing,
-    /// Hash of each name, and one row that has the name.
-    known: Vec<(u64, Place)>,
-    by_name: HashTable<u32>,
-}
-
-impl Numbers {
-    /// Returns the number of a name, if it has one. `name_of` reads the name of a row.
-    pub fn find<'a, N: Hash + Eq>(
-        &self,
-        name: &N,
-        parts: &'a [Part],
-        name_of: impl Fn(&'a Names, usize) -> N,
-    ) -> Option<u32> {
-        self.find_by_hash(self.hasher.hash_one(name), name, parts, name_of)
-    }
-
-    fn find_by_hash<'a, N: Eq>(
-        &self,
-        hash: u64,
-        name: &N,
-        parts: &'a [Part],
-        name_of: impl Fn(&'a Names, usize) -> N,
-    ) -> Option<u32> {
-        let is_it = |&number: &u32| {
-            let (known, at) = self.known[number as usize];
-            let (names, row) = named(parts, at);
-            known == hash && name_of(names, row) == *name
-        };
-        self.by_name.find(hash, is_it).copied()
-    }
-
-    /// Returns the number of a row's name, and assigns one if the name is new.
-    fn of<'a, N: Hash + Eq>(&mut self, at: Place, parts: &'a [Part], name_of: impl Fn(&'a Names, usize) -> N) -> u32 {
-        let (names, row) = named(parts, at);
-        let name = name_of(names, row);
-        let hash = self.hasher.hash_one(&name);
-        self.find_by_hash(hash, &name, parts, name_of).unwrap_or_else(|| {
-            let number = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
-            self.known.push((hash, at));
-            let known = &self.known;
-            self.by_name.insert_unique(hash, number, |&number| known[number as usize].0);
-            number
-        })
-    }
-}
 
 /// A row that changes a key or removes a dataset.
 #[derive(Default, Clone, Copy)]

@@ -7,7 +7,7 @@ use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use datafusion::error::{DataFusionError, Result};
 
-use super::tail::column;
+use super::order::column;
 
 /// The hasher of names. In tests nearly all hashes are equal, because the code must tolerate collisions.
 #[cfg(not(test))]

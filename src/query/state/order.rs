@@ -7,10 +7,11 @@
 
 use std::cmp::Ordering;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int32Type, Int64Type};
 use arrow::error::ArrowError;
+use datafusion::error::{DataFusionError, Result};
 
 /// Columns that order changes, most significant first.
 pub const ORDER: [&str; 7] =
@@ -79,4 +80,20 @@ impl Rest<'_> {
             .then_with(|| index(self, row).cmp(&index(other, at)))
             .then_with(|| self.text(3, row).cmp(other.text(3, at)))
     }
+}
+
+/// Returns the column of a batch with that name.
+pub fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
+    batch.column_by_name(name).ok_or_else(|| DataFusionError::Internal(format!("there is no column {name}")))
+}
+
+/// Reads the order prefixes of the rows of a batch.
+pub fn heads_of(batch: &RecordBatch) -> Result<Heads> {
+    let [sync_count, modified, arrived, ..] = ORDER;
+    Ok(Heads::of([column(batch, sync_count)?, column(batch, modified)?, column(batch, arrived)?])?)
+}
+
+/// Returns the tie-breaker columns; `None` if the batch lacks one of them.
+pub fn rest_of(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
+    ORDER[HEAD..].iter().map(|name| batch.column_by_name(name).cloned()).collect()
 }

@@ -41,8 +41,9 @@ use datafusion::physical_plan::{
 use futures::{StreamExt, TryStreamExt};
 
 use super::names::Names;
-use super::order::{ORDER, Rest};
-use super::tail::{IS_AFTER_REMOVAL, Removal, Tail, Walk, column, heads_of, rest_of, with_columns};
+use super::order::{ORDER, Rest, column, heads_of, rest_of};
+use super::parts::{IS_AFTER_REMOVAL, with_columns};
+use super::tail::{Removal, Tail, Walk};
 use super::{KEY, same, told};
 
 /// Identities per lookup.
@@ -101,9 +102,14 @@ impl fmt::Debug for Found {
 }
 
 impl Overlay {
+    /// Returns the number of readers of the state, which is the number of output partitions.
+    pub fn readers(input: &Arc<dyn ExecutionPlan>, session: &SessionState) -> usize {
+        input.output_partitioning().partition_count().min(session.config().target_partitions())
+    }
+
     /// Creates an overlay. `input` reads from the state the names, the order prefix, and the columns of `schema`.
     pub fn new(input: Arc<dyn ExecutionPlan>, sides: Arc<Sides>, schema: SchemaRef) -> Self {
-        let readers = input.output_partitioning().partition_count().min(sides.session.config().target_partitions());
+        let readers = Self::readers(&input, &sides.session);
         let (beaten, removals) = (vec![false; sides.tail.len()], vec![None; sides.tail.datasets()]);
         let found = Mutex::new(Found { beaten, removals, ties: Vec::new() });
         let pass = Arc::new(Pass { next: AtomicUsize::new(0), open: AtomicUsize::new(readers), found });

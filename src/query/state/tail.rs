@@ -3,41 +3,15 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions};
-use arrow::compute::{FilterBuilder, cast};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 use datafusion::execution::memory_pool::MemoryReservation;
 
-use super::intake::Numbers;
 use super::names::{Hashing, Mark, Names, Step};
-use super::order::{HEAD, Head, Heads, ORDER, Rest};
-
-/// The column of a tail row that is computed, not read.
-pub const IS_AFTER_REMOVAL: &str = "is_after_removal";
-/// Returns the column of a batch with that name.
-pub fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
-    batch.column_by_name(name).ok_or_else(|| DataFusionError::Internal(format!("there is no column {name}")))
-}
-
-/// Creates a batch, which may have no columns.
-pub fn with_columns(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
-    let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
-}
-
-/// Reads the order prefixes of the rows of a batch.
-pub fn heads_of(batch: &RecordBatch) -> Result<Heads> {
-    let [sync_count, modified, arrived, ..] = ORDER;
-    Ok(Heads::of([column(batch, sync_count)?, column(batch, modified)?, column(batch, arrived)?])?)
-}
-
-/// Returns the tie-breaker columns; `None` if the batch lacks one of them.
-pub fn rest_of(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
-    ORDER[HEAD..].iter().map(|name| batch.column_by_name(name).cloned()).collect()
-}
+use super::order::{Head, Rest};
+use super::parts::{Numbers, Part, Place, named, rest_at};
 
 /// `sync_count` and server date of the removal of a dataset. Rows that are not later are removed.
 pub type Removal = (i64, i64);
@@ -56,39 +30,6 @@ pub struct Tail {
     pub(super) entries: Vec<Entry>,
     /// The reservation for all of the tail.
     pub(super) memory: MemoryReservation,
-}
-
-/// Rows in arrival order.
-pub struct Part {
-    pub rows: RecordBatch,
-    pub names: Names,
-    /// The tie-breaker columns.
-    pub rest: Vec<ArrayRef>,
-}
-
-impl Part {
-    fn left(&self, schema: &SchemaRef, fates: &[Option<bool>]) -> Result<RecordBatch> {
-        let are_left: BooleanArray = fates.iter().map(|fate| Some(fate.is_some())).collect();
-        let left = FilterBuilder::new(&are_left).optimize().build();
-        let columns = schema.fields().iter().map(|field| match field.name().as_str() {
-            IS_AFTER_REMOVAL => {
-                Ok(Arc::new(fates.iter().flatten().copied().map(Some).collect::<BooleanArray>()) as ArrayRef)
-            }
-            name => {
-                let values = cast(&left.filter(column(&self.rows, name)?)?, field.data_type())?;
-                // Views would keep all text of the part alive.
-                Ok(values.as_string_view_opt().map_or(values.clone(), |views| Arc::new(views.gc()) as ArrayRef))
-            }
-        });
-        with_columns(schema, columns.collect::<Result<_>>()?, left.count())
-    }
-}
-
-/// The place of a row.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    pub part: u32,
-    pub row: u32,
 }
 
 /// A dataset of the tail. The datasets of an identity are sorted by the numbers of their names.
@@ -127,16 +68,6 @@ impl fmt::Debug for Tail {
         let bytes = self.memory.size();
         f.debug_struct("Tail").field("keys", &self.len()).field("bytes", &bytes).finish_non_exhaustive()
     }
-}
-
-/// Returns the names of a part, and the row's index in them.
-pub fn named(parts: &[Part], at: Place) -> (&Names, usize) {
-    (&parts[at.part as usize].names, at.row as usize)
-}
-
-/// Returns the tie-breaker columns of a part; the row has the same index as in the names.
-pub fn rest_at(parts: &[Part], at: Place) -> Rest<'_> {
-    Rest(&parts[at.part as usize].rest)
 }
 
 impl Tail {

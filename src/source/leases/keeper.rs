@@ -226,8 +226,8 @@ fn foreign(leases: &[Lease], stream: &str, options: &Options) -> Option<String> 
     let of_now = || leases.iter().filter(|lease| !is_of_earlier(lease, stream, options));
     if of_now().any(|lease| lease.stream.is_none()) {
         return Some(format!(
-            "lease table {table} was made by an application of the Kinesis Client Library; to begin where that stopped, name \
-             another --lease-table and give --import-kcl-checkpoints {table}"
+            "lease table {table} belongs to an application of the Kinesis Client Library; to start where that \
+             application stopped, give another --lease-table and --import-kcl-checkpoints {table}"
         ));
     }
     if let Some(other) = of_now().filter_map(|lease| lease.stream.as_deref()).find(|other| *other != stream) {
@@ -238,8 +238,8 @@ fn foreign(leases: &[Lease], stream: &str, options: &Options) -> Option<String> 
     let others = of_now().filter(|lease| lease.lake.as_ref().is_some_and(|lake| *lake != options.lake));
     others.map(|lease| &lease.key).min().map(|shard| {
         format!(
-            "lease table {table} has shard {shard} for another lake; give each lake a lease table of its own, or delete this \
-             one if the lake was made anew: it is made again"
+            "lease table {table} has shard {shard} for another lake; give each lake a lease table of its own, or \
+             delete this one if the lake was created again (synclake then creates a new table)"
         )
     })
 }
@@ -286,7 +286,7 @@ impl Round {
             match self.take(&wishes).await {
                 Ok(table) => self.show(table),
                 Err(error) => {
-                    tracing::warn!(error = %error, "cannot read the lease table; what is held stays held");
+                    tracing::warn!(error = %error, "cannot read the lease table; this worker keeps its leases");
                     let before = self.view.borrow().clone();
                     self.show(before);
                 }
@@ -337,7 +337,7 @@ impl Round {
             match renewed {
                 Ok(None) => {
                     self.refused = Some(format!(
-                        "another worker runs under the name {}; give each worker a --worker-id of its own, or none",
+                        "another worker has the same --worker-id {}; give each worker a different one, or none",
                         self.worker
                     ));
                     self.held.remove(&shard);

@@ -96,7 +96,7 @@ impl LeaseTable {
                     let keys = table.map(|t| t.key_schema()).unwrap_or_default();
                     if !keys.iter().map(|k| k.attribute_name()).eq([KEY]) {
                         let message = format!(
-                            "DynamoDB table {} is no lease table: its key is not {KEY} alone; give another name",
+                            "DynamoDB table {} is not a lease table: its key must be {KEY} alone; give another name",
                             self.name
                         );
                         return Err(SourceError::Invalid(message));
