@@ -102,7 +102,7 @@ fn sql() {
     let part = |n: usize| format!(" || repeat('{n}', 15000) || k");
     let joined: String = (10..60).map(part).collect();
     let joined =
-        format!("select max(length(k{joined})) from (select key as k, unnest(range(1, 9000)) from sync_records)");
+        format!("select max(length(k{joined})) from (select key as k, unnest(range(1, 4000)) from sync_records)");
     let chain = format!("select {}", vec!["1"; 20_000].join("+"));
     let unions = vec!["select 1"; 5_000].join(" union all ");
     let nested = format!("select {}1{}", "(".repeat(1_400), ")".repeat(1_400));
