@@ -19,9 +19,10 @@ demo: ## simulate a stream, read it into a lake in ./demo, query it, extract a d
 test: tools ## install what the tests need into ./.tools, start the servers, run everything, stop them
 	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked --features failpoints
 
-check: ## format, lints, dependencies, tests: what CI runs
+check: ## format, lints, documentation, dependencies, tests: what CI runs
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
 	$(MAKE) deny
 	$(MAKE) test
 

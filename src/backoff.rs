@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::timeouts::ERROR_AFTER;
 use rand::RngExt;
 
 /// The pauses of one retried operation.
@@ -49,14 +50,12 @@ pub struct Alarm {
     told: Option<Instant>,
 }
 
-const LOUD_AFTER: Duration = Duration::from_secs(60);
-
 impl Alarm {
     /// Notes a failure at `now`. Returns how long it has continued, and whether to log it as an error.
     pub fn failed(&mut self, now: Instant) -> (Duration, bool) {
         let lasted = now.saturating_duration_since(*self.since.get_or_insert(now));
-        let is_due = self.told.is_none_or(|at| now.saturating_duration_since(at) >= LOUD_AFTER);
-        let is_loud = lasted >= LOUD_AFTER && is_due;
+        let is_due = self.told.is_none_or(|at| now.saturating_duration_since(at) >= ERROR_AFTER);
+        let is_loud = lasted >= ERROR_AFTER && is_due;
         if is_loud {
             self.told = Some(now);
         }

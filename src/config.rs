@@ -194,8 +194,8 @@ pub fn payloads(
     patience: Option<String>,
     private: bool,
     file: &File,
-) -> Result<crate::payload::Options, Unusable> {
-    let mut options = crate::payload::Options::default();
+) -> Result<crate::payload::PayloadOptions, Unusable> {
+    let mut options = crate::payload::PayloadOptions::default();
     options.policy.private = private || file.payload_private_addresses == Some(true);
     let hosts = hosts.filter(|h| !h.is_empty()).or_else(|| file.payload_hosts.clone()).unwrap_or_default();
     let allowed = hosts.iter().map(|host| host.parse()).collect::<Result<_, _>>();

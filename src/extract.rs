@@ -22,7 +22,7 @@ use deltalake::DeltaTable;
 use serde::Serialize;
 
 use crate::failpoint;
-use crate::lake::snapshot::Living;
+use crate::lake::snapshot::ActiveFile;
 use crate::lake::{LakeError, Store, replace, sweep};
 use crate::print::Format;
 use crate::query::state::{Resolved, is_damage};
@@ -59,7 +59,7 @@ fn encode_error(error: impl std::error::Error + Send + Sync + 'static) -> Extrac
 
 /// The result of one extract.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
-pub struct Report {
+pub struct ExtractReport {
     /// The extracted day.
     pub date: NaiveDate,
     /// Live keys at the end of the day.
@@ -122,8 +122,8 @@ pub async fn run(
     out: Option<(&Store, Format)>,
     correct: bool,
     limits: &Limits,
-    mut done: impl FnMut(&Report),
-) -> Result<Vec<Report>, ExtractError> {
+    mut done: impl FnMut(&ExtractReport),
+) -> Result<Vec<ExtractReport>, ExtractError> {
     let mut reports = Vec::new();
     for date in from.iter_days().take_while(|date| *date <= to) {
         let mut plan = Plan::new(lake, date).await?;
@@ -167,7 +167,12 @@ const ORDERED: &str = "is_after_removal, shard_id, sequence_number, sub_sequence
 const LIVE: &str = "is_after_removal AND op <> 'remove'";
 const ORDER: &str = "ORDER BY pool, identity_id, dataset_name, key NULLS FIRST";
 
-async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &Limits) -> Result<Report, ExtractError> {
+async fn day(
+    lake: &Store,
+    plan: Plan,
+    out: Option<(&Store, Format)>,
+    limits: &Limits,
+) -> Result<ExtractReport, ExtractError> {
     let context = tables(&plan, limits).await?;
     let ask = async |sql: String| -> Result<DataFrame, ExtractError> {
         Ok(context.sql(&sql).await.map_err(QueryError::from)?)
@@ -193,7 +198,7 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
         None => 0,
     };
     let is_complete = (!plan.shards.is_empty()).then(|| plan.shards.iter().all(|shard| shard.is_complete));
-    let mut report = Report {
+    let mut report = ExtractReport {
         date: plan.date,
         state_rows,
         change_rows,
@@ -232,7 +237,7 @@ async fn day(lake: &Store, plan: Plan, out: Option<(&Store, Format)>, limits: &L
 
 /// Creates a session with the state at the end of the day, and the changes of the day.
 async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractError> {
-    let sizes = plan.tail.iter().map(Living::rows_and_bytes).chain(plan.base_sizes.iter().copied());
+    let sizes = plan.tail.iter().map(ActiveFile::rows_and_bytes).chain(plan.base_sizes.iter().copied());
     let context = session(&limits.for_rows_of(sizes))?;
     let state = context.state();
     let tail = plan.tail.iter().map(|file| file.path.clone()).collect();

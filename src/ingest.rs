@@ -43,20 +43,14 @@ mod writer;
 
 pub(crate) use writer::files::write_partition;
 
+use crate::timeouts::{HEARTBEAT_INTERVAL, IDLE_FLUSH, STOP_TIMEOUT};
 pub use counters::{Counters, Summary};
 use decoding::{Decoded, decode_chunk};
 use from_files::Ends;
 use writer::{Flushed, Writer};
 
-/// After a signal, received records are committed within this time or dropped. The next run reads dropped records
-/// again.
-const STOP_PATIENCE: Duration = Duration::from_secs(20);
-/// Longest time between two turns of the loop.
-const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Approximate upper bound of the memory that decoding one chunk takes.
 const DECODING_BYTES: usize = 32 << 20;
-/// Received records are committed after this long without a new record.
-const IDLE_FLUSH: Duration = Duration::from_secs(5);
 
 /// Reason why an ingest ended early. Everything that was committed stays committed.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +116,7 @@ pub struct Stream {
     /// Stop once every shard has had nothing to read for this long.
     pub until_idle: Option<Duration>,
     /// Share the shards with other workers.
-    pub leases: Option<leases::Options>,
+    pub leases: Option<leases::LeaseOptions>,
     /// Table of a Kinesis Client Library application at whose checkpoints to start.
     pub import: Option<String>,
     /// How to reach AWS.
@@ -131,7 +125,7 @@ pub struct Stream {
 
 /// Options of a run.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct IngestOptions {
     /// Upper bound of all buffers, in bytes.
     pub memory_bytes: usize,
     /// Commit after this many bytes of records.
@@ -139,10 +133,10 @@ pub struct Options {
     /// Commit after this time.
     pub flush_interval: Duration,
     /// How to fetch the payloads that events point at.
-    pub payloads: payload::Options,
+    pub payloads: payload::PayloadOptions,
 }
 
-impl Options {
+impl IngestOptions {
     /// Minimum memory: the largest possible record still leaves room to work.
     pub const MEMORY_BYTES_MIN: usize = 64 << 20;
 
@@ -170,7 +164,7 @@ enum Arrived {
 pub async fn run(
     source: Source,
     lake: Store,
-    options: Options,
+    options: IngestOptions,
     counters: Arc<Counters>,
     signal: CancellationToken,
 ) -> Result<Summary, IngestError> {
@@ -184,13 +178,14 @@ pub async fn run(
         () = signal.cancelled() => return Ok(counters.summary(Ends::default())),
     };
     let payloads = Payloads::new(options.payloads.clone()).map_err(IngestError::Payloads)?;
-    let (sink, deliveries) = Sink::new(Budget::new(options.memory_bytes), payloads);
+    let (sink, deliveries) = Sink::new(Budget::new(options.memory_bytes));
     // Any chunk may hold a worst-case record for its length. With little memory, fewer chunks than processors are
     // decoded at a time.
     let decoding_max = (cpu::processors() + 1).min(options.memory_bytes / DECODING_BYTES).max(2);
     let run = Run {
         writer,
         counters: counters.clone(),
+        payloads,
         sink: Some(sink),
         deliveries,
         decoding: FuturesOrdered::new(),
@@ -228,6 +223,7 @@ struct Run {
     writer: Writer,
     counters: Arc<Counters>,
     sink: Option<Sink>,
+    payloads: Payloads,
     deliveries: tokio::sync::mpsc::Receiver<Delivery>,
     decoding: FuturesOrdered<BoxFuture<'static, Result<Arrived, IngestError>>>,
     decoding_max: usize,
@@ -279,7 +275,7 @@ impl Run {
             return Ok(Turn::Went);
         }
         // A quiet pipe may deliver nothing for hours. The heartbeat keeps `/healthz` from reporting the loop as stuck.
-        let wake = [due, deadline, Some(Instant::now() + HEARTBEAT)].into_iter().flatten().min();
+        let wake = [due, deadline, Some(Instant::now() + HEARTBEAT_INTERVAL)].into_iter().flatten().min();
         tokio::select! {
             biased;
             () = self.stop.cancelled(), if !self.stopping => {
@@ -437,7 +433,7 @@ impl Run {
 const RUN_AGAIN: &str = "nothing is lost: the next run reads them again";
 const FEED_AGAIN: &str = "a pipe cannot be read again: send the same input once more; committed records are skipped";
 
-/// Runs `work` to its end; after a signal, for at most `STOP_PATIENCE`.
+/// Runs `work` to its end; after a signal, for at most `STOP_TIMEOUT`.
 async fn in_time(
     signal: CancellationToken,
     counters: &Counters,
@@ -446,13 +442,13 @@ async fn in_time(
 ) -> Result<(), IngestError> {
     let patience = async {
         signal.cancelled().await;
-        tokio::time::sleep(STOP_PATIENCE).await;
+        tokio::time::sleep(STOP_TIMEOUT).await;
     };
     tokio::select! {
         done = work => done,
         () = patience => match counters.uncommitted() {
             0 => Ok(()),
-            records => Err(IngestError::Unfinished { seconds: STOP_PATIENCE.as_secs(), records, remedy }),
+            records => Err(IngestError::Unfinished { seconds: STOP_TIMEOUT.as_secs(), records, remedy }),
         }
     }
 }

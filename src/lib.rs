@@ -13,7 +13,7 @@
 //! | [`source`] | reads shards and files into records | decide what a record means |
 //! | [`decode`] | turns bytes into rows, or into a decode error | I/O |
 //! | [`payload`] | fetches payloads that events point to, under a policy | use credentials |
-//! | [`batch`] | turns rows into Arrow batches, by shard, pool and date | I/O, read a clock |
+//! | `batch` | turns rows into Arrow batches, by shard, pool and date | I/O, read a clock |
 //! | [`lake`] | files, commits, positions: the commit is the truth | interpret a position |
 //! | [`ingest`] | the loop over the modules above | |
 //! | [`query`] | views over one lake snapshot | write; import `source`; list folders |
@@ -49,4 +49,5 @@ pub mod simulate;
 pub mod source;
 pub mod terminal;
 pub(crate) mod text;
+pub mod timeouts;
 pub mod verify;

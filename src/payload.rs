@@ -9,7 +9,7 @@
 //!
 //! # Retries
 //! A permanent failure (403, 404, a refused host, a payload that is too large) is reported at once. A temporary failure
-//! is retried, and its cause decides for how long ([`hosts`]): the object, an unknown host, or an outage of the host.
+//! is retried, and its cause decides for how long (`hosts`): the object, an unknown host, or an outage of the host.
 //! In an outage the shard waits while the URL is valid, because an outage is no reason to give up a record. Afterwards
 //! the shard continues in any case: with the contents, or with the envelope in the quarantine.
 
@@ -32,26 +32,23 @@ pub use policy::{Allowed, Policy};
 
 /// Settings of payload fetches.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct PayloadOptions {
     /// Allowed hosts and addresses.
     pub policy: Policy,
     /// Maximum bytes of an unpacked payload.
     pub bytes_max: usize,
     /// Time limit of one attempt.
     pub deadline: Duration,
-    /// Time limit of retries, except in an outage. `None` applies the limits of [`hosts`].
+    /// Time limit of retries, except in an outage. `None` applies the limits of `payload::hosts`.
     pub patience: Option<Duration>,
 }
 
-/// How long a payload is retried if its object fails, or if its host has never answered.
-pub const PATIENCE: Duration = Duration::from_secs(900);
-
-impl Options {
+impl PayloadOptions {
     /// The default limit of a payload, in bytes: 16 times the maximum size of a dataset.
     pub const BYTES_MAX: usize = 16 << 20;
 }
 
-impl Default for Options {
+impl Default for PayloadOptions {
     fn default() -> Self {
         Self {
             policy: Policy::default(),
@@ -77,7 +74,7 @@ impl Payloads {
     ///
     /// # Errors
     /// Fails if the system has no usable certificates.
-    pub fn new(options: Options) -> Result<Self, String> {
+    pub fn new(options: PayloadOptions) -> Result<Self, String> {
         let bytes_max = options.bytes_max;
         // A reservation is at most a quarter of a budget, so four payloads of maximum size fit at a time, or many small
         // ones.

@@ -4,7 +4,6 @@
 //! statement can create, change, export or configure anything. No local file is a table.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use chrono::NaiveDate;
@@ -36,10 +35,6 @@ mod rules;
 mod spill;
 pub mod state;
 pub mod views;
-
-/// Time that a program waits at its end for the tasks of a failed query. These tasks hold the query's files on disk
-/// until they end.
-pub const FILES_PATIENCE: Duration = Duration::from_secs(10);
 
 /// An error of a query.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +72,7 @@ impl From<DataFusionError> for QueryError {
             DataFusionError::ResourcesExhausted(what) => {
                 Self::Memory(what.split(" with ").next().unwrap_or(what).to_owned())
             }
-            DataFusionError::External(told) if told.is::<Told>() => Self::Refused(told.to_string()),
+            DataFusionError::External(told) if told.is::<UserError>() => Self::Refused(told.to_string()),
             root => match spill::told(root) {
                 Some(what) => Self::Disk(what),
                 None => Self::Sql(error),
@@ -103,10 +98,10 @@ fn one_line(error: &DataFusionError) -> String {
 /// A complete message for the user, passed through DataFusion.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Told(pub String);
+pub(crate) struct UserError(pub String);
 
-impl From<Told> for DataFusionError {
-    fn from(told: Told) -> Self {
+impl From<UserError> for DataFusionError {
+    fn from(told: UserError) -> Self {
         Self::External(Box::new(told))
     }
 }
@@ -339,7 +334,7 @@ impl TableProvider for NotAsOf {
         _: &[Expr],
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-        Err(Told(format!("--as-of does not apply to {}; {}", self.table, self.remedy)).into())
+        Err(UserError(format!("--as-of does not apply to {}; {}", self.table, self.remedy)).into())
     }
 }
 

@@ -42,7 +42,7 @@ use crate::verify::comparable;
 
 /// The records to decode again.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct RedriveOptions {
     /// Only records with one of these reasons; all if empty.
     pub reasons: BTreeSet<Reason>,
     /// Only records that arrived at or after this time.
@@ -51,7 +51,7 @@ pub struct Options {
 
 /// The result of a run.
 #[derive(Debug, Default, Serialize, PartialEq, Eq)]
-pub struct Report {
+pub struct RedriveReport {
     /// Records that were decoded again.
     pub examined: u64,
     /// Records that were moved into `sync_records`.
@@ -69,8 +69,8 @@ const APART: &str = "redrive-";
 ///
 /// # Errors
 /// Fails if the lake cannot be read or written. Running again continues where the run stopped.
-pub async fn run(lake: &Store, options: &Options) -> Result<Report, LakeError> {
-    let mut report = Report::default();
+pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport, LakeError> {
+    let mut report = RedriveReport::default();
     if Table::SyncRecords.load(lake, None).await?.is_none() {
         return Err(LakeError::NoLake(lake.to_string()));
     }
@@ -79,7 +79,7 @@ pub async fn run(lake: &Store, options: &Options) -> Result<Report, LakeError> {
     known.admit(Table::Quarantine, &store, true)?;
     let Some(loaded) = snapshot::load(&store, Some(known.version)).await? else { return Ok(report) };
     let context = session(&Limits::default()).map_err(|e| LakeError::Invalid(e.to_string()))?;
-    let mut files: Vec<String> = snapshot::live_files(&store, &loaded).await?.into_iter().collect();
+    let mut files: Vec<String> = snapshot::active_paths(&store, &loaded).await?.into_iter().collect();
     files.sort();
     let mut ledger = Ledger::open(lake, Table::SyncRecords).await?;
     for path in files {
@@ -175,8 +175,8 @@ fn kept(held: &RecordBatch) -> Result<Vec<Kept<'_>>, LakeError> {
 fn choose(
     held: &RecordBatch,
     ledger: &Ledger,
-    options: &Options,
-    report: &mut Report,
+    options: &RedriveOptions,
+    report: &mut RedriveReport,
 ) -> Result<BooleanArray, LakeError> {
     let mut reached: HashMap<ShardKey, Option<SequenceNumber>> = HashMap::new();
     let mut chosen = Vec::with_capacity(held.num_rows());
@@ -250,7 +250,7 @@ async fn finish(
     ledger: &mut Ledger,
     apart: &str,
     taken: &RecordBatch,
-    report: &mut Report,
+    report: &mut RedriveReport,
 ) -> Result<(), LakeError> {
     let name = apart.rsplit('/').next().unwrap_or(apart);
     let id = format!("redrive/{name}");

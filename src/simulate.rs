@@ -20,7 +20,7 @@ use world::World;
 
 /// Options of a simulation.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct SimulateOptions {
     /// Seed of all random choices.
     pub seed: u64,
     /// Number of synchronizations, without copies.
@@ -46,7 +46,7 @@ pub struct Options {
     /// Typical length of a value, in characters.
     pub value_chars: usize,
     /// Options of the wire.
-    pub wire: wire::Options,
+    pub wire: wire::WireOptions,
 }
 
 /// The totals of a simulation.
@@ -70,7 +70,7 @@ pub struct Produced {
 /// # Errors
 /// The error of `emit`, or a payload cannot be written.
 pub fn run<E: From<std::io::Error>>(
-    options: &Options,
+    options: &SimulateOptions,
     mut emit: impl FnMut(&str, Vec<u8>) -> Result<(), E>,
 ) -> Result<(Produced, Truth), E> {
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
@@ -132,8 +132,8 @@ impl Truth {
 mod tests {
     use super::*;
 
-    fn options() -> Options {
-        Options {
+    fn options() -> SimulateOptions {
+        SimulateOptions {
             seed: 7,
             events: 2_000,
             pools: 2,
@@ -146,13 +146,13 @@ mod tests {
             dataset_removals: 0.01,
             bulk_copies: 0.02,
             value_chars: 24,
-            wire: wire::Options::default(),
+            wire: wire::WireOptions::default(),
         }
     }
 
     #[test]
     fn a_seed_is_a_stream() {
-        let lines = |options: &Options| {
+        let lines = |options: &SimulateOptions| {
             let mut lines = Vec::new();
             let (produced, truth) = run(options, |_, json| {
                 lines.push(String::from_utf8(json).unwrap());
@@ -165,7 +165,7 @@ mod tests {
         };
         let (first, oracle, produced) = lines(&options());
         assert_eq!((&first, &oracle), (&lines(&options()).0, &lines(&options()).1));
-        assert_ne!(first, lines(&Options { seed: 8, ..options() }).0);
+        assert_ne!(first, lines(&SimulateOptions { seed: 8, ..options() }).0);
         assert!(produced.events > 2_050 && produced.live_keys > 50, "{produced:?}");
         let removals = first.iter().filter(|l| l.contains(r#""kinesisSyncRecords":null"#)).count();
         assert!(removals > 0 && first.iter().any(|l| l.contains(r#""value":"""#)));
@@ -180,7 +180,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let payloads =
             wire::Payloads { share: 0.1, folder: folder.path().to_owned(), url: "http://127.0.0.1:9/p/".to_owned() };
-        let wire = wire::Options { aggregates: 0.2, poison: 0.05, payloads: Some(payloads) };
+        let wire = wire::WireOptions { aggregates: 0.2, poison: 0.05, payloads: Some(payloads) };
         let mut plain = Vec::new();
         run(&options(), |_, data| {
             plain.push(crate::decode::decode(&data).unwrap().rows.len());
@@ -188,7 +188,7 @@ mod tests {
         })
         .unwrap();
         let (mut found, mut junk, mut aggregates, mut fetched) = (Vec::new(), 0, 0, 0);
-        let (produced, _) = run(&Options { wire, ..options() }, |_, data| {
+        let (produced, _) = run(&SimulateOptions { wire, ..options() }, |_, data| {
             let parts: Vec<_> = crate::decode::aggregate::parts(&data.into()).collect();
             aggregates += usize::from(parts.len() > 1);
             for part in parts {

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 
 use crate::budget::{Budget, Reservation};
 use crate::ids::{SequenceNumber, ShardKey};
-use crate::payload::Payloads;
 use crate::record::Record;
 
 pub mod files;
@@ -75,39 +74,37 @@ pub enum Delivery {
 
 /// The error of a [`Sink`] whose receiver is gone: the run is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NobodyListens;
+pub struct ReceiverGone;
 
 /// A sender through which a source delivers.
 #[derive(Debug, Clone)]
 pub struct Sink {
     /// Memory budget of reading; a source reserves before it reads.
     pub budget: Budget,
-    /// Fetcher of the payloads that records point at.
-    pub payloads: Payloads,
     deliveries: mpsc::Sender<Delivery>,
 }
 
 impl Sink {
     /// Creates a sink, and the receiver of its deliveries.
-    pub fn new(budget: Budget, payloads: Payloads) -> (Self, mpsc::Receiver<Delivery>) {
+    pub fn new(budget: Budget) -> (Self, mpsc::Receiver<Delivery>) {
         let (deliveries, receiver) = mpsc::channel(8);
-        (Self { budget, payloads, deliveries }, receiver)
+        (Self { budget, deliveries }, receiver)
     }
 
     /// Sends a delivery; waits while the channel is full.
     ///
     /// # Errors
     /// The receiver is gone.
-    pub async fn send(&self, delivery: Delivery) -> Result<(), NobodyListens> {
-        self.deliveries.send(delivery).await.map_err(|_| NobodyListens)
+    pub async fn send(&self, delivery: Delivery) -> Result<(), ReceiverGone> {
+        self.deliveries.send(delivery).await.map_err(|_| ReceiverGone)
     }
 
     /// Sends a delivery like [`Sink::send`], for a thread that may block.
     ///
     /// # Errors
     /// The receiver is gone.
-    pub fn blocking_send(&self, delivery: Delivery) -> Result<(), NobodyListens> {
-        self.deliveries.blocking_send(delivery).map_err(|_| NobodyListens)
+    pub fn blocking_send(&self, delivery: Delivery) -> Result<(), ReceiverGone> {
+        self.deliveries.blocking_send(delivery).map_err(|_| ReceiverGone)
     }
 }
 

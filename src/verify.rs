@@ -34,7 +34,7 @@ const READERS: usize = 8;
 
 /// The result of a check.
 #[derive(Debug, Default, Serialize, PartialEq, Eq)]
-pub struct Report {
+pub struct VerifyReport {
     /// Every fault, one line each; empty if the lake is intact.
     pub faults: Vec<String>,
     /// Results by table.
@@ -90,8 +90,8 @@ pub struct ShardReport {
 ///
 /// # Errors
 /// Fails if the lake cannot be read. Faults of the lake are in the report.
-pub async fn run(lake: &Store, deep: bool) -> Result<Report, LakeError> {
-    let mut report = Report::default();
+pub async fn run(lake: &Store, deep: bool) -> Result<VerifyReport, LakeError> {
+    let mut report = VerifyReport::default();
     if Table::SyncRecords.load(lake, None).await?.is_none() {
         return Err(LakeError::NoLake(lake.to_string()));
     }
@@ -263,7 +263,7 @@ async fn read_gaps(store: &Store, live: &[Listed]) -> Result<Vec<String>, LakeEr
 }
 
 /// Checks the commits that the log still holds.
-async fn check_shards(store: &Store, report: &mut Report) -> Result<(), LakeError> {
+async fn check_shards(store: &Store, report: &mut VerifyReport) -> Result<(), LakeError> {
     let mut versions: Vec<u64> = store
         .list("_delta_log")
         .await?

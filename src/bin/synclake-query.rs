@@ -9,7 +9,7 @@ use clap::{ArgMatches, Parser};
 use synclake::config::{self, File, Unusable};
 use synclake::lake::{Location, Store};
 use synclake::print::Format;
-use synclake::query::{Engine, FILES_PATIENCE, Limits, QueryError, Scope, guard};
+use synclake::query::{Engine, Limits, QueryError, Scope, guard};
 use synclake::shell::{self, Opening, Settings};
 use synclake::{cpu, terminal};
 use tokio::signal::unix::SignalKind;
@@ -122,7 +122,7 @@ fn main() -> ExitCode {
             std::process::exit(128 + signal);
         })));
         let result = runtime.block_on(run(&plan.opening, &texts, plan.settings));
-        runtime.shutdown_timeout(FILES_PATIENCE);
+        runtime.shutdown_timeout(synclake::timeouts::SHUTDOWN_TIMEOUT);
         result
     });
     let done = done.map(std::thread::JoinHandle::join);

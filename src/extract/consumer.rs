@@ -14,7 +14,7 @@
 //! have a manifest, each once by its name.
 //!
 //! # Other writers
-//! New rows are those that commits of new rows added ([`since`]). Each is delivered once, whichever file holds it by
+//! New rows are those that commits of new rows added (`lake::since`). Each is delivered once, whichever file holds it by
 //! now:
 //!
 //! | fate of a file of new rows before the delivery | delivered rows |
@@ -42,7 +42,7 @@ use super::{ExtractError, encode_error};
 use crate::batch::parquet::conform;
 use crate::failpoint;
 use crate::lake::since::{self, Change, Since};
-use crate::lake::snapshot::Living;
+use crate::lake::snapshot::ActiveFile;
 use crate::lake::{LakeError, Store, log, replace, snapshot};
 use crate::print::Format;
 use crate::query::{Limits, QueryError, reading, session};
@@ -105,7 +105,7 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
     let rows = match from {
         None => {
             let files = snapshot::files(&store, &records).await?;
-            let context = session(&limits.for_rows_of(files.iter().map(Living::rows_and_bytes)))?;
+            let context = session(&limits.for_rows_of(files.iter().map(ActiveFile::rows_and_bytes)))?;
             rows_of(&context, &records, &files.into_iter().map(|file| file.path).collect()).await?
         }
         Some(from) => {
@@ -128,7 +128,7 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
             if since.is_new_changed {
                 let files = snapshot::files(&store, &records).await?;
                 let heirs = files.iter().filter(|file| since.heirs.contains_key(&file.path));
-                sizes.extend(heirs.map(Living::rows_and_bytes));
+                sizes.extend(heirs.map(ActiveFile::rows_and_bytes));
             }
             let context = session(&limits.for_rows_of(sizes))?;
             new_rows(name, &context, &store, &records, &since).await?

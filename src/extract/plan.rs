@@ -23,7 +23,7 @@ use crate::ids::ShardKey;
 use crate::lake::ledger::decode_state;
 use crate::lake::log::{self, Transactions};
 use crate::lake::since::{self, Lost, Partition, Since, since};
-use crate::lake::snapshot::{self, Living};
+use crate::lake::snapshot::{self, ActiveFile};
 use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 use crate::source::files;
@@ -89,7 +89,7 @@ pub struct Plan {
     /// The extract of this day that this one replaces.
     pub before: Option<Before>,
     /// The files of `sync_records` that the base does not cover.
-    pub tail: Vec<Living>,
+    pub tail: Vec<ActiveFile>,
     /// Rows of days up to the base's day that were added after the base was extracted, by day.
     pub late: BTreeMap<NaiveDate, u64>,
     /// Extracted days that hold other rows than `sync_records` does now, oldest first.
@@ -98,101 +98,126 @@ pub struct Plan {
     pub shards: Vec<ShardMark>,
 }
 
-impl Plan {
-    /// Plans the extract of a day.
-    ///
-    /// # Errors
-    /// Fails if there is no lake, or if the lake cannot be read.
-    pub async fn new(lake: &Store, date: NaiveDate) -> Result<Self, LakeError> {
+/// The tables of a lake that a plan is made of.
+struct Tables {
+    store: Store,
+    /// What the log of `sync_records` says at the version that is read.
+    read: Transactions,
+    records: DeltaTable,
+    files: Vec<ActiveFile>,
+    daily_store: Store,
+    /// What the log of `daily_state` says.
+    known: Transactions,
+    daily: DeltaTable,
+    extracts: Vec<ActiveFile>,
+}
+
+impl Tables {
+    async fn load(lake: &Store) -> Result<Self, LakeError> {
+        let none = || LakeError::NoLake(lake.to_string());
         if !Table::SyncRecords.exists(lake).await? {
-            return Err(LakeError::NoLake(lake.to_string()));
+            return Err(none());
         }
         Table::DailyState.ensure(lake).await?;
         // The extracts are read first, so that they never cover more than the version of sync_records that is read.
         let daily_store = Table::DailyState.store(lake);
         let known = log::read_transactions(&daily_store).await?.unwrap_or_default();
         known.admit(Table::DailyState, &daily_store, true)?;
-        let none = || LakeError::NoLake(lake.to_string());
         let daily = snapshot::load(&daily_store, Some(known.version)).await?.ok_or_else(none)?;
         let store = Table::SyncRecords.store(lake);
         // The watermarks are those of the version whose rows are read.
         let read = log::read_transactions(&store).await?.ok_or_else(none)?;
-        let version = read.version;
         failpoint::hit("extract/planned");
-        let records = snapshot::load(&store, Some(version)).await?.ok_or_else(none)?;
-        let mut extracted = days(&known, "extract/");
+        let records = snapshot::load(&store, Some(read.version)).await?.ok_or_else(none)?;
+        let files = snapshot::files(&store, &records).await?;
+        let extracts = snapshot::files(&daily_store, &daily).await?;
+        Ok(Self { store, read, records, files, daily_store, known, daily, extracts })
+    }
+
+    async fn as_written(&self, days: impl IntoIterator<Item = NaiveDate>) -> Result<AsWritten, LakeError> {
+        AsWritten::read(&self.daily_store, &self.known, days).await
+    }
+
+    /// Returns the extract of a day that covers a version of `sync_records`.
+    async fn before(&self, date: NaiveDate, covers: u64, is_as_written: bool) -> Result<Before, LakeError> {
+        // Removed or changed rows cannot be derived from new rows.
+        let since = since(&self.store, covers, self.read.version).await?.filter(|since| !loses(since, covers, date));
+        let unknown = |since: Since| {
+            let added = since.files();
+            let is_of = |file: &&ActiveFile| day_of(file, "event_date").is_none_or(|day| day <= date);
+            let unknown = self.files.iter().filter(is_of).filter(|file| added.contains_key(&file.path));
+            unknown.map(|file| file.path.clone()).collect()
+        };
+        Ok(Before {
+            is_as_written,
+            state: of_day(&self.extracts, date, &["state"]),
+            corrections: of_day(&self.extracts, date, &["correction"]),
+            unknown: since.map(unknown),
+        })
+    }
+}
+
+/// Returns the rows of days up to the base's that came after it, by day.
+fn late(since: &Since, base: NaiveDate) -> BTreeMap<NaiveDate, u64> {
+    let mut late = BTreeMap::new();
+    for file in since.new.values() {
+        if let Some(day) = day_in(&file.partition, "event_date").filter(|day| *day <= base) {
+            *late.entry(day).or_default() += file.rows;
+        }
+    }
+    late
+}
+
+impl Plan {
+    /// Plans the extract of a day.
+    ///
+    /// # Errors
+    /// Fails if there is no lake, or if the lake cannot be read.
+    pub async fn new(lake: &Store, date: NaiveDate) -> Result<Self, LakeError> {
+        let tables = Tables::load(lake).await?;
+        let version = tables.read.version;
+        let mut extracted = days(&tables.known, "extract/");
         // A version beyond the newest belongs to another sync_records, of which this one is an older copy.
         extracted.retain(|_, covers| *covers <= version);
-        let told = days(&known, "stale/");
-        let files = snapshot::files(&store, &records).await?;
-        let mut plan = Self {
-            date,
-            records,
-            version,
-            daily,
-            base: None,
-            base_files: BTreeSet::new(),
-            base_sizes: Vec::new(),
-            before: None,
-            tail: Vec::new(),
-            late: BTreeMap::new(),
-            stale: Vec::new(),
-            shards: marks(&read, date),
-        };
+        let told = days(&tables.known, "stale/");
         let base = extracted.range(..date).next_back().map(|(day, covers)| (*day, *covers));
-        let as_written = AsWritten::read(&daily_store, &known, base.iter().map(|(day, _)| *day).chain([date])).await?;
-        let after_base = match base {
-            Some((day, covers)) => since(&store, covers, version).await?.map(|since| (day, covers, since)),
+        let as_written = tables.as_written(base.iter().map(|(day, _)| *day).chain([date])).await?;
+        let before = match extracted.get(&date) {
+            Some(covers) => Some(tables.before(date, *covers, as_written.is(date)).await?),
             None => None,
         };
-        let extracts = snapshot::files(&daily_store, &plan.daily).await?;
-        if let Some(covers) = extracted.get(&date) {
-            // Removed or changed rows cannot be derived from new rows.
-            let since = since(&store, *covers, version).await?.filter(|since| !loses(since, *covers, date));
-            let unknown = |since: Since| {
-                let added = since.files();
-                let is_of = |file: &&Living| day_of(file, "event_date").is_none_or(|day| day <= date);
-                let unknown = files.iter().filter(is_of).filter(|file| added.contains_key(&file.path));
-                unknown.map(|file| file.path.clone()).collect()
-            };
-            plan.before = Some(Before {
-                is_as_written: as_written.is(date),
-                state: of_day(&extracts, date, &["state"]),
-                corrections: of_day(&extracts, date, &["correction"]),
-                unknown: since.map(unknown),
-            });
-        }
+        let after_base = match base {
+            Some((day, covers)) => since(&tables.store, covers, version).await?.map(|since| (day, covers, since)),
+            None => None,
+        };
+        let late = after_base.as_ref().map(|(day, _, since)| late(since, *day)).unwrap_or_default();
         // Without a base, or if the log does not reach back to it, a day is computed from all rows.
-        let mut added = BTreeMap::new();
-        if let Some((day, covers, since)) = &after_base {
-            for file in since.new.values() {
-                if let Some(late) = day_in(&file.partition, "event_date").filter(|late| late <= day) {
-                    *plan.late.entry(late).or_default() += file.rows;
-                }
-            }
+        let base = after_base.as_ref().filter(|(day, covers, since)| {
             if loses(since, *covers, *day) {
-                tracing::warn!(
-                    %day,
-                    "another writer removed or changed rows that this extract holds; it is not used as a base"
-                );
+                let what = "another writer removed or changed rows that this extract holds; it is not used as a base";
+                tracing::warn!(%day, "{what}");
             } else if !as_written.is(*day) {
                 tracing::warn!(%day, "another writer changed this extract in daily_state; it is not used as a base");
-            } else {
-                added = since.files();
-                plan.base = Some(*day);
-                plan.base_files = of_day(&extracts, *day, &["state", "removed"]);
-                let of_base = extracts.iter().filter(|file| plan.base_files.contains(&file.path));
-                plan.base_sizes = of_base.map(Living::rows_and_bytes).collect();
             }
-        }
-        let after_base = after_base.as_ref().map(|(.., since)| since);
-        plan.stale = stale(&store, &plan, after_base, (&extracted, &told), &files).await?;
-        let is_new = |file: &Living| match (day_of(file, "event_date"), plan.base) {
+            !loses(since, *covers, *day) && as_written.is(*day)
+        });
+        let added = base.map(|(.., since)| since.files()).unwrap_or_default();
+        let base = base.map(|(day, ..)| *day);
+        let base_files = base.map(|day| of_day(&tables.extracts, day, &["state", "removed"])).unwrap_or_default();
+        let of_base = tables.extracts.iter().filter(|file| base_files.contains(&file.path));
+        let base_sizes = of_base.map(ActiveFile::rows_and_bytes).collect();
+        let is_new = |file: &ActiveFile| match (day_of(file, "event_date"), base) {
             (Some(day), Some(base)) if day <= base => added.contains_key(&file.path),
             (Some(day), _) => day <= date,
             (None, _) => true,
         };
-        plan.tail = files.into_iter().filter(is_new).collect();
+        let tail = tables.files.iter().filter(|file| is_new(file)).cloned().collect();
+        let shards = marks(&tables.read, date);
+        let Tables { store, records, daily, files, .. } = tables;
+        let (stale_of, stale) = (after_base.map(|(.., since)| since), Vec::new());
+        let mut plan =
+            Self { date, records, version, daily, base, base_files, base_sizes, before, tail, late, stale, shards };
+        plan.stale = self::stale(&store, &plan, stale_of.as_ref(), (&extracted, &told), &files).await?;
         Ok(plan)
     }
 
@@ -233,12 +258,12 @@ impl AsWritten {
 }
 
 /// Returns the files of an extracted day that may hold rows of some kinds.
-fn of_day(extracts: &[Living], day: NaiveDate, kinds: &[&str]) -> BTreeSet<String> {
-    let is_of = |file: &&Living| day_of(file, "extract_date") == Some(day) && may_hold(file, kinds);
+fn of_day(extracts: &[ActiveFile], day: NaiveDate, kinds: &[&str]) -> BTreeSet<String> {
+    let is_of = |file: &&ActiveFile| day_of(file, "extract_date") == Some(day) && may_hold(file, kinds);
     extracts.iter().filter(is_of).map(|file| file.path.clone()).collect()
 }
 
-fn may_hold(file: &Living, kinds: &[&str]) -> bool {
+fn may_hold(file: &ActiveFile, kinds: &[&str]) -> bool {
     let bound = |side: &str| file.statistics[side]["kind"].as_str();
     match (bound("minValues"), bound("maxValues")) {
         (Some(low), Some(high)) => kinds.iter().any(|kind| (low..=high).contains(kind)),
@@ -246,7 +271,7 @@ fn may_hold(file: &Living, kinds: &[&str]) -> bool {
     }
 }
 
-fn day_of(file: &Living, column: &str) -> Option<NaiveDate> {
+fn day_of(file: &ActiveFile, column: &str) -> Option<NaiveDate> {
     day_in(&file.partition, column)
 }
 
@@ -280,7 +305,7 @@ async fn stale(
     plan: &Plan,
     after_base: Option<&Since>,
     (extracted, told): (&BTreeMap<NaiveDate, u64>, &BTreeMap<NaiveDate, u64>),
-    files: &[Living],
+    files: &[ActiveFile],
 ) -> Result<Vec<NaiveDate>, LakeError> {
     let mut stale: BTreeSet<NaiveDate> = extracted
         .iter()
@@ -306,8 +331,8 @@ async fn stale(
     {
         let added = since.files();
         let changes = |(day, covers): &(NaiveDate, u64)| {
-            let came_after = |file: &Living| added.get(&file.path).is_some_and(|version| version > covers);
-            let is_of = |file: &Living| day_of(file, "event_date").is_some_and(|date| date <= *day);
+            let came_after = |file: &ActiveFile| added.get(&file.path).is_some_and(|version| version > covers);
+            let is_of = |file: &ActiveFile| day_of(file, "event_date").is_some_and(|date| date <= *day);
             loses(&since, *covers, *day) || files.iter().any(|file| is_of(file) && came_after(file))
         };
         stale.extend(later.iter().filter(|later| changes(later)).map(|(day, _)| *day));

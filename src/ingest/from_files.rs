@@ -172,7 +172,7 @@ impl Run {
         // After a stop, the last reader holds the only sender: when it ends, the channel closes.
         let sink = if self.stopping { self.sink.take() } else { self.sink.clone() };
         let Some(sink) = sink else { return Ok(failure) };
-        let stop = self.stop.clone();
+        let (stop, payloads) = (self.stop.clone(), self.payloads.clone());
         let (ends, counters) = (self.ends.clone(), self.counters.clone());
         let runtime = tokio::runtime::Handle::current();
         let read = move || {
@@ -195,8 +195,8 @@ impl Run {
                 if let Some(last) = chunk.records.last_mut().filter(|last| Payloads::concern(last)) {
                     let fetched = runtime.block_on(async {
                         let fetch = async {
-                            room = sink.payloads.reserve().await;
-                            sink.payloads.fetch(last).await;
+                            room = payloads.reserve().await;
+                            payloads.fetch(last).await;
                         };
                         tokio::select! {
                             biased;

@@ -9,21 +9,17 @@
 //! every lease back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
 use super::{IngestError, RUN_AGAIN, Reading, Run, Stream, Turn, in_time};
 use crate::ids::{SequenceNumber, ShardKey, StartAt, incarnation_of};
 use crate::lake::ledger::Beginning;
-use crate::source::kinesis::{self, Begin, Incarnation, Listed, Listing, Progress};
+use crate::source::kinesis::{self, Begin, Incarnation, Job, Listed, Listing, Progress};
 use crate::source::leases::{self, Keeper, Offer, Standing};
 use crate::source::{Delivery, Hold, SourceError};
-
-/// The shards of the stream are listed this often, and after every end of a shard.
-const RELIST: Duration = Duration::from_secs(30);
-/// Delay of the next listing after a lease arrived for a shard that the last listing did not allow.
-const RELIST_SOON: Duration = Duration::from_secs(1);
+use crate::timeouts::{RELIST_INTERVAL, RELIST_SOON};
 
 /// Most shards that one commit takes over.
 const ACQUIRE_MAX: usize = 10_000;
@@ -53,7 +49,7 @@ impl Run {
             self.recognize(stream).await?;
             if let Some(options) = &stream.leases {
                 let lake = format!("{:016x}", self.writer.lake_id().await?);
-                let options = leases::Options { lake, ..options.clone() };
+                let options = leases::LeaseOptions { lake, ..options.clone() };
                 self.keeper = Some(Keeper::start(&stream.aws, stream.kinesis.name(), options).await?);
             }
             Ok::<_, IngestError>(())
@@ -183,7 +179,7 @@ impl Run {
                 Turn::Listed(listing) => {
                     // A shard may have ended during this listing. Then the next listing is due at once.
                     let is_old = known.list_at.is_some();
-                    known.list_at.get_or_insert_with(|| Instant::now() + RELIST);
+                    known.list_at.get_or_insert_with(|| Instant::now() + RELIST_INTERVAL);
                     self.listed(stream, &listing, &mut known).await?;
                     if known.ready.is_empty() && self.reading.is_empty() && !listing.shards.is_empty() && !is_old {
                         tracing::info!("every shard of the stream has ended");
@@ -397,10 +393,11 @@ impl Run {
                 self.reading.insert(shard.clone(), reading);
                 self.changed_at = Instant::now();
                 self.counters.shard_begun(&shard);
-                let kinesis = stream.kinesis.clone();
+                let begin = Begin { is_imported: state.parts_done > 0, after: state.position, from: state.from };
+                let (kinesis, payloads) = (stream.kinesis.clone(), self.payloads.clone());
+                let job = Job { kinesis, hold: hold.clone(), begin, payloads };
                 self.readers.spawn(async move {
-                    let begin = Begin { is_imported: state.parts_done > 0, after: state.position, from: state.from };
-                    let read = kinesis::read(kinesis, hold.clone(), begin, sink.clone(), stop).await;
+                    let read = kinesis::read(job, sink.clone(), stop).await;
                     // At the end of a run the receiver is gone.
                     let _ = sink.send(Delivery::Stopped(hold)).await;
                     read

@@ -29,11 +29,8 @@ use tokio_util::sync::CancellationToken;
 use super::Counters;
 use crate::decode::Reason;
 use crate::source::Retries;
+use crate::timeouts::{MONITOR_CLIENT_TIMEOUT, SILENCE_MAX};
 
-/// Longer than the ten minutes for which a file or a call is retried.
-const SILENCE_MAX: Duration = Duration::from_secs(660);
-/// Longest time of a client, from its connection to its response.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
 /// Most connections at a time. Another connection ends the oldest: a client that sent a request has its response by
 /// then, so the oldest connection is idle.
 const CLIENTS_MAX: usize = 64;
@@ -91,10 +88,10 @@ async fn accept(listener: std::net::TcpListener, counters: Arc<Counters>, retrie
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(CLIENT_PATIENCE)
+                .header_read_timeout(MONITOR_CLIENT_TIMEOUT)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), answer);
-            match tokio::time::timeout(CLIENT_PATIENCE, connection).await {
+            match tokio::time::timeout(MONITOR_CLIENT_TIMEOUT, connection).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(error = %error, "a client of the metrics went away"),
                 Err(_) => tracing::debug!("a client of the metrics took too long"),

@@ -1,7 +1,6 @@
 //! An S3 bucket as an object store, configured by the settings that every AWS tool reads.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, RetryConfig};
@@ -10,9 +9,7 @@ use super::LakeError;
 use super::apart::Apart;
 use super::s3::Connector;
 use crate::aws::{AwsSettings, Credentials};
-
-/// Total time for the retries of one S3 request, with jitter, before the caller gets the error.
-const RETRY_PATIENCE: Duration = Duration::from_secs(60);
+use crate::timeouts::STORE_RETRY_TIMEOUT;
 
 /// Opens the object store of a bucket.
 pub(super) async fn open(aws: &AwsSettings, bucket: &str) -> Result<Arc<dyn ObjectStore>, LakeError> {
@@ -26,7 +23,7 @@ pub(super) async fn open(aws: &AwsSettings, bucket: &str) -> Result<Arc<dyn Obje
         .with_bucket_name(bucket)
         .with_region(&region)
         // Time is the limit: the default of ten retries may be over in two seconds.
-        .with_retry(RetryConfig { max_retries: 100, retry_timeout: RETRY_PATIENCE, ..RetryConfig::default() })
+        .with_retry(RetryConfig { max_retries: 100, retry_timeout: STORE_RETRY_TIMEOUT, ..RetryConfig::default() })
         .with_http_connector(Connector::new(bucket, &region, credentials.clone()))
         .with_credentials(credentials);
     // The more specific setting wins, so that an endpoint flag for Kinesis does not redirect S3.

@@ -10,8 +10,6 @@
 //! - **Every reader sees it.** Log clean-up deletes commits below the checkpoint at which all readers begin. A writer
 //!   that was idle for that long could put a version there. That is detected, undone and retried at the newest version.
 
-use std::time::Duration;
-
 use deltalake::kernel::{Action, Add, Remove, Transaction};
 use deltalake::protocol::SaveMode;
 use object_store::Error;
@@ -23,9 +21,7 @@ use super::{LakeError, Store, fault, paths};
 use crate::backoff::Backoff;
 use crate::failpoint;
 use crate::schema::Table;
-
-/// Total time for the attempts at one commit. The limit is a time, because a number of attempts says nothing.
-const PATIENCE: Duration = Duration::from_secs(300);
+use crate::timeouts::COMMIT_TIMEOUT;
 
 /// The content of a commit.
 #[derive(Debug, Default)]
@@ -118,8 +114,8 @@ pub async fn commit(
                     Some(error)
                 }
             };
-            if began.elapsed() > PATIENCE {
-                let (table, seconds) = (store.url().to_string(), PATIENCE.as_secs());
+            if began.elapsed() > COMMIT_TIMEOUT {
+                let (table, seconds) = (store.url().to_string(), COMMIT_TIMEOUT.as_secs());
                 return Err(LakeError::Contended { table, seconds, source: failure });
             }
             let read = read_back(store, known, &token).await;
@@ -138,7 +134,7 @@ pub async fn commit(
         let is_buried = loop {
             match is_buried(store, version, &token).await {
                 Ok(is_buried) => break is_buried,
-                Err(error) if began.elapsed() > PATIENCE => return Err(error),
+                Err(error) if began.elapsed() > COMMIT_TIMEOUT => return Err(error),
                 Err(error) => transient(table, error)?,
             }
             tokio::time::sleep(backoff.spread()).await;

@@ -3,8 +3,6 @@
 //! **Invariant: no `add` action is made on the evidence of an error alone.** A file name belongs to one attempt of one
 //! writer. So an existing file of the right size comes from an earlier try of the same attempt, whose answer was lost.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use chrono::Utc;
 use deltalake::kernel::Add;
@@ -15,10 +13,8 @@ use tokio::time::Instant;
 use super::files::{add, sha256_of, with_digest};
 use super::{LakeError, Store, fault};
 use crate::backoff::Backoff;
+use crate::timeouts::FILE_TIMEOUT;
 use crate::{cpu, failpoint};
-
-/// Total time for the tries of one file, beyond the store's own retries.
-const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Writes a file under a name that only this attempt can have.
 ///
@@ -37,7 +33,7 @@ async fn put(table: &Store, path: &str, bytes: Bytes) -> Result<(), LakeError> {
             },
             Err(error) => error,
         };
-        if fault::is_permanent(&error) || table.is_local() || began.elapsed() > PATIENCE {
+        if fault::is_permanent(&error) || table.is_local() || began.elapsed() > FILE_TIMEOUT {
             return Err(LakeError::storage("write", table, path, error));
         }
         tracing::warn!(path, error = %error, "cannot write a file, trying again");

@@ -9,7 +9,7 @@ use deltalake::kernel::{Add, Remove};
 
 use super::commit::{self, Draft, Proposal};
 use super::log::{self, Transactions};
-use super::snapshot::{self, Living};
+use super::snapshot::{self, ActiveFile};
 use super::{LakeError, Store};
 use crate::schema::Table;
 
@@ -26,9 +26,11 @@ pub async fn replace(
     files: Vec<Add>,
     ids: impl Fn(i64) -> Vec<(String, i64)> + Sync,
 ) -> Result<u64, LakeError> {
-    let in_partition = |file: &Living| file.partition.get(column).is_some_and(|found| found.as_deref() == Some(value));
+    let in_partition =
+        |file: &ActiveFile| file.partition.get(column).is_some_and(|found| found.as_deref() == Some(value));
     let predicate = format!("{column} = '{value}'");
-    let select = |living: Vec<Living>| Some(living.into_iter().filter(in_partition).map(|file| file.remove).collect());
+    let select =
+        |living: Vec<ActiveFile>| Some(living.into_iter().filter(in_partition).map(|file| file.remove).collect());
     let version = rewrite(lake, table, Some(predicate), files, ids, select).await?;
     version.ok_or_else(|| LakeError::Invalid("a replacement that selects nothing was refused".to_owned()))
 }
@@ -40,7 +42,7 @@ pub async fn replace(
 /// As [`replace`].
 pub async fn swap(lake: &Store, table: Table, old: &[String], files: Vec<Add>) -> Result<Option<u64>, LakeError> {
     let wanted: HashSet<&str> = old.iter().map(String::as_str).collect();
-    let select = |living: Vec<Living>| {
+    let select = |living: Vec<ActiveFile>| {
         let found: Vec<Remove> =
             living.into_iter().filter(|file| wanted.contains(file.path.as_str())).map(|file| file.remove).collect();
         (found.len() == wanted.len()).then_some(found)
@@ -100,7 +102,7 @@ async fn rewrite(
     predicate: Option<String>,
     files: Vec<Add>,
     ids: impl Fn(i64) -> Vec<(String, i64)> + Sync,
-    select: impl Fn(Vec<Living>) -> Option<Vec<Remove>> + Sync,
+    select: impl Fn(Vec<ActiveFile>) -> Option<Vec<Remove>> + Sync,
 ) -> Result<Option<u64>, LakeError> {
     propose(lake, table, &Rewrite { lake, table, predicate, files, ids, select }).await
 }
@@ -117,7 +119,7 @@ struct Rewrite<'a, I, S> {
 impl<I, S> Proposal for Rewrite<'_, I, S>
 where
     I: Fn(i64) -> Vec<(String, i64)> + Sync,
-    S: Fn(Vec<Living>) -> Option<Vec<Remove>> + Sync,
+    S: Fn(Vec<ActiveFile>) -> Option<Vec<Remove>> + Sync,
 {
     async fn draft(&self, known: &Transactions) -> Result<Option<Draft>, LakeError> {
         let store = self.table.store(self.lake);

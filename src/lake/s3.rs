@@ -15,15 +15,8 @@ use object_store::client::{
 };
 
 use crate::aws::{Credentials, innermost};
+use crate::timeouts::{ERROR_AFTER, SLOW_REQUEST, WARN_AFTER, WARN_INTERVAL};
 
-/// Failures are reported as warnings after this time.
-const TELL_AFTER: Duration = Duration::from_secs(2);
-/// Interval of repeated warnings.
-const TELL_EVERY: Duration = Duration::from_secs(15);
-/// Failures are reported as errors after this time, and at this interval, because an operator should look.
-const LOUD_AFTER: Duration = Duration::from_secs(60);
-/// Time for the answer to a request with a small body. A large body may take as long as its transfer.
-const SLOW: Duration = Duration::from_secs(5);
 const SMALL_BYTES: usize = 1 << 20;
 
 /// An error answer of S3.
@@ -172,7 +165,7 @@ impl HttpService for Watched {
         let mut call = std::pin::pin!(self.inner.execute(request));
         let answer = tokio::select! {
             answer = &mut call => answer,
-            () = tokio::time::sleep(SLOW), if is_small => {
+            () = tokio::time::sleep(SLOW_REQUEST), if is_small => {
                 self.watch.failed(began, "no answer");
                 call.await
             }
@@ -243,8 +236,8 @@ impl Outage {
         let lasted = now.saturating_duration_since(since);
         let is_due = |at: Option<Instant>, every| at.is_none_or(|at| now.saturating_duration_since(at) >= every);
         let tell = match lasted {
-            lasted if lasted >= LOUD_AFTER && is_due(self.loud, LOUD_AFTER) => Tell::Error,
-            lasted if lasted >= TELL_AFTER && is_due(self.told, TELL_EVERY) => Tell::Warning,
+            lasted if lasted >= ERROR_AFTER && is_due(self.loud, ERROR_AFTER) => Tell::Error,
+            lasted if lasted >= WARN_AFTER && is_due(self.told, WARN_INTERVAL) => Tell::Warning,
             _ => Tell::Nothing,
         };
         if tell == Tell::Error {

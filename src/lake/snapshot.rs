@@ -100,7 +100,7 @@ async fn check_paths(table: &Store, loaded: &DeltaTable) -> Result<(), LakeError
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn live_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet<String>, LakeError> {
+pub async fn active_paths(table: &Store, loaded: &DeltaTable) -> Result<HashSet<String>, LakeError> {
     let fail = |source| LakeError::delta("list the files of", table, source);
     let snapshot = loaded.snapshot().map_err(fail)?;
     let log_store = loaded.log_store();
@@ -110,7 +110,7 @@ pub async fn live_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet<St
 
 /// An active file of a version.
 #[derive(Debug, Clone)]
-pub struct Living {
+pub struct ActiveFile {
     /// Path relative to the table.
     pub path: String,
     /// Values of the partition columns.
@@ -123,7 +123,7 @@ pub struct Living {
     pub remove: Remove,
 }
 
-impl Living {
+impl ActiveFile {
     /// Returns the row count, as far as the log states it, and the size in bytes.
     pub fn rows_and_bytes(&self) -> (u64, u64) {
         (self.statistics["numRecords"].as_u64().unwrap_or(0), self.size)
@@ -134,12 +134,12 @@ impl Living {
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<Living>, LakeError> {
+pub async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<ActiveFile>, LakeError> {
     let fail = |source| LakeError::delta("list the files of", table, source);
     let snapshot = loaded.snapshot().map_err(fail)?;
     let log_store = loaded.log_store();
     let views = snapshot.snapshot().file_views(log_store.as_ref(), None);
-    let living = views.map_ok(|view| Living {
+    let living = views.map_ok(|view| ActiveFile {
         path: view.path().into_owned(),
         partition: view.partition_values_map(),
         size: u64::try_from(view.size()).unwrap_or(0),

@@ -12,22 +12,20 @@ use url::{Position, Url};
 
 use super::hosts::{Failed, Hosts, Next, Trouble};
 use super::policy::is_allowed;
-use super::{Options, reject};
+use super::{PayloadOptions, reject};
 use crate::backoff::{Alarm, Backoff};
 use crate::decode::{Reason, Reject};
+use crate::timeouts::{PAYLOAD_CONNECT_TIMEOUT, PAYLOAD_RATE_GRACE};
 
-/// Time after which a body must have arrived at [`RATE_MIN`] on average.
-const RATE_GRACE: Duration = Duration::from_secs(5);
 /// Bytes per second.
 const RATE_MIN: u64 = 4_096;
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE_MS_MAX: u64 = 30_000;
 
 /// The HTTP client, its settings, and what is known about hosts.
 #[derive(Debug, Clone)]
 pub struct Fetcher {
     client: reqwest::Client,
-    options: Arc<Options>,
+    options: Arc<PayloadOptions>,
     hosts: Arc<Mutex<Hosts>>,
 }
 
@@ -43,12 +41,12 @@ impl Fetcher {
     ///
     /// # Errors
     /// Fails if the system has no usable certificates.
-    pub fn new(options: Arc<Options>) -> Result<Self, String> {
+    pub fn new(options: Arc<PayloadOptions>) -> Result<Self, String> {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .referer(false)
-            .connect_timeout(CONNECT_PATIENCE)
+            .connect_timeout(PAYLOAD_CONNECT_TIMEOUT)
             .dns_resolver(Arc::new(AllowedOnly { private: options.policy.private }))
             .user_agent(concat!("synclake/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -135,7 +133,7 @@ impl Fetcher {
         }
         let mut body = BytesMut::new();
         loop {
-            let allowed = RATE_GRACE + Duration::from_secs(body.len() as u64 / RATE_MIN);
+            let allowed = PAYLOAD_RATE_GRACE + Duration::from_secs(body.len() as u64 / RATE_MIN);
             let part = tokio::time::timeout(allowed.saturating_sub(began.elapsed()), answer.chunk()).await;
             let slow = |_| Failure::Temporary(Trouble::Slow, format!("came slower than {RATE_MIN} bytes a second"));
             let part = part.map_err(slow)?;

@@ -2,23 +2,18 @@
 //!
 //! | failure | cause | how long it is retried |
 //! |---|---|---|
-//! | a slow or broken answer; or any failure while the host answers others | the object | [`PATIENCE`] |
+//! | a slow or broken answer; or any failure while the host answers others | the object | [`PAYLOAD_TIMEOUT`] |
 //! | no connection to a host that has answered in this run | an outage | while the URL is valid |
 //! | busy answers ([`Trouble::Busy`]) only | an outage | while the URL is valid; at most the configured patience |
-//! | no connection, and the host has never answered | an unknown host | [`PATIENCE`] for all of these, then once each |
+//! | no connection, and the host has never answered | an unknown host | [`PAYLOAD_TIMEOUT`] for all of these, then once each |
 //!
-//! While no host at all has answered in this run, the network may be down, and unknown hosts get [`COLD_PATIENCE`]. One
+//! While no host at all has answered in this run, the network may be down, and unknown hosts get [`PAYLOAD_COLD_TIMEOUT`]. One
 //! answer makes a host a working host again. Time without waiting for unknown hosts restores a quarter of itself.
 
+use crate::timeouts::{PAYLOAD_COLD_TIMEOUT, PAYLOAD_OUTAGE_MAX, PAYLOAD_TIMEOUT};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
-
-/// Patience for unknown hosts, while no host has answered.
-const COLD_PATIENCE: Duration = Duration::from_secs(3_600);
-/// Limit of an outage for a URL without a known expiry.
-const OUTAGE_MAX: Duration = Duration::from_secs(6 * 3_600);
 /// The time spent on unknown hosts is forgotten this many times slower than it was spent.
 const REST: u32 = 4;
 /// Hosts that are remembered. Their names come from records, so anybody can invent them.
@@ -127,16 +122,16 @@ impl Hosts {
             };
         if is_out {
             return match lasted {
-                lasted if lasted > OUTAGE_MAX && !expires => Next::GiveUp,
+                lasted if lasted > PAYLOAD_OUTAGE_MAX && !expires => Next::GiveUp,
                 lasted if lasted > Duration::from_secs(60) => Next::Wait,
                 _ => Next::Again,
             };
         }
         let is_unknown = trouble == Trouble::Unreachable && host.answered.is_none();
         if !is_unknown {
-            return if lasted > patience.unwrap_or(PATIENCE) { Next::GiveUp } else { Next::Again };
+            return if lasted > patience.unwrap_or(PAYLOAD_TIMEOUT) { Next::GiveUp } else { Next::Again };
         }
-        let limit = patience.unwrap_or(if is_cold { COLD_PATIENCE } else { PATIENCE });
+        let limit = patience.unwrap_or(if is_cold { PAYLOAD_COLD_TIMEOUT } else { PAYLOAD_TIMEOUT });
         let is_over = self.unknown.is_over(began, again_at, limit);
         if is_over || failing > limit { Next::GiveUp } else { Next::Again }
     }

@@ -14,7 +14,7 @@ use datafusion::logical_expr::{
 };
 use datafusion::prelude::SessionContext;
 
-use super::Told;
+use super::UserError;
 
 mod sizes;
 
@@ -55,7 +55,7 @@ pub(super) fn check(name: &str, made: u64, args: &[ColumnarValue], rows: usize) 
     let text = format!(
         "{name}: {made} bytes for {rows} rows are too long; the limit is {limit}; make less of each, or of fewer rows"
     );
-    Err(Told(text).into())
+    Err(UserError(text).into())
 }
 
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Planning rules: DataFusion's, and synclake's where DataFusion's give wrong answers.
 //!
-//! Each rule of synclake documents the wrong answer that it prevents. [`Guards`](super::Guards) switches the rules off
+//! Each rule of synclake documents the wrong answer that it prevents. [`Guards`] switches the rules off
 //! one by one, so that a test can show that random queries find each fault again.
 
 use std::sync::Arc;

@@ -11,7 +11,7 @@
 //!
 //! Without a maintained state, the tail is all of `sync_records`. **Invariant: both ways give the same rows**, because
 //! `latest` is idempotent and associative, and because a superseded row stays superseded. A tail that fits into memory
-//! is laid over the state in one pass ([`overlay`]); a larger tail is resolved together with the state.
+//! is laid over the state in one pass (`overlay`); a larger tail is resolved together with the state.
 //!
 //! Filters on pool, identity and dataset select whole datasets, so they are pushed down to both parts. A filter on keys
 //! is not, because the removal of a dataset has no key.
@@ -50,7 +50,7 @@ mod tests;
 
 use boundary::Boundary;
 use deferred::{Deferred, Parts, plan_tail};
-use order::{HEAD, ORDER};
+use order::{ORDER, PREFIX_COLUMNS};
 
 /// The advice for an unreadable table `state`.
 pub const REBUILD: &str = "cannot read the table state; run `synclake refresh --rebuild` to rebuild it";
@@ -111,7 +111,7 @@ impl Resolved {
         session: &SessionState,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let (Some(state), Some(tail)) = (&self.state, &self.tail) else { return Ok(None) };
-        let input = read(state, &with_order(&ORDER[..HEAD], wanted), filter)?.build()?;
+        let input = read(state, &with_order(&ORDER[..PREFIX_COLUMNS], wanted), filter)?.build()?;
         let tail = plan_tail(read(tail, &of_tail(wanted), filter)?, session);
         let in_small_parts = in_small_parts(session);
         let state = in_small_parts.create_physical_plan(&input);

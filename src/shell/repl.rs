@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Next, Settings, command, run_text};
 use crate::aws::AwsSettings;
 use crate::lake::{Location, Store};
-use crate::query::{Engine, FILES_PATIENCE, Limits, QueryError, Scope, guard};
+use crate::query::{Engine, Limits, QueryError, Scope, guard};
 use crate::terminal::{self, Interrupts};
 
 /// Parameters with which a query of the shell starts anew.
@@ -100,7 +100,7 @@ fn serve(opening: &Opening, jobs: &mpsc::Receiver<Job>) {
         // A shell that has abandoned this query does not listen.
         let _ = job.reply.send(Event::Done(Box::new(answer)));
     }
-    runtime.shutdown_timeout(FILES_PATIENCE);
+    runtime.shutdown_timeout(crate::timeouts::SHUTDOWN_TIMEOUT);
 }
 
 async fn answer(opening: &Opening, lake: &mut Option<Store>, job: &Job) -> Answer {

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::Options;
+use super::SimulateOptions;
 
 /// An event in flight.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +27,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub fn new(options: &Options) -> Self {
+    pub fn new(options: &SimulateOptions) -> Self {
         Self {
             waiting: BinaryHeap::new(),
             accepted: 0,

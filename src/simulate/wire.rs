@@ -31,7 +31,7 @@ pub struct Payloads {
 
 /// Options of the wire.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct WireOptions {
     /// Share of records that are KPL aggregates, of up to eight events.
     pub aggregates: f64,
     /// Share of events that are followed by a record that cannot be decoded.
@@ -56,7 +56,7 @@ pub struct Record {
 /// An encoder of events into records. It has its own random generator, so that its options do not change the events.
 #[derive(Debug)]
 pub struct Wire {
-    options: Options,
+    options: WireOptions,
     rng: ChaCha8Rng,
     payloads: u64,
     wanted: usize,
@@ -65,7 +65,7 @@ pub struct Wire {
 
 impl Wire {
     /// Creates an encoder; draws nothing from the generator of the events.
-    pub fn new(options: Options, seed: u64) -> Self {
+    pub fn new(options: WireOptions, seed: u64) -> Self {
         Self { options, rng: ChaCha8Rng::seed_from_u64(!seed), payloads: 0, wanted: 0, parts: Vec::new() }
     }
 

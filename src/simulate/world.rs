@@ -7,7 +7,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use super::Options;
+use super::SimulateOptions;
 use super::deliver::Event;
 use super::words;
 
@@ -55,7 +55,7 @@ pub struct Live<'a> {
 }
 
 impl World {
-    pub fn new(options: &Options, rng: &mut ChaCha8Rng) -> Self {
+    pub fn new(options: &SimulateOptions, rng: &mut ChaCha8Rng) -> Self {
         let pools: Vec<String> = (0..options.pools.max(1)).map(|_| format!("us-east-1:{}", words::guid(rng))).collect();
         let identities = (0..options.identities.max(1))
             .map(|_| Identity {

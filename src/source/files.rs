@@ -19,8 +19,8 @@
 //! inside a line, even inside the first line. What follows later on that line is white space, or a separate record.
 //!
 //! # Inputs that can be read only once
-//! Standard input, named pipes and similar inputs are opened once and read as their bytes arrive ([`pipe`]). The bytes
-//! that identify them are read ahead and kept ([`input`]).
+//! Standard input, named pipes and similar inputs are opened once and read as their bytes arrive (`pipe`). The bytes
+//! that identify them are read ahead and kept (`input`).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

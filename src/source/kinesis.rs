@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
@@ -20,13 +20,8 @@ use crate::aws::AwsSettings;
 use crate::backoff::{Alarm, Backoff};
 use crate::ids::{SequenceNumber, ShardKey, StartAt};
 
-pub use super::shard::{Begin, read};
-
-/// Time for which the service may refuse before the caller gets the error.
-const PATIENCE: Duration = Duration::from_secs(600);
-
-/// Timeout of one call, including a full read of 10 MiB over a slow line.
-const CALL_PATIENCE: Duration = Duration::from_secs(30);
+pub use super::shard::{Begin, Job, read};
+use crate::timeouts::{KINESIS_CALL_TIMEOUT, KINESIS_TIMEOUT, WARN_AFTER};
 
 /// The start of a stream that the lake has never seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +103,7 @@ impl Kinesis {
         }
         // [`Retry`] alone decides what is retried and for how long, so the SDK does not retry. Every call has a
         // timeout.
-        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(CALL_PATIENCE).build();
+        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(KINESIS_CALL_TIMEOUT).build();
         let config = config.into_builder().timeout_config(timeouts).retry_config(RetryConfig::disabled()).build();
         Ok(Self {
             client: Client::new(&config),
@@ -427,7 +422,7 @@ impl Retry {
 
     async fn again(&mut self, code: &str, reason: String, hint: &'static str) -> Result<(), SourceError> {
         let (lasted, is_loud) = self.alarm.failed(Instant::now());
-        if lasted > PATIENCE {
+        if lasted > KINESIS_TIMEOUT {
             return Err(self.given_up(reason, hint));
         }
         self.retries.count(self.action, code);
@@ -435,7 +430,7 @@ impl Retry {
         match is_loud {
             true => tracing::error!(action, stream, seconds, error = %reason, hint, "still failing, trying again"),
             // Failures that pass sooner need no attention.
-            false if lasted < TELL_AFTER => tracing::info!(action, stream, error = %reason, "trying again"),
+            false if lasted < WARN_AFTER => tracing::info!(action, stream, error = %reason, "trying again"),
             false => tracing::warn!(action, stream, seconds, error = %reason, "trying again"),
         }
         tokio::time::sleep(self.backoff.pause()).await;
@@ -447,7 +442,6 @@ impl Retry {
     }
 }
 
-const TELL_AFTER: Duration = Duration::from_secs(2);
 const NO_ANSWER_OF_KINESIS: &str =
     "the answer is not from Kinesis: check --endpoint-url, and whether a proxy stands in between";
 

@@ -24,7 +24,7 @@ use table::LeaseTable;
 
 /// Options of the leases.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct LeaseOptions {
     /// DynamoDB table; created if it does not exist.
     pub table: String,
     /// Name of this worker in the table; must be unique.

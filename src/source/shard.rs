@@ -1,8 +1,9 @@
 //! Reads one shard of a Kinesis stream to its end.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
+use aws_sdk_kinesis::error::SdkError;
+use aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError;
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types::ShardIteratorType;
 use bytes::Bytes;
@@ -11,16 +12,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::kinesis::{Kinesis, Place, Retry};
-use super::{Chunk, Delivery, Hold, NobodyListens, Reached, Sink, SourceError};
+use super::{Chunk, Delivery, Hold, Reached, ReceiverGone, Sink, SourceError};
 use crate::budget::Reservation;
 use crate::ids::{SequenceNumber, ShardKey, StartAt};
+use crate::payload::{self, Payloads};
 use crate::record::Record;
-use crate::{cpu, failpoint, payload};
+use crate::timeouts::{IDLE_READ_INTERVAL, READ_INTERVAL};
+use crate::{cpu, failpoint};
 
-/// The service accepts five reads per second and shard.
-const READ_INTERVAL: Duration = Duration::from_millis(200);
-/// An idle shard is read once per second.
-const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 const RECORDS_MAX: i32 = 10_000;
 /// Concurrent fetches of payloads for one shard, at most.
 const FETCHES: usize = 4;
@@ -39,224 +38,238 @@ pub struct Begin {
     pub from: StartAt,
 }
 
-/// Reads a shard from `begin` to its end, or until `stop`, or until the stream no longer lists it.
+/// The reading of one shard.
+pub struct Job {
+    /// The stream.
+    pub kinesis: Kinesis,
+    /// The shard, and the epoch in which this worker owns it.
+    pub hold: Hold,
+    /// The start.
+    pub begin: Begin,
+    /// Fetches the payloads that records point at.
+    pub payloads: Payloads,
+}
+
+/// Reads a shard from its start to its end, or until `stop`, or until the stream no longer lists it.
 ///
 /// Delivers chunks in order, [`Delivery::Reached`] after each read that leads to another one, and [`Delivery::End`]
 /// once, after the last record.
 ///
 /// # Errors
 /// The service refuses for good or for longer than ten minutes, or it gives an invalid sequence number.
-pub async fn read(
+pub async fn read(job: Job, sink: Sink, stop: CancellationToken) -> Result<(), SourceError> {
+    stop.run_until_cancelled(Reader::new(job, sink).run()).await.unwrap_or(Ok(()))
+}
+
+struct Reader {
     kinesis: Kinesis,
     hold: Hold,
-    begin: Begin,
+    payloads: Payloads,
     sink: Sink,
-    stop: CancellationToken,
-) -> Result<(), SourceError> {
-    let Begin { mut after, mut is_imported, from } = begin;
-    let mut iterator_retry = Retry::new("GetShardIterator", &kinesis);
-    let mut read_retry = Retry::new("GetRecords", &kinesis);
-    let mut end_retry = Retry::new("GetRecords", &kinesis);
-    let mut iterator: Option<String> = None;
-    let mut next_read = Instant::now();
-    let mut order = Order::after(after.clone());
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep_until(next_read) => {}
+    /// The last record that was delivered, or the start.
+    after: Option<SequenceNumber>,
+    is_imported: bool,
+    from: StartAt,
+    order: Order,
+    next_read: Instant,
+    iterator_retry: Retry,
+    read_retry: Retry,
+    end_retry: Retry,
+}
+
+/// What follows a call.
+enum Next {
+    /// Another read, with this iterator.
+    Read(String),
+    /// A new iterator, after the last record that was delivered.
+    Open,
+    /// Nothing: the shard is read, or gone, or the receiver is.
+    Stop,
+}
+
+impl Reader {
+    fn new(job: Job, sink: Sink) -> Self {
+        let Job { kinesis, hold, begin: Begin { after, is_imported, from }, payloads } = job;
+        let [iterator_retry, read_retry, end_retry] =
+            ["GetShardIterator", "GetRecords", "GetRecords"].map(|call| Retry::new(call, &kinesis));
+        let (order, next_read) = (Order::after(after.clone()), Instant::now());
+        Self {
+            kinesis,
+            hold,
+            payloads,
+            sink,
+            after,
+            is_imported,
+            from,
+            order,
+            next_read,
+            iterator_retry,
+            read_retry,
+            end_retry,
         }
-        let Some(current) = iterator.take() else {
-            let opened = async {
-                match open(&kinesis, &hold.shard, after.as_ref(), is_imported, from).await {
-                    Ok(Some(opened)) => {
-                        iterator_retry.succeeded();
-                        return Ok::<_, SourceError>(Some(opened));
-                    }
-                    Ok(None) => iterator_retry.odd("the answer holds no iterator").await?,
-                    Err(error) => {
-                        let is_unknown = error.as_service_error().is_some_and(|e| e.is_resource_not_found_exception());
-                        // The error may concern the stream or the shard. The listing shows which one, or fails with the
-                        // same error.
-                        if is_unknown && kinesis.place(&hold.shard).await? == Place::Gone {
-                            return Ok(None);
-                        }
-                        iterator_retry.failed(&error).await?;
-                    }
+    }
+
+    async fn run(mut self) -> Result<(), SourceError> {
+        let mut next = Next::Open;
+        loop {
+            tokio::time::sleep_until(self.next_read).await;
+            next = match next {
+                Next::Open => self.open().await?,
+                Next::Read(iterator) => self.page(iterator).await?,
+                Next::Stop => return Ok(()),
+            };
+        }
+    }
+
+    /// Opens an iterator.
+    async fn open(&mut self) -> Result<Next, SourceError> {
+        match self.iterator().await {
+            Ok(Some(opened)) => {
+                self.iterator_retry.succeeded();
+                return Ok(Next::Read(opened));
+            }
+            Ok(None) => self.iterator_retry.odd("the answer holds no iterator").await?,
+            Err(error) => {
+                let is_unknown = error.as_service_error().is_some_and(|e| e.is_resource_not_found_exception());
+                // The error may concern the stream or the shard. The listing shows which one, or fails with the
+                // same error. If the stream no longer lists the shard, the ingest loop finds out why.
+                if is_unknown && self.kinesis.place(&self.hold.shard).await? == Place::Gone {
+                    return Ok(Next::Stop);
                 }
-                Ok(Some(String::new()))
-            };
-            let opened = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                opened = opened => opened?,
-            };
-            // The stream no longer lists the shard. The ingest loop finds out why.
-            let Some(opened) = opened else { return Ok(()) };
-            iterator = Some(opened).filter(|opened| !opened.is_empty());
-            continue;
+                self.iterator_retry.failed(&error).await?;
+            }
+        }
+        Ok(Next::Open)
+    }
+
+    async fn iterator(&self) -> Result<Option<String>, SdkError<GetShardIteratorError>> {
+        let (stream, shard) = (self.kinesis.stream(), self.hold.shard.shard());
+        let request = self.kinesis.client().get_shard_iterator().stream_name(stream).shard_id(shard);
+        let imported = self.after.as_ref().filter(|_| self.is_imported).and_then(SequenceNumber::next);
+        let request = match (&self.after, self.from) {
+            _ if let Some(at) = &imported => {
+                request.shard_iterator_type(ShardIteratorType::AtSequenceNumber).starting_sequence_number(at.as_str())
+            }
+            (Some(position), _) => request
+                .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+                .starting_sequence_number(position.as_str()),
+            (None, StartAt::TrimHorizon) => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            (None, StartAt::Timestamp(ms)) => {
+                request.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp(DateTime::from_millis(ms))
+            }
         };
-        let mut reserved = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            reserved = sink.budget.reserve(READ_BYTES_MAX) => reserved,
-        };
-        next_read = Instant::now() + READ_INTERVAL;
-        let read = kinesis.client().get_records().shard_iterator(&current).limit(RECORDS_MAX).send();
-        let read = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            read = read => read,
-        };
-        let page = match read {
+        Ok(request.send().await?.shard_iterator)
+    }
+
+    /// Reads once, and delivers what was read.
+    async fn page(&mut self, iterator: String) -> Result<Next, SourceError> {
+        let reserved = self.sink.budget.reserve(READ_BYTES_MAX).await;
+        self.next_read = Instant::now() + READ_INTERVAL;
+        let read = self.kinesis.client().get_records().shard_iterator(&iterator).limit(RECORDS_MAX).send();
+        let page = match read.await {
             Ok(page) => page,
+            // An iterator lives five minutes.
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_expired_iterator_exception()) => {
+                tracing::info!(shard = %self.hold.shard, "iterator expired, opening another");
+                return Ok(Next::Open);
+            }
             Err(error) => {
                 drop(reserved);
-                // An iterator lives five minutes. A new iterator begins after the last record that was read.
-                if error.as_service_error().is_some_and(|e| e.is_expired_iterator_exception()) {
-                    tracing::info!(shard = %hold.shard, "iterator expired, opening another");
-                } else {
-                    tokio::select! {
-                        biased;
-                        () = stop.cancelled() => return Ok(()),
-                        again = read_retry.failed(&error) => again?,
-                    }
-                    iterator = Some(current);
-                }
-                continue;
+                self.read_retry.failed(&error).await?;
+                return Ok(Next::Read(iterator));
             }
         };
-        read_retry.succeeded();
+        self.read_retry.succeeded();
         failpoint::hit("read/after");
         let at_ms = chrono::Utc::now().timestamp_millis();
-        let began = after.clone();
-        let (has_children, has_lag) = (!page.child_shards().is_empty(), page.millis_behind_latest.is_some());
+        let began = self.after.clone();
+        let (has_children, behind_ms) = (!page.child_shards().is_empty(), page.millis_behind_latest);
         let records = page.records.into_iter().map(|r| record(r, at_ms)).collect::<Result<Vec<_>, _>>()?;
-        let records = order.check(&hold.shard, records)?;
-        let quiet = records.is_empty();
-        if let Some(last) = records.last() {
-            after = Some(last.sequence_number.clone());
-            is_imported = false;
-            reserved.shrink_to(records.iter().map(held_bytes).sum());
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                delivered = deliver(&sink, &hold, records, reserved) => if delivered.is_err() {
-                    return Ok(());
-                },
-            }
-        } else {
-            drop(reserved);
-        }
-        let behind_ms = page.millis_behind_latest.unwrap_or(0).max(0);
-        // The last records of a shard may come in the same answer as its end.
-        let Some(next) = page.next_shard_iterator else {
-            let place = async {
-                match (has_children, has_lag) {
-                    (true, _) => Ok(Place::Closed),
-                    (false, true) => kinesis.place(&hold.shard).await,
-                    // The service always reports the lag, so this answer is not from the service.
-                    (false, false) => Ok(Place::Open),
+        let is_quiet = match self.order.check(&self.hold.shard, records)? {
+            records if records.is_empty() => true,
+            records => {
+                if self.deliver(records, reserved).await.is_err() {
+                    return Ok(Next::Stop);
                 }
-            };
-            let place = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                place = place => place?,
-            };
-            match place {
-                Place::Closed => {
-                    let _ = sink.send(Delivery::End(hold)).await;
-                    return Ok(());
-                }
-                Place::Gone => return Ok(()),
-                // A false end must not be committed: the rest of the shard would never be read.
-                Place::Open => tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    again = end_retry.odd("the answer holds no iterator, but the shard is not closed") => again?,
-                },
+                false
             }
-            continue;
         };
-        end_retry.succeeded();
-        iterator = Some(next);
-        let caught_up = quiet && behind_ms == 0;
+        // The last records of a shard may come in the same answer as its end.
+        let Some(next) = page.next_shard_iterator else { return self.end(has_children, behind_ms.is_some()).await };
+        self.end_retry.succeeded();
+        let behind_ms = behind_ms.unwrap_or(0).max(0);
+        let caught_up = is_quiet && behind_ms == 0;
         if caught_up {
-            next_read = Instant::now() + IDLE_INTERVAL;
+            self.next_read = Instant::now() + IDLE_READ_INTERVAL;
         }
         let reached = Reached { at_ms, behind_ms, caught_up, after: began };
-        if sink.send(Delivery::Reached(hold.clone(), reached)).await.is_err() {
-            return Ok(());
+        match self.sink.send(Delivery::Reached(self.hold.clone(), reached)).await {
+            Ok(()) => Ok(Next::Read(next)),
+            Err(ReceiverGone) => Ok(Next::Stop),
         }
+    }
+
+    /// Handles an answer without a next iterator: the end of the shard, if something confirms it.
+    async fn end(&mut self, has_children: bool, has_lag: bool) -> Result<Next, SourceError> {
+        let place = match (has_children, has_lag) {
+            (true, _) => Place::Closed,
+            (false, true) => self.kinesis.place(&self.hold.shard).await?,
+            // The service always tells how far behind it is: this answer comes from something else.
+            (false, false) => Place::Open,
+        };
+        match place {
+            Place::Closed => {
+                // Without a receiver the run is over.
+                let _ = self.sink.send(Delivery::End(self.hold.clone())).await;
+                Ok(Next::Stop)
+            }
+            Place::Gone => Ok(Next::Stop),
+            // A committed end is final: the shard would never be read again.
+            Place::Open => {
+                let reason = "the answer holds no iterator, but the shard is not closed";
+                self.end_retry.odd(reason).await?;
+                Ok(Next::Open)
+            }
+        }
+    }
+
+    /// Delivers records in order, each with its payloads. Fetches payloads ahead of the record that is delivered.
+    async fn deliver(&mut self, records: Vec<Record>, mut reserved: Reservation) -> Result<(), ReceiverGone> {
+        self.after = records.last().map(|last| last.sequence_number.clone());
+        self.is_imported = false;
+        reserved.shrink_to(records.iter().map(held_bytes).sum());
+        let payloads = self.payloads.clone();
+        let pieces = cpu::run(move || payload::pieces(records)).await;
+        let fetched = futures::stream::iter(pieces)
+            .then(move |(records, points)| {
+                let payloads = payloads.clone();
+                async move {
+                    let room = if points { payloads.reserve().await } else { Reservation::none() };
+                    (records, points, room, payloads)
+                }
+            })
+            .map(|(mut records, points, mut room, payloads)| async move {
+                if let Some(last) = records.last_mut().filter(|_| points) {
+                    payloads.fetch(last).await;
+                    room.shrink_to(last.payloads.iter().map(|p| p.contents.as_ref().map_or(0, Bytes::len)).sum());
+                }
+                (records, room)
+            })
+            .buffered(FETCHES);
+        let mut fetched = std::pin::pin!(fetched);
+        while let Some((records, room)) = fetched.next().await {
+            let Some(position) = records.last().map(|r| r.sequence_number.clone()) else { continue };
+            let part = reserved.split(records.iter().map(held_bytes).sum());
+            let chunk = Chunk { shard: self.hold.shard.clone(), records, position };
+            self.sink.send(Delivery::Chunk(self.hold.clone(), chunk, [part, room])).await?;
+        }
+        Ok(())
     }
 }
 
 /// Returns the bytes that a record counts for in the budget.
 fn held_bytes(record: &Record) -> usize {
     record.bytes.len() + 256
-}
-
-/// Delivers records in order, each with its payloads. Fetches payloads ahead of the record that is delivered.
-async fn deliver(
-    sink: &Sink,
-    hold: &Hold,
-    records: Vec<Record>,
-    mut reserved: Reservation,
-) -> Result<(), NobodyListens> {
-    let payloads = sink.payloads.clone();
-    let pieces = cpu::run(move || payload::pieces(records)).await;
-    let fetched = futures::stream::iter(pieces)
-        .then(move |(records, points)| {
-            let payloads = payloads.clone();
-            async move {
-                let room = if points { payloads.reserve().await } else { Reservation::none() };
-                (records, points, room, payloads)
-            }
-        })
-        .map(|(mut records, points, mut room, payloads)| async move {
-            if let Some(last) = records.last_mut().filter(|_| points) {
-                payloads.fetch(last).await;
-                room.shrink_to(last.payloads.iter().map(|p| p.contents.as_ref().map_or(0, Bytes::len)).sum());
-            }
-            (records, room)
-        })
-        .buffered(FETCHES);
-    let mut fetched = std::pin::pin!(fetched);
-    while let Some((records, room)) = fetched.next().await {
-        let Some(position) = records.last().map(|r| r.sequence_number.clone()) else { continue };
-        let part = reserved.split(records.iter().map(held_bytes).sum());
-        let chunk = Chunk { shard: hold.shard.clone(), records, position };
-        sink.send(Delivery::Chunk(hold.clone(), chunk, [part, room])).await?;
-    }
-    Ok(())
-}
-
-async fn open(
-    kinesis: &Kinesis,
-    shard: &ShardKey,
-    after: Option<&SequenceNumber>,
-    is_imported: bool,
-    from: StartAt,
-) -> Result<
-    Option<String>,
-    aws_sdk_kinesis::error::SdkError<aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError>,
-> {
-    let request = kinesis.client().get_shard_iterator().stream_name(kinesis.stream()).shard_id(shard.shard());
-    let imported = after.filter(|_| is_imported).and_then(SequenceNumber::next);
-    let request = match (after, from) {
-        _ if let Some(at) = &imported => {
-            request.shard_iterator_type(ShardIteratorType::AtSequenceNumber).starting_sequence_number(at.as_str())
-        }
-        (Some(position), _) => request
-            .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
-            .starting_sequence_number(position.as_str()),
-        (None, StartAt::TrimHorizon) => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
-        (None, StartAt::Timestamp(ms)) => {
-            request.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp(DateTime::from_millis(ms))
-        }
-    };
-    Ok(request.send().await?.shard_iterator)
 }
 
 /// A check of a shard's records: sequence numbers ascend, and no record is taken twice.

@@ -103,7 +103,7 @@ fn rooms_import_what_the_architecture_allows() {
         );
     }
     // A planted import is found.
-    for planted in ["use crate::ingest::Options;", "use crate::{cpu, ingest::{self, Options}};"] {
+    for planted in ["use crate::ingest::IngestOptions;", "use crate::{cpu, ingest::{self, IngestOptions}};"] {
         let mut sources_of = sources_of.clone();
         *sources_of.get_mut("lake").unwrap() += planted;
         assert_eq!(forbidden(&arrows(&sources_of), &allowed), ["lake imports ingest"], "{planted}");

@@ -66,7 +66,7 @@ pub async fn run(args: ExtractArgs, file: &File) -> Result<()> {
     let bar = terminal::progress(None, "{spinner} extracting {elapsed}");
     let mut began = Instant::now();
     let mut printed = Ok(());
-    let done = |report: &extract::Report| {
+    let done = |report: &extract::ExtractReport| {
         bar.suspend(|| {
             terminal::say(&format!(
                 "{}: {} live keys, {} changes, {} files, {:.1} s",

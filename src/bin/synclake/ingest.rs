@@ -28,7 +28,7 @@ struct Plan {
     source: ingest::Source,
     lake: Location,
     aws: AwsSettings,
-    options: ingest::Options,
+    options: ingest::IngestOptions,
     metrics: Option<SocketAddr>,
     refresh_every: Option<Duration>,
     /// Bytes of the files, if all of them tell.
@@ -111,13 +111,12 @@ impl Plan {
     }
 }
 
-fn options(args: &mut IngestArgs, file: &File) -> Result<ingest::Options> {
+fn options(args: &mut IngestArgs, file: &File) -> Result<ingest::IngestOptions> {
     let memory_bytes = parsed("memory", args.memory.take(), &file.memory, "256MiB", config::parse_bytes)?;
-    let memory_bytes =
-        usize::try_from(memory_bytes)
-            .ok()
-            .filter(|bytes| *bytes >= ingest::Options::MEMORY_BYTES_MIN)
-            .ok_or_else(|| Unusable("--memory must be at least 64MiB: one record may have 10 MiB".to_owned()))?;
+    let memory_bytes = usize::try_from(memory_bytes)
+        .ok()
+        .filter(|bytes| *bytes >= ingest::IngestOptions::MEMORY_BYTES_MIN)
+        .ok_or_else(|| Unusable("--memory must be at least 64MiB: one record may have 10 MiB".to_owned()))?;
     let flush_bytes = parsed("flush-bytes", args.flush_bytes.take(), &file.flush_bytes, "2GiB", config::parse_bytes)?;
     let flush_interval =
         parsed("flush-interval", args.flush_interval.take(), &file.flush_interval, "60s", config::parse_duration)?;
@@ -128,14 +127,14 @@ fn options(args: &mut IngestArgs, file: &File) -> Result<ingest::Options> {
         args.payload_private_addresses,
         file,
     )?;
-    Ok(ingest::Options { memory_bytes, flush_bytes, flush_interval, payloads })
+    Ok(ingest::IngestOptions { memory_bytes, flush_bytes, flush_interval, payloads })
 }
 
 /// Settings that apply to streams alone. They are checked for files too.
 struct StreamSettings {
     from: synclake::source::kinesis::From,
     until_idle: Option<Duration>,
-    leases: Option<leases::Options>,
+    leases: Option<leases::LeaseOptions>,
     import: Option<String>,
 }
 
@@ -148,7 +147,7 @@ impl StreamSettings {
         let failover = args.lease_failover.take();
         let failover = parsed("lease-failover", failover, &file.lease_failover, "10s", config::parse_duration)?;
         let worker = args.worker_id.take().unwrap_or_else(config::worker_name);
-        let leases = table.map(|table| leases::Options { table, worker, failover, lake: String::new() });
+        let leases = table.map(|table| leases::LeaseOptions { table, worker, failover, lake: String::new() });
         Ok(Self { from, until_idle, leases, import: args.import_kcl_checkpoints.take() })
     }
 

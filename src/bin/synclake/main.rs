@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use synclake::config::File;
-use synclake::{cpu, query, terminal};
+use synclake::{cpu, terminal, timeouts};
 
 mod args;
 #[cfg(test)]
@@ -52,7 +52,7 @@ fn run_on_large_stack(cli: Cli) -> Result<()> {
     // A reader that still waits for standard input must not keep a finished run alive.
     let patience = match cli.command {
         Command::Ingest(_) => Duration::from_millis(100),
-        _ => query::FILES_PATIENCE,
+        _ => timeouts::SHUTDOWN_TIMEOUT,
     };
     let result = runtime.block_on(run(cli));
     runtime.shutdown_timeout(patience);

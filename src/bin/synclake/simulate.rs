@@ -10,7 +10,7 @@ use crate::args::SimulateArgs;
 use crate::output::mib;
 use crate::settings::aws_settings;
 
-fn wire_options(args: &SimulateArgs) -> Result<simulate::wire::Options> {
+fn wire_options(args: &SimulateArgs) -> Result<simulate::wire::WireOptions> {
     if args.aggregates > 0.0 && args.to.is_none() {
         let message = "--aggregates makes binary records, which NDJSON cannot hold: name a stream with --to";
         return Err(Unusable(message.to_owned()).into());
@@ -26,13 +26,13 @@ fn wire_options(args: &SimulateArgs) -> Result<simulate::wire::Options> {
             return Err(Unusable(message.to_owned()).into());
         }
     };
-    Ok(simulate::wire::Options { aggregates: args.aggregates, poison: args.poison, payloads })
+    Ok(simulate::wire::WireOptions { aggregates: args.aggregates, poison: args.poison, payloads })
 }
 
 /// Runs the command.
 pub async fn run(args: SimulateArgs, file: &File) -> Result<()> {
     let wire = wire_options(&args)?;
-    let options = simulate::Options {
+    let options = simulate::SimulateOptions {
         seed: args.seed,
         events: args.events,
         pools: args.pools,

@@ -58,7 +58,7 @@ pub async fn verify(args: VerifyArgs, file: &File) -> Result<()> {
 /// Runs `synclake redrive`.
 pub async fn redrive(args: RedriveArgs, file: &File) -> Result<()> {
     let lake = open_lake(args.lake, args.aws, file).await?;
-    let options = redrive::Options { reasons: args.reason.into_iter().collect(), since: args.since };
+    let options = redrive::RedriveOptions { reasons: args.reason.into_iter().collect(), since: args.since };
     let bar = terminal::progress(None, "{spinner} decoding again {elapsed}");
     let report = redrive::run(&lake, &options).await;
     bar.finish_and_clear();

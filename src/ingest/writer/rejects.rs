@@ -73,7 +73,7 @@ pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<Skip, 
     let store = Table::Quarantine.store(lake);
     let Some(loaded) = snapshot::load(&store, None).await? else { return Ok(Skip::new()) };
     let mut found = Skip::new();
-    for path in snapshot::live_files(&store, &loaded).await? {
+    for path in snapshot::active_paths(&store, &loaded).await? {
         // The name of an ingest file contains its shard. A file that a redrive left holds several shards.
         let name = path.rsplit('/').next().and_then(PartName::parse);
         if name.is_some_and(|name| name.shard != shard.to_string()) {

@@ -29,7 +29,7 @@ use datafusion::scalar::ScalarValue;
 
 use super::identity::{self, Reason};
 use super::keeping_names;
-use crate::query::Told;
+use crate::query::UserError;
 use crate::query::functions::{bytes_of, check};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -165,7 +165,7 @@ fn overflow(error: DataFusionError, of: &DataType) -> DataFusionError {
         DataType::Int8 => "tinyint",
         _ => "unsigned integer",
     };
-    Told(format!("{name} overflow in {what}; cast an operand to decimal(38,0)")).into()
+    UserError(format!("{name} overflow in {what}; cast an operand to decimal(38,0)")).into()
 }
 
 /// The analyzer rule that replaces operators by checked arithmetic.

@@ -6,7 +6,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
-use crate::query::Told;
+use crate::query::UserError;
 
 /// Most bytes of a constant in a column of many rows.
 const BYTES_MAX: usize = 32 << 10;
@@ -39,7 +39,7 @@ impl OptimizerRule for SmallConstants {
                              select it alone",
                             value.size()
                         );
-                        Err(Told(text).into())
+                        Err(UserError(text).into())
                     }
                     _ => Ok(TreeNodeRecursion::Continue),
                 })

@@ -4,7 +4,7 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, DecimalType};
 use datafusion::error::Result;
 
-use crate::query::Told;
+use crate::query::UserError;
 
 /// Fails if a value has more digits than its type allows.
 pub(super) fn check(values: &ArrayRef) -> Result<()> {
@@ -13,7 +13,7 @@ pub(super) fn check(values: &ArrayRef) -> Result<()> {
         let fits = |value: T::Native| T::is_valid_decimal_precision(value, precision);
         match (0..values.len()).find(|at| values.is_valid(*at) && !fits(values.value(*at))) {
             None => Ok(()),
-            Some(_) => Err(Told(format!(
+            Some(_) => Err(UserError(format!(
                 "decimal({precision},{scale}) overflow: the result has more digits; cast to a smaller scale, or to double"
             ))
             .into()),

@@ -24,7 +24,7 @@ use datafusion::scalar::ScalarValue;
 
 use super::fallible::can_fail;
 use super::keeping_names;
-use crate::query::Told;
+use crate::query::UserError;
 
 /// Largest condition, in nodes.
 const NODES_MAX: usize = 50_000;
@@ -212,7 +212,9 @@ fn chain(op: Operator, parts: Vec<Expr>, schema: &DFSchema, only_truth: bool) ->
         }
         // The code below writes each part twice.
         if nodes > NODES_MAX {
-            return Err(Told("a condition is nested too deep; write its parts into a WITH query".to_owned()).into());
+            return Err(
+                UserError("a condition is nested too deep; write its parts into a WITH query".to_owned()).into()
+            );
         }
     }
     let is_and = op == Operator::And;

@@ -11,7 +11,7 @@ use datafusion::logical_expr::{Cast, Expr, ExprSchemable, LogicalPlan, Operator,
 use datafusion::optimizer::AnalyzerRule;
 use datafusion::scalar::ScalarValue;
 
-use crate::query::Told;
+use crate::query::UserError;
 
 /// The analyzer rule that refuses such comparisons. Runs before type coercion.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ fn sides(inputs: &[std::sync::Arc<LogicalPlan>]) -> Result<()> {
             let name = a.name();
             let what =
                 format!("{name} is a date in one part of the UNION and a number in another; quote the date: {DAY}");
-            return Err(Told(what).into());
+            return Err(UserError(what).into());
         }
     }
     Ok(())
@@ -160,7 +160,7 @@ fn shown(expr: &Expr) -> String {
 
 fn text(text: &str, number: &str) -> DataFusionError {
     let way = format!("compare it with text, as in '{number}', or write try_cast({text} as bigint)");
-    Told(format!("{text} is text and {number} is a number: {way}")).into()
+    UserError(format!("{text} is text and {number} is a number: {way}")).into()
 }
 
 fn date(of: Option<&Expr>, number: &Expr) -> DataFusionError {
@@ -172,7 +172,7 @@ fn date(of: Option<&Expr>, number: &Expr) -> DataFusionError {
         }
         None => format!("{of} is a date and {} is a number: write a date as {DAY}", shown(number)),
     };
-    Told(what).into()
+    UserError(what).into()
 }
 
 /// Returns the date that the user meant by `2026-02-01`, which parses as subtractions, or by `20260201`.

@@ -23,7 +23,7 @@ use datafusion::optimizer::AnalyzerRule;
 use datafusion::scalar::ScalarValue;
 
 use super::keeping_names;
-use crate::query::Told;
+use crate::query::UserError;
 
 const LENGTH: DataType = DataType::Decimal128(38, 0);
 
@@ -116,7 +116,7 @@ fn compared(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
 }
 
 fn refused(what: &str) -> DataFusionError {
-    Told(format!(
+    UserError(format!(
         "{what} does not know the order of intervals; use extract(epoch FROM …), which is a number of seconds"
     ))
     .into()

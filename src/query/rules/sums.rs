@@ -16,7 +16,7 @@ use datafusion::logical_expr::{
 use datafusion::scalar::ScalarValue;
 
 use super::decimals;
-use crate::query::Told;
+use crate::query::UserError;
 
 /// `sum` that adds in a wider type: integers as decimals, decimals of 128 bits as decimals of 256 bits.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -146,13 +146,14 @@ fn too_large(of: &DataType) -> DataFusionError {
         DataType::Decimal128(precision, scale) => format!("decimal({precision},{scale})"),
         other => other.to_string(),
     };
-    Told(format!("overflow in sum: the total has more digits than {shown}; cast its argument to a smaller scale"))
+    UserError(format!("overflow in sum: the total has more digits than {shown}; cast its argument to a smaller scale"))
         .into()
 }
 
 fn narrow(sum: i128) -> Result<i64> {
-    i64::try_from(sum)
-        .map_err(|_| Told(format!("bigint overflow in sum, which is {sum}; cast its argument to decimal(38,0)")).into())
+    i64::try_from(sum).map_err(|_| {
+        UserError(format!("bigint overflow in sum, which is {sum}; cast its argument to decimal(38,0)")).into()
+    })
 }
 
 #[derive(Debug)]

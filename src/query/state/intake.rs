@@ -9,8 +9,8 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::MemoryReservation;
 
 use super::names::{Hashing, Mark, Names, Step, text};
-use super::order::{Head, column, heads_of, rest_of};
-use super::parts::{Numbers, Part, Place, named, rest_at};
+use super::order::{OrderPrefix, column, order_prefixes, tie_breakers};
+use super::parts::{Numbers, Part, Place, named, tie_breakers_at};
 use super::tail::{Dataset, Entry, Tail};
 
 /// Upper bound of the bytes that a row takes beside its columns: as a change, as a sorted change, as an entry, and for
@@ -24,7 +24,7 @@ struct Change {
     dataset: u32,
     key: Mark,
     at: Place,
-    head: Head,
+    head: OrderPrefix,
 }
 
 /// Rows of the tail, while they are collected.
@@ -55,9 +55,9 @@ impl Intake {
         if self.memory.try_grow(bytes).is_err() {
             return Ok(false);
         }
-        let rest = rest_of(&rows).ok_or_else(|| DataFusionError::Internal("rows without an order".to_owned()))?;
+        let rest = tie_breakers(&rows).ok_or_else(|| DataFusionError::Internal("rows without an order".to_owned()))?;
         let ops = cast(column(&rows, "op")?, &DataType::Utf8View)?;
-        let (heads, count) = (heads_of(&rows)?, rows.num_rows());
+        let (heads, count) = (order_prefixes(&rows)?, rows.num_rows());
         // More than `u32::MAX` parts or rows do not fit into memory.
         let part = u32::try_from(self.parts.len()).unwrap_or(u32::MAX);
         self.parts.push(Part { names: Names::of(&rows)?, rest, rows });
@@ -140,7 +140,7 @@ impl Intake {
     }
 
     fn by_order(&self, a: &Change, b: &Change) -> Ordering {
-        let rest = |change: &Change| rest_at(&self.parts, change.at);
+        let rest = |change: &Change| tie_breakers_at(&self.parts, change.at);
         a.head.cmp(&b.head).then_with(|| rest(a).compare(a.at.row as usize, &rest(b), b.at.row as usize))
     }
 }

@@ -16,7 +16,7 @@ use datafusion::logical_expr::{
     Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility,
 };
 
-use super::order::{HEAD, Head, Heads, ORDER, Rest};
+use super::order::{ORDER, OrderPrefix, OrderPrefixes, PREFIX_COLUMNS, TieBreakers};
 
 /// Returns the aggregate `latest(<the columns of ORDER>, <any others>)`. Its result is a struct of the latest row: the
 /// arguments whose numbers are in `kept`, as fields `c<number>`.
@@ -71,19 +71,19 @@ impl AggregateUDFImpl for Latest {
 /// The place of a group's latest row, and its order prefix, so that most comparisons read nothing else.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    head: Head,
+    head: OrderPrefix,
     chunk: u32,
     row: u32,
 }
 
 const NONE: u32 = u32::MAX;
 const EMPTY: Slot =
-    Slot { head: Head { sync_count: i64::MIN, modified: i64::MIN, arrived: i64::MIN }, chunk: NONE, row: 0 };
+    Slot { head: OrderPrefix { sync_count: i64::MIN, modified: i64::MIN, arrived: i64::MIN }, chunk: NONE, row: 0 };
 /// Rows per chunk after compaction.
 const CHUNK_ROWS: usize = 8_192;
 
 /// Positions of the tie-breaker columns among the arguments.
-const REST: std::ops::Range<usize> = HEAD..ORDER.len();
+const REST: std::ops::Range<usize> = PREFIX_COLUMNS..ORDER.len();
 
 /// Returns the type in which a column is held, and passed between the stages. Views would keep their buffers alive, and
 /// each batch cut from them would count these buffers again.
@@ -120,8 +120,8 @@ impl Groups {
     }
 
     fn accept(&mut self, values: &[ArrayRef], groups: &[usize], filter: Option<&BooleanArray>) -> Result<()> {
-        let heads = Heads::of([column(values, 0)?, column(values, 1)?, column(values, 2)?])?;
-        let rest = Rest(&values[REST]);
+        let heads = OrderPrefixes::of([column(values, 0)?, column(values, 1)?, column(values, 2)?])?;
+        let rest = TieBreakers(&values[REST]);
         // Rows of this batch that go into the next chunk.
         let chunk = u32::try_from(self.chunks.len()).unwrap_or(NONE);
         let mut chosen: Vec<u32> = Vec::with_capacity(groups.len());
@@ -135,7 +135,7 @@ impl Groups {
                 Ordering::Equal if slot.chunk != NONE => {
                     let at = slot.row as usize;
                     match self.chunks.get(slot.chunk as usize) {
-                        Some(chunk) => rest.compare(row, &Rest(&chunk[REST]), at),
+                        Some(chunk) => rest.compare(row, &TieBreakers(&chunk[REST]), at),
                         None => rest.compare(row, &rest, chosen[at] as usize),
                     }
                 }

@@ -17,17 +17,17 @@ use datafusion::error::{DataFusionError, Result};
 pub const ORDER: [&str; 7] =
     ["sync_count", "last_modified_date", "arrived_at", "sequence_number", "sub_sequence", "record_index", "shard_id"];
 /// Number of columns in the order prefix.
-pub const HEAD: usize = 3;
+pub const PREFIX_COLUMNS: usize = 3;
 
 /// The order prefix of a row.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Head {
+pub struct OrderPrefix {
     pub sync_count: i64,
     pub modified: i64,
     pub arrived: i64,
 }
 
-impl Head {
+impl OrderPrefix {
     /// Returns the part that is compared with the removal of a dataset.
     pub fn moment(self) -> (i64, i64) {
         (self.sync_count, self.modified)
@@ -36,27 +36,31 @@ impl Head {
 
 /// The order prefixes of rows.
 #[derive(Debug)]
-pub struct Heads([Int64Array; HEAD]);
+pub struct OrderPrefixes([Int64Array; PREFIX_COLUMNS]);
 
-impl Heads {
+impl OrderPrefixes {
     /// Reads the order prefixes from the first columns of the order.
-    pub fn of([sync_count, modified, arrived]: [&ArrayRef; HEAD]) -> Result<Self, ArrowError> {
+    pub fn of([sync_count, modified, arrived]: [&ArrayRef; PREFIX_COLUMNS]) -> Result<Self, ArrowError> {
         let number = |column| Ok::<_, ArrowError>(cast(column, &DataType::Int64)?.as_primitive::<Int64Type>().clone());
         Ok(Self([number(sync_count)?, number(modified)?, number(arrived)?]))
     }
 
     /// Returns the order prefix of a row.
-    pub fn get(&self, row: usize) -> Head {
+    pub fn get(&self, row: usize) -> OrderPrefix {
         let [sync_count, modified, arrived] = &self.0;
-        Head { sync_count: sync_count.values()[row], modified: modified.values()[row], arrived: arrived.values()[row] }
+        OrderPrefix {
+            sync_count: sync_count.values()[row],
+            modified: modified.values()[row],
+            arrived: arrived.values()[row],
+        }
     }
 }
 
 /// The tie-breaker columns. Text may have any string type.
 #[derive(Clone, Copy)]
-pub struct Rest<'a>(pub &'a [ArrayRef]);
+pub struct TieBreakers<'a>(pub &'a [ArrayRef]);
 
-impl Rest<'_> {
+impl TieBreakers<'_> {
     fn text(&self, column: usize, row: usize) -> &str {
         let column = &self.0[column];
         match column.data_type() {
@@ -88,12 +92,12 @@ pub fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
 }
 
 /// Reads the order prefixes of the rows of a batch.
-pub fn heads_of(batch: &RecordBatch) -> Result<Heads> {
+pub fn order_prefixes(batch: &RecordBatch) -> Result<OrderPrefixes> {
     let [sync_count, modified, arrived, ..] = ORDER;
-    Ok(Heads::of([column(batch, sync_count)?, column(batch, modified)?, column(batch, arrived)?])?)
+    Ok(OrderPrefixes::of([column(batch, sync_count)?, column(batch, modified)?, column(batch, arrived)?])?)
 }
 
 /// Returns the tie-breaker columns; `None` if the batch lacks one of them.
-pub fn rest_of(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
-    ORDER[HEAD..].iter().map(|name| batch.column_by_name(name).cloned()).collect()
+pub fn tie_breakers(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
+    ORDER[PREFIX_COLUMNS..].iter().map(|name| batch.column_by_name(name).cloned()).collect()
 }

@@ -41,7 +41,7 @@ use datafusion::physical_plan::{
 use futures::{StreamExt, TryStreamExt};
 
 use super::names::Names;
-use super::order::{ORDER, Rest, column, heads_of, rest_of};
+use super::order::{ORDER, TieBreakers, column, order_prefixes, tie_breakers};
 use super::parts::{IS_AFTER_REMOVAL, with_columns};
 use super::tail::{Removal, Tail, Walk};
 use super::{KEY, same, told};
@@ -88,7 +88,7 @@ struct Pass {
 #[derive(Default)]
 struct Found {
     /// Whether each row of the tail is superseded by a row of the state.
-    beaten: Vec<bool>,
+    superseded: Vec<bool>,
     /// The state's removal of each dataset of the tail.
     removals: Vec<Option<Removal>>,
     /// Rows of the state whose order prefix equals that of a tail row, with the numbers of these tail rows.
@@ -110,8 +110,8 @@ impl Overlay {
     /// Creates an overlay. `input` reads from the state the names, the order prefix, and the columns of `schema`.
     pub fn new(input: Arc<dyn ExecutionPlan>, sides: Arc<Sides>, schema: SchemaRef) -> Self {
         let readers = Self::readers(&input, &sides.session);
-        let (beaten, removals) = (vec![false; sides.tail.len()], vec![None; sides.tail.datasets()]);
-        let found = Mutex::new(Found { beaten, removals, ties: Vec::new() });
+        let (superseded, removals) = (vec![false; sides.tail.len()], vec![None; sides.tail.datasets()]);
+        let found = Mutex::new(Found { superseded, removals, ties: Vec::new() });
         let pass = Arc::new(Pass { next: AtomicUsize::new(0), open: AtomicUsize::new(readers), found });
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
@@ -130,10 +130,10 @@ impl Pass {
 
     /// Returns rows of the state without those that the tail replaces, and notes superseded rows, removals and ties.
     fn apply(&self, tail: &Tail, schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch> {
-        let (names, heads) = (Names::of(batch)?, heads_of(batch)?);
+        let (names, heads) = (Names::of(batch)?, order_prefixes(batch)?);
         let (mut gone, mut removed, mut ties): (Vec<usize>, Vec<usize>, Vec<(usize, u32)>) = Default::default();
-        let (mut beaten, mut removals): (Vec<usize>, Vec<(u32, Removal)>) = Default::default();
-        let rest = rest_of(batch);
+        let (mut superseded, mut removals): (Vec<usize>, Vec<(u32, Removal)>) = Default::default();
+        let rest = tie_breakers(batch);
         let (mut walk, mut removal) = (Walk::default(), None);
         for (row, number) in (0..batch.num_rows()).zip(0_u32..) {
             if tail.follow(&mut walk, &names, row) {
@@ -147,10 +147,10 @@ impl Pass {
                 removed.push(row);
             }
             let Some(entry) = tail.find(dataset, &names, row) else { continue };
-            match tail.compare(heads.get(row), rest.as_deref().map(Rest), row, entry) {
+            match tail.compare(heads.get(row), rest.as_deref().map(TieBreakers), row, entry) {
                 Some(Ordering::Less) => gone.push(row),
                 // The same row may be in the state and in the tail; the state's row is kept.
-                Some(Ordering::Greater | Ordering::Equal) => beaten.push(entry),
+                Some(Ordering::Greater | Ordering::Equal) => superseded.push(entry),
                 None => {
                     gone.push(row);
                     ties.push((entry, number));
@@ -159,7 +159,7 @@ impl Pass {
         }
         let rows = project(schema, batch, &removed)?;
         let mut found = self.found();
-        beaten.into_iter().for_each(|entry| found.beaten[entry] = true);
+        superseded.into_iter().for_each(|entry| found.superseded[entry] = true);
         removals.into_iter().for_each(|(dataset, at)| found.removals[dataset as usize] = Some(at));
         if !ties.is_empty() {
             let (entries, numbers): (Vec<usize>, Vec<u32>) = ties.into_iter().unzip();
@@ -174,20 +174,20 @@ impl Pass {
     /// Returns the rows of the tail that are not superseded, and the tied rows of the state that are later than the
     /// tail's.
     async fn rest(&self, sides: &Sides, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
-        let Found { mut beaten, removals, ties } = std::mem::take(&mut *self.found());
+        let Found { mut superseded, removals, ties } = std::mem::take(&mut *self.found());
         let (tail, mut batches) = (&sides.tail, Vec::new());
-        settle(sides, &ties, &mut beaten).await?;
+        settle(sides, &ties, &mut superseded).await?;
         for (entries, rows) in ties {
-            let lost: Vec<usize> = (0..entries.len()).filter(|&n| !beaten[entries[n]]).collect();
+            let lost: Vec<usize> = (0..entries.len()).filter(|&n| !superseded[entries[n]]).collect();
             batches.push(without(rows, &lost)?);
         }
-        batches.extend(tail.left(schema, &beaten, &removals)?);
+        batches.extend(tail.left(schema, &superseded, &removals)?);
         Ok(batches)
     }
 }
 
 /// Decides the ties: looks up the tie-breakers of the state's rows.
-async fn settle(sides: &Sides, ties: &[(Vec<usize>, RecordBatch)], beaten: &mut [bool]) -> Result<()> {
+async fn settle(sides: &Sides, ties: &[(Vec<usize>, RecordBatch)], superseded: &mut [bool]) -> Result<()> {
     let (tail, open): (_, BTreeSet<usize>) =
         (&sides.tail, ties.iter().flat_map(|(entries, _)| entries.clone()).collect());
     let identities: BTreeSet<Option<&str>> = open.iter().map(|&entry| tail.identity(entry)).collect();
@@ -207,14 +207,14 @@ async fn settle(sides: &Sides, ties: &[(Vec<usize>, RecordBatch)], beaten: &mut 
         let plan = sides.session.create_physical_plan(&plan).await?;
         let mut batches = execute_stream(plan, sides.session.task_ctx())?;
         while let Some(batch) = batches.try_next().await.map_err(|error| told(error, &sides.remedy))? {
-            let (names, heads, rest) = (Names::of(&batch)?, heads_of(&batch)?, rest_of(&batch));
+            let (names, heads, rest) = (Names::of(&batch)?, order_prefixes(&batch)?, tie_breakers(&batch));
             let mut walk = Walk::default();
             for row in 0..batch.num_rows() {
                 tail.follow(&mut walk, &names, row);
                 let entry = walk.dataset().and_then(|dataset| tail.find(dataset, &names, row));
                 if let Some(entry) = entry.filter(|entry| open.contains(entry)) {
-                    let order = tail.compare(heads.get(row), rest.as_deref().map(Rest), row, entry);
-                    beaten[entry] |= order.is_none_or(Ordering::is_ge);
+                    let order = tail.compare(heads.get(row), rest.as_deref().map(TieBreakers), row, entry);
+                    superseded[entry] |= order.is_none_or(Ordering::is_ge);
                 }
             }
         }

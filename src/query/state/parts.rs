@@ -10,7 +10,7 @@ use datafusion::error::Result;
 use hashbrown::HashTable;
 
 use super::names::{Hashing, Names};
-use super::order::{Rest, column};
+use super::order::{TieBreakers, column};
 
 /// The column of a tail row that is computed, not read.
 pub const IS_AFTER_REMOVAL: &str = "is_after_removal";
@@ -61,8 +61,8 @@ pub fn named(parts: &[Part], at: Place) -> (&Names, usize) {
 }
 
 /// Returns the tie-breaker columns of a part; the row has the same index as in the names.
-pub fn rest_at(parts: &[Part], at: Place) -> Rest<'_> {
-    Rest(&parts[at.part as usize].rest)
+pub fn tie_breakers_at(parts: &[Part], at: Place) -> TieBreakers<'_> {
+    TieBreakers(&parts[at.part as usize].rest)
 }
 
 /// Interned names of one kind, each with a number.

@@ -24,7 +24,7 @@ use serde::Serialize;
 use crate::batch::parquet::{StateWriter, conform};
 use crate::failpoint;
 use crate::lake::ledger::new_token;
-use crate::lake::snapshot::{self, Living};
+use crate::lake::snapshot::{self, ActiveFile};
 use crate::lake::{LakeError, Store, log, part, replace};
 use crate::query::reading::{self, COVERS, REFRESHED, Reading};
 use crate::query::{Limits, QueryError, session};
@@ -56,7 +56,7 @@ impl From<datafusion::error::DataFusionError> for RefreshError {
 
 /// The result of a refresh.
 #[derive(Debug, Clone, Default, Serialize, PartialEq, Eq)]
-pub struct Report {
+pub struct RefreshReport {
     /// The version of `sync_records` that the state covers now.
     pub covers: u64,
     /// The version that the state covered before, if any.
@@ -81,7 +81,7 @@ pub struct Report {
 ///
 /// # Errors
 /// See [`RefreshError`]. Running again is always safe.
-pub async fn run(lake: &Store, limits: &Limits, rebuild: bool) -> Result<Report, RefreshError> {
+pub async fn run(lake: &Store, limits: &Limits, rebuild: bool) -> Result<RefreshReport, RefreshError> {
     loop {
         let mut reading = Reading::load(lake).await?;
         Table::State.ensure(lake).await?;
@@ -118,7 +118,7 @@ struct Pool {
 }
 
 struct StateFile {
-    living: Living,
+    living: ActiveFile,
     low: String,
     high: String,
     rows: u64,
@@ -128,7 +128,7 @@ struct StateFile {
 }
 
 impl Run<'_> {
-    async fn once(self) -> Result<Option<Report>, RefreshError> {
+    async fn once(self) -> Result<Option<RefreshReport>, RefreshError> {
         let covered = self.reading.state.as_ref().map(|state| state.covers);
         let store = Table::State.store(self.lake);
         // Without a covered version, the table may still hold files; they are replaced.
@@ -138,7 +138,7 @@ impl Run<'_> {
         };
         let table = table.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
         let version = table.version().unwrap_or(0);
-        let mut report = Report { covers: self.reading.version, covered, version, ..Report::default() };
+        let mut report = RefreshReport { covers: self.reading.version, covered, version, ..RefreshReport::default() };
         let old = snapshot::files(&store, &table).await?;
         report.files = old.len();
         if covered == Some(self.reading.version) {
@@ -222,7 +222,7 @@ impl Run<'_> {
     }
 }
 
-fn pool_of(file: &Living) -> String {
+fn pool_of(file: &ActiveFile) -> String {
     file.partition.get("pool").cloned().flatten().unwrap_or_default()
 }
 
@@ -231,7 +231,7 @@ fn rows_of(add: &Add) -> Option<u64> {
 }
 
 impl StateFile {
-    fn new(living: Living) -> Self {
+    fn new(living: ActiveFile) -> Self {
         let bound = |side: &str| living.statistics[side]["identity_id"].as_str().map(str::to_owned);
         let rows = living.statistics["numRecords"].as_u64().unwrap_or(0);
         let (low, high) = (bound("minValues"), bound("maxValues"));

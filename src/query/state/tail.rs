@@ -10,8 +10,8 @@ use datafusion::error::Result;
 use datafusion::execution::memory_pool::MemoryReservation;
 
 use super::names::{Hashing, Mark, Names, Step};
-use super::order::{Head, Rest};
-use super::parts::{Numbers, Part, Place, named, rest_at};
+use super::order::{OrderPrefix, TieBreakers};
+use super::parts::{Numbers, Part, Place, named, tie_breakers_at};
 
 /// `sync_count` and server date of the removal of a dataset. Rows that are not later are removed.
 pub type Removal = (i64, i64);
@@ -46,7 +46,7 @@ pub struct Entry {
     pub dataset: u32,
     pub key: Mark,
     pub at: Place,
-    pub head: Head,
+    pub head: OrderPrefix,
 }
 
 /// A cursor over the rows of a batch: the tail's identity and dataset of the current row, if the tail has them.
@@ -85,12 +85,17 @@ impl Tail {
         self.datasets.len()
     }
 
-    /// Returns columns of the latest row of each key, except the keys that are `beaten`. `removals` are the state's
+    /// Returns columns of the latest row of each key, except the keys that are `superseded`. `removals` are the state's
     /// removals, by dataset.
-    pub fn left(&self, schema: &SchemaRef, beaten: &[bool], removals: &[Option<Removal>]) -> Result<Vec<RecordBatch>> {
+    pub fn left(
+        &self,
+        schema: &SchemaRef,
+        superseded: &[bool],
+        removals: &[Option<Removal>],
+    ) -> Result<Vec<RecordBatch>> {
         // For each row, `None` if it is not emitted, else whether it comes after every removal.
         let mut fates: Vec<_> = self.parts.iter().map(|part| vec![None; part.rows.num_rows()]).collect();
-        for (entry, _) in self.entries.iter().zip(beaten).filter(|(_, is_beaten)| !**is_beaten) {
+        for (entry, _) in self.entries.iter().zip(superseded).filter(|(_, is_beaten)| !**is_beaten) {
             let removal = self.removal(entry.dataset).max(removals[entry.dataset as usize]);
             let is_after = removal.is_none_or(|removal| entry.head.moment() > removal);
             fates[entry.at.part as usize][entry.at.row as usize] = Some(is_after && !entry.key.is_none());
@@ -131,10 +136,16 @@ impl Tail {
 
     /// Compares a row with the latest row of an entry. Returns `None` if their order prefixes are equal and `rest`, the
     /// tie-breakers, is unknown.
-    pub fn compare(&self, head: Head, rest: Option<Rest<'_>>, row: usize, entry: usize) -> Option<Ordering> {
+    pub fn compare(
+        &self,
+        head: OrderPrefix,
+        rest: Option<TieBreakers<'_>>,
+        row: usize,
+        entry: usize,
+    ) -> Option<Ordering> {
         let Entry { at, head: latest, .. } = self.entries[entry];
         match head.cmp(&latest) {
-            Ordering::Equal => rest.map(|rest| rest.compare(row, &rest_at(&self.parts, at), at.row as usize)),
+            Ordering::Equal => rest.map(|rest| rest.compare(row, &tie_breakers_at(&self.parts, at), at.row as usize)),
             order => Some(order),
         }
     }

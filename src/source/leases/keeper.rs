@@ -1,6 +1,6 @@
 //! The keeper: renews leases, takes and asks for those that are due, and gives back those that are no longer wanted.
 //!
-//! The keeper shares two values with the ingest loop: [`Wishes`] (what the loop wants) and [`View`] (what this worker
+//! The keeper shares two values with the ingest loop: `Wishes` (what the loop wants) and [`View`] (what this worker
 //! holds). Both are states and not events, so that nothing queues up and nothing is missed.
 //!
 //! # Handoff
@@ -20,19 +20,14 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::plan::{self, Lease, Observed};
 use super::table::{LeaseTable, Updated};
-use super::{Options, checkpoint_word};
+use super::{LeaseOptions, checkpoint_word};
 use crate::aws::AwsSettings;
 use crate::ids::{SequenceNumber, ShardKey, incarnation_of};
 use crate::source::SourceError;
+use crate::timeouts::{LEASE_CALL_TIMEOUT_MIN, LEASE_CLOSE_TIMEOUT, LEASE_ROUND_MIN};
 
 /// Concurrent calls to the table, at most.
 const RENEWALS: usize = 16;
-/// Time between two rounds, at least, however often the ingest loop asks for one.
-const ROUND_MIN: Duration = Duration::from_millis(100);
-/// Shortest timeout of a call, however short the failover is.
-const CALL_PATIENCE_MIN: Duration = Duration::from_secs(2);
-/// Time for giving all leases back at the end, at most.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A shard that may be read now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,9 +91,10 @@ impl Keeper {
     ///
     /// # Errors
     /// As for [`Self::start`].
-    pub async fn check(aws: &AwsSettings, stream: &str, options: &Options) -> Result<(), SourceError> {
+    pub async fn check(aws: &AwsSettings, stream: &str, options: &LeaseOptions) -> Result<(), SourceError> {
         let table =
-            LeaseTable::open(aws, &options.table, &options.worker, CALL_PATIENCE_MIN.max(options.failover)).await?;
+            LeaseTable::open(aws, &options.table, &options.worker, LEASE_CALL_TIMEOUT_MIN.max(options.failover))
+                .await?;
         table.ensure().await?;
         let is_of = |lease: &Lease| {
             lease.stream.as_ref().is_some_and(|of| of == stream || of.starts_with(&format!("{stream}.")))
@@ -111,8 +107,8 @@ impl Keeper {
     ///
     /// # Errors
     /// The table cannot be created or read, or belongs to another stream or to another lake.
-    pub async fn start(aws: &AwsSettings, stream: &str, options: Options) -> Result<Self, SourceError> {
-        let patience = (options.failover * 2 / 3).max(CALL_PATIENCE_MIN);
+    pub async fn start(aws: &AwsSettings, stream: &str, options: LeaseOptions) -> Result<Self, SourceError> {
+        let patience = (options.failover * 2 / 3).max(LEASE_CALL_TIMEOUT_MIN);
         let table = LeaseTable::open(aws, &options.table, &options.worker, patience).await?;
         table.ensure().await?;
         if let Some(what) = foreign(&table.scan().await?, stream, &options) {
@@ -213,7 +209,7 @@ impl Keeper {
         self.wishes.send_modify(|wishes| wishes.closing = true);
         self.nudge.notify_one();
         if let Some(done) = self.done.take()
-            && tokio::time::timeout(CLOSE_PATIENCE, done).await.is_err()
+            && tokio::time::timeout(LEASE_CLOSE_TIMEOUT, done).await.is_err()
         {
             tracing::warn!("leases could not be given back in time; they expire by themselves");
         }
@@ -221,7 +217,7 @@ impl Keeper {
 }
 
 /// Returns why this worker may not use the leases of a table; `None` if it may.
-fn foreign(leases: &[Lease], stream: &str, options: &Options) -> Option<String> {
+fn foreign(leases: &[Lease], stream: &str, options: &LeaseOptions) -> Option<String> {
     let table = &options.table;
     let of_now = || leases.iter().filter(|lease| !is_of_earlier(lease, stream, options));
     if of_now().any(|lease| lease.stream.is_none()) {
@@ -245,7 +241,7 @@ fn foreign(leases: &[Lease], stream: &str, options: &Options) -> Option<String> 
 }
 
 /// Returns whether a lease belongs to a deleted earlier stream of the same name, which this lake has read, too.
-fn is_of_earlier(lease: &Lease, stream: &str, options: &Options) -> bool {
+fn is_of_earlier(lease: &Lease, stream: &str, options: &LeaseOptions) -> bool {
     let (Some(other), Some((base, _))) = (&lease.stream, stream.rsplit_once('.')) else { return false };
     let (Some(then), Some(now)) = (incarnation_of(base, other), incarnation_of(base, stream)) else { return false };
     then < now && lease.lake.as_ref() == Some(&options.lake)
@@ -253,7 +249,7 @@ fn is_of_earlier(lease: &Lease, stream: &str, options: &Options) -> bool {
 
 /// The state of the thread.
 struct Round {
-    options: Options,
+    options: LeaseOptions,
     refused: Option<String>,
     table: LeaseTable,
     stream: String,
@@ -266,7 +262,7 @@ struct Round {
 }
 
 impl Round {
-    fn new(table: LeaseTable, stream: String, options: Options, view: watch::Sender<View>) -> Self {
+    fn new(table: LeaseTable, stream: String, options: LeaseOptions, view: watch::Sender<View>) -> Self {
         let (worker, failover) = (options.worker.clone(), options.failover);
         let observed = Observed::new(failover);
         let (held, told) = (BTreeMap::new(), BTreeMap::new());
@@ -293,7 +289,7 @@ impl Round {
             }
             tokio::select! {
                 () = tokio::time::sleep((self.failover / 3).saturating_sub(began.elapsed())) => {}
-                () = nudge.notified() => tokio::time::sleep(ROUND_MIN.saturating_sub(began.elapsed())).await,
+                () = nudge.notified() => tokio::time::sleep(LEASE_ROUND_MIN.saturating_sub(began.elapsed())).await,
             }
         }
     }
@@ -472,7 +468,7 @@ mod tests {
 
     #[test]
     fn leases_of_somebody_else_are_refused() {
-        let options = Options {
+        let options = LeaseOptions {
             table: "t".to_owned(),
             worker: "w".to_owned(),
             lake: "this".to_owned(),
