@@ -77,70 +77,22 @@ pub async fn commit(
     known: &mut Transactions,
     proposal: &impl Proposal,
 ) -> Result<Option<Committed>, LakeError> {
-    let (before, after) = proposal.failpoints();
-    let token = (format!("commit/{}", table.name()), i64::try_from(new_token()).unwrap_or(i64::MAX));
-    let began = Instant::now();
-    let mut conflicts = 0;
-    let mut backoff = Backoff::new(10, 2_000);
+    let mut attempt = Attempt {
+        table,
+        store,
+        token: (format!("commit/{}", table.name()), i64::try_from(new_token()).unwrap_or(i64::MAX)),
+        failpoints: proposal.failpoints(),
+        began: Instant::now(),
+        backoff: Backoff::new(10, 2_000),
+        conflicts: 0,
+    };
     while let Some(mut draft) = proposal.draft(known).await? {
         known.admit(table, store, draft.removes.iter().any(|remove| remove.data_change))?;
-        draft.ids.push(token.clone());
-        let ids = draft.ids.clone();
-        let (bytes, in_commit_ms) = encode(table, store, known, draft)?;
-        let version = known.version + 1;
-        let path = paths::commit(version);
-        let mut found = None;
-        // The same bytes are retried until some commit takes that version.
-        while known.version + 1 == version {
-            failpoint::hit(before);
-            let put = store.put_new(&path, bytes.clone()).await;
-            failpoint::hit(after);
-            let failure = match put {
-                Ok(()) => {
-                    known.ids.extend(ids.iter().cloned());
-                    (known.version, known.in_commit_ms) = (version, in_commit_ms);
-                    found = Some(version);
-                    break;
-                }
-                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
-                    conflicts += 1;
-                    None
-                }
-                Err(error) if fault::is_permanent(&error) => {
-                    return Err(LakeError::storage("write commit", store, &path, error));
-                }
-                Err(error) => {
-                    tracing::warn!(table = table.name(), version, %error, "commit failed, reading back");
-                    Some(error)
-                }
-            };
-            if began.elapsed() > COMMIT_TIMEOUT {
-                let (table, seconds) = (store.url().to_string(), COMMIT_TIMEOUT.as_secs());
-                return Err(LakeError::Contended { table, seconds, source: failure });
-            }
-            let read = read_back(store, known, &token).await;
-            // A lost race needs no pause if the log moved: the winner made progress, and a writer that pauses would
-            // lose again to writers that do not. An error needs a pause.
-            if failure.is_some() || read.is_err() || known.version + 1 == version {
-                tokio::time::sleep(backoff.spread()).await;
-            }
-            match read {
-                Ok(read) => found = read,
-                Err(error) => transient(table, error)?,
-            }
-        }
-        let Some(version) = found else { continue };
+        draft.ids.push(attempt.token.clone());
+        let Some(version) = attempt.put(known, draft).await? else { continue };
         // The commit is in the log. Nothing may be drafted again until it is known whether readers see the commit.
-        let is_buried = loop {
-            match is_buried(store, version, &token).await {
-                Ok(is_buried) => break is_buried,
-                Err(error) if began.elapsed() > COMMIT_TIMEOUT => return Err(error),
-                Err(error) => transient(table, error)?,
-            }
-            tokio::time::sleep(backoff.spread()).await;
-        };
-        if !is_buried {
-            return Ok(Some(Committed { version, conflicts }));
+        if !attempt.is_buried(version).await? {
+            return Ok(Some(Committed { version, conflicts: attempt.conflicts }));
         }
         tracing::warn!(table = table.name(), version, "the log was cleaned up meanwhile, reading it anew");
         // No reader begins that far back, so the buried commit is only garbage.
@@ -150,6 +102,81 @@ pub async fn commit(
         *known = log::read_transactions(store).await?.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
     }
     Ok(None)
+}
+
+/// A commit that is being made.
+struct Attempt<'a> {
+    table: Table,
+    store: &'a Store,
+    /// The transaction id by which the commit is recognised in the log.
+    token: (String, i64),
+    failpoints: (&'static str, &'static str),
+    began: Instant,
+    backoff: Backoff,
+    conflicts: u32,
+}
+
+impl Attempt<'_> {
+    /// Puts a draft at the next version, and reads the log back after every error. Returns the version that holds the
+    /// commit, or `None` if that version belongs to another commit.
+    async fn put(&mut self, known: &mut Transactions, draft: Draft) -> Result<Option<u64>, LakeError> {
+        let ids = draft.ids.clone();
+        let (bytes, in_commit_ms) = encode(self.table, self.store, known, draft)?;
+        let version = known.version + 1;
+        let path = paths::commit(version);
+        // The same bytes are retried until some commit takes that version.
+        while known.version + 1 == version {
+            failpoint::hit(self.failpoints.0);
+            let put = self.store.put_new(&path, bytes.clone()).await;
+            failpoint::hit(self.failpoints.1);
+            let failure = match put {
+                Ok(()) => {
+                    known.ids.extend(ids);
+                    (known.version, known.in_commit_ms) = (version, in_commit_ms);
+                    return Ok(Some(version));
+                }
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+                    self.conflicts += 1;
+                    None
+                }
+                Err(error) if fault::is_permanent(&error) => {
+                    return Err(LakeError::storage("write commit", self.store, &path, error));
+                }
+                Err(error) => {
+                    tracing::warn!(table = self.table.name(), version, %error, "commit failed, reading back");
+                    Some(error)
+                }
+            };
+            if self.began.elapsed() > COMMIT_TIMEOUT {
+                let (table, seconds) = (self.store.url().to_string(), COMMIT_TIMEOUT.as_secs());
+                return Err(LakeError::Contended { table, seconds, source: failure });
+            }
+            let read = read_back(self.store, known, &self.token).await;
+            // A lost race needs no pause if the log moved: the winner made progress, and a writer that pauses would
+            // lose again to writers that do not. An error needs a pause.
+            if failure.is_some() || read.is_err() || known.version + 1 == version {
+                tokio::time::sleep(self.backoff.spread()).await;
+            }
+            match read {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) => transient(self.table, error)?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns whether no reader sees a commit that is in the log. Asks until the store answers.
+    async fn is_buried(&mut self, version: u64) -> Result<bool, LakeError> {
+        loop {
+            match is_buried(self.store, version, &self.token).await {
+                Ok(is_buried) => return Ok(is_buried),
+                Err(error) if self.began.elapsed() > COMMIT_TIMEOUT => return Err(error),
+                Err(error) => transient(self.table, error)?,
+            }
+            tokio::time::sleep(self.backoff.spread()).await;
+        }
+    }
 }
 
 /// Returns an error that would occur again; logs any other error.
