@@ -7,7 +7,7 @@ use rand::RngExt;
 
 /// The pauses of one retried operation.
 #[derive(Debug, Clone)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     first_ms: u64,
     max_ms: u64,
     next_ms: u64,
@@ -15,24 +15,24 @@ pub struct Backoff {
 
 impl Backoff {
     /// Creates pauses from `first_ms` up to `max_ms`.
-    pub fn new(first_ms: u64, max_ms: u64) -> Self {
+    pub(crate) fn new(first_ms: u64, max_ms: u64) -> Self {
         Self { first_ms, max_ms, next_ms: first_ms }
     }
 
     /// Returns the next pause, between half of it and all of it. For a service that needs some time without requests.
-    pub fn pause(&mut self) -> Duration {
+    pub(crate) fn pause(&mut self) -> Duration {
         let whole = self.step();
         Duration::from_millis(rand::rng().random_range(whole / 2..=whole))
     }
 
     /// Returns the next pause, any length up to all of it. For writers that race each other and must spread out.
-    pub fn spread(&mut self) -> Duration {
+    pub(crate) fn spread(&mut self) -> Duration {
         let whole = self.step();
         Duration::from_millis(rand::rng().random_range(1..=whole.max(1)))
     }
 
     /// Starts again with the first pause.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next_ms = self.first_ms;
     }
 
@@ -45,14 +45,14 @@ impl Backoff {
 
 /// The log level of a failure that continues: an error after a minute, and once a minute from then on.
 #[derive(Debug, Clone, Default)]
-pub struct Alarm {
+pub(crate) struct Alarm {
     since: Option<Instant>,
     told: Option<Instant>,
 }
 
 impl Alarm {
     /// Notes a failure at `now`. Returns how long it has continued, and whether to log it as an error.
-    pub fn failed(&mut self, now: Instant) -> (Duration, bool) {
+    pub(crate) fn failed(&mut self, now: Instant) -> (Duration, bool) {
         let lasted = now.saturating_duration_since(*self.since.get_or_insert(now));
         let is_due = self.told.is_none_or(|at| now.saturating_duration_since(at) >= ERROR_AFTER);
         let is_loud = lasted >= ERROR_AFTER && is_due;
@@ -63,7 +63,7 @@ impl Alarm {
     }
 
     /// Notes a success.
-    pub fn succeeded(&mut self) {
+    pub(crate) fn succeeded(&mut self) {
         *self = Self::default();
     }
 }

@@ -12,5 +12,5 @@ pub(crate) mod columns;
 pub(crate) mod parquet;
 pub(crate) mod roll;
 
-pub use columns::{Meta, Partition, PartitionKey, Rejected};
-pub use roll::{Batches, Limits};
+pub(crate) use columns::{Meta, Partition, PartitionKey, Rejected};
+pub(crate) use roll::{Batches, Limits};

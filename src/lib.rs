@@ -41,7 +41,7 @@ pub mod payload;
 pub mod print;
 pub mod query;
 pub(crate) mod record;
-pub(crate) mod redact;
+pub mod redact;
 pub mod redrive;
 pub mod schema;
 pub mod shell;

@@ -25,7 +25,7 @@ use bytes::Bytes;
 
 pub(crate) mod fetch;
 pub(crate) mod hosts;
-pub(crate) mod policy;
+pub mod policy;
 
 use fetch::Fetcher;
 pub use policy::{Allowed, Policy};

@@ -1,7 +1,7 @@
 //! Redacts secrets: presigned queries, signing parameters, user names and passwords of URLs. No other module does.
 //!
 //! A secret can be written in many ways: `\/`, `\u002f`, `%2F`, JSON inside a JSON string, UTF-16, a tab in the middle
-//! of a name (which `Url::parse` drops). So the raw bytes are not searched. [`Units`] yields the characters one by one
+//! of a name (which `Url::parse` drops). So the raw bytes are not searched. `Units` yields the characters one by one
 //! as the innermost parser sees them, each with the bytes that encode it. A secret is cut out of those bytes; all other
 //! bytes stay unchanged.
 //!

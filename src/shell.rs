@@ -175,7 +175,7 @@ fn relations() -> String {
         ("table", table.name(), about)
     });
     let views = views::VIEWS.map(|(name, _, about)| ("view", name, about));
-    let key_state = ("table", "key_state", "latest change of each key, removed keys included, up to date");
+    let key_state = ("view", "key_state", "latest change of each key, removed keys included, up to date");
     tables
         .into_iter()
         .chain([key_state])

@@ -1,4 +1,4 @@
-//! Every timeout and interval, and their relations, which the compiler checks.
+//! Timeouts and intervals, and their relations, which the compiler checks.
 
 use std::time::Duration;
 

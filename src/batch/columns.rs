@@ -22,7 +22,7 @@ use crate::schema::Table;
 
 /// The partition that rows belong to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PartitionKey {
+pub(crate) struct PartitionKey {
     /// The shard that delivered the rows.
     pub shard: ShardKey,
     /// The pool's true id.
@@ -33,7 +33,7 @@ pub struct PartitionKey {
 
 /// Arrival of a record.
 #[derive(Debug, Clone)]
-pub struct Meta<'a> {
+pub(crate) struct Meta<'a> {
     /// Sequence number of the record.
     pub sequence_number: &'a SequenceNumber,
     /// Number inside a KPL aggregate.
@@ -44,7 +44,7 @@ pub struct Meta<'a> {
 
 /// A quarantined record.
 #[derive(Debug, Clone)]
-pub struct Rejected {
+pub(crate) struct Rejected {
     /// Sequence number of the record.
     pub sequence_number: SequenceNumber,
     /// Number inside a KPL aggregate.
@@ -104,7 +104,7 @@ const ROW_BYTES: usize = 256;
 
 /// Rows of one partition in arrival order.
 #[derive(Debug, Default)]
-pub struct Partition {
+pub(crate) struct Partition {
     text: String,
     events: Vec<EventEntry>,
     rows: Vec<RowEntry>,
@@ -117,7 +117,7 @@ const TEXT_MAX: usize = i32::MAX as usize;
 
 impl Partition {
     /// Returns the bytes held.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.text.capacity()
             + self.extra_bytes
             + self.events.capacity() * size_of::<EventEntry>()
@@ -125,17 +125,17 @@ impl Partition {
     }
 
     /// Returns the number of rows held.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows.len()
     }
 
     /// Returns whether no row is held.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
     /// Returns whether another `bytes` of text would overflow the arena.
-    pub fn is_full(&self, bytes: usize) -> bool {
+    pub(crate) fn is_full(&self, bytes: usize) -> bool {
         self.text.len() + bytes > TEXT_MAX
     }
 
@@ -155,7 +155,7 @@ impl Partition {
     }
 
     /// Adds rows of an event.
-    pub fn push<'a: 'r, 'r>(
+    pub(crate) fn push<'a: 'r, 'r>(
         &mut self,
         meta: &Meta<'_>,
         event: &Event<'a>,
@@ -197,7 +197,7 @@ impl Partition {
     }
 
     /// Takes over all rows of `other`, which arrived later.
-    pub fn append(&mut self, other: Partition) {
+    pub(crate) fn append(&mut self, other: Partition) {
         if self.rows.is_empty() {
             *self = other;
             return;
@@ -233,7 +233,7 @@ impl Partition {
 /// The order is identity_id, dataset_name, key (nulls first), sync_count descending. Point lookups prune by it, and the
 /// newest row of a key comes first.
 #[derive(Debug)]
-pub struct Sorted {
+pub(crate) struct Sorted {
     partition: Partition,
     key: PartitionKey,
     order: Vec<u32>,
@@ -245,7 +245,7 @@ pub struct Sorted {
 
 impl Sorted {
     /// Sorts a partition.
-    pub fn new(key: PartitionKey, partition: Partition) -> Self {
+    pub(crate) fn new(key: PartitionKey, partition: Partition) -> Self {
         let (identity_ranks, identities) = rank(&partition, |e| e.identity_id);
         let (dataset_ranks, datasets) = rank(&partition, |e| e.dataset_name);
         let ranks: Vec<(i32, i32)> = identity_ranks.into_iter().zip(dataset_ranks).collect();
@@ -264,17 +264,17 @@ impl Sorted {
     }
 
     /// Returns the number of rows.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.order.len()
     }
 
     /// Returns the approximate bytes of the rows.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.partition.text.len() + self.len() * size_of::<RowEntry>()
     }
 
     /// Returns the number of distinct identities, for the size of the Bloom filter.
-    pub fn identities(&self) -> usize {
+    pub(crate) fn identities(&self) -> usize {
         self.identities.len()
     }
 
@@ -288,7 +288,7 @@ impl Sorted {
 
     /// Splits the rows into consecutive ranges, one per batch, and returns with each range its bytes as a reader gets
     /// them. A range has at most `rows_max` rows, and at most `bytes_max` bytes or one row.
-    pub fn stretches(&self, rows_max: usize, bytes_max: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+    pub(crate) fn stretches(&self, rows_max: usize, bytes_max: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
         let mut start = 0;
         std::iter::from_fn(move || {
             let (mut end, mut bytes) = (start, 0);
@@ -317,7 +317,7 @@ impl Sorted {
     ///
     /// # Errors
     /// Fails if Arrow rejects the columns (a bug in this code, never the data).
-    pub fn batch(&self, range: Range<usize>) -> Result<RecordBatch, ArrowError> {
+    pub(crate) fn batch(&self, range: Range<usize>) -> Result<RecordBatch, ArrowError> {
         let rows: Vec<&RowEntry> = self.rows(range).collect();
         let events: Vec<&EventEntry> = rows.iter().map(|r| self.event(r)).collect();
         let constant = |value: &str| -> Result<ArrayRef, ArrowError> {
@@ -383,7 +383,7 @@ impl Sorted {
     }
 
     /// Returns statistics for the log. They are exact, because they are computed from the rows themselves.
-    pub fn statistics(&self) -> Statistics {
+    pub(crate) fn statistics(&self) -> Statistics {
         let first = |values: &ArrayRef, last: bool| {
             let values = values.as_any().downcast_ref::<StringArray>()?;
             let index = if last { values.len().checked_sub(1)? } else { 0 };
@@ -413,7 +413,7 @@ impl Sorted {
 
 /// Ranges (lowest, highest) and null counts of one file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Statistics {
+pub(crate) struct Statistics {
     /// Number of rows.
     pub rows: usize,
     /// Range of identity_id.

@@ -49,7 +49,7 @@ fn writer(schema: SchemaRef, properties: WriterProperties) -> Result<ArrowWriter
 ///
 /// # Errors
 /// The library rejects the batch (a bug, never the data).
-pub fn encode_partition(key: PartitionKey, partition: Partition) -> Result<(Bytes, Value), ParquetError> {
+pub(crate) fn encode_partition(key: PartitionKey, partition: Partition) -> Result<(Bytes, Value), ParquetError> {
     let sorted = Sorted::new(key, partition);
     Ok((encode_sorted(&sorted)?, delta_statistics(&sorted.statistics())))
 }
@@ -85,7 +85,7 @@ fn encode_sorted(sorted: &Sorted) -> Result<Bytes, ParquetError> {
 ///
 /// # Errors
 /// The library rejects a batch.
-pub fn encode_batches(schema: SchemaRef, batches: &[RecordBatch]) -> Result<Bytes, ParquetError> {
+pub(crate) fn encode_batches(schema: SchemaRef, batches: &[RecordBatch]) -> Result<Bytes, ParquetError> {
     let mut writer = writer(schema, properties().build())?;
     for batch in batches {
         writer.write(batch)?;
@@ -97,13 +97,13 @@ pub fn encode_batches(schema: SchemaRef, batches: &[RecordBatch]) -> Result<Byte
 ///
 /// # Errors
 /// As [`encode_batches`].
-pub fn encode_batch(batch: &RecordBatch) -> Result<(Bytes, Value), ParquetError> {
+pub(crate) fn encode_batch(batch: &RecordBatch) -> Result<(Bytes, Value), ParquetError> {
     let bytes = encode_batches(batch.schema(), std::slice::from_ref(batch))?;
     Ok((bytes, row_count_statistics(batch.num_rows())))
 }
 
 /// A writer of one file of the maintained state. The rows must arrive sorted by identity, dataset and key.
-pub struct StateWriter {
+pub(crate) struct StateWriter {
     writer: ArrowWriter<Vec<u8>>,
     rows: u64,
     null_keys: usize,
@@ -119,7 +119,7 @@ impl StateWriter {
     ///
     /// # Errors
     /// The library rejects the schema (a bug).
-    pub fn new() -> Result<Self, ParquetError> {
+    pub(crate) fn new() -> Result<Self, ParquetError> {
         let mut properties = properties().set_data_page_row_count_limit(STATE_PAGE_ROWS);
         properties = properties.set_column_statistics_enabled(ColumnPath::from("value"), EnabledStatistics::None);
         let writer = writer(Table::State.file_schema(), properties.build())?;
@@ -130,7 +130,7 @@ impl StateWriter {
     ///
     /// # Errors
     /// The library rejects the batch.
-    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
         let identities = batch.column_by_name("identity_id").and_then(|c| c.as_string_opt::<i32>());
         let ends = identities.filter(|c| !c.is_empty()).map(|c| (c.value(0), c.value(c.len() - 1)));
         if let Some((first, last)) = ends {
@@ -144,12 +144,12 @@ impl StateWriter {
     }
 
     /// Returns the last written identity.
-    pub fn last_identity(&self) -> Option<&str> {
+    pub(crate) fn last_identity(&self) -> Option<&str> {
         self.identities.as_ref().map(|(_, last)| last.as_str())
     }
 
     /// Returns the approximate size of the file if it ended here, in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.writer.bytes_written() + self.writer.in_progress_size()
     }
 
@@ -157,7 +157,7 @@ impl StateWriter {
     ///
     /// # Errors
     /// The library cannot finish the file.
-    pub fn finish(self) -> Result<(Bytes, Value), ParquetError> {
+    pub(crate) fn finish(self) -> Result<(Bytes, Value), ParquetError> {
         let range = self.identities.filter(|(low, high)| low.len() <= 256 && high.len() <= 256);
         let side = |value: Option<&String>| value.map_or_else(|| json!({}), |v| json!({ "identity_id": v }));
         let statistics = json!({
@@ -174,7 +174,7 @@ impl StateWriter {
 ///
 /// # Errors
 /// A column is missing, or its type cannot be cast to the type in `schema`.
-pub fn conform(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+pub(crate) fn conform(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let columns = schema.fields().iter().map(|field| {
         let index = batch.schema().index_of(field.name())?;
         arrow::compute::cast(batch.column(index), field.data_type())
@@ -183,7 +183,7 @@ pub fn conform(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, A
 }
 
 /// Returns statistics of a file. If all rows have one `kind`, the statistics include that kind.
-pub fn kind_statistics(rows: usize, kind: Option<&str>) -> Value {
+pub(crate) fn kind_statistics(rows: usize, kind: Option<&str>) -> Value {
     match kind {
         Some(kind) => json!({
             "numRecords": rows, "minValues": { "kind": kind }, "maxValues": { "kind": kind }, "nullCount": { "kind": 0 },
@@ -193,7 +193,7 @@ pub fn kind_statistics(rows: usize, kind: Option<&str>) -> Value {
 }
 
 /// Returns statistics that hold the row count only.
-pub fn row_count_statistics(rows: usize) -> Value {
+pub(crate) fn row_count_statistics(rows: usize) -> Value {
     json!({ "numRecords": rows })
 }
 

@@ -16,15 +16,15 @@ use super::columns::{Partition, PartitionKey};
 use crate::ids::ShardKey;
 
 /// A commit of up to this many files is harmless, however small they are.
-pub const FILES_MAX: usize = 256;
+pub(crate) const FILES_MAX: usize = 256;
 /// Average rows per file that a commit of more files should reach.
-pub const ROWS_FLOOR: usize = 1_000;
+pub(crate) const ROWS_FLOOR: usize = 1_000;
 /// Factor of the age limit for commits of many small files.
 const STRETCH: u32 = 10;
 
 /// Limits that decide when to write.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Buffered bytes at which the largest partition buffers are written early.
     pub mark_bytes: usize,
     /// Bytes of records since the last commit after which everything is written and committed.
@@ -35,7 +35,7 @@ pub struct Limits {
 
 /// All partition buffers that hold rows.
 #[derive(Debug, Default)]
-pub struct Batches {
+pub(crate) struct Batches {
     partitions: BTreeMap<PartitionKey, Partition>,
     bytes: usize,
     rows: usize,
@@ -46,13 +46,13 @@ pub struct Batches {
 impl Batches {
     /// Notes that records of `bytes` arrived at `now`. This includes records that became no rows, because their
     /// position waits for a commit too.
-    pub fn note(&mut self, bytes: usize, now: Instant) {
+    pub(crate) fn note(&mut self, bytes: usize, now: Instant) {
         self.received_bytes += bytes as u64;
         self.since.get_or_insert(now);
     }
 
     /// Adds rows to a partition buffer. If its arena was full, returns the rows that it held before.
-    pub fn add(&mut self, key: PartitionKey, rows: Partition) -> Option<(PartitionKey, Partition)> {
+    pub(crate) fn add(&mut self, key: PartitionKey, rows: Partition) -> Option<(PartitionKey, Partition)> {
         let held = self.partitions.entry(key.clone()).or_default();
         let before = (held.bytes(), held.len());
         let full = held.is_full(rows.bytes()).then(|| std::mem::take(held));
@@ -63,18 +63,18 @@ impl Batches {
     }
 
     /// Returns the bytes held in all.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Returns whether nothing is held.
     #[cfg(test)]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.partitions.is_empty()
     }
 
     /// Takes out the largest partition buffers until at most `bytes` are held.
-    pub fn take_largest(&mut self, bytes: usize) -> Vec<(PartitionKey, Partition)> {
+    pub(crate) fn take_largest(&mut self, bytes: usize) -> Vec<(PartitionKey, Partition)> {
         let mut by_size: Vec<(usize, PartitionKey)> =
             self.partitions.iter().map(|(key, partition)| (partition.bytes(), key.clone())).collect();
         by_size.sort_unstable();
@@ -92,7 +92,7 @@ impl Batches {
     }
 
     /// Takes everything out, and resets the age and the byte count.
-    pub fn take_all(&mut self) -> Vec<(PartitionKey, Partition)> {
+    pub(crate) fn take_all(&mut self) -> Vec<(PartitionKey, Partition)> {
         self.bytes = 0;
         self.rows = 0;
         self.received_bytes = 0;
@@ -101,20 +101,20 @@ impl Batches {
     }
 
     /// Drops the rows of a lost shard.
-    pub fn drop_shard(&mut self, shard: &ShardKey) {
+    pub(crate) fn drop_shard(&mut self, shard: &ShardKey) {
         self.partitions.retain(|key, _| key.shard != *shard);
         self.bytes = self.partitions.values().map(Partition::bytes).sum();
         self.rows = self.partitions.values().map(Partition::len).sum();
     }
 
     /// Returns when the age limit is reached; `None` while nothing waits for a commit.
-    pub fn due(&self, limits: &Limits) -> Option<Instant> {
+    pub(crate) fn due(&self, limits: &Limits) -> Option<Instant> {
         let thin = self.partitions.len() > FILES_MAX && self.rows < self.partitions.len() * ROWS_FLOOR;
         self.since.map(|since| since + if thin { limits.flush_interval * STRETCH } else { limits.flush_interval })
     }
 
     /// Returns whether the byte limit is reached.
-    pub fn is_due(&self, limits: &Limits) -> bool {
+    pub(crate) fn is_due(&self, limits: &Limits) -> bool {
         self.received_bytes >= limits.flush_bytes
     }
 }

@@ -10,24 +10,24 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Unexpecte
 use serde_json::value::RawValue;
 
 /// Fields outside the contract: name and JSON text.
-pub type Extra<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
+pub(crate) type Extra<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
 
 /// Prefix of our errors among those of serde_json, for a duplicate field.
-pub const DUPLICATE: &str = "duplicate field";
+pub(crate) const DUPLICATE: &str = "duplicate field";
 /// Prefix for a value of the wrong kind.
-pub const INVALID: &str = "invalid field";
+pub(crate) const INVALID: &str = "invalid field";
 /// Prefix for a record without a key.
-pub const MISSING: &str = "missing field";
+pub(crate) const MISSING: &str = "missing field";
 /// Prefix for more records than [`RECORDS_MAX`].
-pub const TOO_MANY: &str = "too many records";
+pub(crate) const TOO_MANY: &str = "too many records";
 
 /// Most records of one event: a hundred times what the service allows in a dataset. A record is larger in memory than
 /// on the wire, so ten megabytes of the smallest records must not become hundreds.
-pub const RECORDS_MAX: usize = 100_000;
+pub(crate) const RECORDS_MAX: usize = 100_000;
 
 /// An event as on the wire.
 #[derive(Debug, Default)]
-pub struct WireEvent<'a> {
+pub(crate) struct WireEvent<'a> {
     /// `identityPoolId`.
     pub identity_pool_id: Option<Cow<'a, str>>,
     /// `identityId`.
@@ -54,7 +54,7 @@ pub struct WireEvent<'a> {
 
 /// One change of one key, as on the wire.
 #[derive(Debug, Default)]
-pub struct WireRecord<'a> {
+pub(crate) struct WireRecord<'a> {
     /// `key`.
     pub key: Option<Cow<'a, str>>,
     /// `value`; `None` when absent or null.
@@ -73,7 +73,7 @@ pub struct WireRecord<'a> {
 
 /// The records of an event: at most [`RECORDS_MAX`], each with a key.
 #[derive(Debug)]
-pub struct Records<'a>(pub Vec<WireRecord<'a>>);
+pub(crate) struct Records<'a>(pub Vec<WireRecord<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Records<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

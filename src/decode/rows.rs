@@ -27,9 +27,9 @@ use super::reject::{Reason, Reject, shown};
 use crate::redact::{self, redact_payload, redact_url};
 
 /// Value of `op` and `operation` that removes.
-pub const REMOVE: &str = "remove";
+pub(crate) const REMOVE: &str = "remove";
 /// Value of `op` and `operation` that sets.
-pub const REPLACE: &str = "replace";
+pub(crate) const REPLACE: &str = "replace";
 
 /// 9999-12-31T23:59:59.999Z, the last instant that every reader of the lake can show.
 const MS_MAX: i64 = 253_402_300_799_999;

@@ -30,18 +30,18 @@ use crate::source::files;
 
 /// Returns the transaction id, in the log of `daily_state`, of the version of `sync_records` that a day's extract
 /// covers.
-pub fn covers_id(date: NaiveDate) -> String {
+pub(super) fn covers_id(date: NaiveDate) -> String {
     format!("extract/{date}")
 }
 
 /// Returns the transaction id of the version of `daily_state` that committed a day's extract.
-pub fn extracted_id(date: NaiveDate) -> String {
+pub(super) fn extracted_id(date: NaiveDate) -> String {
     format!("extracted/{date}")
 }
 
 /// Returns the transaction id of the version of `sync_records` at which a day's extract was found to hold other rows
 /// than `sync_records`.
-pub fn stale_id(date: NaiveDate) -> String {
+pub(super) fn stale_id(date: NaiveDate) -> String {
     format!("stale/{date}")
 }
 
@@ -58,7 +58,7 @@ pub struct ShardMark {
 }
 
 /// The extract of a day that is about to be replaced.
-pub struct Before {
+pub(super) struct Before {
     /// Whether it still holds the rows that it was written with. If not, its missing rows prove nothing.
     pub is_as_written: bool,
     /// Files that may hold its live keys.
@@ -71,7 +71,7 @@ pub struct Before {
 }
 
 /// The inputs of a day's extract.
-pub struct Plan {
+pub(super) struct Plan {
     /// The day.
     pub date: NaiveDate,
     /// `sync_records` as it was loaded.
@@ -173,7 +173,7 @@ impl Plan {
     ///
     /// # Errors
     /// Fails if there is no lake, or if the lake cannot be read.
-    pub async fn new(lake: &Store, date: NaiveDate) -> Result<Self, LakeError> {
+    pub(super) async fn new(lake: &Store, date: NaiveDate) -> Result<Self, LakeError> {
         let tables = Tables::load(lake).await?;
         let version = tables.read.version;
         let mut extracted = days(&tables.known, "extract/");
@@ -222,7 +222,7 @@ impl Plan {
     }
 
     /// Returns the tail files of the day itself.
-    pub fn of_the_day(&self) -> BTreeSet<String> {
+    pub(super) fn of_the_day(&self) -> BTreeSet<String> {
         let of_day = self.tail.iter().filter(|file| day_of(file, "event_date") == Some(self.date));
         of_day.map(|file| file.path.clone()).collect()
     }

@@ -46,7 +46,7 @@ pub struct Counters {
 
 /// Counts of one commit.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Work {
+pub(super) struct Work {
     /// Records.
     pub records: u64,
     /// Bytes of the records.

@@ -14,11 +14,11 @@ use crate::redact::redact_payload;
 use crate::source::Chunk;
 
 /// Records that the quarantine already holds: sequence number, and number inside an aggregate.
-pub type Skip = HashSet<(SequenceNumber, Option<i64>)>;
+pub(super) type Skip = HashSet<(SequenceNumber, Option<i64>)>;
 
 /// A decoded chunk.
 #[derive(Debug)]
-pub struct Decoded {
+pub(super) struct Decoded {
     /// Position of the shard once the whole chunk is committed.
     pub position: SequenceNumber,
     /// Rows by partition.
@@ -35,19 +35,19 @@ pub struct Decoded {
 
 impl Decoded {
     /// Returns the bytes that the chunk holds in memory.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let rows: usize = self.partitions.iter().map(|(_, p)| p.bytes()).sum();
         rows + self.rejected.iter().map(rejected_bytes).sum::<usize>()
     }
 }
 
 /// Returns the bytes that a rejected record holds in memory.
-pub fn rejected_bytes(rejected: &Rejected) -> usize {
+pub(super) fn rejected_bytes(rejected: &Rejected) -> usize {
     rejected.raw.capacity() + rejected.detail.len() + size_of::<Rejected>()
 }
 
 /// Decodes a chunk, except the records in `skip`, which the quarantine already holds.
-pub fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
+pub(super) fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
     let mut partitions = Partitions { shard: chunk.shard.clone(), index: HashMap::new(), found: Vec::new() };
     let mut rejected = Vec::new();
     let mut rows = 0;

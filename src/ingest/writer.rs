@@ -78,7 +78,7 @@ impl Held {
 
 /// Result of a flush.
 #[derive(Debug, Default)]
-pub struct Flushed {
+pub(super) struct Flushed {
     /// Shards that are now committed to their end.
     pub ended: Vec<ShardKey>,
     /// Shards that other workers have taken over.
@@ -89,7 +89,7 @@ pub struct Flushed {
 
 /// The writing half of ingest.
 #[derive(Debug)]
-pub struct Writer {
+pub(super) struct Writer {
     lake: Store,
     ledger: Ledger,
     quarantine: Ledger,
@@ -118,7 +118,7 @@ impl Writer {
     ///
     /// # Errors
     /// The lake cannot be read or written.
-    pub async fn open(lake: Store, limits: Limits, counters: Arc<Counters>) -> Result<Self, IngestError> {
+    pub(super) async fn open(lake: Store, limits: Limits, counters: Arc<Counters>) -> Result<Self, IngestError> {
         let (quarantine, ledger) =
             tokio::try_join!(Ledger::open(&lake, Table::Quarantine), Ledger::open(&lake, Table::SyncRecords))?;
         // These tables are still empty, but other engines refuse a view over a table that does not exist.
@@ -144,23 +144,23 @@ impl Writer {
     }
 
     /// Returns all shards of a stream in the ledger, as of its last refresh.
-    pub fn shards(&self, stream: &str) -> Vec<(ShardKey, ShardState)> {
+    pub(super) fn shards(&self, stream: &str) -> Vec<(ShardKey, ShardState)> {
         self.ledger.shards(stream)
     }
 
     /// Returns the position up to which a shard was received, committed or not.
-    pub fn reached(&self, shard: &ShardKey) -> Option<SequenceNumber> {
+    pub(super) fn reached(&self, shard: &ShardKey) -> Option<SequenceNumber> {
         let held = self.held.get(shard).and_then(|held| held.reached.clone());
         held.or_else(|| self.ledger.state(shard)?.position)
     }
 
     /// Returns the epoch with which this worker took the shard over, if it did.
-    pub fn fence_of(&self, shard: &ShardKey) -> Option<u64> {
+    pub(super) fn fence_of(&self, shard: &ShardKey) -> Option<u64> {
         self.held.get(shard).map(|held| held.fence)
     }
 
     /// Returns the records of a shard that the quarantine already holds.
-    pub fn skip(&self, shard: &ShardKey) -> Arc<Skip> {
+    pub(super) fn skip(&self, shard: &ShardKey) -> Arc<Skip> {
         self.held.get(shard).map(|held| held.skip.clone()).unwrap_or_default()
     }
 
@@ -168,7 +168,7 @@ impl Writer {
     ///
     /// # Errors
     /// The lake cannot be read.
-    pub async fn refresh(&mut self) -> Result<(), IngestError> {
+    pub(super) async fn refresh(&mut self) -> Result<(), IngestError> {
         Ok(self.ledger.refresh().await?)
     }
 
@@ -176,7 +176,7 @@ impl Writer {
     ///
     /// # Errors
     /// The lake cannot be read or written.
-    pub async fn lake_id(&mut self) -> Result<i64, IngestError> {
+    pub(super) async fn lake_id(&mut self) -> Result<i64, IngestError> {
         let fresh = i64::try_from(new_token()).unwrap_or(i64::MAX);
         Ok(self.ledger.settle("lake/id", fresh).await?)
     }
@@ -187,7 +187,7 @@ impl Writer {
     ///
     /// # Errors
     /// The lake cannot be read or written.
-    pub async fn created_ms(&mut self, stream: &str, created_ms: i64) -> Result<i64, IngestError> {
+    pub(super) async fn created_ms(&mut self, stream: &str, created_ms: i64) -> Result<i64, IngestError> {
         let id = format!("created/{stream}");
         match self.ledger.value(&id) {
             Some(known) => Ok(known),
@@ -197,12 +197,12 @@ impl Writer {
     }
 
     /// Returns whether the lake knows the creation time of the stream with this name.
-    pub fn knows(&self, stream: &str) -> bool {
+    pub(super) fn knows(&self, stream: &str) -> bool {
         self.ledger.value(&format!("created/{stream}")).is_some()
     }
 
     /// Returns the names under which incarnations of a stream have shards in this lake.
-    pub fn incarnations(&self, stream: &str) -> BTreeSet<String> {
+    pub(super) fn incarnations(&self, stream: &str) -> BTreeSet<String> {
         self.ledger.incarnations(stream)
     }
 
@@ -210,7 +210,12 @@ impl Writer {
     ///
     /// # Errors
     /// The lake cannot be read or written.
-    pub async fn begin(&mut self, beginnings: &[Beginning], stream: &str, created_ms: i64) -> Result<(), IngestError> {
+    pub(super) async fn begin(
+        &mut self,
+        beginnings: &[Beginning],
+        stream: &str,
+        created_ms: i64,
+    ) -> Result<(), IngestError> {
         let also = match self.ledger.value(&format!("created/{stream}")) {
             None => vec![(format!("created/{stream}"), created_ms)],
             Some(_) => Vec::new(),
@@ -222,7 +227,7 @@ impl Writer {
     ///
     /// # Errors
     /// The lake cannot be read or written.
-    pub async fn acquire(
+    pub(super) async fn acquire(
         &mut self,
         shards: &[(ShardKey, StartAt)],
     ) -> Result<Vec<(ShardKey, ShardState)>, IngestError> {
@@ -259,7 +264,7 @@ impl Writer {
     }
 
     /// Waits for the background tasks.
-    pub async fn finish(&mut self) {
+    pub(super) async fn finish(&mut self) {
         tokio::join!(self.sweepers.0.finish(), self.sweepers.1.finish());
         while self.chores.join_next().await.is_some() {}
     }
@@ -290,7 +295,7 @@ impl Writer {
     ///
     /// # Errors
     /// A file that was written to free memory failed.
-    pub async fn add(
+    pub(super) async fn add(
         &mut self,
         hold: &Hold,
         decoded: Decoded,
@@ -324,7 +329,7 @@ impl Writer {
     }
 
     /// Records that a shard was received to its end.
-    pub fn end(&mut self, hold: &Hold, now: Instant) {
+    pub(super) fn end(&mut self, hold: &Hold, now: Instant) {
         if let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) {
             held.reached = Some(SequenceNumber::shard_end());
             self.is_dirty = true;
@@ -333,7 +338,7 @@ impl Writer {
     }
 
     /// Records that the rest of a shard is gone, because the stream no longer lists the shard.
-    pub fn trimmed(&mut self, hold: &Hold, now: Instant) {
+    pub(super) fn trimmed(&mut self, hold: &Hold, now: Instant) {
         if let Some(held) = self.held.get_mut(&hold.shard) {
             held.gaps.push(gaps::Gap {
                 after: held.state.position.clone(),
@@ -349,7 +354,7 @@ impl Writer {
 
     /// Records that a shard is gone with its stream. `created_ms` is the creation time of the stream that now has the
     /// name.
-    pub fn deleted(&mut self, hold: &Hold, created_ms: i64, now: Instant) {
+    pub(super) fn deleted(&mut self, hold: &Hold, created_ms: i64, now: Instant) {
         if let Some(held) = self.held.get_mut(&hold.shard) {
             let (after, noted_at_ms) = (held.state.position.clone(), chrono::Utc::now().timestamp_millis());
             held.gaps.extend(gaps::until_deleted(after, held.state.read_to_ms, created_ms, noted_at_ms));
@@ -358,7 +363,7 @@ impl Writer {
     }
 
     /// Makes the next commit, the last one of this run, store the watermark of every shard.
-    pub fn end_run(&mut self) {
+    pub(super) fn end_run(&mut self) {
         for held in self.held.values_mut() {
             held.ends_run = held.read_to_ms > held.state.read_to_ms;
             self.is_dirty |= held.ends_run;
@@ -366,7 +371,7 @@ impl Writer {
     }
 
     /// Moves the watermark of a shard, and records a gap if retention trimmed records in between.
-    pub fn read_to(&mut self, hold: &Hold, reached: &Reached, retention_ms: i64) {
+    pub(super) fn read_to(&mut self, hold: &Hold, reached: &Reached, retention_ms: i64) {
         let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) else { return };
         held.gaps.extend(gaps::between(reached.after.clone(), held.read_to_ms, reached.at_ms, retention_ms));
         held.read_to_ms = held.read_to_ms.max(reached.at_ms - reached.behind_ms);
@@ -376,7 +381,7 @@ impl Writer {
     }
 
     /// Forgets a shard and what was received of it since its last commit.
-    pub fn drop_shard(&mut self, shard: &ShardKey) {
+    pub(super) fn drop_shard(&mut self, shard: &ShardKey) {
         self.batches.drop_shard(shard);
         if let Some(held) = self.held.remove(shard) {
             self.counters.dropped(held.work.records);
@@ -387,22 +392,22 @@ impl Writer {
     }
 
     /// Returns whether something waits for a commit.
-    pub fn is_dirty(&self) -> bool {
+    pub(super) fn is_dirty(&self) -> bool {
         self.is_dirty
     }
 
     /// Returns whether a shard was quiet for so long that the ledger should store its watermark.
-    pub fn is_quiet_for_long(&self) -> bool {
+    pub(super) fn is_quiet_for_long(&self) -> bool {
         self.is_quiet_for_long
     }
 
     /// Returns when the oldest uncommitted records must be committed.
-    pub fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         self.batches.due(&self.limits)
     }
 
     /// Returns whether so much is buffered that it must be committed now.
-    pub fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         self.batches.is_due(&self.limits) || self.rejected_bytes >= self.limits.mark_bytes / 2
     }
 
@@ -414,7 +419,7 @@ impl Writer {
     ///
     /// # Errors
     /// The lake cannot be written. The received records are not lost: they are read again from the last commit.
-    pub async fn flush(&mut self) -> Result<Flushed, IngestError> {
+    pub(super) async fn flush(&mut self) -> Result<Flushed, IngestError> {
         let mut flushed = Flushed::default();
         if !self.is_dirty() {
             return Ok(flushed);

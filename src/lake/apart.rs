@@ -43,11 +43,11 @@ async fn apart<T: Send + 'static>(request: impl Future<Output = Result<T>> + Sen
 
 /// A store that runs its requests on the request runtime, apart from the tasks that wait for them.
 #[derive(Debug)]
-pub struct Apart<S>(Arc<S>);
+pub(crate) struct Apart<S>(Arc<S>);
 
 impl<S: ObjectStore> Apart<S> {
     /// Wraps a store.
-    pub fn new(store: S) -> Self {
+    pub(crate) fn new(store: S) -> Self {
         Self(Arc::new(store))
     }
 
@@ -156,14 +156,14 @@ impl<S: ObjectStore> ObjectStore for Apart<S> {
 
 /// A store that hides some objects: unusable objects of a log, which deltalake would not skip.
 #[derive(Debug)]
-pub struct Without {
+pub(crate) struct Without {
     objects: Objects,
     hidden: Arc<HashSet<Path>>,
 }
 
 impl Without {
     /// Wraps a store and hides the objects `hidden`.
-    pub fn new(objects: Objects, hidden: HashSet<Path>) -> Self {
+    pub(crate) fn new(objects: Objects, hidden: HashSet<Path>) -> Self {
         Self { objects, hidden: Arc::new(hidden) }
     }
 

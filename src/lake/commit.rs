@@ -25,7 +25,7 @@ use crate::timeouts::COMMIT_TIMEOUT;
 
 /// The content of a commit.
 #[derive(Debug, Default)]
-pub struct Draft {
+pub(crate) struct Draft {
     /// Files to remove.
     pub removes: Vec<Remove>,
     /// Files to add.
@@ -38,7 +38,7 @@ pub struct Draft {
 }
 
 /// A commit that a writer wants to make.
-pub trait Proposal {
+pub(crate) trait Proposal {
     /// Drafts the commit right after the version of `known`. Returns `None` if the commit must not be made any more.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ pub trait Proposal {
 
 /// A commit that is in the log exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Committed {
+pub(crate) struct Committed {
     /// The log version of the commit.
     pub version: u64,
     /// The number of versions lost to other writers on the way.
@@ -71,7 +71,7 @@ pub fn new_token() -> u64 {
 /// The store failed for longer than five minutes, the log is corrupt, or the table's terms do not admit the commit. In
 /// the first case the outcome is unknown to the caller, but the log knows it. Starting over from the log is always
 /// correct.
-pub async fn commit(
+pub(crate) async fn commit(
     table: Table,
     store: &Store,
     known: &mut Transactions,
@@ -139,9 +139,11 @@ impl Attempt<'_> {
                     self.conflicts += 1;
                     None
                 }
-                Err(error) if fault::is_permanent(&error) => {
-                    return Err(LakeError::storage("write commit", self.store, &path, error));
-                }
+                // The refused try may follow an earlier one, of the store's own, that succeeded.
+                Err(error) if fault::is_permanent(&error) => match read_back(self.store, known, &self.token).await {
+                    Ok(Some(version)) => return Ok(Some(version)),
+                    Ok(None) | Err(_) => return Err(LakeError::storage("write commit", self.store, &path, error)),
+                },
                 Err(error) => {
                     tracing::warn!(table = self.table.name(), version, %error, "commit failed, reading back");
                     Some(error)
@@ -300,6 +302,18 @@ mod tests {
         let done = commit(Table::Quarantine, &store, &mut known, &Say("lost")).await.unwrap();
         assert_eq!(done, Some(Committed { version: 1, conflicts: 0 }));
         assert_eq!(log::read_transactions(&store).await.unwrap().unwrap().version, 2);
+    }
+
+    /// The store makes the commit, and then refuses a try of its own: the commit is recognised.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_that_was_made_before_a_refusal_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = table(folder.path()).await;
+        let mut known = log::read_transactions(&store).await.unwrap().unwrap();
+        store.loses_answer = Some(Arc::new(|| Box::pin(async { true })));
+        store.loses_it_for_good = true;
+        let done = commit(Table::Quarantine, &store, &mut known, &Say("refused")).await.unwrap();
+        assert_eq!(done, Some(Committed { version: 1, conflicts: 0 }));
     }
 
     /// The answer arrives, but reads then fail for a while, so visibility is unknown: the commit is not repeated.

@@ -117,7 +117,7 @@ impl Transactions {
 ///
 /// # Errors
 /// The store failed, the object is no commit, or a newer version of the protocol wrote it.
-pub async fn read_commit(table: &Store, version: u64) -> Result<Option<Vec<Action>>, LakeError> {
+pub(crate) async fn read_commit(table: &Store, version: u64) -> Result<Option<Vec<Action>>, LakeError> {
     let path = paths::commit(version);
     let Some(bytes) = table.get(&path).await? else { return Ok(None) };
     deltalake::logstore::get_actions(version, &bytes).map(Some).map_err(|e| {
@@ -142,7 +142,7 @@ pub async fn read_commit(table: &Store, version: u64) -> Result<Option<Vec<Actio
 ///
 /// # Errors
 /// The store failed.
-pub async fn exists(table: &Store) -> Result<bool, LakeError> {
+pub(crate) async fn exists(table: &Store) -> Result<bool, LakeError> {
     if table.get(&paths::commit(0)).await?.is_some() || table.get(HINT).await?.is_some() {
         return Ok(true);
     }
@@ -155,7 +155,7 @@ pub async fn exists(table: &Store) -> Result<bool, LakeError> {
 ///
 /// # Errors
 /// The store failed, or the log is corrupt or lacks a version.
-pub async fn read_transactions(table: &Store) -> Result<Option<Transactions>, LakeError> {
+pub(crate) async fn read_transactions(table: &Store) -> Result<Option<Transactions>, LakeError> {
     let hint = last_checkpoint(table).await?;
     let mut listing = Listing::read(table, hint).await?;
     let mut unusable = Vec::new();
@@ -207,7 +207,7 @@ pub async fn read_transactions(table: &Store) -> Result<Option<Transactions>, La
 ///
 /// # Errors
 /// As [`read_commit`].
-pub async fn read_forward(table: &Store, known: &mut Transactions) -> Result<(), LakeError> {
+pub(crate) async fn read_forward(table: &Store, known: &mut Transactions) -> Result<(), LakeError> {
     while read_next(table, known).await? {}
     Ok(())
 }
@@ -216,7 +216,7 @@ pub async fn read_forward(table: &Store, known: &mut Transactions) -> Result<(),
 ///
 /// # Errors
 /// As [`read_commit`].
-pub async fn read_next(table: &Store, known: &mut Transactions) -> Result<bool, LakeError> {
+pub(crate) async fn read_next(table: &Store, known: &mut Transactions) -> Result<bool, LakeError> {
     let version = known.version + 1;
     let Some(actions) = read_commit(table, version).await? else { return Ok(false) };
     apply(known, version, actions);
@@ -224,7 +224,7 @@ pub async fn read_next(table: &Store, known: &mut Transactions) -> Result<bool, 
 }
 
 /// Moves `known` forward by one commit whose actions were already read.
-pub fn apply(known: &mut Transactions, version: u64, actions: Vec<Action>) {
+pub(crate) fn apply(known: &mut Transactions, version: u64, actions: Vec<Action>) {
     known.in_commit_ms = actions.iter().find_map(in_commit_ms);
     for action in actions {
         if matches!(action, Action::Protocol(_) | Action::Metadata(_)) {
@@ -250,7 +250,7 @@ fn in_commit_ms(action: &Action) -> Option<i64> {
 ///
 /// # Errors
 /// The store failed.
-pub async fn last_checkpoint(table: &Store) -> Result<Option<u64>, LakeError> {
+pub(crate) async fn last_checkpoint(table: &Store) -> Result<Option<u64>, LakeError> {
     let Some(bytes) = table.get(HINT).await? else { return Ok(None) };
     // The protocol lets a reader ignore an unreadable hint and list the log from the beginning.
     let hint: Value = serde_json::from_slice(&bytes).unwrap_or_default();

@@ -44,7 +44,7 @@ async fn put(table: &Store, path: &str, bytes: Bytes) -> Result<(), LakeError> {
 }
 
 /// A file that was encoded and not written yet.
-pub struct Encoded {
+pub(crate) struct Encoded {
     /// The file.
     pub bytes: Bytes,
     /// Its statistics, as the Delta protocol writes them.
@@ -56,7 +56,7 @@ pub struct Encoded {
 ///
 /// # Errors
 /// The encoder refuses the rows (a bug, never the data).
-pub async fn encode(
+pub(crate) async fn encode(
     table: &Store,
     path: &str,
     encode: impl FnOnce() -> Result<(Bytes, Value), ParquetError> + Send + 'static,
@@ -77,7 +77,12 @@ pub async fn encode(
 ///
 /// # Errors
 /// As [`put`].
-pub async fn write(table: &Store, path: String, values: &[(&str, String)], encoded: Encoded) -> Result<Add, LakeError> {
+pub(crate) async fn write(
+    table: &Store,
+    path: String,
+    values: &[(&str, String)],
+    encoded: Encoded,
+) -> Result<Add, LakeError> {
     let Encoded { bytes, statistics, sha256 } = encoded;
     let size = bytes.len();
     put(table, &path, bytes).await?;

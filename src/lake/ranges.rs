@@ -19,7 +19,7 @@ const FOOTER_BYTES: usize = 64 << 10;
 
 /// A file of a table, read by byte ranges.
 #[derive(Debug)]
-pub struct Ranged {
+pub(crate) struct Ranged {
     store: Store,
     path: String,
     size: u64,
@@ -30,7 +30,7 @@ impl Ranged {
     ///
     /// # Errors
     /// The store failed.
-    pub async fn open(store: &Store, path: &str) -> Result<Option<Self>, LakeError> {
+    pub(crate) async fn open(store: &Store, path: &str) -> Result<Option<Self>, LakeError> {
         let size = store.size(path).await?;
         Ok(size.map(|size| Self { store: store.clone(), path: path.to_owned(), size }))
     }
@@ -40,7 +40,7 @@ impl Ranged {
 ///
 /// # Errors
 /// The store failed.
-pub fn damage(store: &Store, path: &str, error: ParquetError) -> Result<String, LakeError> {
+pub(crate) fn damage(store: &Store, path: &str, error: ParquetError) -> Result<String, LakeError> {
     match error {
         ParquetError::External(source) => match source.downcast::<object_store::Error>() {
             Ok(source) => Err(LakeError::storage("read", store, path, *source)),

@@ -18,7 +18,7 @@ use crate::schema::Table;
 ///
 /// # Errors
 /// The store failed, or other writers won for too long. Then either nothing or everything is replaced.
-pub async fn replace(
+pub(crate) async fn replace(
     lake: &Store,
     table: Table,
     column: &str,
@@ -40,7 +40,12 @@ pub async fn replace(
 ///
 /// # Errors
 /// As [`replace`].
-pub async fn swap(lake: &Store, table: Table, old: &[String], files: Vec<Add>) -> Result<Option<u64>, LakeError> {
+pub(crate) async fn swap(
+    lake: &Store,
+    table: Table,
+    old: &[String],
+    files: Vec<Add>,
+) -> Result<Option<u64>, LakeError> {
     let wanted: HashSet<&str> = old.iter().map(String::as_str).collect();
     let select = |living: Vec<ActiveFile>| {
         let found: Vec<Remove> =
@@ -55,7 +60,7 @@ pub async fn swap(lake: &Store, table: Table, old: &[String], files: Vec<Add>) -
 ///
 /// # Errors
 /// The store failed for too long. Then the outcome is unknown.
-pub async fn commit_version(
+pub(crate) async fn commit_version(
     lake: &Store,
     table: Table,
     version: u64,

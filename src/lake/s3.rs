@@ -21,7 +21,7 @@ const SMALL_BYTES: usize = 1 << 20;
 
 /// An error answer of S3.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// The meaning of the answer.
     pub kind: Kind,
     /// The error code of the service; the HTTP status if the answer has no code.
@@ -34,7 +34,7 @@ pub struct Fault {
 
 /// The meaning of an error answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Missing permission of the credentials.
     Denied(&'static str),
     /// Missing bucket.
@@ -53,7 +53,7 @@ pub enum Kind {
 
 impl Fault {
     /// Returns whether the next attempt would get the same answer.
-    pub fn is_permanent(&self) -> bool {
+    pub(crate) fn is_permanent(&self) -> bool {
         self.kind != Kind::Expired
     }
 }

@@ -22,11 +22,11 @@ const READS: usize = 16;
 const OURS: [&str; 2] = ["ingest/", "redrive/"];
 
 /// Values of partition columns.
-pub type Partition = HashMap<String, Option<String>>;
+pub(crate) type Partition = HashMap<String, Option<String>>;
 
 /// A file of new rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewFile {
+pub(crate) struct NewFile {
     /// The version that added the file.
     pub version: u64,
     /// The version that removed the file, if any.
@@ -41,7 +41,7 @@ pub struct NewFile {
 
 /// A file that was removed because some of its rows were removed or changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lost {
+pub(crate) struct Lost {
     /// The version that removed the file.
     pub version: u64,
     /// The version that had added the file; `None` if the file may hold rows of any earlier version.
@@ -61,7 +61,7 @@ pub struct Change {
 
 /// The changes after one version (the first) up to another (the last).
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Since {
+pub(crate) struct Since {
     /// Files of new rows, by path, including files that were removed since.
     pub new: BTreeMap<String, NewFile>,
     /// Other files of the last version that may hold rows which the first version lacks, by path. The value is the
@@ -78,14 +78,14 @@ pub struct Since {
 impl Since {
     /// Returns files of the last version that together hold every row which the first version lacks. The value is the
     /// newest version whose rows the file may hold. The files may hold rows of the first version too.
-    pub fn files(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn files(&self) -> BTreeMap<String, u64> {
         let left = self.new.iter().filter(|(_, file)| file.taken_out.is_none());
         let left = left.map(|(path, file)| (path.clone(), file.version));
         self.heirs.iter().map(|(path, version)| (path.clone(), *version)).chain(left).collect()
     }
 
     /// Returns the lost files that hold rows of `version`, which lies between the first and the last version.
-    pub fn lost_of(&self, version: u64) -> impl Iterator<Item = &Lost> {
+    pub(crate) fn lost_of(&self, version: u64) -> impl Iterator<Item = &Lost> {
         self.lost.iter().filter(move |lost| lost.version > version && lost.added.is_none_or(|added| added <= version))
     }
 
@@ -191,7 +191,7 @@ fn rows_of(add: &Add) -> u64 {
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn since(table: &Store, from: u64, to: u64) -> Result<Option<Since>, LakeError> {
+pub(crate) async fn since(table: &Store, from: u64, to: u64) -> Result<Option<Since>, LakeError> {
     let mut commits = futures::stream::iter(from + 1..=to)
         .map(|version| async move { log::read_commit(table, version).await.map(|actions| (version, actions)) })
         .buffered(READS);
@@ -211,7 +211,7 @@ pub async fn since(table: &Store, from: u64, to: u64) -> Result<Option<Since>, L
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn touched(
+pub(crate) async fn touched(
     table: &Store,
     (from, to): (u64, u64),
     column: &str,

@@ -18,7 +18,7 @@ use super::{LakeError, Objects, Store, log, paths};
 ///
 /// # Errors
 /// The storage options do not parse (they are empty, so never in practice).
-pub fn log_store(table: &Store) -> Result<LogStoreRef, LakeError> {
+pub(crate) fn log_store(table: &Store) -> Result<LogStoreRef, LakeError> {
     log_store_of(table, table.objects())
 }
 
@@ -33,7 +33,7 @@ fn log_store_of(table: &Store, objects: Objects) -> Result<LogStoreRef, LakeErro
 ///
 /// # Errors
 /// The log cannot be read or is inconsistent.
-pub async fn load(table: &Store, version: Option<u64>) -> Result<Option<DeltaTable>, LakeError> {
+pub(crate) async fn load(table: &Store, version: Option<u64>) -> Result<Option<DeltaTable>, LakeError> {
     // This check comes first, because deltalake logs an error of its own for an empty location.
     if !log::exists(table).await? {
         return Ok(None);
@@ -100,7 +100,7 @@ async fn check_paths(table: &Store, loaded: &DeltaTable) -> Result<(), LakeError
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn active_paths(table: &Store, loaded: &DeltaTable) -> Result<HashSet<String>, LakeError> {
+pub(crate) async fn active_paths(table: &Store, loaded: &DeltaTable) -> Result<HashSet<String>, LakeError> {
     let fail = |source| LakeError::delta("list the files of", table, source);
     let snapshot = loaded.snapshot().map_err(fail)?;
     let log_store = loaded.log_store();
@@ -110,7 +110,7 @@ pub async fn active_paths(table: &Store, loaded: &DeltaTable) -> Result<HashSet<
 
 /// An active file of a version.
 #[derive(Debug, Clone)]
-pub struct ActiveFile {
+pub(crate) struct ActiveFile {
     /// Path relative to the table.
     pub path: String,
     /// Values of the partition columns.
@@ -125,7 +125,7 @@ pub struct ActiveFile {
 
 impl ActiveFile {
     /// Returns the row count, as far as the log states it, and the size in bytes.
-    pub fn rows_and_bytes(&self) -> (u64, u64) {
+    pub(crate) fn rows_and_bytes(&self) -> (u64, u64) {
         (self.statistics["numRecords"].as_u64().unwrap_or(0), self.size)
     }
 }
@@ -134,7 +134,7 @@ impl ActiveFile {
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<ActiveFile>, LakeError> {
+pub(crate) async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<ActiveFile>, LakeError> {
     let fail = |source| LakeError::delta("list the files of", table, source);
     let snapshot = loaded.snapshot().map_err(fail)?;
     let log_store = loaded.log_store();
@@ -153,7 +153,7 @@ pub async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<ActiveFile>
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn removed_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet<String>, LakeError> {
+pub(crate) async fn removed_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet<String>, LakeError> {
     let fail = |source| LakeError::delta("list the removed files of", table, source);
     let log_store = loaded.log_store();
     let removed = loaded.snapshot().map_err(fail)?.all_tombstones(log_store.as_ref());
@@ -165,7 +165,7 @@ pub async fn removed_files(table: &Store, loaded: &DeltaTable) -> Result<HashSet
 ///
 /// # Errors
 /// The log cannot be read.
-pub async fn retain_unlisted(
+pub(crate) async fn retain_unlisted(
     table: &Store,
     loaded: &DeltaTable,
     paths: &mut BTreeSet<String>,
@@ -191,13 +191,13 @@ pub async fn retain_unlisted(
 ///
 /// # Errors
 /// The log cannot be read, or the checkpoint cannot be written. The table stays intact without it.
-pub async fn checkpoint(table: &Store) -> Result<(), LakeError> {
+pub(crate) async fn checkpoint(table: &Store) -> Result<(), LakeError> {
     let Some(loaded) = load(table, None).await? else { return Ok(()) };
     deltalake::checkpoints::create_checkpoint(&loaded, None).await.map_err(|e| LakeError::delta("checkpoint", table, e))
 }
 
 /// Writes a checkpoint if one is due. A failure is only logged, because the table stays intact without it.
-pub async fn checkpoint_if_due(table: &Store, known: &mut log::Transactions) {
+pub(crate) async fn checkpoint_if_due(table: &Store, known: &mut log::Transactions) {
     if known.checkpoint_due()
         && let Err(error) = checkpoint(table).await
     {

@@ -28,6 +28,9 @@ pub struct Store {
     /// Test hook, called after a successful put-if-absent: returns whether the answer is lost.
     #[cfg(test)]
     pub(crate) loses_answer: Option<tests::LosesAnswer>,
+    /// Test hook: whether a refusal takes the place of an answer that is lost.
+    #[cfg(test)]
+    pub(crate) loses_it_for_good: bool,
     /// Test hook: the number of next reads that get no answer.
     #[cfg(test)]
     pub(crate) silent_reads: Option<Arc<std::sync::atomic::AtomicUsize>>,
@@ -135,6 +138,8 @@ impl Store {
             folder,
             #[cfg(test)]
             loses_answer: None,
+            #[cfg(test)]
+            loses_it_for_good: false,
             #[cfg(test)]
             silent_reads: None,
         }
@@ -265,7 +270,11 @@ impl Store {
         if let Some(loses_answer) = &self.loses_answer
             && loses_answer().await
         {
-            return Err(object_store::Error::Generic { store: "test", source: "the answer is lost".into() });
+            let (path, source) = (relative.to_owned(), "the answer is lost".into());
+            return Err(match self.loses_it_for_good {
+                true => object_store::Error::PermissionDenied { path, source },
+                false => object_store::Error::Generic { store: "test", source },
+            });
         }
         Ok(())
     }

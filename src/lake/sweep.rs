@@ -19,7 +19,7 @@ use crate::ids::ShardKey;
 /// # Errors
 /// The store failed, or the credentials do not allow listing or deleting. Nothing depends on a sweep: leftovers stay
 /// invisible.
-pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<usize, LakeError> {
+pub(crate) async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<usize, LakeError> {
     let fences: BTreeMap<String, u64> = fences.iter().map(|(shard, number)| (shard.to_string(), *number)).collect();
     let is_behind = |name: &str| {
         let name = PartName::parse(published_name(name));
@@ -35,7 +35,7 @@ pub async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Result<us
 ///
 /// # Errors
 /// As [`sweep`].
-pub async fn sweep_attempts(table: &Store, stem: &str) -> Result<usize, LakeError> {
+pub(crate) async fn sweep_attempts(table: &Store, stem: &str) -> Result<usize, LakeError> {
     let is_attempt = |name: &str| published_name(name).strip_prefix(stem).is_some_and(|rest| rest.starts_with('-'));
     delete_unlisted(table, |name, _| is_attempt(name)).await
 }
@@ -44,7 +44,7 @@ pub async fn sweep_attempts(table: &Store, stem: &str) -> Result<usize, LakeErro
 ///
 /// # Errors
 /// As [`sweep`].
-pub async fn sweep_forgotten(table: &Store) -> Result<usize, LakeError> {
+pub(crate) async fn sweep_forgotten(table: &Store) -> Result<usize, LakeError> {
     let long_ago = chrono::Utc::now() - chrono::Duration::days(7);
     let is_ours = |name: &str| published_name(name).starts_with("part-") && published_name(name).ends_with(".parquet");
     delete_unlisted(table, |name, object| is_ours(name) && object.last_modified < long_ago).await
@@ -55,7 +55,7 @@ pub async fn sweep_forgotten(table: &Store) -> Result<usize, LakeError> {
 ///
 /// # Errors
 /// As [`sweep`].
-pub async fn delete_unlisted(
+pub(crate) async fn delete_unlisted(
     table: &Store,
     is_candidate: impl Fn(&str, &ObjectMeta) -> bool,
 ) -> Result<usize, LakeError> {

@@ -23,7 +23,7 @@ const PAUSE_MS_MAX: u64 = 30_000;
 
 /// The HTTP client, its settings, and what is known about hosts.
 #[derive(Debug, Clone)]
-pub struct Fetcher {
+pub(crate) struct Fetcher {
     client: reqwest::Client,
     options: Arc<PayloadOptions>,
     hosts: Arc<Mutex<Hosts>>,
@@ -41,7 +41,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// Fails if the system has no usable certificates.
-    pub fn new(options: Arc<PayloadOptions>) -> Result<Self, String> {
+    pub(crate) fn new(options: Arc<PayloadOptions>) -> Result<Self, String> {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
@@ -59,7 +59,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// Returns a reject for the quarantine; it shows the URL without its query.
-    pub async fn fetch(&self, url: &str, bytes_max: usize) -> Result<Bytes, Reject> {
+    pub(crate) async fn fetch(&self, url: &str, bytes_max: usize) -> Result<Bytes, Reject> {
         let checked = self.options.policy.check(url);
         let checked = checked.map_err(|what| reject(Reason::PayloadRefused, url, &what))?;
         let began = Instant::now();

@@ -21,7 +21,7 @@ const HOSTS_MAX: usize = 1_000;
 
 /// The kind of a temporary failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// No connection.
     Unreachable,
     /// 5xx, 429, 408, 425.
@@ -32,7 +32,7 @@ pub enum Trouble {
 
 /// What to do after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Retry after a pause.
     Again,
     /// Retry; the host has an outage, and the shard waits for it.
@@ -43,7 +43,7 @@ pub enum Next {
 
 /// A failed fetch.
 #[derive(Debug, Clone, Copy)]
-pub struct Failed {
+pub(crate) struct Failed {
     /// Kind of the failure.
     pub trouble: Trouble,
     /// Start of the fetch.
@@ -82,7 +82,7 @@ impl Waited {
 
 /// The hosts of a run.
 #[derive(Debug, Default)]
-pub struct Hosts {
+pub(crate) struct Hosts {
     /// The configured patience.
     patience: Option<Duration>,
     known: HashMap<String, Host>,
@@ -92,12 +92,12 @@ pub struct Hosts {
 
 impl Hosts {
     /// Returns a registry without any host.
-    pub fn new(patience: Option<Duration>) -> Self {
+    pub(crate) fn new(patience: Option<Duration>) -> Self {
         Self { patience, ..Self::default() }
     }
 
     /// Notes that the host has answered, with any answer.
-    pub fn answered(&mut self, host: &str, now: Instant) {
+    pub(crate) fn answered(&mut self, host: &str, now: Instant) {
         if !self.has_any_answered {
             // The network works, so hosts that do not answer from now on get the normal limit.
             (self.has_any_answered, self.unknown) = (true, Waited::default());
@@ -107,7 +107,7 @@ impl Hosts {
     }
 
     /// Notes a failed fetch and decides what to do.
-    pub fn failed(&mut self, host: &str, failed: Failed) -> Next {
+    pub(crate) fn failed(&mut self, host: &str, failed: Failed) -> Next {
         let Failed { trouble, began, again_at, expires } = failed;
         let (patience, is_cold) = (self.patience, !self.has_any_answered);
         let host = self.host(host);

@@ -128,7 +128,7 @@ fn is_region(label: &str) -> bool {
 
 /// Returns whether an address may be connected to: a public address or, if `private` is set, one of a private network.
 /// Addresses of this machine, and of the cloud's own services around it, are never allowed.
-pub fn is_allowed(address: IpAddr, private: bool) -> bool {
+pub(crate) fn is_allowed(address: IpAddr, private: bool) -> bool {
     let address = address.to_canonical();
     is_public(address)
         || (private

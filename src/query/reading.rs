@@ -14,12 +14,12 @@ use crate::lake::{LakeError, Store, log, since, snapshot};
 use crate::schema::Table;
 
 /// Transaction id in the log of `state`: the version of `sync_records` that the state covers.
-pub const COVERS: &str = "refresh/sync_records";
+pub(crate) const COVERS: &str = "refresh/sync_records";
 /// Transaction id in the log of `state`: the version of `state` that the refresh made.
-pub const REFRESHED: &str = "refresh/state";
+pub(crate) const REFRESHED: &str = "refresh/state";
 
 /// `sync_records`, the maintained state if there is one, and the tail.
-pub struct Reading {
+pub(crate) struct Reading {
     /// `sync_records` at its newest version.
     pub sync_records: DeltaTable,
     /// Loaded version of `sync_records`.
@@ -31,7 +31,7 @@ pub struct Reading {
 }
 
 /// The maintained state at one of its versions.
-pub struct State {
+pub(crate) struct State {
     /// Table `state`.
     pub table: DeltaTable,
     /// Version of `sync_records` that the state covers.
@@ -44,7 +44,7 @@ impl Reading {
     ///
     /// # Errors
     /// There is no lake, or it cannot be read.
-    pub async fn load(lake: &Store) -> Result<Self, LakeError> {
+    pub(crate) async fn load(lake: &Store) -> Result<Self, LakeError> {
         let newest = async || Table::SyncRecords.load(lake, None).await;
         // Both loads run to their end, because deltalake's threads misbehave when a load is dropped.
         let (state, sync_records) = futures::join!(State::load(lake), newest());
@@ -90,7 +90,7 @@ impl Reading {
     ///
     /// # Errors
     /// The session cannot read the table.
-    pub async fn tail(&self, session: &SessionState) -> Result<Option<Arc<dyn TableProvider>>> {
+    pub(crate) async fn tail(&self, session: &SessionState) -> Result<Option<Arc<dyn TableProvider>>> {
         match &self.tail {
             Some(files) => files_of(&self.sync_records, session, files).await,
             None => provider(&self.sync_records, session).await.map(Some),
@@ -103,7 +103,7 @@ impl State {
     ///
     /// # Errors
     /// The table cannot be read.
-    pub async fn load(lake: &Store) -> Result<Option<Self>, LakeError> {
+    pub(crate) async fn load(lake: &Store) -> Result<Option<Self>, LakeError> {
         let store = Table::State.store(lake);
         let load = async {
             let Some(known) = log::read_transactions(&store).await? else { return Ok(None) };
@@ -129,7 +129,7 @@ impl State {
 
 /// Returns a session for tables whose rows are sorted: it reads text as plain arrays, not as views. A sort must count
 /// its memory correctly to spill in time. Views keep whole pages alive and count them once per batch.
-pub fn for_sorting(session: &SessionState) -> SessionState {
+pub(crate) fn for_sorting(session: &SessionState) -> SessionState {
     let mut plain = session.clone();
     plain.config_mut().options_mut().execution.parquet.schema_force_view_types = false;
     plain
@@ -139,7 +139,7 @@ pub fn for_sorting(session: &SessionState) -> SessionState {
 ///
 /// # Errors
 /// The session cannot read the table.
-pub async fn provider(table: &DeltaTable, session: &SessionState) -> Result<Arc<dyn TableProvider>> {
+pub(crate) async fn provider(table: &DeltaTable, session: &SessionState) -> Result<Arc<dyn TableProvider>> {
     register_store(table, session)?;
     Ok(rechecked(session, table.table_provider().with_session(Arc::new(session.clone())).await?))
 }
@@ -148,7 +148,7 @@ pub async fn provider(table: &DeltaTable, session: &SessionState) -> Result<Arc<
 ///
 /// # Errors
 /// The session cannot read the table.
-pub async fn files_of(
+pub(crate) async fn files_of(
     table: &DeltaTable,
     session: &SessionState,
     files: &BTreeSet<String>,

@@ -23,7 +23,7 @@ use tempfile::{NamedTempFile, TempDir, TempPath};
 use tokio_util::io::ReaderStream;
 
 /// DataFusion setting that closes a file after its first batch.
-pub const FILE_BYTES_MAX: (&str, usize) = ("datafusion.execution.max_spill_file_size_bytes", 1);
+pub(super) const FILE_BYTES_MAX: (&str, usize) = ("datafusion.execution.max_spill_file_size_bytes", 1);
 /// Most bytes kept at a time, so that no query fills a disk by itself.
 const KEPT_BYTES_MAX: u64 = 100 << 30;
 /// Bytes read at a time.
@@ -50,14 +50,14 @@ impl From<SpillError> for DataFusionError {
 }
 
 /// Returns the message of a spill error; `None` for any other error.
-pub fn told(error: &DataFusionError) -> Option<String> {
+pub(super) fn told(error: &DataFusionError) -> Option<String> {
     let DataFusionError::External(error) = error else { return None };
     error.downcast_ref::<SpillError>().map(ToString::to_string)
 }
 
 /// Spill files in a folder of their own. The folder is created with the first file and removed with the session.
 #[derive(Debug, Default)]
-pub struct Spills(Mutex<Option<Arc<Folder>>>);
+pub(super) struct Spills(Mutex<Option<Arc<Folder>>>);
 
 #[derive(Debug)]
 struct Folder {

@@ -17,7 +17,7 @@ pub struct Event {
 }
 
 /// A queue of events, ordered by the step of their delivery.
-pub struct Delivery {
+pub(super) struct Delivery {
     waiting: BinaryHeap<Reverse<(u64, u64, Event)>>,
     accepted: u64,
     duplicates: f64,
@@ -27,7 +27,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub fn new(options: &SimulateOptions) -> Self {
+    pub(super) fn new(options: &SimulateOptions) -> Self {
         Self {
             waiting: BinaryHeap::new(),
             accepted: 0,
@@ -38,7 +38,7 @@ impl Delivery {
         }
     }
 
-    pub fn accept(&mut self, event: Event, step: u64, rng: &mut ChaCha8Rng) {
+    pub(super) fn accept(&mut self, event: Event, step: u64, rng: &mut ChaCha8Rng) {
         if rng.random_bool(self.duplicates) {
             let again = step + rng.random_range(0..=self.reorder + 1_000);
             self.push(again, event.clone());
@@ -52,7 +52,7 @@ impl Delivery {
         self.waiting.push(Reverse((at, self.accepted, event)));
     }
 
-    pub fn due(&mut self, step: u64) -> Option<Event> {
+    pub(super) fn due(&mut self, step: u64) -> Option<Event> {
         let Reverse((at, ..)) = self.waiting.peek()?;
         if *at > step {
             return None;

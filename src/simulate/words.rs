@@ -3,7 +3,7 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-pub const DATASETS: [&str; 8] =
+pub(super) const DATASETS: [&str; 8] =
     ["profile", "settings", "game.progress", "inventory", "friends", "bookmarks", "drafts", "achievements:v2"];
 const KEYS: [&str; 16] = [
     "level",
@@ -47,14 +47,14 @@ const WORDS: [&str; 20] = [
 ];
 
 /// Returns a number below `n`; small numbers are far more frequent.
-pub fn skewed(n: usize, rng: &mut ChaCha8Rng) -> usize {
+pub(super) fn skewed(n: usize, rng: &mut ChaCha8Rng) -> usize {
     let u: f64 = rng.random();
     // Inverse of a power law: half of the picks fall on the first few per cent.
     ((u.powi(4) * n as f64) as usize).min(n.saturating_sub(1))
 }
 
 /// Returns a key of a dataset.
-pub fn key(rng: &mut ChaCha8Rng) -> String {
+pub(super) fn key(rng: &mut ChaCha8Rng) -> String {
     let base = KEYS[skewed(KEYS.len(), rng)];
     match rng.random_range(0..4u8) {
         0 => base.to_owned(),
@@ -63,7 +63,7 @@ pub fn key(rng: &mut ChaCha8Rng) -> String {
 }
 
 /// Returns a value; `None` is JSON null, which is not the empty string.
-pub fn value(chars: usize, rng: &mut ChaCha8Rng) -> Option<String> {
+pub(super) fn value(chars: usize, rng: &mut ChaCha8Rng) -> Option<String> {
     match rng.random_range(0..100u8) {
         0..=2 => Some(String::new()),
         3..=4 => None,
@@ -86,7 +86,7 @@ pub fn value(chars: usize, rng: &mut ChaCha8Rng) -> Option<String> {
 }
 
 /// Returns a GUID: `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
-pub fn guid(rng: &mut ChaCha8Rng) -> String {
+pub(super) fn guid(rng: &mut ChaCha8Rng) -> String {
     let n: u128 = rng.random();
     let hex = format!("{n:032x}");
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])

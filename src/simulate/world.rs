@@ -13,7 +13,7 @@ use super::words;
 
 const DAY_MS: i64 = 86_400_000;
 
-pub struct World {
+pub(super) struct World {
     pools: Vec<String>,
     identities: Vec<Identity>,
     start_ms: i64,
@@ -44,7 +44,7 @@ struct Key {
 }
 
 /// A live key.
-pub struct Live<'a> {
+pub(super) struct Live<'a> {
     pub pool: &'a str,
     pub identity: &'a str,
     pub dataset: &'a str,
@@ -55,7 +55,7 @@ pub struct Live<'a> {
 }
 
 impl World {
-    pub fn new(options: &SimulateOptions, rng: &mut ChaCha8Rng) -> Self {
+    pub(super) fn new(options: &SimulateOptions, rng: &mut ChaCha8Rng) -> Self {
         let pools: Vec<String> = (0..options.pools.max(1)).map(|_| format!("us-east-1:{}", words::guid(rng))).collect();
         let identities = (0..options.identities.max(1))
             .map(|_| Identity {
@@ -78,7 +78,7 @@ impl World {
 
     /// Performs synchronization `index`. Returns its event, sometimes followed by bulk-publish copies of all datasets
     /// of one identity.
-    pub fn step(&mut self, index: u64, rng: &mut ChaCha8Rng) -> Vec<Event> {
+    pub(super) fn step(&mut self, index: u64, rng: &mut ChaCha8Rng) -> Vec<Event> {
         let share = index as f64 / self.events as f64;
         // Increases with `index`, strictly while there are fewer events than milliseconds. So the server's clock and
         // its counter give the same order.
@@ -117,7 +117,7 @@ impl World {
     }
 
     /// Returns every live key.
-    pub fn live(&self) -> impl Iterator<Item = Live<'_>> {
+    pub(super) fn live(&self) -> impl Iterator<Item = Live<'_>> {
         self.identities.iter().flatten_datasets(&self.pools)
     }
 }

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use super::lake::literals;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Type {
+pub(super) enum Type {
     Int,
     Text,
     Bool,
@@ -153,7 +153,7 @@ const RELATIONS: [(&str, Columns); 16] = [
 ];
 
 /// A query and the properties that the oracles check.
-pub struct Query {
+pub(super) struct Query {
     pub sql: String,
     /// Whether the query determines the order of its rows.
     pub ordered: bool,
@@ -168,13 +168,13 @@ struct Relation {
     columns: Columns,
 }
 
-pub struct Generator {
+pub(super) struct Generator {
     rng: ChaCha8Rng,
     aliases: usize,
 }
 
 impl Generator {
-    pub fn new(rng: ChaCha8Rng) -> Self {
+    pub(super) fn new(rng: ChaCha8Rng) -> Self {
         Self { rng, aliases: 0 }
     }
 
@@ -196,7 +196,7 @@ impl Generator {
         (name, Relation { alias: format!("t{}", self.aliases), columns })
     }
 
-    pub fn query(&mut self) -> Query {
+    pub(super) fn query(&mut self) -> Query {
         self.aliases = 0;
         match self.below(10) {
             0..3 => self.plain(),

@@ -21,7 +21,7 @@ const KEYS: [&str; 6] = ["score", "name", "a", "B", "zz", "k%_"];
 const TEXTS: [&str; 9] = ["", "a", "A", "anna", "zoë", "日本", "a%b_c", "true", "x y"];
 
 /// Returns the literals that queries compare a column with.
-pub fn literals(column: &str) -> Vec<&'static str> {
+pub(super) fn literals(column: &str) -> Vec<&'static str> {
     let pools = ["us-east-1_00aa", "us-east-1_00bb", "eu-west-1_00cc", "x", "us-east-1_00b"];
     match column {
         "pool" => pools.to_vec(),
@@ -75,7 +75,7 @@ fn record(rng: &mut impl Rng, at: i64, count: i64) -> Value {
 }
 
 /// Writes a random lake below `folder` and returns the lake's folder.
-pub fn make(folder: &Path, rng: &mut impl Rng) -> PathBuf {
+pub(super) fn make(folder: &Path, rng: &mut impl Rng) -> PathBuf {
     let lake = folder.join("lake");
     let mut sent: Vec<String> = Vec::new();
     for commit in 0..rng.random_range(3..6_i64) {

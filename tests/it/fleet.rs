@@ -393,7 +393,7 @@ async fn without_leases_the_last_one_has_it() {
     assert_eq!(count(lake, "select count(distinct identity_id) from sync_records"), 20);
 }
 
-pub fn get(address: &str, path: &str) -> Option<(u16, String)> {
+pub(crate) fn get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = std::net::TcpStream::connect(address).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
     let mut text = String::new();

@@ -6,11 +6,11 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-pub fn synclake() -> Command {
+pub(crate) fn synclake() -> Command {
     program(env!("CARGO_BIN_EXE_synclake"))
 }
 
-pub fn query() -> Command {
+pub(crate) fn query() -> Command {
     program(env!("CARGO_BIN_EXE_synclake-query"))
 }
 
@@ -36,24 +36,24 @@ fn program(path: &str) -> Command {
 }
 
 /// Returns a variable that `make test` puts into the environment.
-pub fn setting(name: &str) -> String {
+pub(crate) fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set; run the tests with `make test`"))
 }
 
 #[track_caller]
-pub fn ok(command: &mut Command) -> String {
+pub(crate) fn ok(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}\n{}", text(&output.stderr));
     text(&output.stdout)
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 /// Asserts the exit code, a one-line error that contains all of `parts`, and an empty stdout.
 #[track_caller]
-pub fn refused(output: &Output, code: i32, parts: &[&str]) {
+pub(crate) fn refused(output: &Output, code: i32, parts: &[&str]) {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{error}");
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
@@ -67,13 +67,13 @@ pub fn refused(output: &Output, code: i32, parts: &[&str]) {
     assert!(!error.contains("panicked"), "{error}");
 }
 
-pub fn simulate(folder: &Path, args: &[&str]) -> (PathBuf, PathBuf) {
+pub(crate) fn simulate(folder: &Path, args: &[&str]) -> (PathBuf, PathBuf) {
     let (events, oracle) = (folder.join("events.ndjson"), folder.join("oracle.ndjson"));
     ok(synclake().arg("simulate").args(args).arg("--out").arg(&events).arg("--oracle").arg(&oracle));
     (events, oracle)
 }
 
-pub fn ingest_file(events: &Path, lake: &Path) -> Value {
+pub(crate) fn ingest_file(events: &Path, lake: &Path) -> Value {
     let source = format!("file:{}", events.display());
     let summary = ok(synclake().args(["ingest", "--source", &source, "--lake"]).arg(lake));
     serde_json::from_str(&summary).unwrap()
@@ -81,7 +81,7 @@ pub fn ingest_file(events: &Path, lake: &Path) -> Value {
 
 /// Returns the rows of a query over a lake, as JSON objects.
 #[track_caller]
-pub fn rows(lake: &str, sql: &str) -> Vec<Value> {
+pub(crate) fn rows(lake: &str, sql: &str) -> Vec<Value> {
     let mut command = query();
     if lake.starts_with("s3://") {
         command.args(["--endpoint-url", &setting("SYNCLAKE_TEST_S3")]);
@@ -91,13 +91,13 @@ pub fn rows(lake: &str, sql: &str) -> Vec<Value> {
 }
 
 #[track_caller]
-pub fn count(lake: &str, sql: &str) -> i64 {
+pub(crate) fn count(lake: &str, sql: &str) -> i64 {
     rows(lake, sql)[0].as_object().unwrap().values().next().unwrap().as_i64().unwrap()
 }
 
 /// Asserts that `current_state` equals the oracles, row for row.
 #[track_caller]
-pub fn assert_state_is_oracle(lake: &str, oracles: &[&Path]) {
+pub(crate) fn assert_state_is_oracle(lake: &str, oracles: &[&Path]) {
     let key = |row: &Value| {
         let part = |name: &str| row[name].as_str().unwrap().to_owned();
         (part("identity_pool_id"), part("identity_id"), part("dataset_name"), part("key"))
@@ -122,7 +122,7 @@ pub fn assert_state_is_oracle(lake: &str, oracles: &[&Path]) {
 }
 
 /// Asserts that the lake holds each event of the file once: the count and the keys of its rows, by sequence number.
-pub fn assert_every_event_once(lake: &str, events: &Path) {
+pub(crate) fn assert_every_event_once(lake: &str, events: &Path) {
     let text = std::fs::read_to_string(events).unwrap();
     let mut expected = BTreeMap::new();
     let mut offset = 0;

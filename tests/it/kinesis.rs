@@ -9,7 +9,7 @@ use aws_sdk_kinesis::primitives::Blob;
 
 use crate::harness::{assert_state_is_oracle, count, ok, rows, setting, simulate, synclake};
 
-pub async fn client() -> Client {
+pub(crate) async fn client() -> Client {
     let config = aws_sdk_kinesis::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .endpoint_url(setting("SYNCLAKE_TEST_KINESIS"))
@@ -19,14 +19,14 @@ pub async fn client() -> Client {
     Client::from_conf(config)
 }
 
-pub async fn make_bucket(name: &str) {
+pub(crate) async fn make_bucket(name: &str) {
     let url = format!("{}/{name}", setting("SYNCLAKE_TEST_S3"));
     let made = std::process::Command::new("curl").args(["-sf", "-X", "PUT", &url]).status().unwrap();
     assert!(made.success(), "{url}");
 }
 
 /// Waits until the stream is active again after a request.
-pub async fn active(client: &Client, stream: &str) {
+pub(crate) async fn active(client: &Client, stream: &str) {
     loop {
         let summary = client.describe_stream_summary().stream_name(stream).send().await.unwrap();
         let summary = summary.stream_description_summary().unwrap();
@@ -37,7 +37,7 @@ pub async fn active(client: &Client, stream: &str) {
     }
 }
 
-pub async fn create_stream(client: &Client, stream: &str, shards: i32) {
+pub(crate) async fn create_stream(client: &Client, stream: &str, shards: i32) {
     client.create_stream().stream_name(stream).shard_count(shards).send().await.unwrap();
     active(client, stream).await;
 }

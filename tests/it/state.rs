@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use crate::harness::{count, ingest_file, ok, rows, setting, simulate, synclake};
 
 /// Live keys: identity, dataset and key to value and sync count.
-pub type Live = BTreeMap<(String, String, String), (Option<String>, i64)>;
+pub(crate) type Live = BTreeMap<(String, String, String), (Option<String>, i64)>;
 
 /// The cases of tests/golden/cases.json; each case is one identity.
-pub struct Cases(Vec<Value>);
+pub(crate) struct Cases(Vec<Value>);
 
 impl Cases {
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/cases.json")).unwrap();
         Self(serde_json::from_str(&text).unwrap())
     }
@@ -44,7 +44,7 @@ impl Cases {
     }
 
     /// Returns the expected live keys at the end, or at the end of a day that the cases describe.
-    pub fn live(&self, day: Option<&str>) -> Live {
+    pub(crate) fn live(&self, day: Option<&str>) -> Live {
         let mut live = Live::new();
         for (number, case) in self.0.iter().enumerate() {
             let expected = day.map_or(&case["live"], |day| &case["as_of"][day]);
@@ -65,7 +65,7 @@ impl Cases {
     }
 
     /// Ingests each step as a file of its own, and calls `between` after each.
-    pub fn ingest(&self, folder: &Path, mut between: impl FnMut(usize, &Path)) -> std::path::PathBuf {
+    pub(crate) fn ingest(&self, folder: &Path, mut between: impl FnMut(usize, &Path)) -> std::path::PathBuf {
         let lake = folder.join("lake");
         for step in 0..self.steps() {
             let file = folder.join(format!("step{step}.ndjson"));
@@ -118,7 +118,7 @@ fn live(lake: &Path, relation: &str) -> Live {
 }
 
 #[track_caller]
-pub fn assert_live(found: &Live, expected: &Live, what: &str) {
+pub(crate) fn assert_live(found: &Live, expected: &Live, what: &str) {
     for (at, state) in expected {
         assert_eq!(found.get(at), Some(state), "{what}: {at:?}");
     }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::harness::{count, ok, rows, synclake};
 
 #[derive(Default)]
-pub struct Shard {
+pub(crate) struct Shard {
     pub parents: Vec<String>,
     /// Sequence numbers and data.
     pub records: Vec<(u64, String)>,
@@ -27,7 +27,7 @@ pub struct Shard {
 }
 
 #[derive(Default)]
-pub struct Stream {
+pub(crate) struct Stream {
     pub retention_hours: i64,
     pub shards: BTreeMap<String, Shard>,
     pub behind_ms: i64,
@@ -118,7 +118,7 @@ impl Stream {
 
 /// Base64 for the data of records: a dozen lines instead of a dependency.
 mod base64_of {
-    pub fn encode(bytes: &[u8]) -> String {
+    pub(super) fn encode(bytes: &[u8]) -> String {
         const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
         let mut text = String::new();
         for chunk in bytes.chunks(3) {
@@ -134,7 +134,7 @@ mod base64_of {
     }
 }
 
-pub async fn serve(stream: Arc<Mutex<Stream>>) -> String {
+pub(crate) async fn serve(stream: Arc<Mutex<Stream>>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -165,7 +165,7 @@ pub async fn serve(stream: Arc<Mutex<Stream>>) -> String {
     url
 }
 
-pub fn event(n: u64) -> (u64, String) {
+pub(crate) fn event(n: u64) -> (u64, String) {
     let event = json!({
         "identityPoolId": "us-east-1:0a", "identityId": format!("us-east-1:{n:02x}"), "dataSetName": "d",
         "operation": "replace", "lastModifiedDate": 1, "syncCount": n,
@@ -174,7 +174,7 @@ pub fn event(n: u64) -> (u64, String) {
     (n, event.to_string())
 }
 
-pub fn ingest(endpoint: &str, lake: &str, more: &[&str]) -> std::process::Command {
+pub(crate) fn ingest(endpoint: &str, lake: &str, more: &[&str]) -> std::process::Command {
     let mut command = synclake();
     command.args(["ingest", "--source", "kinesis:made-up", "--endpoint-url", endpoint, "--lake", lake]).args(more);
     command

@@ -23,7 +23,7 @@ Examples:
 Settings come from flags, then SYNCLAKE_… variables, then a TOML file (--config, or ./synclake.toml).
 Exit codes: 0 done, 1 failed, 2 usage."
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     /// Read settings from this file.
     #[arg(long, global = true, env = "SYNCLAKE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Read a stream or files into a lake; run again to continue after the last commit.
     Ingest(Box<IngestArgs>),
     /// Write the state at the end of a day, and the changes of that day.
@@ -56,7 +56,7 @@ pub enum Command {
 
 /// How to reach AWS. Unset values, and credentials, come from the usual AWS configuration.
 #[derive(Debug, Args)]
-pub struct AwsArgs {
+pub(crate) struct AwsArgs {
     /// AWS region.
     #[arg(long, env = "SYNCLAKE_REGION", value_name = "REGION", help_heading = "AWS")]
     pub region: Option<String>,
@@ -79,7 +79,7 @@ Examples:
 Files are identified by content: a file is not read twice, and a file that has grown is continued.
 Workers with the same --lease-table share the shards, and replace workers that die.
 On SIGTERM or SIGINT the program commits the records it has read, returns its leases, and exits with 0.")]
-pub struct IngestArgs {
+pub(crate) struct IngestArgs {
     /// kinesis:<stream>, file:<path> (NDJSON, .gz, .zst, or a folder of them), or file:- for standard input.
     #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
     pub source: Option<String>,
@@ -148,7 +148,7 @@ Examples:
 A day is computed from the extract of an earlier day and the rows added since. Running the command again for a date
 replaces that date atomically; rows of the kind correction hold the differences. The report has one line of JSON for each
 day. It lists late rows, the extracted days that they change, and whether every shard was read to the end of the day.")]
-pub struct ExtractArgs {
+pub(crate) struct ExtractArgs {
     /// Day to extract (UTC): YYYY-MM-DD, yesterday or today.
     #[arg(long, value_name = "DATE", value_parser = extract::parse_date, conflicts_with_all = ["from", "to"])]
     pub date: Option<chrono::NaiveDate>,
@@ -185,7 +185,7 @@ Examples:
 
 Writes the rows added since the last delivery into feed/consumer=warehouse/versions=<from>-<to>/. A delivery is complete
 once its folder has _SUCCESS. After a failure, run the same command again: it writes the same files.")]
-pub struct DeliverArgs {
+pub(crate) struct DeliverArgs {
     /// Name of the consumer: 1 to 64 of [A-Za-z0-9_-].
     #[arg(long, value_name = "NAME", value_parser = extract::consumer::parse_name)]
     pub consumer: String,
@@ -212,7 +212,7 @@ Examples:
 Exits with 1 if it finds a fault. Orphans (files that no commit lists) are not faults: no reader of the table sees them,
 and the next ingest of their shard deletes them. Gaps (records that the stream trimmed before they were read) are
 reported. They are not faults of the lake, and a bulk publish restores their data.")]
-pub struct VerifyArgs {
+pub(crate) struct VerifyArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
@@ -234,7 +234,7 @@ Examples:
 
 Run it after an upgrade whose decoder accepts more records. Each record is moved once, even if the command is killed and
 run again. Records that still cannot be decoded stay in the quarantine. It may run beside an ingest.")]
-pub struct RedriveArgs {
+pub(crate) struct RedriveArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
@@ -256,7 +256,7 @@ Examples:
 Reads the rows added since the last refresh, and rewrites the affected files of the table state. current_state and
 dataset_state are exact to the newest commit with or without a refresh; a refresh makes them fast. Run it from cron, once
 an hour or once a day. It may run beside an ingest.")]
-pub struct RefreshArgs {
+pub(crate) struct RefreshArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
@@ -276,7 +276,7 @@ Examples:
 The views have the names and columns that synclake-query has. current_state is computed from all rows. refreshed_state is
 the state of the last `synclake refresh`; it is fast, and exists for engines that read the Delta log. Engines that read
 plain Parquet are not exact; the first lines of their output say why.")]
-pub struct DdlArgs {
+pub(crate) struct DdlArgs {
     /// Engine to print the statements for.
     #[arg(long, value_enum)]
     pub engine: ddl::Engine,
@@ -294,7 +294,7 @@ fn reason(text: &str) -> Result<Reason, String> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum ReportFormat {
+pub(crate) enum ReportFormat {
     Human,
     Json,
 }
@@ -311,7 +311,7 @@ pub enum FileFormat {
 Examples:
   synclake simulate --events 200000 --seed 7 --out events.ndjson --oracle truth.ndjson
   synclake simulate --events 1000 --to kinesis:cognito --endpoint-url http://127.0.0.1:4567")]
-pub struct SimulateArgs {
+pub(crate) struct SimulateArgs {
     /// Number of synchronizations, not counting copies.
     #[arg(long, default_value_t = 10_000)]
     pub events: u64,

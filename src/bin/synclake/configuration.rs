@@ -8,10 +8,10 @@ use clap::{Arg, Command};
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
 
 /// Keys of the settings file that every command reads. Only `ingest` reads the others.
-pub const SHARED_KEYS: [&str; 4] = ["lake", "region", "endpoint_url", "profile"];
+pub(crate) const SHARED_KEYS: [&str; 4] = ["lake", "region", "endpoint_url", "profile"];
 
 /// Compares the section of a program with its arguments. `SYNCLAKE_UPDATE_DOCS=1` writes it.
-pub fn compare(program: &str, mut command: Command, keys: &[String]) {
+pub(crate) fn compare(program: &str, mut command: Command, keys: &[String]) {
     command.build();
     let (begin, end) = (format!("<!-- begin {program} -->\n"), format!("<!-- end {program} -->"));
     let document = std::fs::read_to_string(PATH).unwrap();

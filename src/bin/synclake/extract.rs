@@ -39,7 +39,7 @@ async fn open(lake: Option<String>, out: Option<String>, aws: AwsArgs, file: &Fi
 }
 
 /// Runs `synclake deliver`.
-pub async fn deliver(args: DeliverArgs, file: &File) -> Result<()> {
+pub(crate) async fn deliver(args: DeliverArgs, file: &File) -> Result<()> {
     let name = &args.consumer;
     let (lake, out) = open(args.lake, Some(args.out), args.aws, file).await?;
     let out = out.context("no place for the files")?;
@@ -52,7 +52,7 @@ pub async fn deliver(args: DeliverArgs, file: &File) -> Result<()> {
 }
 
 /// Runs `synclake extract`.
-pub async fn run(args: ExtractArgs, file: &File) -> Result<()> {
+pub(crate) async fn run(args: ExtractArgs, file: &File) -> Result<()> {
     let days = match (args.date, args.from, args.to) {
         (Some(date), ..) => (date, date),
         (None, Some(from), Some(to)) if from <= to => (from, to),

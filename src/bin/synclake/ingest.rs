@@ -37,7 +37,7 @@ struct Plan {
 }
 
 /// Runs the command.
-pub async fn run(args: IngestArgs, file: &File) -> Result<()> {
+pub(crate) async fn run(args: IngestArgs, file: &File) -> Result<()> {
     let summary = Plan::check(args, file).await?.run().await?;
     let failure = summary.failure();
     if let (Some(failure), 0, true) = (&failure, summary.records, summary.lost_bytes.is_empty()) {

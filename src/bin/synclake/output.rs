@@ -5,12 +5,12 @@ use std::io::Write;
 use anyhow::{Context, Result};
 
 /// Formats bytes for people.
-pub fn mib(bytes: u64) -> String {
+pub(crate) fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
 }
 
 /// Prints a line of data to stdout. A closed reader is no error.
-pub fn print_line(line: &str) -> Result<()> {
+pub(crate) fn print_line(line: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("write standard output"),
         _ => Ok(()),
@@ -18,6 +18,6 @@ pub fn print_line(line: &str) -> Result<()> {
 }
 
 /// Prints a report as one line of JSON.
-pub fn print_report(report: &impl serde::Serialize) -> Result<()> {
+pub(crate) fn print_report(report: &impl serde::Serialize) -> Result<()> {
     print_line(&serde_json::to_string(report).context("encode the report")?)
 }

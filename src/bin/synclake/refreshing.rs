@@ -12,11 +12,11 @@ use crate::STACK_BYTES;
 
 /// A background refresh of an ingest, on its own thread: DataFusion blocks the thread that it computes on, and the
 /// ingest loop must not wait. A refresh that is dropped midway changes nothing.
-pub struct Refreshing(Option<tokio::runtime::Runtime>);
+pub(crate) struct Refreshing(Option<tokio::runtime::Runtime>);
 
 impl Refreshing {
     /// Starts it.
-    pub fn start(place: Location, aws: AwsSettings, every: Duration) -> Result<Self> {
+    pub(crate) fn start(place: Location, aws: AwsSettings, every: Duration) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("refresh")

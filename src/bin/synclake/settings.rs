@@ -7,14 +7,14 @@ use synclake::lake::{Location, Store};
 use crate::args::AwsArgs;
 
 /// Returns the AWS settings, checked without a request.
-pub async fn aws_settings(args: AwsArgs, file: &File) -> Result<AwsSettings, Unusable> {
+pub(crate) async fn aws_settings(args: AwsArgs, file: &File) -> Result<AwsSettings, Unusable> {
     let settings = config::aws(args.region, args.endpoint_url, args.profile, file);
     settings.check().await.map_err(Unusable)?;
     Ok(settings)
 }
 
 /// Returns a setting that has no default.
-pub fn required(name: &str, flag: Option<String>, file: &Option<String>) -> Result<String, Unusable> {
+pub(crate) fn required(name: &str, flag: Option<String>, file: &Option<String>) -> Result<String, Unusable> {
     let variable = name.to_ascii_uppercase();
     flag.or_else(|| file.clone()).ok_or_else(|| {
         Unusable(format!("--{name} is missing; give it as a flag, as SYNCLAKE_{variable} or in the settings file"))
@@ -22,12 +22,12 @@ pub fn required(name: &str, flag: Option<String>, file: &Option<String>) -> Resu
 }
 
 /// Parses the setting `name` as a location.
-pub fn location(name: &str, text: &str) -> Result<Location, Unusable> {
+pub(crate) fn location(name: &str, text: &str) -> Result<Location, Unusable> {
     text.parse().map_err(|e| Unusable(format!("--{name} {e}")))
 }
 
 /// Parses the setting `name`, or its default.
-pub fn parsed<T>(
+pub(crate) fn parsed<T>(
     name: &str,
     flag: Option<String>,
     file: &Option<String>,
@@ -39,7 +39,7 @@ pub fn parsed<T>(
 }
 
 /// Parses the setting `name`, which may be absent.
-pub fn parsed_if_set<T>(
+pub(crate) fn parsed_if_set<T>(
     name: &str,
     flag: Option<String>,
     file: &Option<String>,
@@ -50,7 +50,7 @@ pub fn parsed_if_set<T>(
 }
 
 /// Opens the lake that flag or file name.
-pub async fn open_lake(lake: Option<String>, aws: AwsArgs, file: &File) -> anyhow::Result<Store> {
+pub(crate) async fn open_lake(lake: Option<String>, aws: AwsArgs, file: &File) -> anyhow::Result<Store> {
     let lake = location("lake", &required("lake", lake, &file.lake)?)?;
     Ok(Store::open(&lake, &aws_settings(aws, file).await?).await?)
 }

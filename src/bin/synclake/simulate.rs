@@ -30,7 +30,7 @@ fn wire_options(args: &SimulateArgs) -> Result<simulate::wire::WireOptions> {
 }
 
 /// Runs the command.
-pub async fn run(args: SimulateArgs, file: &File) -> Result<()> {
+pub(crate) async fn run(args: SimulateArgs, file: &File) -> Result<()> {
     let wire = wire_options(&args)?;
     let options = simulate::SimulateOptions {
         seed: args.seed,

@@ -11,7 +11,7 @@ use crate::output::{mib, print_line, print_report};
 use crate::settings::{location, open_lake, required};
 
 /// Runs `synclake verify`.
-pub async fn verify(args: VerifyArgs, file: &File) -> Result<()> {
+pub(crate) async fn verify(args: VerifyArgs, file: &File) -> Result<()> {
     let lake = open_lake(args.lake, args.aws, file).await?;
     let bar = terminal::progress(None, "{spinner} verifying {elapsed}");
     let report = verify::run(&lake, args.deep).await;
@@ -56,7 +56,7 @@ pub async fn verify(args: VerifyArgs, file: &File) -> Result<()> {
 }
 
 /// Runs `synclake redrive`.
-pub async fn redrive(args: RedriveArgs, file: &File) -> Result<()> {
+pub(crate) async fn redrive(args: RedriveArgs, file: &File) -> Result<()> {
     let lake = open_lake(args.lake, args.aws, file).await?;
     let options = redrive::RedriveOptions { reasons: args.reason.into_iter().collect(), since: args.since };
     let bar = terminal::progress(None, "{spinner} decoding again {elapsed}");
@@ -73,7 +73,7 @@ pub async fn redrive(args: RedriveArgs, file: &File) -> Result<()> {
 }
 
 /// Runs `synclake refresh`.
-pub async fn refresh(args: RefreshArgs, file: &File) -> Result<()> {
+pub(crate) async fn refresh(args: RefreshArgs, file: &File) -> Result<()> {
     let lake = open_lake(args.lake, args.aws, file).await?;
     let bar = terminal::progress(None, "{spinner} refreshing the state {elapsed}");
     let report = refresh::run(&lake, &query::Limits::default(), args.rebuild).await;
@@ -92,7 +92,7 @@ pub async fn refresh(args: RefreshArgs, file: &File) -> Result<()> {
 }
 
 /// Runs `synclake ddl`.
-pub fn ddl(args: &DdlArgs, file: &File) -> Result<()> {
+pub(crate) fn ddl(args: &DdlArgs, file: &File) -> Result<()> {
     let place = required("lake", args.lake.clone(), &file.lake)?;
     let place = match location("lake", &place)? {
         // Other engines do not know the working directory of this program.

@@ -8,11 +8,11 @@ use crate::ids::{SequenceNumber, ShardKey};
 use crate::schema::Table;
 
 /// Tolerance for the clocks of the workers, and for the strides in which the service trims.
-pub const SLACK_MS: i64 = 300_000;
+pub(super) const SLACK_MS: i64 = 300_000;
 
 /// A time span of a shard whose records, if there were any, were never read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gap {
+pub(super) struct Gap {
     /// Last record before the gap; `None` if none was ever read.
     pub after: Option<SequenceNumber>,
     /// Everything that arrived before this time was read; milliseconds, 0 if unknown.
@@ -29,7 +29,7 @@ pub struct Gap {
 
 /// Why records are gone before they were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub(super) enum Why {
     /// The stream's retention trimmed them.
     Retention,
     /// The stream was deleted, and created again under its name.
@@ -38,7 +38,7 @@ pub enum Why {
 
 impl Why {
     /// Returns the text for the log.
-    pub fn told(self) -> &'static str {
+    pub(super) fn told(self) -> &'static str {
         match self {
             Self::Retention => {
                 "records were trimmed by the stream's retention before they were read; raise the retention"
@@ -52,7 +52,12 @@ impl Why {
 
 /// Returns the gap that a deleted stream leaves in a shard with the watermark `read_to_ms`. `created_ms` is the
 /// creation time of the stream that now has the name.
-pub fn until_deleted(after: Option<SequenceNumber>, read_to_ms: i64, created_ms: i64, noted_at_ms: i64) -> Option<Gap> {
+pub(super) fn until_deleted(
+    after: Option<SequenceNumber>,
+    read_to_ms: i64,
+    created_ms: i64,
+    noted_at_ms: i64,
+) -> Option<Gap> {
     (read_to_ms + SLACK_MS < created_ms).then_some(Gap {
         after,
         arrived_from_ms: read_to_ms,
@@ -65,7 +70,7 @@ pub fn until_deleted(after: Option<SequenceNumber>, read_to_ms: i64, created_ms:
 
 /// Returns the gap that a read at `at_ms` reveals in a shard with the watermark `read_to_ms`, if the stream keeps
 /// records for `retention_ms`.
-pub fn between(after: Option<SequenceNumber>, read_to_ms: i64, at_ms: i64, retention_ms: i64) -> Option<Gap> {
+pub(super) fn between(after: Option<SequenceNumber>, read_to_ms: i64, at_ms: i64, retention_ms: i64) -> Option<Gap> {
     let horizon_ms = at_ms - retention_ms;
     (read_to_ms > 0 && read_to_ms + SLACK_MS < horizon_ms).then_some(Gap {
         after,
@@ -78,7 +83,7 @@ pub fn between(after: Option<SequenceNumber>, read_to_ms: i64, at_ms: i64, reten
 }
 
 /// Returns a gap as a row of the table `gaps`.
-pub fn row(shard: &ShardKey, gap: &Gap) -> Result<RecordBatch, parquet::errors::ParquetError> {
+pub(super) fn row(shard: &ShardKey, gap: &Gap) -> Result<RecordBatch, parquet::errors::ParquetError> {
     let instant = |ms: Option<i64>| {
         let micros = ms.map(|ms| ms.saturating_mul(1_000));
         Arc::new(TimestampMicrosecondArray::from(vec![micros]).with_timezone("UTC"))

@@ -24,7 +24,7 @@ use super::told;
 
 /// The inner plan behind a boundary.
 #[derive(Debug)]
-pub struct Boundary {
+pub(super) struct Boundary {
     input: Arc<dyn ExecutionPlan>,
     remedy: Option<Arc<str>>,
     properties: Arc<PlanProperties>,
@@ -32,7 +32,7 @@ pub struct Boundary {
 
 impl Boundary {
     /// Wraps a plan. Its errors get the remedy, if there is one.
-    pub fn new(input: Arc<dyn ExecutionPlan>, remedy: Option<Arc<str>>) -> Self {
+    pub(super) fn new(input: Arc<dyn ExecutionPlan>, remedy: Option<Arc<str>>) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(input.schema()),
             Partitioning::UnknownPartitioning(input.output_partitioning().partition_count()),

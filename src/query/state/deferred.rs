@@ -31,7 +31,7 @@ use datafusion::execution::memory_pool::MemoryConsumer;
 
 /// What is needed to combine the parts.
 #[derive(Debug)]
-pub struct Parts {
+pub(super) struct Parts {
     /// The maintained state and the tail.
     pub resolved: Resolved,
     /// The columns of the result.
@@ -43,7 +43,7 @@ pub struct Parts {
 }
 
 /// The combination of state and tail.
-pub struct Deferred {
+pub(super) struct Deferred {
     /// Reads the state for an overlay.
     state: Arc<dyn ExecutionPlan>,
     /// Reads the tail.
@@ -55,7 +55,7 @@ pub struct Deferred {
 
 impl Deferred {
     /// Combines plans that read the state and the tail.
-    pub fn new(
+    pub(super) fn new(
         state: Arc<dyn ExecutionPlan>,
         tail: Arc<dyn ExecutionPlan>,
         parts: Arc<Parts>,
@@ -106,7 +106,7 @@ impl Parts {
 }
 
 /// Plans the read of the tail's rows.
-pub async fn plan_tail(rows: LogicalPlanBuilder, session: &SessionState) -> Result<Arc<dyn ExecutionPlan>> {
+pub(super) async fn plan_tail(rows: LogicalPlanBuilder, session: &SessionState) -> Result<Arc<dyn ExecutionPlan>> {
     session.create_physical_plan(&rows.build()?).await
 }
 

@@ -28,7 +28,7 @@ struct Change {
 }
 
 /// Rows of the tail, while they are collected.
-pub struct Intake {
+pub(super) struct Intake {
     parts: Vec<Part>,
     /// Identities, by pool and name.
     identities: Numbers,
@@ -42,7 +42,7 @@ pub struct Intake {
 
 impl Intake {
     /// Returns an empty intake. `memory` accounts for the rows that it collects.
-    pub fn new(memory: MemoryReservation) -> Self {
+    pub(super) fn new(memory: MemoryReservation) -> Self {
         let (identities, datasets) = (Numbers::default(), Numbers::default());
         let hasher = Hashing::default();
         Self { parts: Vec::new(), identities, datasets, hasher, changes: Vec::new(), memory }
@@ -50,7 +50,7 @@ impl Intake {
 
     /// Adds rows, which must have all columns of the order, and `op`. Returns `false` if the memory reservation fails;
     /// the intake must then be discarded.
-    pub fn push(&mut self, rows: RecordBatch) -> Result<bool> {
+    pub(super) fn push(&mut self, rows: RecordBatch) -> Result<bool> {
         let bytes = rows.get_array_memory_size() + rows.num_rows() * BYTES_OF_A_ROW;
         if self.memory.try_grow(bytes).is_err() {
             return Ok(false);
@@ -85,7 +85,7 @@ impl Intake {
     }
 
     /// Returns the latest row of each key.
-    pub fn done(self) -> Tail {
+    pub(super) fn done(self) -> Tail {
         let mut datasets_of = Vec::with_capacity(self.identities.known.len() + 1);
         let mut changes = self.by_identity();
         let (mut datasets, mut entries) = (Vec::new(), Vec::with_capacity(changes.len()));

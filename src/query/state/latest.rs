@@ -20,7 +20,7 @@ use super::order::{ORDER, OrderPrefix, OrderPrefixes, PREFIX_COLUMNS, TieBreaker
 
 /// Returns the aggregate `latest(<the columns of ORDER>, <any others>)`. Its result is a struct of the latest row: the
 /// arguments whose numbers are in `kept`, as fields `c<number>`.
-pub fn latest(kept: Vec<usize>) -> AggregateUDF {
+pub(super) fn latest(kept: Vec<usize>) -> AggregateUDF {
     AggregateUDF::new_from_impl(Latest { signature: Signature::variadic_any(Volatility::Immutable), kept })
 }
 

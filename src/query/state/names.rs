@@ -11,12 +11,12 @@ use super::order::column;
 
 /// The hasher of names. In tests nearly all hashes are equal, because the code must tolerate collisions.
 #[cfg(not(test))]
-pub type Hashing = hashbrown::DefaultHashBuilder;
+pub(super) type Hashing = hashbrown::DefaultHashBuilder;
 #[cfg(test)]
-pub type Hashing = std::hash::BuildHasherDefault<super::tests::Weak>;
+pub(super) type Hashing = std::hash::BuildHasherDefault<super::tests::Weak>;
 
 /// Names of the rows of a batch.
-pub struct Names {
+pub(super) struct Names {
     pools: StringViewArray,
     identities: StringViewArray,
     datasets: StringViewArray,
@@ -27,7 +27,7 @@ pub struct Names {
 
 /// The names that a row shares with the row before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(super) enum Step {
     /// No name is known to be shared.
     Identity,
     /// Pool and identity.
@@ -39,7 +39,7 @@ pub enum Step {
 /// A name in a fixed size, for searches. It is the name's view if the view holds the whole name, which is the usual
 /// case. Otherwise it is the start of the view (length and first bytes), and the hash of the name.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mark(u64, u64);
+pub(super) struct Mark(u64, u64);
 
 impl Mark {
     /// The mark of a missing name. No view starts like this, because no text is that long.
@@ -57,19 +57,19 @@ impl Mark {
     }
 
     /// Returns whether there is no name.
-    pub fn is_none(self) -> bool {
+    pub(super) fn is_none(self) -> bool {
         self == Self::NONE
     }
 
     /// Returns whether equal marks mean equal names.
-    pub fn is_whole(self) -> bool {
+    pub(super) fn is_whole(self) -> bool {
         self.is_none() || self.0 as u32 <= Self::WHOLE
     }
 }
 
 impl Names {
     /// Reads the name columns of a batch.
-    pub fn of(batch: &RecordBatch) -> Result<Self> {
+    pub(super) fn of(batch: &RecordBatch) -> Result<Self> {
         let view = |name| {
             let text = cast(column(batch, name)?, &DataType::Utf8View)?;
             Ok::<_, DataFusionError>(text.as_string_view().clone())
@@ -81,7 +81,7 @@ impl Names {
 
     /// Returns the names that a row shares with the row before it. Equal views into the same buffers are equal texts.
     /// Different views may also be equal texts; that costs one lookup and nothing else.
-    pub fn step(&self, row: usize) -> Step {
+    pub(super) fn step(&self, row: usize) -> Step {
         let same = |names: &StringViewArray| names.views()[row] == names.views()[row - 1];
         match row > 0 && self.complete && same(&self.identities) && same(&self.pools) {
             true if same(&self.datasets) => Step::Key,
@@ -91,29 +91,29 @@ impl Names {
     }
 
     /// Returns the pool and the identity of a row.
-    pub fn identity(&self, row: usize) -> [Option<&str>; 2] {
+    pub(super) fn identity(&self, row: usize) -> [Option<&str>; 2] {
         [text(&self.pools, row), text(&self.identities, row)]
     }
 
-    pub fn dataset(&self, row: usize) -> Option<&str> {
+    pub(super) fn dataset(&self, row: usize) -> Option<&str> {
         text(&self.datasets, row)
     }
 
     /// Returns the key of a row. The removal of a dataset has none.
-    pub fn key(&self, row: usize) -> Option<&str> {
+    pub(super) fn key(&self, row: usize) -> Option<&str> {
         text(&self.keys, row)
     }
 
-    pub fn key_mark(&self, row: usize, hasher: &impl BuildHasher) -> Mark {
+    pub(super) fn key_mark(&self, row: usize, hasher: &impl BuildHasher) -> Mark {
         Mark::of(&self.keys, row, hasher)
     }
 
-    pub fn has_key(&self, row: usize) -> bool {
+    pub(super) fn has_key(&self, row: usize) -> bool {
         self.keys.is_valid(row)
     }
 }
 
 /// Returns the text of a row, if it has one.
-pub fn text(names: &StringViewArray, row: usize) -> Option<&str> {
+pub(super) fn text(names: &StringViewArray, row: usize) -> Option<&str> {
     names.is_valid(row).then(|| names.value(row))
 }

@@ -14,14 +14,14 @@ use arrow::error::ArrowError;
 use datafusion::error::{DataFusionError, Result};
 
 /// Columns that order changes, most significant first.
-pub const ORDER: [&str; 7] =
+pub(super) const ORDER: [&str; 7] =
     ["sync_count", "last_modified_date", "arrived_at", "sequence_number", "sub_sequence", "record_index", "shard_id"];
 /// Number of columns in the order prefix.
-pub const PREFIX_COLUMNS: usize = 3;
+pub(super) const PREFIX_COLUMNS: usize = 3;
 
 /// The order prefix of a row.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct OrderPrefix {
+pub(super) struct OrderPrefix {
     pub sync_count: i64,
     pub modified: i64,
     pub arrived: i64,
@@ -29,24 +29,24 @@ pub struct OrderPrefix {
 
 impl OrderPrefix {
     /// Returns the part that is compared with the removal of a dataset.
-    pub fn moment(self) -> (i64, i64) {
+    pub(super) fn moment(self) -> (i64, i64) {
         (self.sync_count, self.modified)
     }
 }
 
 /// The order prefixes of rows.
 #[derive(Debug)]
-pub struct OrderPrefixes([Int64Array; PREFIX_COLUMNS]);
+pub(super) struct OrderPrefixes([Int64Array; PREFIX_COLUMNS]);
 
 impl OrderPrefixes {
     /// Reads the order prefixes from the first columns of the order.
-    pub fn of([sync_count, modified, arrived]: [&ArrayRef; PREFIX_COLUMNS]) -> Result<Self, ArrowError> {
+    pub(super) fn of([sync_count, modified, arrived]: [&ArrayRef; PREFIX_COLUMNS]) -> Result<Self, ArrowError> {
         let number = |column| Ok::<_, ArrowError>(cast(column, &DataType::Int64)?.as_primitive::<Int64Type>().clone());
         Ok(Self([number(sync_count)?, number(modified)?, number(arrived)?]))
     }
 
     /// Returns the order prefix of a row.
-    pub fn get(&self, row: usize) -> OrderPrefix {
+    pub(super) fn get(&self, row: usize) -> OrderPrefix {
         let [sync_count, modified, arrived] = &self.0;
         OrderPrefix {
             sync_count: sync_count.values()[row],
@@ -58,7 +58,7 @@ impl OrderPrefixes {
 
 /// The tie-breaker columns. Text may have any string type.
 #[derive(Clone, Copy)]
-pub struct TieBreakers<'a>(pub &'a [ArrayRef]);
+pub(super) struct TieBreakers<'a>(pub &'a [ArrayRef]);
 
 impl TieBreakers<'_> {
     fn text(&self, column: usize, row: usize) -> &str {
@@ -71,7 +71,7 @@ impl TieBreakers<'_> {
     }
 
     /// Compares two rows of equal order prefixes; the greater row is the later one.
-    pub fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
+    pub(super) fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
         let sub = |rest: &Self, row: usize| {
             let values = rest.0[1].as_primitive::<Int64Type>();
             if values.is_null(row) { -1 } else { values.value(row) }
@@ -87,17 +87,17 @@ impl TieBreakers<'_> {
 }
 
 /// Returns the column of a batch with that name.
-pub fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
+pub(super) fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
     batch.column_by_name(name).ok_or_else(|| DataFusionError::Internal(format!("there is no column {name}")))
 }
 
 /// Reads the order prefixes of the rows of a batch.
-pub fn order_prefixes(batch: &RecordBatch) -> Result<OrderPrefixes> {
+pub(super) fn order_prefixes(batch: &RecordBatch) -> Result<OrderPrefixes> {
     let [sync_count, modified, arrived, ..] = ORDER;
     Ok(OrderPrefixes::of([column(batch, sync_count)?, column(batch, modified)?, column(batch, arrived)?])?)
 }
 
 /// Returns the tie-breaker columns; `None` if the batch lacks one of them.
-pub fn tie_breakers(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
+pub(super) fn tie_breakers(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
     ORDER[PREFIX_COLUMNS..].iter().map(|name| batch.column_by_name(name).cloned()).collect()
 }

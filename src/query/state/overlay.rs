@@ -54,7 +54,7 @@ const LOOKUPS_MAX: usize = if cfg!(test) { 1 } else { 16 * LOOKUPS };
 
 /// The state and the tail, and how to read the state again.
 #[derive(Debug)]
-pub struct Sides {
+pub(super) struct Sides {
     /// The latest row of each key of the tail.
     pub tail: Tail,
     /// The maintained state.
@@ -67,7 +67,7 @@ pub struct Sides {
 
 /// The rows of the state and of the tail, each key once.
 #[derive(Debug)]
-pub struct Overlay {
+pub(super) struct Overlay {
     input: Arc<dyn ExecutionPlan>,
     sides: Arc<Sides>,
     pass: Arc<Pass>,
@@ -103,12 +103,12 @@ impl fmt::Debug for Found {
 
 impl Overlay {
     /// Returns the number of readers of the state, which is the number of output partitions.
-    pub fn readers(input: &Arc<dyn ExecutionPlan>, session: &SessionState) -> usize {
+    pub(super) fn readers(input: &Arc<dyn ExecutionPlan>, session: &SessionState) -> usize {
         input.output_partitioning().partition_count().min(session.config().target_partitions())
     }
 
     /// Creates an overlay. `input` reads from the state the names, the order prefix, and the columns of `schema`.
-    pub fn new(input: Arc<dyn ExecutionPlan>, sides: Arc<Sides>, schema: SchemaRef) -> Self {
+    pub(super) fn new(input: Arc<dyn ExecutionPlan>, sides: Arc<Sides>, schema: SchemaRef) -> Self {
         let readers = Self::readers(&input, &sides.session);
         let (superseded, removals) = (vec![false; sides.tail.len()], vec![None; sides.tail.datasets()]);
         let found = Mutex::new(Found { superseded, removals, ties: Vec::new() });

@@ -13,16 +13,16 @@ use super::names::{Hashing, Names};
 use super::order::{TieBreakers, column};
 
 /// The column of a tail row that is computed, not read.
-pub const IS_AFTER_REMOVAL: &str = "is_after_removal";
+pub(super) const IS_AFTER_REMOVAL: &str = "is_after_removal";
 
 /// Creates a batch, which may have no columns.
-pub fn with_columns(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+pub(super) fn with_columns(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
 }
 
 /// Rows in arrival order.
-pub struct Part {
+pub(super) struct Part {
     pub rows: RecordBatch,
     pub names: Names,
     /// The tie-breaker columns.
@@ -31,7 +31,7 @@ pub struct Part {
 
 impl Part {
     /// Returns the rows that are left: those with a fate, which is their value of [`IS_AFTER_REMOVAL`].
-    pub fn left(&self, schema: &SchemaRef, fates: &[Option<bool>]) -> Result<RecordBatch> {
+    pub(super) fn left(&self, schema: &SchemaRef, fates: &[Option<bool>]) -> Result<RecordBatch> {
         let are_left: BooleanArray = fates.iter().map(|fate| Some(fate.is_some())).collect();
         let left = FilterBuilder::new(&are_left).optimize().build();
         let columns = schema.fields().iter().map(|field| match field.name().as_str() {
@@ -50,24 +50,24 @@ impl Part {
 
 /// The place of a row.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub(super) struct Place {
     pub part: u32,
     pub row: u32,
 }
 
 /// Returns the names of a part, and the row's index in them.
-pub fn named(parts: &[Part], at: Place) -> (&Names, usize) {
+pub(super) fn named(parts: &[Part], at: Place) -> (&Names, usize) {
     (&parts[at.part as usize].names, at.row as usize)
 }
 
 /// Returns the tie-breaker columns of a part; the row has the same index as in the names.
-pub fn tie_breakers_at(parts: &[Part], at: Place) -> TieBreakers<'_> {
+pub(super) fn tie_breakers_at(parts: &[Part], at: Place) -> TieBreakers<'_> {
     TieBreakers(&parts[at.part as usize].rest)
 }
 
 /// Interned names of one kind, each with a number.
 #[derive(Default)]
-pub struct Numbers {
+pub(super) struct Numbers {
     hasher: Hashing,
     /// Hash of each name, and one row that has the name.
     pub known: Vec<(u64, Place)>,
@@ -76,7 +76,7 @@ pub struct Numbers {
 
 impl Numbers {
     /// Returns the number of a name, if it has one. `name_of` reads the name of a row.
-    pub fn find<'a, N: Hash + Eq>(
+    pub(super) fn find<'a, N: Hash + Eq>(
         &self,
         name: &N,
         parts: &'a [Part],
@@ -101,7 +101,7 @@ impl Numbers {
     }
 
     /// Returns the number of a row's name, and assigns one if the name is new.
-    pub fn of<'a, N: Hash + Eq>(
+    pub(super) fn of<'a, N: Hash + Eq>(
         &mut self,
         at: Place,
         parts: &'a [Part],

@@ -14,11 +14,11 @@ use super::order::{OrderPrefix, TieBreakers};
 use super::parts::{Numbers, Part, Place, named, tie_breakers_at};
 
 /// `sync_count` and server date of the removal of a dataset. Rows that are not later are removed.
-pub type Removal = (i64, i64);
+pub(super) type Removal = (i64, i64);
 
 /// The latest row of each key, and where that row is. Entries are sorted by identity, dataset and key. The state has
 /// the keys of a dataset side by side, so its lookups find neighbouring entries.
-pub struct Tail {
+pub(super) struct Tail {
     pub(super) parts: Vec<Part>,
     pub(super) identities: Numbers,
     pub(super) names_of_datasets: Numbers,
@@ -33,7 +33,7 @@ pub struct Tail {
 }
 
 /// A dataset of the tail. The datasets of an identity are sorted by the numbers of their names.
-pub struct Dataset {
+pub(super) struct Dataset {
     pub name: u32,
     /// Start and end of its entries.
     pub entries: (u32, u32),
@@ -42,7 +42,7 @@ pub struct Dataset {
 
 /// A key and its latest row. The entries of a dataset are sorted by mark. An entry holds what a lookup usually needs,
 /// so that the row's columns are not read.
-pub struct Entry {
+pub(super) struct Entry {
     pub dataset: u32,
     pub key: Mark,
     pub at: Place,
@@ -51,14 +51,14 @@ pub struct Entry {
 
 /// A cursor over the rows of a batch: the tail's identity and dataset of the current row, if the tail has them.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Walk {
+pub(super) struct Walk {
     identity: Option<u32>,
     dataset: Option<u32>,
 }
 
 impl Walk {
     /// Returns the number of the row's dataset.
-    pub fn dataset(self) -> Option<u32> {
+    pub(super) fn dataset(self) -> Option<u32> {
         self.dataset
     }
 }
@@ -76,18 +76,18 @@ impl Tail {
     }
 
     /// Returns the number of keys.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// Returns the number of datasets.
-    pub fn datasets(&self) -> usize {
+    pub(super) fn datasets(&self) -> usize {
         self.datasets.len()
     }
 
     /// Returns columns of the latest row of each key, except the keys that are `superseded`. `removals` are the state's
     /// removals, by dataset.
-    pub fn left(
+    pub(super) fn left(
         &self,
         schema: &SchemaRef,
         superseded: &[bool],
@@ -105,7 +105,7 @@ impl Tail {
     }
 
     /// Moves to the next row of a batch. Returns whether the row's dataset may differ from that of the row before.
-    pub fn follow(&self, walk: &mut Walk, names: &Names, row: usize) -> bool {
+    pub(super) fn follow(&self, walk: &mut Walk, names: &Names, row: usize) -> bool {
         let step = names.step(row);
         if step == Step::Identity {
             walk.identity = self.identities.find(&names.identity(row), &self.parts, Names::identity);
@@ -123,7 +123,7 @@ impl Tail {
     }
 
     /// Returns the number of the entry for a row's key in a dataset.
-    pub fn find(&self, dataset: u32, names: &Names, row: usize) -> Option<usize> {
+    pub(super) fn find(&self, dataset: u32, names: &Names, row: usize) -> Option<usize> {
         let key = names.key_mark(row, &self.hasher);
         let (start, end) = self.datasets[dataset as usize].entries;
         let is_it = |known: &Entry| {
@@ -136,7 +136,7 @@ impl Tail {
 
     /// Compares a row with the latest row of an entry. Returns `None` if their order prefixes are equal and `rest`, the
     /// tie-breakers, is unknown.
-    pub fn compare(
+    pub(super) fn compare(
         &self,
         head: OrderPrefix,
         rest: Option<TieBreakers<'_>>,
@@ -151,12 +151,12 @@ impl Tail {
     }
 
     /// Returns the latest removal of a dataset.
-    pub fn removal(&self, dataset: u32) -> Option<Removal> {
+    pub(super) fn removal(&self, dataset: u32) -> Option<Removal> {
         self.datasets[dataset as usize].removal
     }
 
     /// Returns the identity of a key.
-    pub fn identity(&self, entry: usize) -> Option<&str> {
+    pub(super) fn identity(&self, entry: usize) -> Option<&str> {
         let (names, row) = self.names(self.entries[entry].at);
         names.identity(row)[1]
     }

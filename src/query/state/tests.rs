@@ -15,7 +15,7 @@ const ALL_TIES: [&str; 7] = ["pool", "identity_id", "dataset_name", "key", "valu
 
 /// A weak hasher, so that hashes may be equal where names differ.
 #[derive(Default)]
-pub struct Weak(u64);
+pub(super) struct Weak(u64);
 
 impl std::hash::Hasher for Weak {
     fn write(&mut self, bytes: &[u8]) {
