@@ -31,6 +31,7 @@ pub struct File {
     /// Bytes of records after which ingest commits.
     pub flush_bytes: Option<String>,
     /// Time after which ingest commits, such as `60s`.
+    #[serde(alias = "flush_age")]
     pub flush_interval: Option<String>,
     /// Time without new records after which ingest stops.
     pub until_idle: Option<String>,
@@ -47,6 +48,7 @@ pub struct File {
     /// Maximum bytes of a payload.
     pub payload_bytes: Option<String>,
     /// Time limit of retries for a payload that cannot be fetched.
+    #[serde(alias = "payload_patience")]
     pub payload_timeout: Option<String>,
     /// Whether hosts of payloads may have private addresses, as VPC endpoints do.
     pub payload_private_addresses: Option<bool>,

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use unicode_width::UnicodeWidthStr;
@@ -104,6 +104,19 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::other(error)
 }
 
+fn is_interval(of: &DataType) -> bool {
+    matches!(of, DataType::Interval(_) | DataType::Duration(_))
+}
+
+/// Returns the schema of a Parquet file, which holds intervals as text.
+fn without_intervals(schema: &SchemaRef) -> SchemaRef {
+    let stored = |field: &FieldRef| match is_interval(field.data_type()) {
+        true => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8)),
+        false => field.clone(),
+    };
+    Arc::new(Schema::new(schema.fields().iter().map(stored).collect::<Vec<_>>()))
+}
+
 impl<W: Write + Send> Printer<W> {
     /// Creates a printer for results of `schema`.
     ///
@@ -115,7 +128,8 @@ impl<W: Write + Send> Printer<W> {
             Format::Json => json_state::<arrow::json::writer::JsonArray>(),
             Format::Ndjson => json_state::<arrow::json::writer::LineDelimited>(),
             Format::Parquet => {
-                let writer = parquet::arrow::ArrowWriter::try_new(Vec::new(), schema.clone(), None).map_err(other)?;
+                let stored = without_intervals(&schema);
+                let writer = parquet::arrow::ArrowWriter::try_new(Vec::new(), stored, None).map_err(other)?;
                 State::Parquet(Box::new(writer))
             }
             Format::Csv | Format::Tsv | Format::Vertical => State::Text,
@@ -155,7 +169,13 @@ impl<W: Write + Send> Printer<W> {
                 self.out.write_all(&buffer)?;
             }
             State::Parquet(writer) => {
-                writer.write(batch).map_err(other)?;
+                let spelled = spelled::batch(batch).map_err(other)?;
+                let columns = batch.columns().iter().zip(spelled.columns()).map(|(column, spelled)| {
+                    if is_interval(column.data_type()) { spelled.clone() } else { column.clone() }
+                });
+                let schema = without_intervals(&self.schema);
+                let stored = RecordBatch::try_new(schema, columns.collect()).map_err(other)?;
+                writer.write(&stored).map_err(other)?;
                 let buffer = writer.inner_mut();
                 self.out.write_all(buffer)?;
                 buffer.clear();

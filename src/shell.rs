@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrow::datatypes::{Field, Schema};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -97,6 +98,13 @@ async fn run_statement(
     let schema = Arc::new(frame.schema().as_arrow().clone());
     distinct_names(settings.format, &schema).map_err(QueryError::Refused)?;
     let batches = frame.execute_stream().await?;
+    // The plan's types are those before coercion: only its names are those of the result.
+    let planned = batches.schema();
+    let named = schema.fields().iter().zip(planned.fields()).map(|(named, field)| {
+        let field = Field::new(named.name(), field.data_type().clone(), true);
+        field.with_metadata(named.metadata().clone())
+    });
+    let schema = Arc::new(Schema::new(named.collect::<Vec<_>>()));
     let rows = match &settings.output {
         Some(path) => {
             // A link is followed to its target. A device or a pipe is written to, never replaced.

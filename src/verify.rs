@@ -277,6 +277,9 @@ async fn check_shards(store: &Store, report: &mut VerifyReport) -> Result<(), La
     let whole = versions.first() == Some(&0);
     for version in versions {
         let Some(actions) = log::read_commit(store, version).await? else { continue };
+        if actions.is_empty() {
+            report.faults.push(format!("version {version}: the commit is empty"));
+        }
         let moved: BTreeSet<ShardKey> = actions.iter().filter_map(shard_of).collect();
         // Only shards that a commit moves are compared, because a log of many shards has many commits.
         let moved: Vec<_> = moved.into_iter().map(|shard| (decode_state(&known, &shard), shard)).collect();

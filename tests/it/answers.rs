@@ -310,4 +310,56 @@ fn a_column_and_its_cast_are_two_groups() {
     let sql = "select live_keys as n, cast(live_keys as varchar) as t, min(dataset_name) as d from dataset_state \
                where (pool = 'p') is distinct from (identity_id is not null) group by 1, 2 order by 1";
     assert_eq!(csv(&lake, sql), "n,t,d\n0,0,gone\n2,2,d\n");
+    let sql = "select live_keys as n, cast(live_keys as varchar) as t, count(distinct dataset_name) as d from \
+               dataset_state group by 1, 2 order by 1";
+    assert_eq!(csv(&lake, sql), "n,t,d\n0,0,1\n2,2,1\n");
+}
+
+/// A filter reads its own column, also if a column of the same name is selected above it.
+#[test]
+fn a_filter_below_a_projection_reads_its_own_column() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = crate::harness::simulate(folder.path(), &["--events", "300", "--days", "2"]);
+    let lake = folder.path().join("lake");
+    ingest_file(&events, &lake);
+    ok(synclake().args(["extract", "--date", "2026-01-02", "--lake"]).arg(&lake));
+    let joined = "from daily_state t1 join daily_state t2 on t1.identity_id = t2.identity_id \
+                  right join resolved t3 on t1.identity_id = t3.identity_id and t1.value = t3.value";
+    let rows = |condition: &str| {
+        let sql = format!(
+            "select case when t3.sync_count between 0 and 5 then t2.sync_count end as n, t1.last_modified_date as at \
+             {joined} where (t2.last_modified_date - t2.last_modified_date) {condition} interval '4 minutes'"
+        );
+        csv(&lake, &sql).lines().count() - 1
+    };
+    let all = csv(&lake, &format!("select count(t2.last_modified_date) as n {joined}"));
+    assert_eq!((rows(">="), format!("n\n{}\n", rows("<"))), (0, all.clone()));
+    assert_ne!(all, "n\n0\n");
+}
+
+/// A scalar subquery and another column of its name are two columns.
+#[test]
+fn a_subquery_beside_a_column_of_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = small(folder.path());
+    let sql = "select count(*), (select count(*) from current_state) from sync_records";
+    assert_eq!(csv(&lake, sql).lines().last(), Some("11,10"));
+}
+
+/// Parquet holds the types that the result has, and intervals as text.
+#[test]
+fn parquet_holds_results_of_every_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = small(folder.path());
+    let file = folder.path().join("x.parquet");
+    for (sql, value) in [
+        ("select case when op = 'remove' then 1 else 1.5 end as x from sync_records where key = 'name' limit 1", "1.5"),
+        ("select x from (select null as x union all select 1) t where x is not null", "1"),
+        ("select interval '90 minutes' as x", "'01:30:00'"),
+    ] {
+        ok(query().arg("--lake").arg(&lake).args(["--format", "parquet", "-c", sql, "-o"]).arg(&file));
+        let script = "import sys, pyarrow.parquet as p; print(repr(p.read_table(sys.argv[1])['x'][0].as_py()))";
+        let mut python = std::process::Command::new(crate::harness::setting("SYNCLAKE_TEST_PYTHON"));
+        assert_eq!(ok(python.args(["-c", script]).arg(&file)).trim(), value, "{sql}");
+    }
 }

@@ -30,7 +30,7 @@ fn command_lines() {
         (&["ingest", "--source", "file:x", "--lake", here, "--memory", "1MiB"], 2, &["64MiB"]),
         (&["ingest", "--source", "file:x", "--lake", here, "--flush-interval", "5 parsecs"], 2, &["5 parsecs", "60s"]),
         (&["ingest", "--source", "kinesis:a", "--lake", here, "--from", "noon"], 2, &["noon", "trim-horizon"]),
-        (&["ingest", "--source", "kinesis:a/b", "--lake", here], 1, &["a/b"]),
+        (&["ingest", "--source", "kinesis:a/b", "--lake", here], 2, &["a/b", "--source"]),
         (&["ingest", "--source", &format!("file:{nowhere}"), "--lake", here], 1, &["nowhere", "No such file"]),
         (&["ingest", "--source", &format!("file:{here}"), "--lake", here], 1, &["holds no .json"]),
         (&["simulate", "--duplicates", "1.5"], 2, &["1.5"]),

@@ -302,6 +302,9 @@ fn a_consumer_gets_every_row_once() {
         let at_once: Vec<_> = (0..2).map(|_| consume().stdout(std::process::Stdio::null()).spawn().unwrap()).collect();
         at_once.into_iter().for_each(|mut child| assert!(child.wait().unwrap().success()));
     }
+    let mut earlier_name = synclake();
+    earlier_name.args(["extract", "--consumer", "warehouse", "--format", "ndjson", "--out"]).arg(&out);
+    ok(earlier_name.arg("--lake").arg(&lake));
     let last: Value = serde_json::from_str(&ok(&mut consume())).unwrap();
     assert_eq!((&last["rows"], &last["manifest"]), (&0.into(), &Value::Null), "nothing is new");
     let mut delivered = Vec::new();

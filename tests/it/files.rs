@@ -62,7 +62,7 @@ fn committed(lake: &Path, records: i64) {
 #[test]
 fn lines_of_a_quiet_pipe_are_committed_by_age_and_by_a_signal() {
     let Made { folder: _folder, events, lines, lake } = made("60");
-    let mut child = start(ingest("file:-", &lake).args(["--flush-interval", "300ms"]));
+    let mut child = start(ingest("file:-", &lake).args(["--flush-age", "300ms"]));
     let mut pipe = child.stdin.take().unwrap();
     pipe.write_all(lines[..20].concat().as_bytes()).unwrap();
     committed(&lake, 20);

@@ -163,6 +163,18 @@ fn a_flipped_bit_is_found_by_a_deep_look() {
     ok(synclake().args(["verify", "--deep", "--lake"]).arg(&lake));
 }
 
+/// A commit that lost its bytes is a fault.
+#[test]
+fn an_empty_commit_is_a_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = grown_lake(folder.path());
+    let last = commits(&lake).pop().unwrap();
+    std::fs::write(last, "").unwrap();
+    let output = synclake().args(["verify", "--lake"]).arg(&lake).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("the commit is empty"), "{}", text(&output.stdout));
+}
+
 /// A cleaned-up log lacks history but no row: `verify` reports no fault, and says from which version on it can check.
 #[test]
 fn a_cleaned_log_is_told_and_is_no_damage() {

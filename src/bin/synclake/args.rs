@@ -100,7 +100,7 @@ pub(crate) struct IngestArgs {
     #[arg(long, env = "SYNCLAKE_FLUSH_BYTES", value_name = "SIZE")]
     pub flush_bytes: Option<String>,
     /// Commit after this long [default: 60s].
-    #[arg(long, env = "SYNCLAKE_FLUSH_INTERVAL", value_name = "DURATION")]
+    #[arg(long, alias = "flush-age", env = "SYNCLAKE_FLUSH_INTERVAL", value_name = "DURATION")]
     pub flush_interval: Option<String>,
     /// Also refresh the maintained state at this interval, in the background; see `synclake refresh`.
     #[arg(long, env = "SYNCLAKE_REFRESH_EVERY", value_name = "DURATION")]
@@ -126,7 +126,13 @@ pub(crate) struct IngestArgs {
     pub payload_bytes: Option<String>,
     /// Retry a payload for this long, and never after its URL expires. While its host is unreachable, retry until the
     /// URL expires [default: 15m; on 5xx responses, until the URL expires].
-    #[arg(long, env = "SYNCLAKE_PAYLOAD_TIMEOUT", value_name = "DURATION", help_heading = "Payloads")]
+    #[arg(
+        long,
+        alias = "payload-patience",
+        env = "SYNCLAKE_PAYLOAD_TIMEOUT",
+        value_name = "DURATION",
+        help_heading = "Payloads"
+    )]
     pub payload_timeout: Option<String>,
     /// Allow payload hosts with private addresses, such as an S3 endpoint in a VPC.
     #[arg(long, env = "SYNCLAKE_PAYLOAD_PRIVATE_ADDRESSES", help_heading = "Payloads")]
@@ -164,6 +170,10 @@ pub(crate) struct ExtractArgs {
     /// Also extract again the days that late rows have changed: earlier days first, later days last.
     #[arg(long)]
     pub correct: bool,
+    /// The earlier name of `synclake deliver`.
+    #[arg(long, hide = true, value_name = "NAME", value_parser = extract::consumer::parse_name,
+          conflicts_with_all = ["date", "from", "to", "correct", "no_refresh"], requires = "out")]
+    pub consumer: Option<String>,
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,

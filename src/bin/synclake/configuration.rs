@@ -45,7 +45,7 @@ fn section_of(program: &str, command: &Command, keys: &[String]) -> String {
 
 fn table<'a>(text: &mut String, args: impl Iterator<Item = &'a Arg>, keys: &[String]) {
     *text += "| flag | variable | key | default | meaning |\n|---|---|---|---|---|\n";
-    for arg in args.filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
+    for arg in args.filter(|arg| !arg.is_hide_set() && !["help", "version"].contains(&arg.get_id().as_str())) {
         let value = match arg.get_action().takes_values() {
             true => format!(" <{}>", arg.get_value_names().map_or("VALUE".into(), |names| names.join("> <"))),
             false => String::new(),

@@ -53,6 +53,11 @@ pub(crate) async fn deliver(args: DeliverArgs, file: &File) -> Result<()> {
 
 /// Runs `synclake extract`.
 pub(crate) async fn run(args: ExtractArgs, file: &File) -> Result<()> {
+    if let (Some(consumer), Some(out)) = (&args.consumer, &args.out) {
+        terminal::say("extract --consumer is now called: synclake deliver --consumer NAME --out DIR");
+        let (consumer, out) = (consumer.clone(), out.clone());
+        return deliver(DeliverArgs { consumer, lake: args.lake, out, format: args.format, aws: args.aws }, file).await;
+    }
     let days = match (args.date, args.from, args.to) {
         (Some(date), ..) => (date, date),
         (None, Some(from), Some(to)) if from <= to => (from, to),

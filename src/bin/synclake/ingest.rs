@@ -62,6 +62,11 @@ impl Plan {
         let reading = StreamSettings::check(&mut args, file)?;
         let aws = aws_settings(args.aws, file).await?;
         let source = if let Some(name) = source.strip_prefix("kinesis:") {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+            if !(1..=128).contains(&name.len()) || !name.chars().all(is_name) {
+                let message = format!("--source {source:?}: a stream's name is 1 to 128 of [A-Za-z0-9_.-]");
+                return Err(Unusable(message).into());
+            }
             let stream = reading.open(name, &aws).await?;
             retries = stream.kinesis.retries();
             ingest::Source::Stream(Box::new(stream))
@@ -146,7 +151,7 @@ impl StreamSettings {
             parsed_if_set("lease-table", args.lease_table.take(), &file.lease_table, config::parse_lease_table)?;
         let failover = args.lease_failover.take();
         let failover = parsed("lease-failover", failover, &file.lease_failover, "10s", config::parse_duration)?;
-        let worker = args.worker_id.take().unwrap_or_else(config::worker_name);
+        let worker = args.worker_id.take().filter(|name| !name.is_empty()).unwrap_or_else(config::worker_name);
         let leases = table.map(|table| leases::LeaseOptions { table, worker, failover, lake: String::new() });
         Ok(Self { from, until_idle, leases, import: args.import_kcl_checkpoints.take() })
     }

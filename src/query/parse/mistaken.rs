@@ -104,6 +104,14 @@ impl VisitorMut for Mender {
 fn planned_name(expr: &Expr) -> String {
     match expr {
         Expr::Cast { expr, .. } | Expr::Nested(expr) => planned_name(expr),
+        Expr::Subquery(query) => match query.body.as_ref() {
+            SetExpr::Select(select) => match select.projection.as_slice() {
+                [SelectItem::UnnamedExpr(expr)] => planned_name(expr),
+                [SelectItem::ExprWithAlias { alias, .. }] => alias.value.clone(),
+                _ => expr.to_string(),
+            },
+            _ => expr.to_string(),
+        },
         other => other.to_string(),
     }
 }

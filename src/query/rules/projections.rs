@@ -1,5 +1,8 @@
-//! Moves projections down as DataFusion does, except those that can fail. Below a filter, they would be evaluated on
-//! rows that the filter excludes.
+//! Moves projections down as DataFusion does, except two kinds:
+//!
+//! - Projections that can fail. Below a filter, they would be evaluated on rows that the filter excludes.
+//! - Projections above a filter that selects columns itself. DataFusion 55 takes columns of the filter's output for
+//!   columns of its input, so that the filter reads another column, or the plan is rejected.
 
 use std::sync::Arc;
 
@@ -15,6 +18,7 @@ use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::projection_pushdown::ProjectionPushdown;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::joins::NestedLoopJoinExec;
 use datafusion::physical_plan::projection::{ProjectionExec, remove_unnecessary_projections};
 
@@ -34,10 +38,12 @@ impl PhysicalOptimizerRule for SafeProjectionPushdown {
     }
 
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        if !plan.exists(|node| Ok(must_stay(node.as_ref())))? {
+        if !plan.exists(|node| Ok(must_stay(node.as_ref()) || is_above_selecting_filter(node.as_ref())))? {
             return self.0.optimize(plan, config);
         }
-        let moved = |node: Arc<dyn ExecutionPlan>| match is_of_one_that_stays(node.as_ref()) {
+        let moved = |node: Arc<dyn ExecutionPlan>| match is_of_one_that_stays(node.as_ref())
+            || is_above_selecting_filter(node.as_ref())
+        {
             true => Ok(Transformed::no(node)),
             false => remove_unnecessary_projections(node),
         };
@@ -53,6 +59,13 @@ fn must_stay(node: &dyn ExecutionPlan) -> bool {
     }
     let filter = node.downcast_ref::<NestedLoopJoinExec>().and_then(NestedLoopJoinExec::filter);
     filter.is_some_and(|filter| can_fail(filter.expression(), filter.schema()))
+}
+
+/// Returns whether the node is a projection right above a filter that selects columns.
+fn is_above_selecting_filter(node: &dyn ExecutionPlan) -> bool {
+    let filter =
+        node.downcast_ref::<ProjectionExec>().and_then(|projection| projection.input().downcast_ref::<FilterExec>());
+    filter.is_some_and(|filter| filter.projection().is_some())
 }
 
 /// Returns whether the node is a projection that must stay, or that would be merged with such a projection below.
