@@ -23,7 +23,7 @@ use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 
 use reading::Reading;
-use rules::{casts, integers, sums};
+use rules::{casts, integers, recursive, sums};
 use state::Resolved;
 
 mod functions;
@@ -402,5 +402,6 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
         }
     }
     functions::register(&context)?;
+    context.register_udf(recursive::mark());
     Ok(context)
 }

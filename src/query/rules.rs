@@ -29,6 +29,7 @@ pub(super) mod integers;
 mod kinds;
 mod lists;
 mod projections;
+pub(super) mod recursive;
 mod rows;
 mod spans;
 mod subqueries;
@@ -50,8 +51,12 @@ fn keeping_names(
 
 /// Returns the analyzer's rules, in order.
 pub(super) fn analyzer(guards: Guards) -> Vec<Arc<dyn AnalyzerRule + Send + Sync>> {
-    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> =
-        vec![Arc::new(kinds::SameKinds), Arc::new(ResolveGroupingFunction::new()), Arc::new(TypeCoercion::new())];
+    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![
+        Arc::new(recursive::Recursive),
+        Arc::new(kinds::SameKinds),
+        Arc::new(ResolveGroupingFunction::new()),
+        Arc::new(TypeCoercion::new()),
+    ];
     rules.push(Arc::new(spans::Spans));
     rules.push(Arc::new(lists::Lists));
     if guards.subqueries {

@@ -40,7 +40,7 @@ class Lakes:
     def __init__(self, options):
         self.synclake = options.synclake
         self.query_program = str(pathlib.Path(options.synclake).with_name("synclake-query"))
-        self.folder = pathlib.Path(options.folder)
+        self.folder = pathlib.Path(options.folder).resolve()
         self.lake = self.folder / "lake"
         self.peace = self.folder / "peace"
         self.feed = self.folder / "feed"

@@ -363,3 +363,21 @@ fn parquet_holds_results_of_every_type() {
         assert_eq!(ok(python.args(["-c", script]).arg(&file)).trim(), value, "{sql}");
     }
 }
+
+/// The second part of a recursive query keeps its values, or the query is refused.
+#[test]
+fn recursion_keeps_its_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = small(folder.path());
+    let run = |first: &str, next: &str| {
+        let sql = format!(
+            "with recursive r(n) as (select {first} union all select {next} from r where n < 4) select n from r"
+        );
+        query().arg("--lake").arg(&lake).args(["--format", "csv", "-c", &sql]).output().unwrap()
+    };
+    refused(&run("1", "n + 1.7"), 1, &["WITH RECURSIVE", "n + ", "cast it"]);
+    assert_eq!(text(&run("1", "n + 1").stdout), "n\n1\n2\n3\n4\n");
+    assert_eq!(text(&run("1.0", "n + 1.5").stdout), "n\n1.0\n2.5\n4.0\n");
+    assert_eq!(text(&run("1.5", "cast(n + 1 as bigint)").stdout), "n\n1.5\n2.0\n3.0\n4.0\n");
+    assert_eq!(text(&run("1", "cast(n + 1.7 as bigint)").stdout), "n\n1\n2\n3\n4\n");
+}

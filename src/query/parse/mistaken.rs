@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, Expr, Ident, SelectItem, SetExpr, SetOperator, SetQuantifier, Statement, Value, ValueWithSpan,
-    VisitMut, VisitorMut,
+    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident,
+    Query, SelectItem, SetExpr, SetOperator, SetQuantifier, Statement, Value, ValueWithSpan, VisitMut, VisitorMut,
 };
+
+use crate::query::rules::recursive;
 
 type Found = ControlFlow<Box<str>>;
 
@@ -29,6 +31,13 @@ struct Mender;
 
 impl VisitorMut for Mender {
     type Break = Box<str>;
+
+    fn pre_visit_query(&mut self, query: &mut Query) -> Found {
+        if let Some(with) = query.with.as_mut().filter(|with| with.recursive) {
+            with.cte_tables.iter_mut().for_each(|cte| mark(&mut cte.query.body));
+        }
+        ControlFlow::Continue(())
+    }
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> Found {
         // In ANY and ALL, the planner takes a column of the outer query for the subquery's column of the same name.
@@ -97,6 +106,31 @@ impl VisitorMut for Mender {
             }
         }
         ControlFlow::Continue(())
+    }
+}
+
+/// Marks the columns of the second part of a recursive query.
+fn mark(body: &mut SetExpr) {
+    let SetExpr::SetOperation { op: SetOperator::Union, right, .. } = body else { return };
+    let SetExpr::Select(select) = right.as_mut() else { return };
+    for item in &mut select.projection {
+        let (SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else { continue };
+        let value = std::mem::replace(expr, Expr::Value(Value::Null.into()));
+        let args = vec![FunctionArg::Unnamed(FunctionArgExpr::Expr(value))];
+        *expr = Expr::Function(Function {
+            name: Ident::new(recursive::MARK).into(),
+            uses_odbc_syntax: false,
+            parameters: FunctionArguments::None,
+            args: FunctionArguments::List(FunctionArgumentList {
+                duplicate_treatment: None,
+                args,
+                clauses: Vec::new(),
+            }),
+            filter: None,
+            null_treatment: None,
+            over: None,
+            within_group: Vec::new(),
+        });
     }
 }
 

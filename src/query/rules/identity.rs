@@ -10,7 +10,7 @@ use datafusion::logical_expr::{
 };
 use datafusion::scalar::ScalarValue;
 
-use super::decimals;
+use super::{decimals, recursive};
 
 /// Name of the function that keeps two expressions apart.
 pub(super) const SAME: &str = "same";
@@ -22,6 +22,8 @@ pub(super) enum Reason {
     Apart(usize),
     /// Failure on a decimal that has more digits than its type allows.
     Fits,
+    /// A mark on a column of the second part of a recursive query.
+    Recursive,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -30,11 +32,14 @@ struct Identity {
     signature: Signature,
 }
 
+/// Returns the identity function of a reason.
+pub(super) fn function(reason: Reason) -> ScalarUDF {
+    ScalarUDF::new_from_impl(Identity { reason, signature: Signature::any(1, Volatility::Immutable) })
+}
+
 /// Wraps a value in an identity function.
 pub(super) fn same(value: Expr, reason: Reason) -> Expr {
-    let signature = Signature::any(1, Volatility::Immutable);
-    let udf = ScalarUDF::new_from_impl(Identity { reason, signature });
-    Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(udf), vec![value]))
+    Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(function(reason)), vec![value]))
 }
 
 impl ScalarUDFImpl for Identity {
@@ -42,6 +47,7 @@ impl ScalarUDFImpl for Identity {
         match self.reason {
             Reason::Apart(_) => SAME,
             Reason::Fits => "fitting_decimal",
+            Reason::Recursive => recursive::MARK,
         }
     }
 
@@ -60,7 +66,7 @@ impl ScalarUDFImpl for Identity {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let value = args.args.into_iter().next().ok_or_else(nothing)?;
         match (self.reason, &value) {
-            (Reason::Apart(_), _) => {}
+            (Reason::Apart(_) | Reason::Recursive, _) => {}
             (Reason::Fits, ColumnarValue::Array(array)) => decimals::check(array)?,
             (Reason::Fits, ColumnarValue::Scalar(scalar)) => decimals::check(&ScalarValue::to_array(scalar)?)?,
         }
