@@ -381,3 +381,22 @@ fn recursion_keeps_its_values() {
     assert_eq!(text(&run("1.5", "cast(n + 1 as bigint)").stdout), "n\n1.5\n2.0\n3.0\n4.0\n");
     assert_eq!(text(&run("1", "cast(n + 1.7 as bigint)").stdout), "n\n1\n2\n3\n4\n");
 }
+
+/// Lists of a partition column, which are cast each in its own way, are conditions of their own too.
+#[test]
+fn lists_of_a_partition_column_stay_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = small(folder.path());
+    for table in ["sync_records", "changes", "current_state"] {
+        let all = csv(&lake, &format!("select count(*) as n from {table} where pool in ('name', 'us-east-1_00aa')"));
+        assert_ne!(all, "n\n0\n", "{table}");
+        for condition in ["is true", "", "is not distinct from true"] {
+            let both = format!("(pool not in ('x', null) and pool in ('name', 'us-east-1_00aa')) {condition}");
+            assert_eq!(
+                csv(&lake, &format!("select count(*) as n from {table} where {both}")),
+                "n\n0\n",
+                "{table} {both}"
+            );
+        }
+    }
+}

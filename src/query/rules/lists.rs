@@ -12,7 +12,7 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
 use datafusion::logical_expr::expr::{Alias, InList};
-use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator};
+use datafusion::logical_expr::{BinaryExpr, Cast, Expr, LogicalPlan, Operator, TryCast};
 use datafusion::optimizer::AnalyzerRule;
 
 use super::guarded::{joined, split};
@@ -69,6 +69,8 @@ impl Apart {
     fn key(&self, of: &Expr) -> String {
         match of {
             Expr::Column(column) if !self.has_other_names => column.name.clone(),
+            // The optimizer may remove the cast, as that of a partition column.
+            Expr::Cast(Cast { expr, .. }) | Expr::TryCast(TryCast { expr, .. }) => self.key(expr),
             _ => String::new(),
         }
     }
@@ -121,5 +123,13 @@ impl Apart {
 }
 
 fn is_of_column(left: &Expr, right: &Expr) -> bool {
-    matches!((left, right), (Expr::Column(_), Expr::Literal(..)) | (Expr::Literal(..), Expr::Column(_)))
+    matches!((left, right), (side, Expr::Literal(..)) | (Expr::Literal(..), side) if is_column(side))
+}
+
+/// Returns whether an expression is a column, perhaps cast.
+fn is_column(expr: &Expr) -> bool {
+    match expr {
+        Expr::Cast(Cast { expr, .. }) | Expr::TryCast(TryCast { expr, .. }) => is_column(expr),
+        other => matches!(other, Expr::Column(_)),
+    }
 }
