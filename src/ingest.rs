@@ -80,7 +80,7 @@ pub enum IngestError {
         seconds: u64,
         /// Records that were read and not committed.
         records: u64,
-        /// What the user can do.
+        /// Advice to the user.
         remedy: &'static str,
     },
     /// The operating system refused a new thread.
@@ -322,7 +322,7 @@ impl Run {
     fn decode(&mut self, delivery: Delivery) {
         let next: BoxFuture<'static, _> = match delivery {
             Delivery::Chunk(hold, chunk, reserved) => {
-                // What is on its way of a shard that was given up must not bring its metrics back.
+                // A chunk that arrives after its shard was given up must not create the shard's metrics again.
                 let held = Some(&hold.shard).filter(|shard| self.writer.fence_of(shard) == Some(hold.fence));
                 self.counters.received(held, chunk.records.len(), chunk.bytes());
                 self.caught_up.remove(&chunk.shard);
@@ -429,7 +429,7 @@ impl Run {
     }
 }
 
-/// What the user can do about records that were read and not committed.
+/// Advice about records that were read and not committed.
 const RUN_AGAIN: &str = "nothing is lost: the next run reads them again";
 const FEED_AGAIN: &str = "a pipe cannot be read again: send the same input once more; committed records are skipped";
 

@@ -175,7 +175,7 @@ pub enum SourceError {
         table: String,
         /// Error of the service, in its own words.
         reason: String,
-        /// What the user must do.
+        /// Advice to the user.
         remedy: &'static str,
     },
     /// A Kinesis call that failed for good, so that a retry does not help.
@@ -187,7 +187,7 @@ pub enum SourceError {
         stream: String,
         /// Error of the service, in its own words.
         reason: String,
-        /// What the user must do.
+        /// Advice to the user.
         remedy: &'static str,
     },
 }

@@ -101,12 +101,12 @@ pub(super) struct Plan {
 /// The tables of a lake that a plan is made of.
 struct Tables {
     store: Store,
-    /// What the log of `sync_records` says at the version that is read.
+    /// Transaction ids of `sync_records`, at the version that is read.
     read: Transactions,
     records: DeltaTable,
     files: Vec<ActiveFile>,
     daily_store: Store,
-    /// What the log of `daily_state` says.
+    /// Transaction ids of `daily_state`.
     known: Transactions,
     daily: DeltaTable,
     extracts: Vec<ActiveFile>,
@@ -193,13 +193,15 @@ impl Plan {
         let late = after_base.as_ref().map(|(day, _, since)| late(since, *day)).unwrap_or_default();
         // Without a base, or if the log does not reach back to it, a day is computed from all rows.
         let base = after_base.as_ref().filter(|(day, covers, since)| {
-            if loses(since, *covers, *day) {
-                let what = "another writer removed or changed rows that this extract holds; it is not used as a base";
-                tracing::warn!(%day, "{what}");
+            let unusable = if loses(since, *covers, *day) {
+                "another writer removed or changed rows that this extract holds; it is not used as a base"
             } else if !as_written.is(*day) {
-                tracing::warn!(%day, "another writer changed this extract in daily_state; it is not used as a base");
-            }
-            !loses(since, *covers, *day) && as_written.is(*day)
+                "another writer changed this extract in daily_state; it is not used as a base"
+            } else {
+                return true;
+            };
+            tracing::warn!(%day, "{unusable}");
+            false
         });
         let added = base.map(|(.., since)| since.files()).unwrap_or_default();
         let base = base.map(|(day, ..)| *day);

@@ -192,36 +192,43 @@ fn rows_of(add: &Add) -> u64 {
 /// # Errors
 /// The log cannot be read.
 pub(crate) async fn since(table: &Store, from: u64, to: u64) -> Result<Option<Since>, LakeError> {
+    let mut found = Since::default();
+    let is_whole = for_each_commit(table, (from, to), |version, actions| found.apply(version, actions)).await?;
+    Ok(is_whole.then_some(found))
+}
+
+/// Reads the commits after version `from` up to version `to`, in order. Returns `false` if the log does not reach back to
+/// `from` any more; the commits before the first one that is missing were read then.
+async fn for_each_commit(
+    table: &Store,
+    (from, to): (u64, u64),
+    mut read: impl FnMut(u64, Vec<Action>),
+) -> Result<bool, LakeError> {
     let mut commits = futures::stream::iter(from + 1..=to)
         .map(|version| async move { log::read_commit(table, version).await.map(|actions| (version, actions)) })
         .buffered(READS);
-    let mut found = Since::default();
     while let Some((version, actions)) = commits.try_next().await? {
-        let Some(actions) = actions else { return Ok(None) };
-        found.apply(version, actions);
+        let Some(actions) = actions else { return Ok(false) };
+        read(version, actions);
     }
-    Ok(Some(found))
+    Ok(true)
 }
 
-/// Returns, for each value of a partition column, the last version up to `to` that added, removed or changed rows of
-/// it. Commits up to `from` are ignored. If the log does not state the value, the version is stored under `None` and
+/// Returns, for each value of a partition column, the last version that added, removed or changed rows of it. Only the
+/// commits after the first version of `range`, up to the second one, are read. If the log does not state the value, the version is stored under `None` and
 /// counts for every value.
 ///
-/// Returns `None` if the log does not reach back to `from` any more.
+/// Returns `None` if the log does not reach back that far any more.
 ///
 /// # Errors
 /// The log cannot be read.
 pub(crate) async fn touched(
     table: &Store,
-    (from, to): (u64, u64),
+    range: (u64, u64),
     column: &str,
 ) -> Result<Option<BTreeMap<Option<String>, u64>>, LakeError> {
-    let mut commits = futures::stream::iter(from + 1..=to)
-        .map(|version| async move { log::read_commit(table, version).await.map(|actions| (version, actions)) })
-        .buffered(READS);
     let mut touched = BTreeMap::new();
-    while let Some((version, actions)) = commits.try_next().await? {
-        let Some(actions) = actions else { return Ok(None) };
+    let note = |version, actions: Vec<Action>| {
         for action in &actions {
             let partition = match action {
                 Action::Add(add) if add.data_change => Some(&add.partition_values),
@@ -230,8 +237,9 @@ pub(crate) async fn touched(
             };
             touched.insert(partition.and_then(|partition| partition.get(column).cloned()).flatten(), version);
         }
-    }
-    Ok(Some(touched))
+    };
+    let is_whole = for_each_commit(table, range, note).await?;
+    Ok(is_whole.then_some(touched))
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ mod tail;
 mod tests;
 
 use boundary::Boundary;
-use deferred::{Deferred, Parts, plan_tail};
+use deferred::{Deferred, Parts};
 use order::{ORDER, PREFIX_COLUMNS};
 
 /// The advice for an unreadable table `state`.
@@ -112,13 +112,13 @@ impl Resolved {
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let (Some(state), Some(tail)) = (&self.state, &self.tail) else { return Ok(None) };
         let input = read(state, &with_order(&ORDER[..PREFIX_COLUMNS], wanted), filter)?.build()?;
-        let tail = plan_tail(read(tail, &of_tail(wanted), filter)?, session);
+        let rows = read(tail, &of_tail(wanted), filter)?.build()?;
+        let tail = session.create_physical_plan(&rows);
         let in_small_parts = in_small_parts(session);
         let state = in_small_parts.create_physical_plan(&input);
         let (tail, state) = futures::try_join!(tail, state)?;
         let fields: Result<Vec<_>, _> = wanted.iter().map(|name| self.schema.field_with_name(name).cloned()).collect();
-        let wanted = wanted.iter().map(|name| (*name).to_owned()).collect();
-        let parts = Parts { resolved: self.clone(), wanted, filter: filter.cloned(), session: session.clone() };
+        let parts = Parts { resolved: self.clone(), filter: filter.cloned(), session: session.clone() };
         Ok(Some(Arc::new(Deferred::new(state, tail, Arc::new(parts), Arc::new(Schema::new(fields?))))))
     }
 

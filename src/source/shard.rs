@@ -77,7 +77,7 @@ struct Reader {
     end_retry: Retry,
 }
 
-/// What follows a call.
+/// The step after a call.
 enum Next {
     /// Another read, with this iterator.
     Read(String),

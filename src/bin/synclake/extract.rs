@@ -11,7 +11,7 @@ use synclake::{extract, query, terminal};
 
 use crate::args::{AwsArgs, DeliverArgs, ExtractArgs, FileFormat};
 use crate::output::print_report;
-use crate::settings::{aws_settings, location, required};
+use crate::settings::{aws_settings, location, open_lake, required};
 
 impl From<FileFormat> for Format {
     fn from(format: FileFormat) -> Self {
@@ -24,25 +24,23 @@ impl From<FileFormat> for Format {
 }
 
 /// Opens the lake, and the place of the files.
-async fn open(lake: Option<String>, out: Option<String>, aws: AwsArgs, file: &File) -> Result<(Store, Option<Store>)> {
+async fn open(lake: Option<String>, out: String, aws: AwsArgs, file: &File) -> Result<(Store, Store)> {
     let lake = location("lake", &required("lake", lake, &file.lake)?)?;
-    let out = out.map(|out| location("out", &out)).transpose()?;
+    let out = location("out", &out)?;
     let aws = aws_settings(aws, file).await?;
     let lake = Store::open(&lake, &aws).await?;
-    let Some(out) = out else { return Ok((lake, None)) };
     let out = Store::create(&out, &aws).await?;
     if out.is_within(&lake) {
         let message = format!("--out {out} lies in the lake {lake}, whose files it would mix with; name another place");
         return Err(Unusable(message).into());
     }
-    Ok((lake, Some(out)))
+    Ok((lake, out))
 }
 
 /// Runs `synclake deliver`.
 pub(crate) async fn deliver(args: DeliverArgs, file: &File) -> Result<()> {
     let name = &args.consumer;
-    let (lake, out) = open(args.lake, Some(args.out), args.aws, file).await?;
-    let out = out.context("no place for the files")?;
+    let (lake, out) = open(args.lake, args.out, args.aws, file).await?;
     let bar = terminal::progress(None, "{spinner} delivering {elapsed}");
     let delivery = extract::consumer::run(&lake, name, (&out, args.format.into()), &query::Limits::default()).await;
     bar.finish_and_clear();
@@ -66,7 +64,10 @@ pub(crate) async fn run(args: ExtractArgs, file: &File) -> Result<()> {
         }
         _ => return Err(Unusable("give a day with --date, or a range with --from and --to".into()).into()),
     };
-    let (lake, out) = open(args.lake, args.out, args.aws, file).await?;
+    let (lake, out) = match args.out {
+        Some(out) => open(args.lake, out, args.aws, file).await.map(|(lake, out)| (lake, Some(out)))?,
+        None => (open_lake(args.lake, args.aws, file).await?, None),
+    };
     let limits = query::Limits::default();
     let bar = terminal::progress(None, "{spinner} extracting {elapsed}");
     let mut began = Instant::now();

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
-use datafusion::logical_expr::{Expr, LogicalPlanBuilder};
+use datafusion::logical_expr::Expr;
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::metrics::MetricsSet;
@@ -27,15 +28,12 @@ use super::Resolved;
 use super::intake::Intake;
 use super::overlay::{Overlay, Sides};
 use super::tail::Tail;
-use datafusion::execution::memory_pool::MemoryConsumer;
 
-/// What is needed to combine the parts.
+/// The two parts, and how they are read.
 #[derive(Debug)]
 pub(super) struct Parts {
     /// The maintained state and the tail.
     pub resolved: Resolved,
-    /// The columns of the result.
-    pub wanted: Vec<String>,
     /// A filter on whole datasets, if there is one.
     pub filter: Option<Expr>,
     /// The session that plans and reads.
@@ -87,7 +85,7 @@ impl Parts {
             let sides = Sides { tail, state: table.clone(), remedy, session: self.session.clone() };
             return Ok(Arc::new(Overlay::new(state, Arc::new(sides), schema)));
         }
-        let wanted: Vec<&str> = self.wanted.iter().map(String::as_str).collect();
+        let wanted: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
         self.resolved.together(&wanted, self.filter.as_ref(), &self.session).await
     }
 
@@ -105,14 +103,11 @@ impl Parts {
     }
 }
 
-/// Plans the read of the tail's rows.
-pub(super) async fn plan_tail(rows: LogicalPlanBuilder, session: &SessionState) -> Result<Arc<dyn ExecutionPlan>> {
-    session.create_physical_plan(&rows.build()?).await
-}
-
 impl fmt::Debug for Deferred {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Deferred").field("wanted", &self.parts.wanted).finish_non_exhaustive()
+        f.debug_struct("Deferred")
+            .field("schema", self.properties.equivalence_properties().schema())
+            .finish_non_exhaustive()
     }
 }
 
