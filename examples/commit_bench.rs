@@ -30,10 +30,10 @@ async fn writer(lake: Store, name: usize, commits: u64, start: Arc<Barrier>) -> 
     let began = Instant::now();
     for n in 1..=commits {
         let mut next = state.clone();
-        next.number += 1;
+        next.epoch += 1;
         next.position = Some(SequenceNumber::from_u64(n));
         let values = [("pool", "p_0".to_owned()), ("event_date", "2026-01-01".to_owned())];
-        let path = format!("pool=p_0/event_date=2026-01-01/{}", PartName::new(&shard, token, next.number, 0));
+        let path = format!("pool=p_0/event_date=2026-01-01/{}", PartName::new(&shard, token, next.epoch, 0));
         let file = add(path, &values, 1, 0, serde_json::json!({ "numRecords": 0 }));
         let step = Step { shard: shard.clone(), expected: Some(state), next: next.clone() };
         let at = Instant::now();

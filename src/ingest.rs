@@ -31,7 +31,7 @@ use crate::payload::{self, Payloads};
 use crate::source::files::{self, Opened, ReadOptions};
 use crate::source::kinesis::{self, Kinesis, Listing};
 use crate::source::leases::{self, Keeper};
-use crate::source::{Delivery, Hold, Reached, Sink, SourceError};
+use crate::source::{Assignment, Delivery, Reached, Sink, SourceError};
 use crate::{aws, cpu, failpoint};
 
 mod counters;
@@ -150,11 +150,11 @@ impl IngestOptions {
 }
 
 /// Output of the decode stage, in the order of the deliveries.
-enum Arrived {
-    Decoded(Hold, Decoded, [Reservation; 2]),
-    Reached(Hold, Reached),
-    End(Hold),
-    Stopped(Hold),
+enum StageOutput {
+    Decoded(Assignment, Decoded, [Reservation; 2]),
+    Reached(Assignment, Reached),
+    End(Assignment),
+    Stopped(Assignment),
 }
 
 /// Reads a source into a lake until the source is exhausted, idle or stopped.
@@ -225,7 +225,7 @@ struct Run {
     sink: Option<Sink>,
     payloads: Payloads,
     deliveries: tokio::sync::mpsc::Receiver<Delivery>,
-    decoding: FuturesOrdered<BoxFuture<'static, Result<Arrived, IngestError>>>,
+    decoding: FuturesOrdered<BoxFuture<'static, Result<StageOutput, IngestError>>>,
     decoding_max: usize,
     readers: JoinSet<Result<(), SourceError>>,
     reading: BTreeMap<ShardKey, Reading>,
@@ -248,14 +248,14 @@ struct Run {
 
 /// A shard that is being read.
 struct Reading {
-    hold: Hold,
+    assignment: Assignment,
     stop: CancellationToken,
 }
 
 /// Result of one turn of the loop.
-enum Turn {
-    Ended(Hold),
-    Stopped(Hold),
+enum LoopEvent {
+    Ended(Assignment),
+    Stopped(Assignment),
     Opened(Result<Opened, SourceError>),
     Listed(Listing),
     Leases,
@@ -265,14 +265,14 @@ enum Turn {
 
 impl Run {
     /// Waits for one event and handles it.
-    async fn turn(&mut self, deadline: Option<Instant>) -> Result<Turn, IngestError> {
+    async fn turn(&mut self, deadline: Option<Instant>) -> Result<LoopEvent, IngestError> {
         let idle = self.writer.is_dirty().then(|| self.counters.last_arrival() + IDLE_FLUSH);
         let due = [self.writer.due(), idle].into_iter().flatten().min();
         self.counters.alive();
         // A due flush comes first: under load, another event is always ready.
         if self.writer.is_quiet_for_long() || due.is_some_and(|at| Instant::now() >= at) {
             self.flush().await?;
-            return Ok(Turn::Went);
+            return Ok(LoopEvent::Went);
         }
         // A quiet pipe may deliver nothing for hours. The heartbeat keeps `/healthz` from reporting the loop as stuck.
         let wake = [due, deadline, Some(Instant::now() + HEARTBEAT_INTERVAL)].into_iter().flatten().min();
@@ -294,19 +294,19 @@ impl Run {
             }
             listed = finished(&mut self.listing) => {
                 self.listing = None;
-                return Ok(Turn::Listed(listed.map_err(IngestError::task)??));
+                return Ok(LoopEvent::Listed(listed.map_err(IngestError::task)??));
             }
             opened = opened(&mut self.opening) => {
                 self.opening = None;
-                return Ok(Turn::Opened(opened?));
+                return Ok(LoopEvent::Opened(opened?));
             }
             alive = changed(&mut self.keeper) => {
                 alive?;
-                return Ok(Turn::Leases);
+                return Ok(LoopEvent::Leases);
             }
             delivery = self.deliveries.recv(), if self.decoding.len() < self.decoding_max => match delivery {
                 Some(delivery) => self.decode(delivery),
-                None if self.decoding.is_empty() => return Ok(Turn::Over),
+                None if self.decoding.is_empty() => return Ok(LoopEvent::Over),
                 // No delivery follows, but decode tasks are still running.
                 None => {
                     if let Some(arrived) = self.decoding.next().await {
@@ -316,14 +316,15 @@ impl Run {
             },
             () = sleep_until(wake) => {}
         }
-        Ok(Turn::Went)
+        Ok(LoopEvent::Went)
     }
 
     fn decode(&mut self, delivery: Delivery) {
         let next: BoxFuture<'static, _> = match delivery {
-            Delivery::Chunk(hold, chunk, reserved) => {
+            Delivery::Chunk(assignment, chunk, reserved) => {
                 // A chunk that arrives after its shard was given up must not create the shard's metrics again.
-                let held = Some(&hold.shard).filter(|shard| self.writer.fence_of(shard) == Some(hold.fence));
+                let held =
+                    Some(&assignment.shard).filter(|shard| self.writer.epoch_of(shard) == Some(assignment.epoch));
                 self.counters.received(held, chunk.records.len(), chunk.bytes());
                 self.caught_up.remove(&chunk.shard);
                 let skip = self.writer.skip(&chunk.shard);
@@ -335,47 +336,47 @@ impl Run {
                 }));
                 task.map(|decoded| {
                     let decoded = decoded.and_then(|decoded| decoded).map_err(IngestError::task)?;
-                    Ok(Arrived::Decoded(hold, decoded, reserved))
+                    Ok(StageOutput::Decoded(assignment, decoded, reserved))
                 })
                 .boxed()
             }
-            Delivery::Reached(hold, reached) => {
-                if self.writer.fence_of(&hold.shard) == Some(hold.fence) {
-                    self.counters.behind(&hold.shard, reached.behind_ms);
+            Delivery::Reached(assignment, reached) => {
+                if self.writer.epoch_of(&assignment.shard) == Some(assignment.epoch) {
+                    self.counters.behind(&assignment.shard, reached.behind_ms);
                 }
-                std::future::ready(Ok(Arrived::Reached(hold, reached))).boxed()
+                std::future::ready(Ok(StageOutput::Reached(assignment, reached))).boxed()
             }
-            Delivery::End(hold) => std::future::ready(Ok(Arrived::End(hold))).boxed(),
-            Delivery::Stopped(hold) => std::future::ready(Ok(Arrived::Stopped(hold))).boxed(),
+            Delivery::End(assignment) => std::future::ready(Ok(StageOutput::End(assignment))).boxed(),
+            Delivery::Stopped(assignment) => std::future::ready(Ok(StageOutput::Stopped(assignment))).boxed(),
         };
         self.decoding.push_back(next);
     }
 
-    async fn arrived(&mut self, arrived: Arrived) -> Result<Turn, IngestError> {
+    async fn arrived(&mut self, arrived: StageOutput) -> Result<LoopEvent, IngestError> {
         match arrived {
             // This arm ends the reservation of the payloads: they are decoded, and their rows are in the partition
             // buffers.
-            Arrived::Decoded(hold, decoded, [reserved, _payloads]) => {
+            StageOutput::Decoded(assignment, decoded, [reserved, _payloads]) => {
                 self.counters.decoded(decoded.rows);
-                self.writer.add(&hold, decoded, reserved, Instant::now()).await?;
+                self.writer.add(&assignment, decoded, reserved, Instant::now()).await?;
                 if self.writer.is_due() {
                     self.flush().await?;
                 }
             }
-            Arrived::Reached(hold, reached) => {
-                self.writer.read_to(&hold, &reached, self.retention_ms);
-                if !self.reading.get(&hold.shard).is_some_and(|reading| reading.hold == hold) {
-                    return Ok(Turn::Went);
+            StageOutput::Reached(assignment, reached) => {
+                self.writer.read_to(&assignment, &reached, self.retention_ms);
+                if !self.reading.get(&assignment.shard).is_some_and(|reading| reading.assignment == assignment) {
+                    return Ok(LoopEvent::Went);
                 }
                 match reached.caught_up {
-                    true => drop(self.caught_up.entry(hold.shard).or_insert_with(Instant::now)),
-                    false => drop(self.caught_up.remove(&hold.shard)),
+                    true => drop(self.caught_up.entry(assignment.shard).or_insert_with(Instant::now)),
+                    false => drop(self.caught_up.remove(&assignment.shard)),
                 }
             }
-            Arrived::End(hold) => return Ok(Turn::Ended(hold)),
-            Arrived::Stopped(hold) => return Ok(Turn::Stopped(hold)),
+            StageOutput::End(assignment) => return Ok(LoopEvent::Ended(assignment)),
+            StageOutput::Stopped(assignment) => return Ok(LoopEvent::Stopped(assignment)),
         }
-        Ok(Turn::Went)
+        Ok(LoopEvent::Went)
     }
 
     /// Commits all received records. Leaves the shards that other workers took over; the other shards continue.
@@ -400,7 +401,7 @@ impl Run {
     /// Takes shards over. **Commits the buffered records of these shards first**: a new epoch makes the buffers
     /// worthless.
     async fn acquire(&mut self, shards: &[(ShardKey, StartAt)]) -> Result<Vec<(ShardKey, ShardState)>, IngestError> {
-        if shards.iter().any(|(shard, _)| self.writer.fence_of(shard).is_some()) {
+        if shards.iter().any(|(shard, _)| self.writer.epoch_of(shard).is_some()) {
             self.flush().await?;
         }
         self.writer.acquire(shards).await
@@ -418,7 +419,7 @@ impl Run {
     /// Processes what the readers delivered before they stopped, and commits it.
     async fn finish(&mut self) -> Result<(), IngestError> {
         self.sink = None;
-        while !matches!(self.turn(None).await?, Turn::Over) {}
+        while !matches!(self.turn(None).await?, LoopEvent::Over) {}
         while let Some(ended) = self.readers.join_next().await {
             ended.map_err(IngestError::task)??;
         }

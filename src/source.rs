@@ -36,14 +36,14 @@ impl Chunk {
 
 /// A period in which this worker owns a shard: the shard, and the epoch (fencing token) under which the worker took it.
 ///
-/// Every delivery of a reader carries its hold. The worker may lose a shard and take it again while deliveries of the
+/// Every delivery of a reader carries its assignment. The worker may lose a shard and take it again while deliveries of the
 /// first period are still in flight. Those deliveries must not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hold {
+pub struct Assignment {
     /// Shard that the worker holds.
     pub shard: ShardKey,
     /// Epoch (fencing token) of this period.
-    pub fence: u64,
+    pub epoch: u64,
 }
 
 /// Progress of a reader in its shard.
@@ -63,13 +63,13 @@ pub struct Reached {
 #[derive(Debug)]
 pub enum Delivery {
     /// Records, with their reservations in the read budget and in the payload budget.
-    Chunk(Hold, Chunk, [Reservation; 2]),
+    Chunk(Assignment, Chunk, [Reservation; 2]),
     /// Progress of the reader, with its lag behind the stream.
-    Reached(Hold, Reached),
+    Reached(Assignment, Reached),
     /// All records of the shard are delivered. A Kinesis shard never has more; a file may still grow.
-    End(Hold),
+    End(Assignment),
     /// The reader of the shard has stopped and delivers nothing more.
-    Stopped(Hold),
+    Stopped(Assignment),
 }
 
 /// The error of a [`Sink`] whose receiver is gone: the run is over.

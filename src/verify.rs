@@ -309,7 +309,7 @@ async fn check_shards(store: &Store, report: &mut VerifyReport) -> Result<(), La
         let Some(state) = decode_state(&all, &shard) else { continue };
         let ended = SequenceNumber::is_end_of(&state.position);
         let found = ShardReport {
-            commits: state.number,
+            commits: state.epoch,
             commits_checked: checked.get(&shard).copied().unwrap_or(0),
             position: state.position.filter(|_| !ended).map(|p| p.to_string()),
             ended,
@@ -327,9 +327,9 @@ fn check_step(
     whole: bool,
     faults: &mut Vec<String>,
 ) {
-    let expected = old.map_or(1, |old| old.number + 1);
-    if new.number != expected && (old.is_some() || whole) {
-        faults.push(format!("version {version}: shard {shard} has commit number {}, expected {expected}", new.number));
+    let expected = old.map_or(1, |old| old.epoch + 1);
+    if new.epoch != expected && (old.is_some() || whole) {
+        faults.push(format!("version {version}: shard {shard} has commit number {}, expected {expected}", new.epoch));
     }
     let Some(old) = old else { return };
     if new.position < old.position {
@@ -355,7 +355,7 @@ async fn check_range(
     for add in adds {
         let name = add.path.rsplit('/').next().and_then(PartName::parse);
         let Some(name) = name.filter(|name| name.shard == shard.to_string()) else { continue };
-        if (name.owner, name.number) != (new.owner, new.number) {
+        if (name.owner, name.epoch) != (new.owner, new.epoch) {
             faults.push(format!("version {version}: {} was written for another commit", add.path));
         }
         // The file may be gone because a later rewrite removed it and vacuum deleted it; check_files checks the active

@@ -127,8 +127,8 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
             let mut sizes: Vec<_> = since.new.values().map(|file| (file.rows, file.bytes)).collect();
             if since.is_new_changed {
                 let files = snapshot::files(&store, &records).await?;
-                let heirs = files.iter().filter(|file| since.heirs.contains_key(&file.path));
-                sizes.extend(heirs.map(ActiveFile::rows_and_bytes));
+                let rewritten = files.iter().filter(|file| since.rewritten.contains_key(&file.path));
+                sizes.extend(rewritten.map(ActiveFile::rows_and_bytes));
             }
             let context = session(&limits.for_rows_of(sizes))?;
             new_rows(name, &context, &store, &records, &since).await?
@@ -265,9 +265,9 @@ async fn new_rows(
     }
     match together(originals)? {
         Some(originals) if since.is_new_changed => {
-            let heirs = since.heirs.keys().cloned().collect();
-            if let Some(heirs) = rows_of(context, records, &heirs).await? {
-                parts.push(only(context, heirs, originals).await?);
+            let rewritten = since.rewritten.keys().cloned().collect();
+            if let Some(rewritten) = rows_of(context, records, &rewritten).await? {
+                parts.push(only(context, rewritten, originals).await?);
             }
         }
         originals => parts.extend(originals),
@@ -275,11 +275,11 @@ async fn new_rows(
     Ok(together(parts)?)
 }
 
-/// Returns those rows of `heirs` that are among `originals`, compared by the columns that identify a row.
-async fn only(context: &SessionContext, heirs: DataFrame, originals: DataFrame) -> Result<DataFrame, QueryError> {
-    context.register_table("heirs", heirs.into_view())?;
+/// Returns those rows of `rewritten` that are among `originals`, compared by the columns that identify a row.
+async fn only(context: &SessionContext, rewritten: DataFrame, originals: DataFrame) -> Result<DataFrame, QueryError> {
+    context.register_table("rewritten", rewritten.into_view())?;
     context.register_table("originals", originals.into_view())?;
-    let sql = "SELECT h.* FROM heirs AS h LEFT SEMI JOIN originals AS o
+    let sql = "SELECT h.* FROM rewritten AS h LEFT SEMI JOIN originals AS o
         ON h.shard_id = o.shard_id AND h.sequence_number = o.sequence_number
         AND (h.sub_sequence IS NOT DISTINCT FROM o.sub_sequence) AND (h.record_index IS NOT DISTINCT FROM o.record_index)";
     // Without the parentheses, DataFusion's dialect takes everything that follows as the right-hand side.

@@ -37,7 +37,12 @@ impl Decoded {
     /// Returns the bytes that the chunk holds in memory.
     pub(super) fn bytes(&self) -> usize {
         let rows: usize = self.partitions.iter().map(|(_, p)| p.bytes()).sum();
-        rows + self.rejected.iter().map(rejected_bytes).sum::<usize>()
+        rows + self.rejected_bytes()
+    }
+
+    /// Returns the bytes that the rejected records hold in memory.
+    pub(super) fn rejected_bytes(&self) -> usize {
+        self.rejected.iter().map(rejected_bytes).sum()
     }
 }
 

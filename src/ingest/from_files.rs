@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{IngestError, Opened, ReadOptions, Reading, Run, Turn};
+use super::{IngestError, LoopEvent, Opened, ReadOptions, Reading, Run};
 use crate::budget::Reservation;
 use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::payload::Payloads;
 use crate::source::files::{FileReader, shown};
-use crate::source::{Delivery, Hold, SourceError, files};
+use crate::source::{Assignment, Delivery, SourceError, files};
 
 /// How the files ended.
 #[derive(Debug, Default, Clone)]
@@ -81,25 +81,25 @@ impl Run {
     /// # Errors
     /// [`IngestError::Source`] if this file cannot be read to its end; any other error ends the run.
     async fn file(&mut self, path: &Path, positions: &Positions) -> Result<(), IngestError> {
-        let (reader, fence) = loop {
+        let (reader, epoch) = loop {
             let Some(reader) = self.open(path, positions).await? else { return Ok(()) };
             if self.stopping && !reader.is_gone() {
                 return Ok(());
             }
             let shard = reader.shard();
-            if self.writer.fence_of(shard).is_some() {
+            if self.writer.epoch_of(shard).is_some() {
                 // An earlier file of this run is a prefix of this one. Its records must survive if this file is
                 // damaged.
                 self.flush().await?;
                 self.taken_over()?;
             }
-            if let Some(fence) = self.writer.fence_of(shard) {
-                break (reader, fence);
+            if let Some(epoch) = self.writer.epoch_of(shard) {
+                break (reader, epoch);
             }
             let taken = self.acquire(&[(shard.clone(), StartAt::TrimHorizon)]).await?;
             let Some((_, state)) = taken.into_iter().next() else { return Err(IngestError::TakenOver(shard.clone())) };
             if state.position.as_ref() == reader.resumed_position() {
-                break (reader, state.number);
+                break (reader, state.epoch);
             }
             // Another ingest has committed part of this file since the position of its shard was looked up.
             if reader.is_gone() {
@@ -111,16 +111,16 @@ impl Run {
         };
         let shard = reader.shard().clone();
         self.counters.skipped_bytes(reader.resumed_at());
-        let hold = Hold { shard: shard.clone(), fence };
-        let reading = Reading { hold: hold.clone(), stop: CancellationToken::new() };
+        let assignment = Assignment { shard: shard.clone(), epoch };
+        let reading = Reading { assignment: assignment.clone(), stop: CancellationToken::new() };
         self.reading.insert(shard.clone(), reading);
-        let mut failed = self.read(reader, hold.clone())?;
+        let mut failed = self.read(reader, assignment.clone())?;
         loop {
             let turn = self.turn(None).await?;
             self.taken_over()?;
             match turn {
-                Turn::Ended(ended) if ended == hold => break,
-                Turn::Over => break,
+                LoopEvent::Ended(ended) if ended == assignment => break,
+                LoopEvent::Over => break,
                 _ => {}
             }
         }
@@ -149,8 +149,8 @@ impl Run {
             let turn = self.turn(None).await?;
             self.taken_over()?;
             match turn {
-                Turn::Opened(opened) => break opened?,
-                Turn::Over => break super::opened(&mut self.opening).await??,
+                LoopEvent::Opened(opened) => break opened?,
+                LoopEvent::Over => break super::opened(&mut self.opening).await??,
                 _ => {}
             }
         };
@@ -167,7 +167,11 @@ impl Run {
 
     /// Starts the reader of a file. When the file has ended, the returned receiver holds the error if the reader
     /// stopped early.
-    fn read(&mut self, mut reader: Box<FileReader>, hold: Hold) -> Result<oneshot::Receiver<SourceError>, IngestError> {
+    fn read(
+        &mut self,
+        mut reader: Box<FileReader>,
+        assignment: Assignment,
+    ) -> Result<oneshot::Receiver<SourceError>, IngestError> {
         let (failed, failure) = oneshot::channel();
         // After a stop, the last reader holds the only sender: when it ends, the channel closes.
         let sink = if self.stopping { self.sink.take() } else { self.sink.clone() };
@@ -209,7 +213,7 @@ impl Run {
                         break;
                     }
                 }
-                if sink.blocking_send(Delivery::Chunk(hold.clone(), chunk, [reserved, room])).is_err() {
+                if sink.blocking_send(Delivery::Chunk(assignment.clone(), chunk, [reserved, room])).is_err() {
                     return;
                 }
             }
@@ -220,7 +224,7 @@ impl Run {
             }
             // Tells the loop that this file delivers nothing more. The file may grow, so its shard is never ended in
             // the ledger.
-            let _ = sink.blocking_send(Delivery::End(hold));
+            let _ = sink.blocking_send(Delivery::End(assignment));
         };
         let read = on_thread(read)?;
         self.readers.spawn(async move {

@@ -13,12 +13,12 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{IngestError, RUN_AGAIN, Reading, Run, Stream, Turn, in_time};
+use super::{IngestError, LoopEvent, RUN_AGAIN, Reading, Run, Stream, in_time};
 use crate::ids::{SequenceNumber, ShardKey, StartAt, incarnation_of};
 use crate::lake::ledger::Beginning;
 use crate::source::kinesis::{self, Begin, Incarnation, Job, Listed, Listing, Progress};
 use crate::source::leases::{self, Keeper, Offer, Standing};
-use crate::source::{Delivery, Hold, SourceError};
+use crate::source::{Assignment, Delivery, SourceError};
 use crate::timeouts::{RELIST_INTERVAL, RELIST_SOON};
 
 /// Most shards that one commit takes over.
@@ -26,7 +26,7 @@ const ACQUIRE_MAX: usize = 10_000;
 
 /// Result of the last listing, and what this worker learned since.
 #[derive(Default)]
-struct Known {
+struct StreamView {
     /// Shards that may be read, and where to start the shards that the ledger does not know.
     ready: BTreeMap<ShardKey, StartAt>,
     listed: bool,
@@ -146,7 +146,7 @@ impl Run {
         for (shard, state) in self.acquire(&open).await? {
             match state.is_ended() {
                 true => self.writer.drop_shard(&shard),
-                false => self.writer.deleted(&Hold { shard, fence: state.number }, created_ms, Instant::now()),
+                false => self.writer.deleted(&Assignment { shard, epoch: state.epoch }, created_ms, Instant::now()),
             }
         }
         self.flush().await?;
@@ -158,7 +158,7 @@ impl Run {
     }
 
     async fn follow(&mut self, stream: &Stream) -> Result<(), IngestError> {
-        let mut known = Known { list_at: Some(Instant::now()), ..Known::default() };
+        let mut known = StreamView { list_at: Some(Instant::now()), ..StreamView::default() };
         loop {
             if self.reading.is_empty()
                 && let Some(shard) = self.foreign.pop_first()
@@ -176,7 +176,7 @@ impl Run {
                 break;
             }
             match self.turn([idle_at, known.list_at].into_iter().flatten().min()).await? {
-                Turn::Listed(listing) => {
+                LoopEvent::Listed(listing) => {
                     // A shard may have ended during this listing. Then the next listing is due at once.
                     let is_old = known.list_at.is_some();
                     known.list_at.get_or_insert_with(|| Instant::now() + RELIST_INTERVAL);
@@ -186,24 +186,26 @@ impl Run {
                         break;
                     }
                 }
-                Turn::Leases => self.leases_changed(stream, &mut known).await?,
-                Turn::Ended(hold) => {
-                    self.writer.end(&hold, Instant::now());
+                LoopEvent::Leases => self.leases_changed(stream, &mut known).await?,
+                LoopEvent::Ended(assignment) => {
+                    self.writer.end(&assignment, Instant::now());
                     // The child shards wait for this commit.
                     self.flush().await?;
                     known.list_at = Some(Instant::now());
                 }
-                Turn::Stopped(hold) if known.gone.remove(&hold.shard) => self.trimmed(hold.shard, &known).await?,
-                Turn::Stopped(hold) => {
+                LoopEvent::Stopped(assignment) if known.gone.remove(&assignment.shard) => {
+                    self.trimmed(assignment.shard, &known).await?;
+                }
+                LoopEvent::Stopped(assignment) => {
                     // The reader stopped without reaching the end of the shard: the stream does not list the shard, as
                     // the next listing confirms.
-                    if self.reading.get(&hold.shard).is_some_and(|reading| reading.hold == hold) {
-                        self.leave(&hold.shard);
+                    if self.reading.get(&assignment.shard).is_some_and(|reading| reading.assignment == assignment) {
+                        self.leave(&assignment.shard);
                         known.list_at = Some(Instant::now() + RELIST_SOON);
                     }
                 }
-                Turn::Opened(_) | Turn::Went => {}
-                Turn::Over => break,
+                LoopEvent::Opened(_) | LoopEvent::Went => {}
+                LoopEvent::Over => break,
             }
         }
         self.stop.cancel();
@@ -216,7 +218,7 @@ impl Run {
     /// **Invariant: no worker is idle before the children of an ended shard have a reader.** The end of a shard makes a
     /// listing due, and the listing leads to an offer. Only a scan of the lease table after that offer shows who reads
     /// the children. The end may be that of another worker, which may die before it offers them.
-    fn idle_since(&self, known: &Known) -> Option<Instant> {
+    fn idle_since(&self, known: &StreamView) -> Option<Instant> {
         // Caught-up shards are a subset of the shards that are read, so equal counts mean that all are caught up.
         let all = self.caught_up.len() == self.reading.len();
         if !known.listed || self.listing.is_some() || !all || !self.decoding.is_empty() {
@@ -229,7 +231,7 @@ impl Run {
         is_settled.then(|| self.caught_up.values().copied().fold(self.changed_at, Instant::max))
     }
 
-    async fn listed(&mut self, stream: &Stream, listing: &Listing, known: &mut Known) -> Result<(), IngestError> {
+    async fn listed(&mut self, stream: &Stream, listing: &Listing, known: &mut StreamView) -> Result<(), IngestError> {
         self.retention_ms = listing.retention_ms;
         self.writer.refresh().await?;
         let now_ms = chrono::Utc::now().timestamp_millis();
@@ -286,21 +288,21 @@ impl Run {
     }
 
     /// Commits the end of a shard that the stream no longer lists, and the gap before that end.
-    async fn trimmed(&mut self, shard: ShardKey, known: &Known) -> Result<(), IngestError> {
+    async fn trimmed(&mut self, shard: ShardKey, known: &StreamView) -> Result<(), IngestError> {
         let from = known.ready.get(&shard).copied().unwrap_or(StartAt::TrimHorizon);
         for (shard, state) in self.acquire(&[(shard, from)]).await? {
             self.leave(&shard);
             match state.is_ended() {
                 // The end of the shard was already being committed: nothing is missing.
                 true => self.writer.drop_shard(&shard),
-                false => self.writer.trimmed(&Hold { shard, fence: state.number }, Instant::now()),
+                false => self.writer.trimmed(&Assignment { shard, epoch: state.epoch }, Instant::now()),
             }
         }
         self.flush().await.map(drop)
     }
 
     /// Starts and stops readers so that this worker reads exactly the shards whose leases it holds.
-    async fn leases_changed(&mut self, stream: &Stream, known: &mut Known) -> Result<(), IngestError> {
+    async fn leases_changed(&mut self, stream: &Stream, known: &mut StreamView) -> Result<(), IngestError> {
         let Some(keeper) = &self.keeper else { return Ok(()) };
         let view = keeper.view();
         if let Some(what) = view.refused {
@@ -387,19 +389,19 @@ impl Run {
                     self.writer.drop_shard(&shard);
                     continue;
                 }
-                let hold = Hold { shard: shard.clone(), fence: state.number };
+                let assignment = Assignment { shard: shard.clone(), epoch: state.epoch };
                 let stop = self.stop.child_token();
-                let reading = Reading { hold: hold.clone(), stop: stop.clone() };
+                let reading = Reading { assignment: assignment.clone(), stop: stop.clone() };
                 self.reading.insert(shard.clone(), reading);
                 self.changed_at = Instant::now();
                 self.counters.shard_begun(&shard);
                 let begin = Begin { is_imported: state.parts_done > 0, after: state.position, from: state.from };
                 let (kinesis, payloads) = (stream.kinesis.clone(), self.payloads.clone());
-                let job = Job { kinesis, hold: hold.clone(), begin, payloads };
+                let job = Job { kinesis, assignment: assignment.clone(), begin, payloads };
                 self.readers.spawn(async move {
                     let read = kinesis::read(job, sink.clone(), stop).await;
                     // At the end of a run the receiver is gone.
-                    let _ = sink.send(Delivery::Stopped(hold)).await;
+                    let _ = sink.send(Delivery::Stopped(assignment)).await;
                     read
                 });
             }

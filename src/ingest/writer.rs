@@ -28,7 +28,7 @@ use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::lake::ledger::{Beginning, Ledger, ShardState, new_token};
 use crate::lake::{Store, snapshot};
 use crate::schema::Table;
-use crate::source::{Hold, Reached};
+use crate::source::{Assignment, Reached};
 
 use sweeping::Sweeper;
 
@@ -48,9 +48,9 @@ type States = BTreeMap<ShardKey, ShardState>;
 
 /// State that this worker holds for one shard.
 #[derive(Debug)]
-struct Held {
+struct OwnedShard {
     /// Epoch of this takeover. Deliveries for an earlier epoch do not count.
-    fence: u64,
+    assigned_epoch: u64,
     state: ShardState,
     quarantine: ShardState,
     /// Position once everything received so far is committed.
@@ -70,7 +70,7 @@ struct Held {
     work: Work,
 }
 
-impl Held {
+impl OwnedShard {
     fn is_quiet_for_long(&self) -> bool {
         self.read_to_ms - self.state.read_to_ms.max(self.taken_at_ms) > QUIET_COMMIT_MS
     }
@@ -95,7 +95,7 @@ pub(super) struct Writer {
     quarantine: Ledger,
     limits: Limits,
     token: u64,
-    held: BTreeMap<ShardKey, Held>,
+    held: BTreeMap<ShardKey, OwnedShard>,
     batches: Batches,
     reserved: Reservation,
     rejected_bytes: usize,
@@ -155,8 +155,13 @@ impl Writer {
     }
 
     /// Returns the epoch with which this worker took the shard over, if it did.
-    pub(super) fn fence_of(&self, shard: &ShardKey) -> Option<u64> {
-        self.held.get(shard).map(|held| held.fence)
+    pub(super) fn epoch_of(&self, shard: &ShardKey) -> Option<u64> {
+        self.held.get(shard).map(|held| held.assigned_epoch)
+    }
+
+    /// Returns the state of a shard, if this worker still has the assignment.
+    fn owned(&mut self, assignment: &Assignment) -> Option<&mut OwnedShard> {
+        self.held.get_mut(&assignment.shard).filter(|held| held.assigned_epoch == assignment.epoch)
     }
 
     /// Returns the records of a shard that the quarantine already holds.
@@ -243,8 +248,8 @@ impl Writer {
                 let parts = (0..state.parts_done.min(PARTS_MAX)).map(Some).chain([None]);
                 skip.extend(parts.map(|part| (next.clone(), part)));
             }
-            let held = Held {
-                fence: state.number,
+            let held = OwnedShard {
+                assigned_epoch: state.epoch,
                 read_to_ms: state.read_to_ms,
                 taken_at_ms: chrono::Utc::now().timestamp_millis(),
                 ends_run: false,
@@ -278,14 +283,14 @@ impl Writer {
         // Each ended shard is swept once: nobody writes for it any more.
         let ended: Vec<(ShardKey, ShardState)> =
             known.filter(|(shard, state)| state.is_ended() && self.swept.insert(shard.clone())).collect();
-        let number = |(shard, state): (&ShardKey, &ShardState)| (shard.clone(), state.number);
+        let number = |(shard, state): (&ShardKey, &ShardState)| (shard.clone(), state.epoch);
         let mut fences: BTreeMap<ShardKey, u64> = fenced.iter().map(number).collect();
         let mut quarantine_fences: BTreeMap<ShardKey, u64> = quarantine.iter().map(number).collect();
         for (shard, state) in ended {
             if let Some(state) = self.quarantine.state(&shard) {
-                quarantine_fences.insert(shard.clone(), state.number);
+                quarantine_fences.insert(shard.clone(), state.epoch);
             }
-            fences.insert(shard, state.number);
+            fences.insert(shard, state.epoch);
         }
         self.sweepers.0.ask(fences);
         self.sweepers.1.ask(quarantine_fences);
@@ -297,24 +302,25 @@ impl Writer {
     /// A file that was written to free memory failed.
     pub(super) async fn add(
         &mut self,
-        hold: &Hold,
+        assignment: &Assignment,
         decoded: Decoded,
         mut reserved: Reservation,
         now: Instant,
     ) -> Result<(), IngestError> {
-        let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) else {
+        let (bytes, rejected) = (decoded.bytes(), decoded.rejected_bytes());
+        let Some(held) = self.owned(assignment) else {
             self.counters.dropped(decoded.records);
             return Ok(());
         };
-        reserved.shrink_to(decoded.bytes());
-        self.reserved.merge(reserved);
         held.reached = Some(decoded.position);
-        self.is_dirty = true;
         held.work.records += decoded.records;
         held.work.record_bytes += decoded.record_bytes as u64;
         held.work.rows += decoded.rows;
-        self.rejected_bytes += decoded.rejected.iter().map(rejected_bytes).sum::<usize>();
         held.rejected.extend(decoded.rejected);
+        self.rejected_bytes += rejected;
+        reserved.shrink_to(bytes);
+        self.reserved.merge(reserved);
+        self.is_dirty = true;
         self.batches.note(decoded.record_bytes, now);
         let full: Vec<_> =
             decoded.partitions.into_iter().filter_map(|(key, rows)| self.batches.add(key, rows)).collect();
@@ -329,8 +335,8 @@ impl Writer {
     }
 
     /// Records that a shard was received to its end.
-    pub(super) fn end(&mut self, hold: &Hold, now: Instant) {
-        if let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) {
+    pub(super) fn end(&mut self, assignment: &Assignment, now: Instant) {
+        if let Some(held) = self.owned(assignment) {
             held.reached = Some(SequenceNumber::shard_end());
             self.is_dirty = true;
             self.batches.note(0, now);
@@ -338,28 +344,28 @@ impl Writer {
     }
 
     /// Records that the rest of a shard is gone, because the stream no longer lists the shard.
-    pub(super) fn trimmed(&mut self, hold: &Hold, now: Instant) {
-        if let Some(held) = self.held.get_mut(&hold.shard) {
+    pub(super) fn trimmed(&mut self, assignment: &Assignment, now: Instant) {
+        if let Some(held) = self.held.get_mut(&assignment.shard) {
             held.gaps.push(gaps::Gap {
                 after: held.state.position.clone(),
                 arrived_from_ms: held.state.read_to_ms,
                 arrived_until_ms: None,
                 whole_rest: true,
                 noted_at_ms: chrono::Utc::now().timestamp_millis(),
-                why: gaps::Why::Retention,
+                cause: gaps::GapCause::Retention,
             });
         }
-        self.end(hold, now);
+        self.end(assignment, now);
     }
 
     /// Records that a shard is gone with its stream. `created_ms` is the creation time of the stream that now has the
     /// name.
-    pub(super) fn deleted(&mut self, hold: &Hold, created_ms: i64, now: Instant) {
-        if let Some(held) = self.held.get_mut(&hold.shard) {
+    pub(super) fn deleted(&mut self, assignment: &Assignment, created_ms: i64, now: Instant) {
+        if let Some(held) = self.held.get_mut(&assignment.shard) {
             let (after, noted_at_ms) = (held.state.position.clone(), chrono::Utc::now().timestamp_millis());
             held.gaps.extend(gaps::until_deleted(after, held.state.read_to_ms, created_ms, noted_at_ms));
         }
-        self.end(hold, now);
+        self.end(assignment, now);
     }
 
     /// Makes the next commit, the last one of this run, store the watermark of every shard.
@@ -371,8 +377,10 @@ impl Writer {
     }
 
     /// Moves the watermark of a shard, and records a gap if retention trimmed records in between.
-    pub(super) fn read_to(&mut self, hold: &Hold, reached: &Reached, retention_ms: i64) {
-        let Some(held) = self.held.get_mut(&hold.shard).filter(|held| held.fence == hold.fence) else { return };
+    pub(super) fn read_to(&mut self, assignment: &Assignment, reached: &Reached, retention_ms: i64) {
+        let Some(held) = self.owned(assignment) else {
+            return;
+        };
         held.gaps.extend(gaps::between(reached.after.clone(), held.read_to_ms, reached.at_ms, retention_ms));
         held.read_to_ms = held.read_to_ms.max(reached.at_ms - reached.behind_ms);
         if held.is_quiet_for_long() {

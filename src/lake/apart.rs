@@ -1,4 +1,4 @@
-//! Object store wrappers: [`Apart`] runs requests on a runtime of their own, [`Without`] hides objects.
+//! Object store wrappers: [`OnRequestRuntime`] runs requests on a runtime of their own, [`Without`] hides objects.
 //!
 //! **Invariant: a task that waits for a request can never keep the request from running.** For each deletion vector,
 //! the Delta kernel blocks one thread of its caller's pool until the vector is read. Local reads and host lookups also
@@ -34,7 +34,7 @@ static REQUESTS: LazyLock<Option<Runtime>> = LazyLock::new(|| {
 });
 
 /// Runs a request on the request runtime.
-async fn apart<T: Send + 'static>(request: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+async fn on_request_runtime<T: Send + 'static>(request: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     match &*REQUESTS {
         Some(runtime) => runtime.spawn(request).await.map_err(|source| Error::JoinError { source })?,
         None => request.await,
@@ -43,9 +43,9 @@ async fn apart<T: Send + 'static>(request: impl Future<Output = Result<T>> + Sen
 
 /// A store that runs its requests on the request runtime, apart from the tasks that wait for them.
 #[derive(Debug)]
-pub(crate) struct Apart<S>(Arc<S>);
+pub(crate) struct OnRequestRuntime<S>(Arc<S>);
 
-impl<S: ObjectStore> Apart<S> {
+impl<S: ObjectStore> OnRequestRuntime<S> {
     /// Wraps a store.
     pub(crate) fn new(store: S) -> Self {
         Self(Arc::new(store))
@@ -72,17 +72,17 @@ impl<S: ObjectStore> Apart<S> {
     }
 }
 
-impl<S: ObjectStore> fmt::Display for Apart<S> {
+impl<S: ObjectStore> fmt::Display for OnRequestRuntime<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
     }
 }
 
 #[async_trait::async_trait]
-impl<S: ObjectStore> ObjectStore for Apart<S> {
+impl<S: ObjectStore> ObjectStore for OnRequestRuntime<S> {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let (store, location) = (self.0.clone(), location.clone());
-        apart(async move { store.put_opts(&location, payload, options).await }).await
+        on_request_runtime(async move { store.put_opts(&location, payload, options).await }).await
     }
 
     /// Starts a multipart upload. Its parts run on the caller's runtime; only large checkpoints of the log use it.
@@ -96,7 +96,7 @@ impl<S: ObjectStore> ObjectStore for Apart<S> {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let (store, location) = (self.0.clone(), location.clone());
-        apart(async move {
+        on_request_runtime(async move {
             let is_head = options.head;
             let found = store.get_opts(&location, options).await?;
             if is_head {
@@ -113,7 +113,7 @@ impl<S: ObjectStore> ObjectStore for Apart<S> {
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         let (store, location, ranges) = (self.0.clone(), location.clone(), ranges.to_vec());
-        apart(async move { store.get_ranges(&location, &ranges).await }).await
+        on_request_runtime(async move { store.get_ranges(&location, &ranges).await }).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
@@ -122,7 +122,7 @@ impl<S: ObjectStore> ObjectStore for Apart<S> {
             let store = store.clone();
             async move {
                 let location = location?;
-                apart(async move { store.delete(&location).await.map(|()| location) }).await
+                on_request_runtime(async move { store.delete(&location).await.map(|()| location) }).await
             }
         };
         locations.map(delete).buffered(10).boxed()
@@ -140,17 +140,17 @@ impl<S: ObjectStore> ObjectStore for Apart<S> {
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let (store, prefix) = (self.0.clone(), prefix.cloned());
-        apart(async move { store.list_with_delimiter(prefix.as_ref()).await }).await
+        on_request_runtime(async move { store.list_with_delimiter(prefix.as_ref()).await }).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         let (store, from, to) = (self.0.clone(), from.clone(), to.clone());
-        apart(async move { store.copy_opts(&from, &to, options).await }).await
+        on_request_runtime(async move { store.copy_opts(&from, &to, options).await }).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
         let (store, from, to) = (self.0.clone(), from.clone(), to.clone());
-        apart(async move { store.rename_opts(&from, &to, options).await }).await
+        on_request_runtime(async move { store.rename_opts(&from, &to, options).await }).await
     }
 }
 

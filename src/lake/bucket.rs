@@ -6,7 +6,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, RetryConfig};
 
 use super::LakeError;
-use super::apart::Apart;
+use super::apart::OnRequestRuntime;
 use super::s3::Connector;
 use crate::aws::{AwsSettings, Credentials};
 use crate::timeouts::STORE_RETRY_TIMEOUT;
@@ -38,7 +38,7 @@ pub(super) async fn open(aws: &AwsSettings, bucket: &str) -> Result<Arc<dyn Obje
         path: format!("s3://{bucket}"),
         source,
     })?;
-    Ok(Arc::new(Apart::new(store)))
+    Ok(Arc::new(OnRequestRuntime::new(store)))
 }
 
 /// Returns whether a bucket name can precede the S3 host name. The TLS certificate covers one label, so dots are not

@@ -5,7 +5,7 @@
 //! - A commit holds the files *and* the positions that they reach, in one put-if-absent of one object.
 //! - A commit is written for version `v + 1` only if every shard in it has, at `v`, the state that the writer expects:
 //!   same epoch, owner and position. So two writers of one shard never both succeed, however late one of them wakes up.
-//! - The epoch (`number`) of a shard increases by one with each commit. Positions only move forward. The ledger never
+//! - The epoch of a shard increases by one with each commit. Positions only move forward. The ledger never
 //!   deletes a data file.
 //!
 //! # What an error means
@@ -163,7 +163,7 @@ impl Ledger {
         self.refresh().await?;
         let step = |b: &Beginning| {
             let next = ShardState {
-                number: 1,
+                epoch: 1,
                 owner: token,
                 position: b.position.clone(),
                 from: b.from,
@@ -196,9 +196,9 @@ impl Ledger {
                 .map(|(shard, from)| {
                     let expected = self.state(shard);
                     let next = match &expected {
-                        Some(state) => ShardState { number: state.number + 1, owner: token, ..state.clone() },
+                        Some(state) => ShardState { epoch: state.epoch + 1, owner: token, ..state.clone() },
                         None => ShardState {
-                            number: 1,
+                            epoch: 1,
                             owner: token,
                             position: None,
                             from: *from,
@@ -302,7 +302,7 @@ mod tests {
     }
 
     fn advance(shard: &ShardKey, state: &ShardState, to: &str) -> Step {
-        let next = ShardState { number: state.number + 1, position: Some(position(to)), ..state.clone() };
+        let next = ShardState { epoch: state.epoch + 1, position: Some(position(to)), ..state.clone() };
         Step { shard: shard.clone(), expected: Some(state.clone()), next }
     }
 
@@ -315,7 +315,7 @@ mod tests {
         let held = first.fence(&[(key.clone(), StartAt::TrimHorizon)], 1).await.unwrap().remove(&key).unwrap();
         let mut second = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
         let taken = second.fence(&[(key.clone(), StartAt::TrimHorizon)], 2).await.unwrap().remove(&key).unwrap();
-        assert_eq!((taken.number, taken.owner), (2, 2));
+        assert_eq!((taken.epoch, taken.owner), (2, 2));
         assert_eq!(
             first.commit(Vec::new(), &[advance(&key, &held, "10")]).await.unwrap(),
             Outcome::Fenced(vec![key.clone()])
@@ -412,7 +412,7 @@ mod tests {
         let ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
         assert_eq!(ledger.version(), 6 * 21);
         for (_, state) in ledger.shards("stream") {
-            assert_eq!((state.number, state.position.unwrap().as_str()), (21, "20"));
+            assert_eq!((state.epoch, state.position.unwrap().as_str()), (21, "20"));
         }
     }
 }

@@ -60,15 +60,15 @@ pub struct PartName {
     /// Token of the owner that wrote the file.
     pub owner: u64,
     /// Epoch that the shard gets by the commit of this file.
-    pub number: u64,
+    pub epoch: u64,
     /// Index among the files of that commit.
     pub index: u64,
 }
 
 impl PartName {
-    /// Creates the name of file `index` for the commit of `shard` with epoch `number`.
-    pub fn new(shard: &ShardKey, owner: u64, number: u64, index: u64) -> Self {
-        Self { shard: shard.to_string(), owner, number, index }
+    /// Creates the name of file `index` for the commit of `shard` with epoch `epoch`.
+    pub fn new(shard: &ShardKey, owner: u64, epoch: u64, index: u64) -> Self {
+        Self { shard: shard.to_string(), owner, epoch, index }
     }
 
     /// Parses a file name without a folder. Returns `None` if ingest did not write the file.
@@ -76,19 +76,19 @@ impl PartName {
         let stem = file_name.strip_prefix("part-")?.strip_suffix(".parquet")?;
         let mut fields = stem.rsplitn(4, '-');
         let index = fields.next()?.parse().ok()?;
-        let number = fields.next()?.parse().ok()?;
+        let epoch = fields.next()?.parse().ok()?;
         let owner = fields.next()?;
         let shard = fields.next()?;
         if owner.len() != 16 || !shard.contains('.') {
             return None;
         }
-        Some(Self { shard: shard.to_owned(), owner: u64::from_str_radix(owner, 16).ok()?, number, index })
+        Some(Self { shard: shard.to_owned(), owner: u64::from_str_radix(owner, 16).ok()?, epoch, index })
     }
 }
 
 impl fmt::Display for PartName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "part-{}-{:016x}-{:010}-{:05}.parquet", self.shard, self.owner, self.number, self.index)
+        write!(f, "part-{}-{:016x}-{:010}-{:05}.parquet", self.shard, self.owner, self.epoch, self.index)
     }
 }
 

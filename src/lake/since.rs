@@ -66,7 +66,7 @@ pub(crate) struct Since {
     pub new: BTreeMap<String, NewFile>,
     /// Other files of the last version that may hold rows which the first version lacks, by path. The value is the
     /// newest version whose rows the file may hold.
-    pub heirs: BTreeMap<String, u64>,
+    pub rewritten: BTreeMap<String, u64>,
     /// Files that were removed because rows were removed or changed.
     pub lost: Vec<Lost>,
     /// Whether new rows were removed or changed before the last version.
@@ -81,7 +81,7 @@ impl Since {
     pub(crate) fn files(&self) -> BTreeMap<String, u64> {
         let left = self.new.iter().filter(|(_, file)| file.taken_out.is_none());
         let left = left.map(|(path, file)| (path.clone(), file.version));
-        self.heirs.iter().map(|(path, version)| (path.clone(), *version)).chain(left).collect()
+        self.rewritten.iter().map(|(path, version)| (path.clone(), *version)).chain(left).collect()
     }
 
     /// Returns the lost files that hold rows of `version`, which lies between the first and the last version.
@@ -101,7 +101,7 @@ impl Since {
                     file.taken_out = Some(version);
                     (Some(file.version), Some(file.partition.clone()), Some(file.version))
                 }
-                None => (None, None, self.heirs.remove(&remove.path)),
+                None => (None, None, self.rewritten.remove(&remove.path)),
             };
             inherited = inherited.max(newest);
             if remove.data_change {
@@ -121,8 +121,8 @@ impl Since {
                     let (taken_out, partition) = (None, add.partition_values);
                     self.new.insert(add.path, NewFile { version, taken_out, partition, rows, bytes });
                 }
-                (Kind::Change, _) => drop(self.heirs.insert(add.path, version)),
-                (Kind::Same, Some(newest)) => drop(self.heirs.insert(add.path, newest)),
+                (Kind::Change, _) => drop(self.rewritten.insert(add.path, version)),
+                (Kind::Same, Some(newest)) => drop(self.rewritten.insert(add.path, newest)),
                 (Kind::New | Kind::Same, _) => {}
             }
         }
@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(after(5).await.unwrap(), Since::default());
         let found = after(2).await.unwrap();
         assert_eq!(
-            (new_and_gone(&found), found.heirs.len()),
+            (new_and_gone(&found), found.rewritten.len()),
             ((vec!["d"], vec![]), 0),
             "what was compacted is covered"
         );
@@ -333,7 +333,7 @@ mod tests {
         let found = since(&table, 0, 6).await.unwrap().unwrap();
         assert_eq!(new_and_gone(&found), (vec!["c", "d"], vec!["b"]));
         assert!(found.is_new_changed);
-        assert_eq!(found.heirs.keys().collect::<Vec<_>>(), ["a", "a2", "b"]);
+        assert_eq!(found.rewritten.keys().collect::<Vec<_>>(), ["a", "a2", "b"]);
         assert_eq!(found.lost_of(0).map(|lost| lost.version).collect::<Vec<_>>(), [2], "b was not there at version 0");
         assert_eq!(found.lost_of(1).map(|lost| lost.version).collect::<Vec<_>>(), [2, 3]);
         let operations: Vec<_> =

@@ -12,7 +12,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use url::Url;
 
-use super::apart::Apart;
+use super::apart::OnRequestRuntime;
 use super::{LakeError, bucket, paths};
 use crate::aws::AwsSettings;
 use crate::failpoint;
@@ -191,7 +191,7 @@ impl Store {
             .map_err(|()| LakeError::Invalid(format!("folder {} cannot be written as a URL", folder.display())))?;
         let prefix = Path::from_absolute_path(&folder)
             .map_err(|e| LakeError::Invalid(format!("folder {}: {e}", folder.display())))?;
-        let objects = Arc::new(Apart::new(object_store::local::LocalFileSystem::new()));
+        let objects = Arc::new(OnRequestRuntime::new(object_store::local::LocalFileSystem::new()));
         Ok(Self::at(objects, url, prefix, Some(folder)))
     }
 

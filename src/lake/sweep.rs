@@ -23,7 +23,7 @@ pub(crate) async fn sweep(table: &Store, fences: &BTreeMap<ShardKey, u64>) -> Re
     let fences: BTreeMap<String, u64> = fences.iter().map(|(shard, number)| (shard.to_string(), *number)).collect();
     let is_behind = |name: &str| {
         let name = PartName::parse(published_name(name));
-        name.is_some_and(|name| fences.get(&name.shard).is_some_and(|fence| name.number <= *fence))
+        name.is_some_and(|name| fences.get(&name.shard).is_some_and(|fence| name.epoch <= *fence))
     };
     delete_unlisted(table, |name, _| is_behind(name)).await
 }
@@ -113,11 +113,11 @@ mod tests {
         let values = [("pool", "p_0".to_owned()), ("event_date", "2026-01-01".to_owned())];
         let file = files::add(live.clone(), &values, 1, 0, serde_json::json!({}));
         let mut next_state = held.clone();
-        next_state.number += 1;
+        next_state.epoch += 1;
         next_state.position = SequenceNumber::parse("5");
         let step = Step { shard: mine.clone(), expected: Some(held), next: next_state };
         ledger.commit(vec![file], &[step]).await.unwrap();
-        let fence = ledger.fence(&[(mine.clone(), StartAt::TrimHorizon)], 8).await.unwrap()[&mine].number;
+        let fence = ledger.fence(&[(mine.clone(), StartAt::TrimHorizon)], 8).await.unwrap()[&mine].epoch;
         assert_eq!(fence, 3);
         assert_eq!(sweep(&table, &BTreeMap::from([(mine, fence)])).await.unwrap(), 2);
         let left: Vec<_> = table.list("pool=p_0").await.unwrap().into_iter().map(|(path, _)| path).collect();

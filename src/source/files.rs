@@ -49,7 +49,7 @@ pub use folder::{Found, expand};
 pub use identity::{STREAM, offset_of};
 pub use input::is_gone;
 
-use identity::{Known, join_position, known};
+use identity::{KnownFile, join_position, known};
 use input::{Begun, Input};
 use lines::{Line, Lines, Next, Step};
 use packed::Format;
@@ -150,7 +150,7 @@ impl FileReader {
         if !lines.rewind(0, &start, stop).map_err(fail)? {
             return Ok(Opened::Stopped { bytes: 0 });
         }
-        let mut best: Option<(&Known, Sha256)> = None;
+        let mut best: Option<(&KnownFile, Sha256)> = None;
         let mut marks: Vec<u64> = known.iter().map(|known| known.offset).collect();
         marks.sort_unstable();
         marks.dedup();

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::kinesis::{Kinesis, Place, Retry};
-use super::{Chunk, Delivery, Hold, Reached, ReceiverGone, Sink, SourceError};
+use super::{Assignment, Chunk, Delivery, Reached, ReceiverGone, Sink, SourceError};
 use crate::budget::Reservation;
 use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::payload::{self, Payloads};
@@ -43,7 +43,7 @@ pub struct Job {
     /// The stream.
     pub kinesis: Kinesis,
     /// The shard, and the epoch in which this worker owns it.
-    pub hold: Hold,
+    pub assignment: Assignment,
     /// The start.
     pub begin: Begin,
     /// Fetches the payloads that records point at.
@@ -63,7 +63,7 @@ pub async fn read(job: Job, sink: Sink, stop: CancellationToken) -> Result<(), S
 
 struct Reader {
     kinesis: Kinesis,
-    hold: Hold,
+    assignment: Assignment,
     payloads: Payloads,
     sink: Sink,
     /// The last record that was delivered, or the start.
@@ -89,13 +89,13 @@ enum Next {
 
 impl Reader {
     fn new(job: Job, sink: Sink) -> Self {
-        let Job { kinesis, hold, begin: Begin { after, is_imported, from }, payloads } = job;
+        let Job { kinesis, assignment, begin: Begin { after, is_imported, from }, payloads } = job;
         let [iterator_retry, read_retry, end_retry] =
             ["GetShardIterator", "GetRecords", "GetRecords"].map(|call| Retry::new(call, &kinesis));
         let (order, next_read) = (Order::after(after.clone()), Instant::now());
         Self {
             kinesis,
-            hold,
+            assignment,
             payloads,
             sink,
             after,
@@ -133,7 +133,7 @@ impl Reader {
                 let is_unknown = error.as_service_error().is_some_and(|e| e.is_resource_not_found_exception());
                 // The error may concern the stream or the shard. The listing shows which one, or fails with the
                 // same error. If the stream no longer lists the shard, the ingest loop finds out why.
-                if is_unknown && self.kinesis.place(&self.hold.shard).await? == Place::Gone {
+                if is_unknown && self.kinesis.place(&self.assignment.shard).await? == Place::Gone {
                     return Ok(Next::Stop);
                 }
                 self.iterator_retry.failed(&error).await?;
@@ -143,7 +143,7 @@ impl Reader {
     }
 
     async fn iterator(&self) -> Result<Option<String>, SdkError<GetShardIteratorError>> {
-        let (stream, shard) = (self.kinesis.stream(), self.hold.shard.shard());
+        let (stream, shard) = (self.kinesis.stream(), self.assignment.shard.shard());
         let request = self.kinesis.client().get_shard_iterator().stream_name(stream).shard_id(shard);
         let imported = self.after.as_ref().filter(|_| self.is_imported).and_then(SequenceNumber::next);
         let request = match (&self.after, self.from) {
@@ -170,7 +170,7 @@ impl Reader {
             Ok(page) => page,
             // An iterator lives five minutes.
             Err(error) if error.as_service_error().is_some_and(|e| e.is_expired_iterator_exception()) => {
-                tracing::info!(shard = %self.hold.shard, "iterator expired, opening another");
+                tracing::info!(shard = %self.assignment.shard, "iterator expired, opening another");
                 return Ok(Next::Open);
             }
             Err(error) => {
@@ -185,7 +185,7 @@ impl Reader {
         let began = self.after.clone();
         let (has_children, behind_ms) = (!page.child_shards().is_empty(), page.millis_behind_latest);
         let records = page.records.into_iter().map(|r| record(r, at_ms)).collect::<Result<Vec<_>, _>>()?;
-        let is_quiet = match self.order.check(&self.hold.shard, records)? {
+        let is_quiet = match self.order.check(&self.assignment.shard, records)? {
             records if records.is_empty() => true,
             records => {
                 if self.deliver(records, reserved).await.is_err() {
@@ -203,7 +203,7 @@ impl Reader {
             self.next_read = Instant::now() + IDLE_READ_INTERVAL;
         }
         let reached = Reached { at_ms, behind_ms, caught_up, after: began };
-        match self.sink.send(Delivery::Reached(self.hold.clone(), reached)).await {
+        match self.sink.send(Delivery::Reached(self.assignment.clone(), reached)).await {
             Ok(()) => Ok(Next::Read(next)),
             Err(ReceiverGone) => Ok(Next::Stop),
         }
@@ -213,14 +213,14 @@ impl Reader {
     async fn end(&mut self, has_children: bool, has_lag: bool) -> Result<Next, SourceError> {
         let place = match (has_children, has_lag) {
             (true, _) => Place::Closed,
-            (false, true) => self.kinesis.place(&self.hold.shard).await?,
+            (false, true) => self.kinesis.place(&self.assignment.shard).await?,
             // The service always tells how far behind it is: this answer comes from something else.
             (false, false) => Place::Open,
         };
         match place {
             Place::Closed => {
                 // Without a receiver the run is over.
-                let _ = self.sink.send(Delivery::End(self.hold.clone())).await;
+                let _ = self.sink.send(Delivery::End(self.assignment.clone())).await;
                 Ok(Next::Stop)
             }
             Place::Gone => Ok(Next::Stop),
@@ -260,8 +260,8 @@ impl Reader {
         while let Some((records, room)) = fetched.next().await {
             let Some(position) = records.last().map(|r| r.sequence_number.clone()) else { continue };
             let part = reserved.split(records.iter().map(held_bytes).sum());
-            let chunk = Chunk { shard: self.hold.shard.clone(), records, position };
-            self.sink.send(Delivery::Chunk(self.hold.clone(), chunk, [part, room])).await?;
+            let chunk = Chunk { shard: self.assignment.shard.clone(), records, position };
+            self.sink.send(Delivery::Chunk(self.assignment.clone(), chunk, [part, room])).await?;
         }
         Ok(())
     }

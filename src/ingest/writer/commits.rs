@@ -1,7 +1,7 @@
 //! The three commits of a flush, in their order: quarantine, gaps, `sync_records`.
 
 use super::rejects::{by_arrival, rejected_rows};
-use super::{Flushed, Held, Writer, gaps};
+use super::{Flushed, OwnedShard, Writer, gaps};
 use crate::batch::parquet::encode_batch;
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::IngestError;
@@ -20,12 +20,12 @@ impl Writer {
             let mut steps = Vec::new();
             for (shard, held) in self.held.iter().filter(|(_, held)| !held.rejected.is_empty()) {
                 let next = ShardState {
-                    number: held.quarantine.number + 1,
+                    epoch: held.quarantine.epoch + 1,
                     position: held.reached.clone(),
                     ..held.quarantine.clone()
                 };
                 for (index, (date, rows)) in (0..).zip(by_arrival(&held.rejected)) {
-                    let name = PartName::new(shard, self.token, next.number, index);
+                    let name = PartName::new(shard, self.token, next.epoch, index);
                     let path = format!("arrived_date={date}/{name}");
                     let rows = rejected_rows(shard, &rows).map_err(|source| LakeError::Parquet {
                         action: "encode",
@@ -88,8 +88,8 @@ impl Writer {
                     if expected.as_ref().is_some_and(is_known) {
                         break;
                     }
-                    let number = expected.as_ref().map_or(0, |known| known.number) + 1;
-                    let path = PartName::new(shard, self.token, number, 0).to_string();
+                    let epoch = expected.as_ref().map_or(0, |known| known.epoch) + 1;
+                    let path = PartName::new(shard, self.token, epoch, 0).to_string();
                     let row = gaps::row(shard, &gap).map_err(|source| LakeError::Parquet {
                         action: "encode",
                         path: path.clone(),
@@ -98,7 +98,7 @@ impl Writer {
                     let encoded = part::encode(&store, &path, move || encode_batch(&row)).await?;
                     let file = part::write(&store, path, &[], encoded).await?;
                     let next = ShardState {
-                        number,
+                        epoch,
                         position: Some(told),
                         owner: self.token,
                         read_to_ms: gap.arrived_from_ms,
@@ -108,7 +108,7 @@ impl Writer {
                     if let Outcome::Committed { version, .. } = ledger.commit(vec![file], &[step]).await? {
                         tracing::error!(
                             shard = %shard, version, after = gap.after.as_ref().map(SequenceNumber::as_str),
-                            "{}; see the table gaps, and publish the data again in bulk", gap.why.told()
+                            "{}; see the table gaps, and publish the data again in bulk", gap.cause.description()
                         );
                         self.counters.gap();
                         break;
@@ -176,7 +176,7 @@ impl Writer {
     }
 }
 
-impl Held {
+impl OwnedShard {
     /// Returns whether there is something to commit: records, or a watermark without records.
     pub(super) fn moves(&self) -> bool {
         self.reached.is_some() || self.is_quiet_for_long() || self.ends_run
@@ -184,7 +184,7 @@ impl Held {
 
     fn next(&self) -> ShardState {
         ShardState {
-            number: self.state.number + 1,
+            epoch: self.state.epoch + 1,
             position: self.reached.clone().or_else(|| self.state.position.clone()),
             read_to_ms: self.read_to_ms.max(self.state.read_to_ms),
             parts_done: if self.reached.is_some() { 0 } else { self.state.parts_done },

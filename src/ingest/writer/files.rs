@@ -20,7 +20,7 @@ impl Writer {
             if partition.is_empty() {
                 continue;
             }
-            let name = PartName::new(&key.shard, self.token, held.state.number + 1, held.next_file);
+            let name = PartName::new(&key.shard, self.token, held.state.epoch + 1, held.next_file);
             held.next_file += 1;
             jobs.push((key, partition, name));
         }

@@ -24,21 +24,21 @@ pub(super) struct Gap {
     /// When the gap was recorded.
     pub noted_at_ms: i64,
     /// Why the records are gone.
-    pub why: Why,
+    pub cause: GapCause,
 }
 
 /// Why records are gone before they were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum GapCause {
     /// The stream's retention trimmed them.
     Retention,
     /// The stream was deleted, and created again under its name.
     Deleted,
 }
 
-impl Why {
+impl GapCause {
     /// Returns the text for the log.
-    pub(super) fn told(self) -> &'static str {
+    pub(super) fn description(self) -> &'static str {
         match self {
             Self::Retention => {
                 "records were trimmed by the stream's retention before they were read; raise the retention"
@@ -64,7 +64,7 @@ pub(super) fn until_deleted(
         arrived_until_ms: Some(created_ms),
         whole_rest: true,
         noted_at_ms,
-        why: Why::Deleted,
+        cause: GapCause::Deleted,
     })
 }
 
@@ -78,7 +78,7 @@ pub(super) fn between(after: Option<SequenceNumber>, read_to_ms: i64, at_ms: i64
         arrived_until_ms: Some(horizon_ms),
         whole_rest: false,
         noted_at_ms: at_ms,
-        why: Why::Retention,
+        cause: GapCause::Retention,
     })
 }
 

@@ -9,7 +9,7 @@ const LIMB_DIGITS: usize = 18;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardState {
     /// Epoch: the number of commits of this shard so far, fences included.
-    pub number: u64,
+    pub epoch: u64,
     /// Token of the owner.
     pub owner: u64,
     /// The last committed position; `None` if nothing was read yet.
@@ -55,7 +55,7 @@ pub(crate) fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String,
             (format!("{id}/seq{limb}"), part.parse().unwrap_or_default())
         }));
     }
-    ids.push((id, i64::try_from(state.number).unwrap_or(i64::MAX)));
+    ids.push((id, i64::try_from(state.epoch).unwrap_or(i64::MAX)));
     ids
 }
 
@@ -75,7 +75,7 @@ pub fn decode_state(known: &Transactions, shard: &ShardKey) -> Option<ShardState
         ms => StartAt::Timestamp(ms),
     };
     Some(ShardState {
-        number: u64::try_from(number).ok()?,
+        epoch: u64::try_from(number).ok()?,
         owner: u64::try_from(get("/owner")?).ok()?,
         position,
         from,
@@ -94,7 +94,7 @@ mod tests {
         let seq = "49590338271490256608559692538361571095921575989136588898";
         for digits in ["0", "7", "1000000000000000000", seq, &"9".repeat(72)] {
             let state = ShardState {
-                number: 3,
+                epoch: 3,
                 owner: 5,
                 position: Some(SequenceNumber::parse(digits).unwrap()),
                 from: StartAt::Timestamp(9),

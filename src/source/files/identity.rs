@@ -13,14 +13,14 @@ const DIGEST_DIGITS: usize = 54;
 const GROWN_BYTES_MAX: usize = 16;
 
 /// A shard of the lake whose file began with the same first line.
-pub(super) struct Known {
+pub(super) struct KnownFile {
     pub(super) shard: ShardKey,
     pub(super) position: SequenceNumber,
     pub(super) offset: u64,
     digest: String,
 }
 
-impl Known {
+impl KnownFile {
     pub(super) fn is_at(&self, hasher: &Sha256) -> bool {
         self.digest == digest_digits(hasher)
     }
@@ -30,7 +30,7 @@ impl Known {
 pub(super) fn known(
     first_line: &[u8],
     committed: impl Fn(&ShardKey) -> Option<SequenceNumber>,
-) -> Result<(Vec<Known>, ShardKey), SourceError> {
+) -> Result<(Vec<KnownFile>, ShardKey), SourceError> {
     let mut found = Vec::new();
     let mut free = None;
     for name in names(first_line) {
@@ -42,7 +42,7 @@ pub(super) fn known(
                 break;
             };
             let (offset, digest) = split_position(&position);
-            found.push(Known { shard, position, offset, digest });
+            found.push(KnownFile { shard, position, offset, digest });
         }
     }
     let free = free.ok_or_else(|| SourceError::Invalid("no name is free for the shard of a file".to_owned()))?;
