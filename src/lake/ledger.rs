@@ -326,6 +326,39 @@ mod tests {
         assert_eq!(reopened.state(&key).unwrap().position, Some(position("20")));
     }
 
+    /// Workers that start at once may list different shards, and each has its own time at which reading begins.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn workers_that_start_at_once_agree_on_the_start_of_a_stream() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = lake(folder.path()).await;
+        Table::SyncRecords.ensure(&lake).await.unwrap();
+        let workers = (1..=6u64).map(|token| {
+            let lake = lake.clone();
+            tokio::spawn(async move {
+                let from = StartAt::Timestamp(i64::try_from(token).unwrap());
+                let beginning = |name: &str| Beginning { shard: shard(name), from, position: None, parts_done: 0 };
+                let beginnings = [beginning("common"), beginning(&format!("own{token}"))];
+                let mut ledger = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+                let created = vec![("created/stream".to_owned(), i64::try_from(token).unwrap())];
+                ledger.begin(&beginnings, token, created).await.unwrap();
+                ledger
+            })
+        });
+        let mut agreed = Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        for worker in workers.collect::<Vec<_>>() {
+            let ledger = worker.await.unwrap();
+            agreed.refresh().await.unwrap();
+            assert_eq!(ledger.shards("stream"), agreed.shards("stream"), "the worker knows the agreed start");
+        }
+        assert_eq!(agreed.version(), 1, "one commit");
+        let winner = agreed.state(&shard("common")).unwrap().owner;
+        let from = StartAt::Timestamp(i64::try_from(winner).unwrap());
+        let state = ShardState { epoch: 1, owner: winner, position: None, from, read_to_ms: 0, parts_done: 0 };
+        let own = shard(&format!("own{winner}"));
+        assert_eq!(agreed.shards("stream"), [(shard("common"), state.clone()), (own, state)]);
+        assert_eq!(agreed.value("created/stream"), i64::try_from(winner).ok());
+    }
+
     #[tokio::test]
     async fn a_commit_whose_answer_was_lost_is_found_in_the_log() {
         let folder = tempfile::tempdir().unwrap();

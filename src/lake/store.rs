@@ -440,9 +440,89 @@ fn durable_write(path: &FsPath, bytes: &[u8], publish: Publish) -> std::io::Resu
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use futures::future::BoxFuture;
+    use object_store::{
+        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, PutMultipartOptions, PutPayload, PutResult,
+        Result,
+    };
+
     use super::*;
 
-    pub(crate) type LosesAnswer = Arc<dyn Fn() -> futures::future::BoxFuture<'static, bool> + Send + Sync>;
+    pub(crate) type LosesAnswer = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
+
+    /// A callback that gets the prefix of a listing. The listing starts when the future is ready.
+    pub(crate) type BeforeListing = Box<dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync>;
+
+    /// Returns the store with a callback before every listing, also before the listings of deltalake and DataFusion.
+    pub(crate) fn with_listings_watched(store: &Store, before: BeforeListing) -> Store {
+        Store { objects: Arc::new(Watched { objects: store.objects(), before }), ..store.clone() }
+    }
+
+    /// An object store with a callback before every listing.
+    struct Watched {
+        objects: Arc<dyn ObjectStore>,
+        before: BeforeListing,
+    }
+
+    impl Watched {
+        fn before(&self, prefix: Option<&Path>) -> BoxFuture<'static, ()> {
+            (self.before)(prefix.map(ToString::to_string).unwrap_or_default())
+        }
+    }
+
+    impl fmt::Debug for Watched {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "Watched({})", self.objects)
+        }
+    }
+
+    impl fmt::Display for Watched {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{}", self.objects)
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl ObjectStore for Watched {
+        async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+            self.objects.put_opts(location, payload, options).await
+        }
+
+        async fn put_multipart_opts(
+            &self,
+            location: &Path,
+            options: PutMultipartOptions,
+        ) -> Result<Box<dyn MultipartUpload>> {
+            self.objects.put_multipart_opts(location, options).await
+        }
+
+        async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+            self.objects.get_opts(location, options).await
+        }
+
+        fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+            self.objects.delete_stream(locations)
+        }
+
+        // The default of `list_with_offset` calls this method.
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            let (before, objects, prefix) = (self.before(prefix), self.objects.clone(), prefix.cloned());
+            let started = async move {
+                before.await;
+                objects.list(prefix.as_ref())
+            };
+            futures::stream::once(started).flatten().boxed()
+        }
+
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            self.before(prefix).await;
+            self.objects.list_with_delimiter(prefix).await
+        }
+
+        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+            self.objects.copy_opts(from, to, options).await
+        }
+    }
 
     #[test]
     fn locations() {

@@ -171,3 +171,75 @@ fn rechecked(session: &SessionState, table: Arc<dyn TableProvider>) -> Arc<dyn T
 fn register_store(table: &DeltaTable, session: &dyn Session) -> Result<()> {
     table.update_datafusion_session(session).map_err(|e| DataFusionError::External(Box::new(e)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use arrow::array::RecordBatch;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::aws::AwsSettings;
+    use crate::ingest::{self, IngestOptions, Source};
+    use crate::lake::Location;
+    use crate::lake::store::tests::with_listings_watched;
+    use crate::payload::PayloadOptions;
+    use crate::query::state::refresh;
+    use crate::query::{Engine, Limits, Scope};
+    use crate::source::files::expand;
+
+    /// Ingests a file of one event, of this identity.
+    async fn ingest(lake: &Store, folder: &std::path::Path, identity: &str) {
+        let event = format!(
+            r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:{identity}","dataSetName":"d","operation":"replace","lastModifiedDate":1,"syncCount":1,"kinesisSyncRecords":[{{"key":"k","value":"v","op":"replace"}}]}}"#
+        );
+        let file = folder.join(identity);
+        std::fs::write(&file, event + "\n").unwrap();
+        let options = IngestOptions {
+            memory_bytes: IngestOptions::MEMORY_BYTES_MIN,
+            flush_bytes: 1 << 20,
+            flush_interval: Duration::from_secs(60),
+            payloads: PayloadOptions::default(),
+        };
+        let source = Source::Files(expand(file.to_str().unwrap()).unwrap());
+        ingest::run(source, lake.clone(), options, Arc::default(), CancellationToken::new()).await.unwrap();
+    }
+
+    /// The state covers the rows of one file, and the tail has the rows of another file.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_query_lists_logs_and_no_data_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Location::Folder(folder.path().join("lake"));
+        let lake = Store::create(&place, &AwsSettings::default()).await.unwrap();
+        ingest(&lake, folder.path(), "01").await;
+        refresh::run(&lake, &Limits::default(), false).await.unwrap();
+        ingest(&lake, folder.path(), "02").await;
+
+        let listed = Arc::new(Mutex::new(Vec::new()));
+        let before_listing = {
+            let listed = listed.clone();
+            move |prefix| {
+                listed.lock().unwrap().push(prefix);
+                Box::pin(async {}) as futures::future::BoxFuture<'static, ()>
+            }
+        };
+        let lake = with_listings_watched(&lake, Box::new(before_listing));
+        let engine = Engine::open(&lake, &Limits::default(), Scope::default()).await.unwrap();
+        for (sql, rows) in [
+            ("select * from sync_records", 2),
+            ("select * from sync_records where pool = 'us-east-1_0a' and event_date = '1970-01-01'", 2),
+            ("select * from state", 1),
+            ("select * from current_state", 2),
+            ("select * from quarantine", 0),
+        ] {
+            let found = engine.sql(sql).await.unwrap().collect().await.unwrap();
+            assert_eq!(found.iter().map(RecordBatch::num_rows).sum::<usize>(), rows, "{sql}");
+        }
+        let listed = listed.lock().unwrap();
+        let is_log = |prefix: &&String| prefix.split('/').any(|part| part == "_delta_log");
+        assert!(listed.iter().any(|prefix| is_log(&prefix)), "the listings are seen");
+        assert_eq!(listed.iter().filter(|prefix| !is_log(prefix)).collect::<Vec<_>>(), Vec::<&String>::new());
+    }
+}

@@ -342,7 +342,85 @@ fn record(record: aws_sdk_kinesis::types::Record, now_ms: i64) -> Result<Record,
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::aws::AwsSettings;
+    use crate::budget::Budget;
+    use crate::payload::{PayloadOptions, Policy};
+
+    /// Bytes of a payload, and the most that one may have.
+    const PAYLOAD_BYTES: usize = 4 << 10;
+
+    /// Answers one request. The answer for `/1` waits until no memory for payloads is left.
+    async fn answer(mut client: TcpStream, payloads: Payloads) {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            assert!(client.read_buf(&mut request).await.unwrap() > 0, "the request has an end");
+        }
+        while request.starts_with(b"GET /1 ") && payloads.reserve().now_or_never().is_some() {
+            tokio::task::yield_now().await;
+        }
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {PAYLOAD_BYTES}\r\nconnection: close\r\n\r\n");
+        client.write_all(&[head.as_bytes(), &[b' '; PAYLOAD_BYTES]].concat()).await.unwrap();
+    }
+
+    /// Other shards hold the memory for all payloads but one, and reads hold their whole budget. The first payload would
+    /// wait forever if the second one took the memory before it.
+    #[tokio::test]
+    async fn payloads_get_their_own_memory_in_delivery_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let policy = Policy { allowed: vec![url.parse().unwrap()], private: false };
+        let options = PayloadOptions { policy, bytes_max: PAYLOAD_BYTES, ..PayloadOptions::default() };
+        let payloads = Payloads::new(options).unwrap();
+        let server = payloads.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(answer(client, server.clone()));
+            }
+        });
+        let (sink, mut deliveries) = Sink::new(Budget::new(1 << 20));
+        let mut taken = Vec::new();
+        for _ in 0..4 {
+            taken.push(sink.budget.reserve(usize::MAX).await);
+        }
+        assert_eq!(sink.budget.used(), sink.budget.bytes());
+        for _ in 0..3 {
+            taken.push(payloads.reserve().await);
+        }
+        let record = |number: u64| {
+            let event = format!(
+                r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:0b","dataSetName":"d","operation":"replace","payloadType":"S3Url","kinesisSyncRecordsURL":"{url}/{number}","lastModifiedDate":1,"syncCount":1}}"#
+            );
+            Record { bytes: event.into(), ..records(&[number]).remove(0) }
+        };
+        let aws = AwsSettings { region: Some("us-east-1".to_owned()), ..AwsSettings::default() };
+        let job = Job {
+            kinesis: Kinesis::new(&aws, "stream").await.unwrap(),
+            assignment: Assignment { shard: ShardKey::new("stream", "shard").unwrap(), epoch: 1 },
+            begin: Begin { after: None, is_imported: false, from: StartAt::TrimHorizon },
+            payloads,
+        };
+        let mut reader = Reader::new(job, sink);
+        let receive = async {
+            for number in [1, 2] {
+                let delivery = deliveries.recv().await.unwrap();
+                let Delivery::Chunk(_, chunk, _) = delivery else { panic!("{delivery:?}") };
+                assert_eq!(chunk.position, SequenceNumber::from_u64(number));
+                assert_eq!(chunk.records[0].payloads[0].contents.as_ref().unwrap().len(), PAYLOAD_BYTES);
+            }
+        };
+        let delivered =
+            async { tokio::join!(reader.deliver(vec![record(1), record(2)], Reservation::none()), receive) };
+        let delivered = tokio::time::timeout(Duration::from_secs(60), delivered).await;
+        assert_eq!(delivered.expect("a payload waits forever for memory"), (Ok(()), ()));
+        drop(taken);
+    }
 
     fn records(numbers: &[u64]) -> Vec<Record> {
         let record = |n: &u64| Record {

@@ -1,9 +1,10 @@
 //! Tests that an ingest can be killed anywhere and resumed, and every change is in the lake once.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::harness::{assert_every_event_once, assert_state_is_oracle, count, ingest_file, ok, simulate, synclake};
+use crate::trimming::has_parquet;
 
 /// An ingest that is killed in the middle of its work loses and doubles no event. Each round kills it later after a
 /// commit.
@@ -76,7 +77,7 @@ fn sigterm_commits_and_exits_well() {
         std::thread::yield_now();
     }
     for _ in 0..2 {
-        let sent = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+        let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
     let output = child.wait_with_output().unwrap();
@@ -87,4 +88,43 @@ fn sigterm_commits_and_exits_well() {
     ingest_file(&events, &lake);
     assert_every_event_once(lake.to_str().unwrap(), &events);
     assert_state_is_oracle(lake.to_str().unwrap(), &[&oracle]);
+}
+
+/// A second signal ends the process at once, even if a commit hangs. Signals within one second count as one.
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "100"]);
+    let source = format!("file:{}", events.display());
+    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+        let lake = folder.path().join(signal);
+        let mut child = synclake()
+            .args(["ingest", "--source", &source, "--lake"])
+            .arg(&lake)
+            .env("FAILPOINTS", "commit/before=sleep(60000)")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The commit of this file hangs.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !has_parquet(&lake) {
+            assert!(Instant::now() < deadline, "no file in a minute");
+            std::thread::yield_now();
+        }
+        let first = Instant::now();
+        let status = loop {
+            assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            // After a first signal alone, a run may take 20 s to end.
+            if first.elapsed() > Duration::from_secs(15) {
+                child.kill().unwrap();
+            }
+        };
+        let took = first.elapsed();
+        assert_eq!(status.code(), Some(code), "{signal}, after {took:?}");
+        assert!(took >= Duration::from_secs(1), "{signal}, after {took:?}");
+    }
 }

@@ -284,7 +284,7 @@ fn large(n: u64) -> (u64, String) {
     (n, text.replace(r#""v""#, &format!(r#""{}""#, "v".repeat(1_000_000))))
 }
 
-fn has_parquet(folder: &std::path::Path) -> bool {
+pub(crate) fn has_parquet(folder: &std::path::Path) -> bool {
     let Ok(entries) = std::fs::read_dir(folder) else { return false };
     entries.flatten().any(|entry| match entry.file_type() {
         Ok(kind) if kind.is_dir() => has_parquet(&entry.path()),

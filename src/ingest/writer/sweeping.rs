@@ -105,3 +105,56 @@ impl Run {
 fn lock(fences: &Mutex<Fences>) -> std::sync::MutexGuard<'_, Fences> {
     fences.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::aws::AwsSettings;
+    use crate::lake::Location;
+    use crate::lake::store::tests::with_listings_watched;
+
+    fn fences(shard: &str) -> Fences {
+        BTreeMap::from([(ShardKey::new("stream", shard).unwrap(), 1)])
+    }
+
+    /// Each sweep is one listing of the table. The first listing stays open while the second sweep is requested.
+    #[tokio::test]
+    async fn one_sweep_of_a_table_runs_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Store::create(&Location::Folder(folder.path().into()), &AwsSettings::default()).await.unwrap();
+        let (gate, started) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+        let [running, most, all] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
+        let before_listing = {
+            let (gate, started) = (gate.clone(), started.clone());
+            let (running, most, all) = (running.clone(), most.clone(), all.clone());
+            move |_| {
+                all.fetch_add(1, SeqCst);
+                most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+                started.notify_one();
+                let (gate, running) = (gate.clone(), running.clone());
+                let opened = async move {
+                    drop(gate.acquire().await.unwrap());
+                    running.fetch_sub(1, SeqCst);
+                };
+                Box::pin(opened) as futures::future::BoxFuture<'static, ()>
+            }
+        };
+        let lake = with_listings_watched(&lake, Box::new(before_listing));
+        let mut sweeper = Sweeper::new(&lake, Table::SyncRecords);
+        sweeper.ask(fences("a"));
+        started.notified().await;
+        sweeper.ask(fences("b"));
+        let open = async {
+            // This runtime has one thread. It runs every task that is ready before it continues here.
+            tokio::task::yield_now().await;
+            gate.add_permits(1);
+        };
+        tokio::join!(sweeper.finish(), open);
+        assert_eq!((most.load(SeqCst), all.load(SeqCst)), (1, 2), "most sweeps at a time, and all sweeps");
+    }
+}

@@ -403,8 +403,24 @@ fn lease_of(item: &HashMap<String, AttributeValue>) -> Option<Lease> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use aws_sdk_dynamodb::config::retry::RetryConfig;
+    use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region};
+
     use super::*;
+
+    /// Returns a client of a table at an endpoint. It sends each request once.
+    pub(in crate::source::leases) fn table_at(endpoint: &str, worker: &str) -> LeaseTable {
+        let config = aws_sdk_dynamodb::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .endpoint_url(endpoint)
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .retry_config(RetryConfig::disabled())
+            .build();
+        let (name, worker, session, lake) = ("leases".into(), worker.into(), "session".into(), "lake".into());
+        LeaseTable { client: Client::from_conf(config), name, worker, session, lake }
+    }
 
     #[test]
     fn what_is_no_lease_is_skipped() {
