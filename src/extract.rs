@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::failpoint;
 use crate::lake::snapshot::ActiveFile;
-use crate::lake::{LakeError, Store, replace, sweep};
+use crate::lake::{LakeError, Store, log, replace, sweep};
 use crate::print::Format;
 use crate::query::state::{Resolved, is_damage};
 use crate::query::{Limits, QueryError, reading, session, views};
@@ -220,7 +220,7 @@ async fn day(
         "corrections": corrections, "covers": report.covers, "is_complete": is_complete, "shards": report.shards,
         "late_rows": report.late_rows,
     });
-    let version = i64::try_from(plan.version).unwrap_or(i64::MAX);
+    let version = log::id_value(plan.version)?;
     let mut covers = vec![(covers_id(plan.date), version)];
     covers.extend(report.stale.iter().map(|day| (stale_id(*day), version)));
     let date = plan.date.to_string();

@@ -180,7 +180,7 @@ async fn intend(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Re
         if from == Some(newest) {
             return Ok(Intent { from, to: newest });
         }
-        let to = i64::try_from(newest).unwrap_or(i64::MAX);
+        let to = log::id_value(newest)?;
         let ids = vec![(intent.clone(), to), (form.clone(), our_form), (place.clone(), our_place)];
         let next = known.version + 1;
         if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
@@ -198,9 +198,9 @@ fn digest(out: &Store) -> i64 {
 /// Step 3. A concurrent run of the same delivery may already have committed it.
 async fn reach(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
     let store = Table::DailyState.store(lake);
+    let to = log::id_value(to)?;
     loop {
         let known = log::read_transactions(&store).await?.unwrap_or_default();
-        let to = i64::try_from(to).unwrap_or(i64::MAX);
         if known.ids.get(&id(name)).is_some_and(|reached| *reached >= to) {
             return Ok(());
         }

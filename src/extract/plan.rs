@@ -379,7 +379,7 @@ mod tests {
         let known = log::read_transactions(&store).await.unwrap().unwrap();
         let state =
             ShardState { epoch: 1, owner: 1, position: None, from: StartAt::TrimHorizon, read_to_ms, parts_done: 0 };
-        let ids = encode_state(&ShardKey::new("stream", "shard").unwrap(), &state);
+        let ids = encode_state(&ShardKey::new("stream", "shard").unwrap(), &state).unwrap();
         let actions = ids.into_iter().map(|(id, value)| Action::Txn(Transaction::new(id, value))).collect();
         let (bytes, _) = known.encode(Table::SyncRecords, &store, actions, (SaveMode::Append, None)).unwrap();
         store.put_new(&paths::commit(known.version + 1), bytes).await.unwrap();

@@ -60,9 +60,14 @@ pub(crate) struct Committed {
     pub conflicts: u32,
 }
 
-/// Returns a random token. It has 63 bits, because the version of a transaction id is an i64.
+/// Returns a random token as the value of a transaction id. It is not negative, so it has 63 bits.
+pub(crate) fn new_token_value() -> i64 {
+    rand::rng().random::<i64>() & i64::MAX
+}
+
+/// Returns a random token. It has 63 bits, so that it fits into the value of a transaction id.
 pub fn new_token() -> u64 {
-    rand::rng().random::<u64>() >> 1
+    new_token_value().unsigned_abs()
 }
 
 /// Commits a proposal and moves `known` to its version. Returns `None` if the proposal must not be made any more.
@@ -80,7 +85,7 @@ pub(crate) async fn commit(
     let mut attempt = Attempt {
         table,
         store,
-        token: (format!("commit/{}", table.name()), i64::try_from(new_token()).unwrap_or(i64::MAX)),
+        token: (format!("commit/{}", table.name()), new_token_value()),
         failpoints: proposal.failpoints(),
         began: Instant::now(),
         backoff: Backoff::new(10, 2_000),

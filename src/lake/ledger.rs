@@ -173,7 +173,8 @@ impl Ledger {
             Step { shard: b.shard.clone(), expected: None, next }
         };
         let steps: Vec<Step> = beginnings.iter().map(step).collect();
-        let ids = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)).chain(also).collect();
+        let mut ids = encode_steps(&steps)?;
+        ids.extend(also);
         let free = |known: &Transactions| steps.iter().all(|s| decode_state(known, &s.shard).is_none());
         self.publish(Vec::new(), ids, ("fence/before", "fence/after"), free).await.map(drop)
     }
@@ -224,7 +225,7 @@ impl Ledger {
     /// but the log knows it. Starting over from the log is always correct.
     pub async fn commit(&mut self, files: Vec<Add>, steps: &[Step]) -> Result<Outcome, LakeError> {
         let failpoints = self.failpoints(&files);
-        let ids = steps.iter().flat_map(|s| encode_state(&s.shard, &s.next)).collect();
+        let ids = encode_steps(steps)?;
         let lost = |known: &Transactions, s: &Step| decode_state(known, &s.shard) != s.expected;
         let free = |known: &Transactions| !steps.iter().any(|s| lost(known, s));
         Ok(match self.publish(files, ids, failpoints, free).await? {
@@ -260,6 +261,15 @@ impl Ledger {
             _ => ("commit/before", "commit/after"),
         }
     }
+}
+
+/// Encodes the states after the steps as transaction ids.
+fn encode_steps(steps: &[Step]) -> Result<Vec<(String, i64)>, LakeError> {
+    let mut ids = Vec::new();
+    for step in steps {
+        ids.extend(encode_state(&step.shard, &step.next)?);
+    }
+    Ok(ids)
 }
 
 /// A proposed commit of the ledger.

@@ -36,6 +36,20 @@ const HINT: &str = "_delta_log/_last_checkpoint";
 /// checkpoint.
 const CHECKPOINT_EVERY: u64 = if cfg!(feature = "failpoints") { 20 } else { 100 };
 
+/// Converts a version, an epoch or a token to the value of a transaction id, which the Delta protocol stores as an i64.
+///
+/// # Errors
+/// The number exceeds `i64::MAX`. Every count of commits and every token is smaller, so the log holds a wrong number.
+pub(crate) fn id_value(number: u64) -> Result<i64, LakeError> {
+    i64::try_from(number).map_err(|_| {
+        LakeError::Invalid(format!(
+            "cannot store {number} as the value of a transaction id: the Delta protocol allows at most {}; run \
+             `synclake verify`",
+            i64::MAX
+        ))
+    })
+}
+
 /// The content of the log at one version.
 #[derive(Debug, Default, Clone)]
 pub struct Transactions {

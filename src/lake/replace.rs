@@ -131,7 +131,7 @@ where
         let loaded = self.table.load(self.lake, Some(known.version)).await?;
         let loaded = loaded.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
         let living = snapshot::files(&store, &loaded).await?;
-        let ids = (self.ids)(i64::try_from(known.version + 1).unwrap_or(i64::MAX));
+        let ids = (self.ids)(log::id_value(known.version + 1)?);
         let draft = |removes| Draft { removes, adds: self.files.clone(), ids, replaces: Some(self.predicate.clone()) };
         Ok((self.select)(living).map(draft))
     }

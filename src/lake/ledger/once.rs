@@ -2,8 +2,9 @@
 
 use deltalake::kernel::Add;
 
-use super::{Ledger, new_token};
+use super::Ledger;
 use crate::lake::LakeError;
+use crate::lake::commit::new_token_value;
 
 impl Ledger {
     /// Returns whether a commit set this transaction id, as far as the log was read.
@@ -40,7 +41,7 @@ impl Ledger {
     /// As [`Ledger::commit`].
     pub async fn commit_once(&mut self, files: Vec<Add>, id: &str) -> Result<bool, LakeError> {
         self.refresh().await?;
-        let token = i64::try_from(new_token()).unwrap_or(i64::MAX);
+        let token = new_token_value();
         let failpoints = self.failpoints(&files);
         let free = |known: &crate::lake::log::Transactions| !known.ids.contains_key(id);
         let published = self.publish(files, vec![(id.to_owned(), token)], failpoints, free).await?;

@@ -1,7 +1,8 @@
 //! The state of a shard, and its encoding in transaction ids.
 
 use crate::ids::{SequenceNumber, ShardKey, StartAt};
-use crate::lake::log::Transactions;
+use crate::lake::LakeError;
+use crate::lake::log::{self, Transactions};
 
 const LIMB_DIGITS: usize = 18;
 
@@ -36,14 +37,17 @@ fn app_id(shard: &ShardKey) -> String {
 }
 
 /// Encodes the state of a shard as transaction ids.
-pub(crate) fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String, i64)> {
+///
+/// # Errors
+/// The epoch or the owner's token is no value of a transaction id.
+pub(crate) fn encode_state(shard: &ShardKey, state: &ShardState) -> Result<Vec<(String, i64)>, LakeError> {
     let id = app_id(shard);
     let from = match state.from {
         StartAt::TrimHorizon => 0,
         StartAt::Timestamp(ms) => ms.max(1),
     };
     let mut ids = vec![
-        (format!("{id}/owner"), i64::try_from(state.owner).unwrap_or(i64::MAX)),
+        (format!("{id}/owner"), log::id_value(state.owner)?),
         (format!("{id}/from"), from),
         (format!("{id}/read_to"), state.read_to_ms),
         (format!("{id}/parts"), state.parts_done),
@@ -55,8 +59,8 @@ pub(crate) fn encode_state(shard: &ShardKey, state: &ShardState) -> Vec<(String,
             (format!("{id}/seq{limb}"), part.parse().unwrap_or_default())
         }));
     }
-    ids.push((id, i64::try_from(state.epoch).unwrap_or(i64::MAX)));
-    ids
+    ids.push((id, log::id_value(state.epoch)?));
+    Ok(ids)
 }
 
 /// Decodes the state of a shard from the transaction ids of a log. Returns `None` if the log does not know the shard.
@@ -104,7 +108,7 @@ mod tests {
             let known = Transactions {
                 version: 1,
                 checkpoint: None,
-                ids: encode_state(&ShardKey::new("stream", "a").unwrap(), &state).into_iter().collect(),
+                ids: encode_state(&ShardKey::new("stream", "a").unwrap(), &state).unwrap().into_iter().collect(),
                 ..Transactions::default()
             };
             assert_eq!(decode_state(&known, &ShardKey::new("stream", "a").unwrap()), Some(state));

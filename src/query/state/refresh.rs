@@ -175,8 +175,8 @@ impl Run<'_> {
         report.files = report.files - removes.len() + adds.len();
         report.rows_written = adds.iter().filter_map(rows_of).sum();
         report.version = version + 1;
-        let id = |name: &str, version: u64| (name.to_owned(), i64::try_from(version).unwrap_or(i64::MAX));
-        let covers = vec![id(COVERS, self.reading.version), id(REFRESHED, version + 1)];
+        let id = |name: &str, version: u64| Ok::<_, LakeError>((name.to_owned(), log::id_value(version)?));
+        let covers = vec![id(COVERS, self.reading.version)?, id(REFRESHED, version + 1)?];
         failpoint::hit("refresh/before");
         let done = replace::commit_version(self.lake, Table::State, version + 1, removes, adds, covers).await?;
         failpoint::hit("refresh/after");
