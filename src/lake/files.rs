@@ -18,14 +18,14 @@ pub fn open(bytes: Bytes) -> Result<ParquetRecordBatchReaderBuilder<Bytes>, Parq
     ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options)
 }
 
-/// Returns the `add` action of a file.
-pub fn add(path: String, partition: &[(&str, String)], size: usize, now_ms: i64, statistics: Value) -> Add {
+/// Returns the `add` action of a file. The protocol stores the size as an i64.
+pub fn add(path: String, partition: &[(&str, String)], size: i64, now_ms: i64, statistics: Value) -> Add {
     let values: HashMap<String, Option<String>> =
         partition.iter().map(|(name, value)| ((*name).to_owned(), Some(value.clone()))).collect();
     Add {
         path,
         partition_values: values,
-        size: i64::try_from(size).unwrap_or(i64::MAX),
+        size,
         modification_time: now_ms,
         data_change: true,
         stats: Some(statistics.to_string()),

@@ -73,6 +73,14 @@ pub(crate) async fn encode(
         .map_err(|source| LakeError::Parquet { action: "encode", path: path.to_owned(), source })
 }
 
+// A buffer has at most `isize::MAX` bytes, so the cast in `add_size` loses nothing.
+const _: () = assert!(isize::BITS <= i64::BITS);
+
+/// Returns the size of a file as its `add` action holds it.
+fn add_size(bytes: &Bytes) -> i64 {
+    bytes.len() as i64
+}
+
 /// Writes an encoded file under a name that only this attempt can have, and returns the action that lists it.
 ///
 /// # Errors
@@ -84,7 +92,7 @@ pub(crate) async fn write(
     encoded: Encoded,
 ) -> Result<Add, LakeError> {
     let Encoded { bytes, statistics, sha256 } = encoded;
-    let size = bytes.len();
+    let size = add_size(&bytes);
     put(table, &path, bytes).await?;
     Ok(with_digest(add(path, values, size, Utc::now().timestamp_millis(), statistics), sha256))
 }
