@@ -10,7 +10,7 @@ use datafusion::execution::memory_pool::MemoryReservation;
 
 use super::names::{Hashing, Mark, Names, Step, text};
 use super::order::{OrderPrefix, column, order_prefixes, tie_breakers};
-use super::parts::{Numbers, Part, Place, named, tie_breakers_at};
+use super::parts::{INDEX_MAX, Numbers, Part, Place, index, named, tie_breakers_at};
 use super::tail::{Dataset, Entry, Tail};
 
 /// Upper bound of the bytes that a row takes beside its columns: as a change, as a sorted change, as an entry, and for
@@ -30,6 +30,8 @@ struct Change {
 /// Rows of the tail, while they are collected.
 pub(super) struct Intake {
     parts: Vec<Part>,
+    /// Rows of all parts.
+    rows: usize,
     /// Identities, by pool and name.
     identities: Numbers,
     /// Datasets by name alone, because most identities have datasets of the same names.
@@ -45,21 +47,22 @@ impl Intake {
     pub(super) fn new(memory: MemoryReservation) -> Self {
         let (identities, datasets) = (Numbers::default(), Numbers::default());
         let hasher = Hashing::default();
-        Self { parts: Vec::new(), identities, datasets, hasher, changes: Vec::new(), memory }
+        Self { parts: Vec::new(), rows: 0, identities, datasets, hasher, changes: Vec::new(), memory }
     }
 
-    /// Adds rows, which must have all columns of the order, and `op`. Returns `false` if the memory reservation fails;
-    /// the intake must then be discarded.
+    /// Adds rows, which must have all columns of the order, and `op`. Returns `false` if the memory reservation fails,
+    /// or the rows are too many for their indices; the intake must then be discarded.
     pub(super) fn push(&mut self, rows: RecordBatch) -> Result<bool> {
         let bytes = rows.get_array_memory_size() + rows.num_rows() * BYTES_OF_A_ROW;
-        if self.memory.try_grow(bytes).is_err() {
+        self.rows = self.rows.saturating_add(rows.num_rows());
+        let are_indexable = self.rows <= INDEX_MAX && self.parts.len() < INDEX_MAX;
+        if !are_indexable || self.memory.try_grow(bytes).is_err() {
             return Ok(false);
         }
         let rest = tie_breakers(&rows).ok_or_else(|| DataFusionError::Internal("rows without an order".to_owned()))?;
         let ops = cast(column(&rows, "op")?, &DataType::Utf8View)?;
         let (heads, count) = (order_prefixes(&rows)?, rows.num_rows());
-        // More than `u32::MAX` parts or rows do not fit into memory.
-        let part = u32::try_from(self.parts.len()).unwrap_or(u32::MAX);
+        let part = index(self.parts.len());
         self.parts.push(Part { names: Names::of(&rows)?, rest, rows });
         let names = &self.parts[part as usize].names;
         let mut changes = Vec::with_capacity(count);
@@ -89,24 +92,23 @@ impl Intake {
         let mut datasets_of = Vec::with_capacity(self.identities.known.len() + 1);
         let mut changes = self.by_identity();
         let (mut datasets, mut entries) = (Vec::new(), Vec::with_capacity(changes.len()));
-        let number = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         for of_identity in changes.chunk_by_mut(|a, b| a.identity == b.identity) {
-            datasets_of.push(number(datasets.len()));
+            datasets_of.push(index(datasets.len()));
             of_identity.sort_unstable_by(|a, b| self.by_name(a, b));
             for of_dataset in of_identity.chunk_by(|a, b| a.dataset == b.dataset) {
-                let first = number(entries.len());
+                let first = index(entries.len());
                 for of_key in of_dataset.chunk_by(|a, b| self.by_name(a, b).is_eq()) {
                     let latest = of_key.iter().max_by(|a, b| self.by_order(a, b));
-                    let dataset = number(datasets.len());
+                    let dataset = index(datasets.len());
                     entries.extend(latest.map(|&Change { key, at, head, .. }| Entry { dataset, key, at, head }));
                 }
                 let removals = of_dataset.iter().filter(|change| change.key.is_none());
                 let removal = removals.map(|change| change.head.moment()).max();
-                let (name, entries) = (of_dataset[0].dataset, (first, number(entries.len())));
+                let (name, entries) = (of_dataset[0].dataset, (first, index(entries.len())));
                 datasets.push(Dataset { name, entries, removal });
             }
         }
-        datasets_of.push(number(datasets.len()));
+        datasets_of.push(index(datasets.len()));
         let Self { parts, identities, datasets: names_of_datasets, hasher, memory, .. } = self;
         Tail { parts, identities, names_of_datasets, hasher, datasets_of, datasets, entries, memory }
     }

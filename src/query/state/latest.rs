@@ -76,11 +76,20 @@ struct Slot {
     row: u32,
 }
 
+/// The chunk of a group that has no row yet. It is no index.
 const NONE: u32 = u32::MAX;
 const EMPTY: Slot =
     Slot { head: OrderPrefix { sync_count: i64::MIN, modified: i64::MIN, arrived: i64::MIN }, chunk: NONE, row: 0 };
 /// Rows per chunk after compaction.
 const CHUNK_ROWS: usize = 8_192;
+
+/// Converts the index of a chunk, or of a row in its chunk or batch.
+fn index(number: usize) -> Result<u32> {
+    let index = u32::try_from(number).ok().filter(|index| *index != NONE);
+    index.ok_or_else(|| {
+        DataFusionError::Execution(format!("latest holds at most {NONE} chunks, and {NONE} rows in each"))
+    })
+}
 
 /// Positions of the tie-breaker columns among the arguments.
 const REST: std::ops::Range<usize> = PREFIX_COLUMNS..ORDER.len();
@@ -123,7 +132,7 @@ impl Groups {
         let heads = OrderPrefixes::of([column(values, 0)?, column(values, 1)?, column(values, 2)?])?;
         let rest = TieBreakers(&values[REST]);
         // Rows of this batch that go into the next chunk.
-        let chunk = u32::try_from(self.chunks.len()).unwrap_or(NONE);
+        let chunk = index(self.chunks.len())?;
         let mut chosen: Vec<u32> = Vec::with_capacity(groups.len());
         for (row, &group) in groups.iter().enumerate() {
             if filter.is_some_and(|f| f.is_null(row) || !f.value(row)) {
@@ -145,13 +154,13 @@ impl Groups {
             if order == Ordering::Less || order == Ordering::Equal {
                 continue;
             }
-            let row = u32::try_from(row).unwrap_or(NONE);
+            let row = index(row)?;
             let place = if slot.chunk == chunk {
                 chosen[slot.row as usize] = row;
                 slot.row
             } else {
                 chosen.push(row);
-                u32::try_from(chosen.len() - 1).unwrap_or(NONE)
+                index(chosen.len() - 1)?
             };
             self.slots[group] = Slot { head, chunk, row: place };
         }
@@ -192,7 +201,7 @@ impl Groups {
         let mut slots = std::mem::take(&mut self.slots);
         for slots in slots.chunks_mut(CHUNK_ROWS) {
             let columns = self.gather(slots, 0..self.types.len())?;
-            let chunk = u32::try_from(made.chunks.len()).unwrap_or(NONE);
+            let chunk = index(made.chunks.len())?;
             made.push(columns);
             for (row, slot) in (0..).zip(slots) {
                 (slot.chunk, slot.row) = (chunk, row);

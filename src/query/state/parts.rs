@@ -55,6 +55,15 @@ pub(super) struct Place {
     pub row: u32,
 }
 
+/// The most parts of a tail, and the most rows. A tail has no more names, datasets or entries than rows.
+pub(super) const INDEX_MAX: usize = u32::MAX as usize;
+
+/// Converts an index or a count of parts, rows, names, datasets or entries. The cast loses nothing, because
+/// `Intake::push` accepts at most [`INDEX_MAX`] of each.
+pub(super) fn index(number: usize) -> u32 {
+    number as u32
+}
+
 /// Returns the names of a part, and the row's index in them.
 pub(super) fn named(parts: &[Part], at: Place) -> (&Names, usize) {
     (&parts[at.part as usize].names, at.row as usize)
@@ -111,7 +120,7 @@ impl Numbers {
         let name = name_of(names, row);
         let hash = self.hasher.hash_one(&name);
         self.find_by_hash(hash, &name, parts, name_of).unwrap_or_else(|| {
-            let number = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
+            let number = index(self.known.len());
             self.known.push((hash, at));
             let known = &self.known;
             self.by_name.insert_unique(hash, number, |&number| known[number as usize].0);
