@@ -11,6 +11,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Bytes per permit.
 const UNIT: usize = 1024;
 
+/// Most permits of one reservation, because a semaphore gives out at most `u32::MAX` at a time. They stand for 4 TiB,
+/// far more than any read brings, so a reservation may saturate.
+const UNITS_MAX: usize = u32::MAX as usize;
+
 /// A shared budget.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -42,8 +46,7 @@ impl Budget {
 
     /// Waits until `bytes` (at most a quarter of the budget) are free, and reserves them.
     pub async fn reserve(&self, bytes: usize) -> Reservation {
-        let units = bytes.min(self.bytes / 4).div_ceil(UNIT).max(1);
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let units = bytes.min(self.bytes / 4).div_ceil(UNIT).clamp(1, UNITS_MAX) as u32;
         // The semaphore is never closed.
         Reservation { permit: self.permits.clone().acquire_many_owned(units).await.ok() }
     }

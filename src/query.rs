@@ -181,7 +181,7 @@ impl Limits {
             files.into_iter().fold((0_u64, 0_u64), |(rows, bytes), file| (rows + file.0, bytes.saturating_add(file.1)));
         let row_bytes = (bytes / rows.max(1)).saturating_mul(PACKED).max(1);
         let fit = self.memory_bytes as u64 / BATCHES_HELD / row_bytes;
-        let batch_rows = usize::try_from(fit).unwrap_or(usize::MAX).clamp(BATCH_ROWS_MIN, BATCH_ROWS);
+        let batch_rows = fit.clamp(BATCH_ROWS_MIN as u64, BATCH_ROWS as u64) as usize;
         Self { batch_rows, ..self.clone() }
     }
 }

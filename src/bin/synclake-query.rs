@@ -178,7 +178,8 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     };
     let mut limits = Limits::default();
     if let Some(bytes) = cli.memory {
-        limits.memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        limits.memory_bytes = usize::try_from(bytes)
+            .map_err(|_| Unusable(format!("--memory must be at most {} bytes on this machine", usize::MAX)))?;
     }
     // Only the matches know the order of the command line.
     let places = |flag| matches.indices_of(flag).into_iter().flatten();

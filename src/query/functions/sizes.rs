@@ -56,6 +56,12 @@ fn integers(array: &dyn Array) -> Vec<i64> {
     wide.as_primitive::<Int64Type>().iter().map(Option::unwrap_or_default).collect()
 }
 
+/// Converts a number of bytes. Saturation is right here: a measure is an upper bound, and `i64::MAX` bytes exceed every
+/// limit.
+fn saturated(bytes: usize) -> i64 {
+    bytes.min(i64::MAX as usize) as i64
+}
+
 /// Returns the integers of an argument.
 fn numbers(args: &[ColumnarValue], at: usize) -> Column {
     Column(args.get(at).and_then(array).map_or_else(|| vec![0], |array| integers(&array)))
@@ -68,11 +74,11 @@ fn of_array(array: &ArrayRef) -> Vec<i64> {
             length(array).map_or_else(|_| vec![0; array.len()], |lengths| integers(&lengths))
         }
         of => match of.primitive_width() {
-            Some(width) => vec![i64::try_from(width).unwrap_or(0); array.len()],
+            Some(width) => vec![saturated(width); array.len()],
             // Other types have no cheap size for a single row, so each row counts as the average.
             None => {
                 let bytes = array.to_data().get_slice_memory_size().unwrap_or_else(|_| array.get_array_memory_size());
-                vec![i64::try_from(bytes / array.len().max(1)).unwrap_or(i64::MAX); array.len()]
+                vec![saturated(bytes / array.len().max(1)); array.len()]
             }
         },
     }
@@ -184,7 +190,10 @@ fn ranged(args: &[ColumnarValue], rows: usize) -> u64 {
         let step = i128::from(at(&steps, row, 1));
         // A step of zero, or away from the end, makes an empty list.
         let count = if step == 0 { 0 } else { (span / step).max(-1) + 1 };
-        u64::try_from(count).unwrap_or(u64::MAX).saturating_mul(ELEMENT_BYTES)
+        // The widest range has one element more than `u64` can count; saturation is right for an upper bound. No count is
+        // negative.
+        let count = count.min(i128::from(u64::MAX)) as u64;
+        count.saturating_mul(ELEMENT_BYTES)
     })
 }
 
