@@ -1,4 +1,4 @@
--- Every change once, with the number of its copies. The latest copy stands for all.
+-- Each change once, with the number of its copies. The view returns the latest copy.
 SELECT
   pool, event_date, identity_pool_id, identity_id, dataset_name, operation, key, value, op, sync_count,
   last_modified_date, device_last_modified_date, event_sync_count, event_last_modified_date,

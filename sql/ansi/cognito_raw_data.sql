@@ -1,4 +1,4 @@
--- The predecessor's table under its own column names, so that its queries run unchanged.
+-- The table of the predecessor with its column names, so that queries for the predecessor run unchanged.
 SELECT
   identity_pool_id AS identitypoolid,
   identity_id AS identityid,

@@ -1,6 +1,7 @@
--- The live keys, each with its latest value, from all rows: exact to the newest version that is read.
--- Latest: highest sync_count, then latest server date, then latest arrival, then the sequence number as an integer; never
--- the device's clock. Live: the latest row is no remove, and no removal of the dataset is at or after it.
+-- The live keys, each with its latest value. The view reads all rows, so it is exact for the version that is read.
+-- Order of rows: sync_count, then server date, then arrival time, then sequence number as an integer. The order never
+-- uses the clock of a device.
+-- A key is live if its latest row is no `remove`, and no removal of its dataset is at or after that row.
 SELECT
   l.pool, l.identity_pool_id, l.identity_id, l.dataset_name, l.key, l.value, l.op, l.sync_count,
   l.last_modified_date, l.device_last_modified_date

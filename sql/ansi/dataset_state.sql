@@ -1,4 +1,4 @@
--- One row a dataset: how many keys are live, when it last changed, and whether it is removed.
+-- One row per dataset: the number of live keys, the last change, and whether the dataset is removed.
 SELECT
   c.pool, c.identity_pool_id, c.identity_id, c.dataset_name,
   coalesce(max(s.live_keys), 0) AS live_keys,

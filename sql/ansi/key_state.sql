@@ -1,5 +1,6 @@
--- The latest change of each key, removed keys included, and the latest removal of each dataset (a row without a key).
--- Computed from all rows, so exact to the newest version that is read. current_state defines latest and live.
+-- The latest change of each key, including removed keys, and the latest removal of each dataset (a row without a key).
+-- The view reads all rows, so it is exact for the version that is read. The comment on current_state defines the order
+-- of rows and live keys.
 SELECT
   l.pool, l.identity_pool_id, l.identity_id, l.dataset_name, l.key, l.value, l.op, l.sync_count,
   l.last_modified_date, l.device_last_modified_date,
@@ -29,7 +30,7 @@ FROM (
       ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
     ) AS removal_date
   FROM ${db}sync_records
-  -- A row without a key that is no removal marks an event without records: it changed nothing.
+  -- Excludes events without records. Such a row has no key and is no removal, and it changes nothing.
   WHERE key IS NOT NULL OR op = 'remove'
 ) l
 WHERE l.nth = 1

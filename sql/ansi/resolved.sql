@@ -1,5 +1,5 @@
--- Every change, and whether it is the latest change of its key (is_latest) and comes after every removal of its dataset
--- (is_after_removal).
+-- Every change, with two flags: is_latest marks the latest change of a key, and is_after_removal marks a change after
+-- every removal of its dataset.
 SELECT
   l.pool, l.identity_pool_id, l.identity_id, l.dataset_name, l.key, l.value, l.op, l.sync_count,
   l.last_modified_date, l.device_last_modified_date,
@@ -31,6 +31,6 @@ FROM (
       ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
     ) AS removal_date
   FROM ${db}sync_records
-  -- A row without a key that is no removal marks an event without records: it changed nothing.
+  -- Excludes events without records. Such a row has no key and is no removal, and it changes nothing.
   WHERE key IS NOT NULL OR op = 'remove'
 ) l

@@ -1,8 +1,10 @@
--- Athena over the plain Parquet files of sync_records, with partition projection: no crawler, no MSCK REPAIR. A query
--- must name its pool (WHERE pool = 'us-east-1_…'), because the projection of pool is "injected".
--- NOT EXACT: the Delta log is not read. Files that are being written, and files that a crashed worker left until the
--- next sweep, are read too. Views collapse their copies; counts of sync_records do not. Do not read the tables that are
--- rewritten (state, daily_state, quarantine) like this: replaced files stay until they are vacuumed.
+-- Athena over the plain Parquet files of sync_records, with partition projection. The table needs no crawler and no
+-- MSCK REPAIR. Each query must name its pool (WHERE pool = 'us-east-1_…'), because the projection type of pool is
+-- "injected".
+-- NOT EXACT: Athena reads the Parquet files without the Delta log. The result includes files that are not committed
+-- yet, and files that a crashed worker left behind, until a sweep deletes them. The views collapse the copies of a
+-- change. Counts of sync_records include the copies.
+-- Do not read state, daily_state or quarantine in this way. Their replaced files stay until a vacuum deletes them.
 CREATE DATABASE IF NOT EXISTS ${database};
 CREATE EXTERNAL TABLE IF NOT EXISTS ${db}sync_records (
   identity_pool_id string, identity_id string, dataset_name string, operation string, key string, value string,

@@ -1,4 +1,4 @@
--- Athena (engine version 3) over the Delta tables: exact, because the log is read.
+-- Athena (engine version 3) over the Delta tables: exact, because Athena reads the Delta log.
 CREATE DATABASE IF NOT EXISTS ${database};
 CREATE EXTERNAL TABLE IF NOT EXISTS ${db}sync_records LOCATION '${lake}/sync_records/' TBLPROPERTIES ('table_type' = 'DELTA');
 CREATE EXTERNAL TABLE IF NOT EXISTS ${db}state LOCATION '${lake}/state/' TBLPROPERTIES ('table_type' = 'DELTA');

@@ -1,4 +1,4 @@
--- DuckDB with its extension delta: exact, because the log is read.
+-- DuckDB with its extension delta: exact, because the extension reads the Delta log.
 INSTALL delta;
 LOAD delta;
 CREATE OR REPLACE VIEW sync_records AS SELECT * FROM delta_scan('${lake}/sync_records');

@@ -1,7 +1,8 @@
 -- Spark without Delta Lake, over the plain Parquet files of sync_records.
--- NOT EXACT: the Delta log is not read. Files that are being written, and files that a crashed worker left until the
--- next sweep, are read too. Views collapse their copies; counts of sync_records do not. Do not read the tables that are
--- rewritten (state, daily_state, quarantine) like this: replaced files stay until they are vacuumed.
+-- NOT EXACT: Spark reads the Parquet files without the Delta log. The result includes files that are not committed yet,
+-- and files that a crashed worker left behind, until a sweep deletes them. The views collapse the copies of a change.
+-- Counts of sync_records include the copies.
+-- Do not read state, daily_state or quarantine in this way. Their replaced files stay until a vacuum deletes them.
 CREATE DATABASE IF NOT EXISTS ${database};
 CREATE TABLE IF NOT EXISTS ${db}sync_records (
   identity_pool_id STRING, identity_id STRING, dataset_name STRING, operation STRING, key STRING, value STRING,

@@ -1,4 +1,5 @@
--- Spark with Delta Lake (io.delta:delta-spark): exact, because the log is read. The session time zone should be UTC.
+-- Spark with Delta Lake (io.delta:delta-spark): exact, because Spark reads the Delta log. Set the session time zone to
+-- UTC.
 CREATE DATABASE IF NOT EXISTS ${database};
 CREATE TABLE IF NOT EXISTS ${db}sync_records USING DELTA LOCATION '${lake}/sync_records';
 CREATE TABLE IF NOT EXISTS ${db}state USING DELTA LOCATION '${lake}/state';

@@ -1,4 +1,5 @@
--- Trino with its Delta Lake connector, in a catalog named delta (delta.register-table-procedure.enabled=true): exact.
+-- Trino with its Delta Lake connector: exact, because the connector reads the Delta log. The catalog must have the name
+-- delta and the setting delta.register-table-procedure.enabled=true.
 CREATE SCHEMA IF NOT EXISTS delta.${database};
 CALL delta.system.register_table(schema_name => '${database}', table_name => 'sync_records', table_location => '${lake}/sync_records');
 CALL delta.system.register_table(schema_name => '${database}', table_name => 'state', table_location => '${lake}/state');

@@ -1,17 +1,17 @@
--- Every change once. The stream delivers a change any number of times (bulk publishes, retries of the publisher). Copies
--- agree in identity, dataset, key, sync_count, op, value and day; the latest, by the order of resolved.sql, stands for
--- all, so that this view and the current state never tell different stories. `copies` counts them.
+-- Each change once. The stream can deliver copies of a change, by bulk publishes or by retries of the publisher. Copies
+-- agree in pool, day, identity, dataset, key, sync_count, op and value. The view returns the latest copy, in the order
+-- that resolved.sql defines, so it agrees with the current state. `copies` is the number of copies.
 SELECT
   pool, event_date, identity_pool_id, identity_id, dataset_name, operation, key, value, op, sync_count,
   last_modified_date, device_last_modified_date, event_sync_count, event_last_modified_date,
   shard_id, sequence_number, sub_sequence, record_index, arrived_at, extra, copies
 FROM (
-  -- Latest last: it has no successor, and its number is how many there are.
+  -- The order is ascending: the latest copy has no successor, and its row number is the number of copies.
   SELECT *,
     row_number() OVER latest_last AS copies,
     lead(sync_count) OVER latest_last AS another
   FROM sync_records
-  -- A row without a key that is no removal marks an event without records: it changed nothing.
+  -- Excludes events without records. Such a row has no key and is no removal, and it changes nothing.
   WHERE key IS NOT NULL OR op = 'remove'
   WINDOW latest_last AS (
     PARTITION BY pool, event_date, identity_id, dataset_name, key, sync_count, op, value

@@ -1,5 +1,5 @@
--- The predecessor's table under its own column names (Redshift folds names to lower case), so that its queries run
--- unchanged. Raw: copies of a change are here as often as they arrived.
+-- The table of the predecessor with its column names, so that queries for the predecessor run unchanged. The names are
+-- in lower case, as Redshift folds them. The view does not collapse the copies of a change.
 SELECT
   identity_pool_id AS identitypoolid,
   identity_id AS identityid,

@@ -1,9 +1,11 @@
--- What `synclake extract` wrote: for each extract_date the full state at the end of that day (kind = 'state'), the day's
--- net changes (kind = 'change'), and what late rows made different from an earlier extract of the day (kind = 'correction':
--- by key, the row that is live now, or a remove).
+-- The rows that `synclake extract` wrote. Each extract_date has three kinds of rows:
+-- 'state': the full state at the end of that day.
+-- 'change': the net changes of that day.
+-- 'correction': the keys that late rows changed since an earlier extract of that day. The row of a key is the row that
+-- is live now, or a `remove`.
 SELECT
   extract_date, pool, kind, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count,
   last_modified_date, device_last_modified_date
 FROM daily_state
--- Removed keys are kept for the next day's extract alone.
+-- Rows of the kind 'removed' serve only the extract of the next day.
 WHERE kind <> 'removed'

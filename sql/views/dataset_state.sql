@@ -1,5 +1,5 @@
--- One row a dataset: how many keys are live, when it last changed, and whether it is removed (there is a removal of the
--- whole dataset, and nothing after it).
+-- One row per dataset: the number of live keys, the last change, and whether the dataset is removed. A dataset is
+-- removed if it has a removal, and no change of a key comes after the latest removal.
 SELECT
   pool, identity_pool_id, identity_id, dataset_name,
   count(*) FILTER (WHERE is_after_removal AND op <> 'remove') AS live_keys,

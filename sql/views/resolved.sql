@@ -1,12 +1,17 @@
--- Every change with its fate: the one place that says which row of a key is the latest, and whether it is live.
+-- Every change, with two flags: is_latest marks the latest row of a key, and is_after_removal marks a row after every
+-- removal of its dataset. The other views in this folder use the same order.
 --
--- Latest: highest sync_count, then latest server date, then latest arrival (the stream's clock, then sequence
--- numbers as integers: by length, then by digits; alone they mean nothing across shards). Never the device's clock. A key is live if its latest row is no `remove` and no removal of
--- its dataset (a row without a key) is at or after it.
+-- Order of changes: sync_count, then server date, then arrival time by the clock of the stream, then sequence number,
+-- then position inside the record. Sequence numbers compare as integers, by length and then by digits. They follow the
+-- arrival time, because sequence numbers of different shards are not comparable. The order never uses the clock of a
+-- device.
+-- A key is live if its latest row is no `remove`, and no removal of its dataset is at or after that row. A removal of a
+-- dataset is a row without a key.
 --
--- One sort does it all, and nothing is held but the row before: removals of the dataset sort before its keys, the
--- latest of them first, so the first row of a dataset tells the removal; and the first row of a key is its latest.
--- (A pool's partition value stands for its id: they are the same thing in two spellings.)
+-- One sort suffices, and the window functions hold only the previous row. Removals of a dataset sort before its keys,
+-- and the latest removal comes first. So the first row of a dataset holds the latest removal, if there is one. The
+-- first row of a key is its latest row. The window uses `pool`, the pool as a partition value, because it identifies
+-- the same pool as identity_pool_id.
 SELECT
   pool, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count,
   last_modified_date, device_last_modified_date,
@@ -25,7 +30,7 @@ FROM (
     first_value(CASE WHEN key IS NULL THEN sync_count END) OVER latest_first AS removal_count,
     first_value(CASE WHEN key IS NULL THEN last_modified_date END) OVER latest_first AS removal_date
   FROM sync_records
-  -- A row without a key that is no removal marks an event without records: it changed nothing.
+  -- Excludes events without records. Such a row has no key and is no removal, and it changes nothing.
   WHERE key IS NOT NULL OR op = 'remove'
   WINDOW latest_first AS (
     PARTITION BY pool, identity_id, dataset_name
