@@ -114,4 +114,15 @@ mod tests {
             assert_eq!(decode_state(&known, &ShardKey::new("stream", "a").unwrap()), Some(state));
         }
     }
+
+    /// A state that does not fit is refused, because another value would name another epoch or owner.
+    #[test]
+    fn numbers_beyond_an_i64_are_refused() {
+        let shard = ShardKey::new("stream", "a").unwrap();
+        for (epoch, owner, fits) in [(i64::MAX as u64, 5, true), (1 << 63, 5, false), (3, u64::MAX, false)] {
+            let from = StartAt::TrimHorizon;
+            let state = ShardState { epoch, owner, position: None, from, read_to_ms: 0, parts_done: 0 };
+            assert_eq!(encode_state(&shard, &state).is_ok(), fits, "{epoch} {owner}");
+        }
+    }
 }
