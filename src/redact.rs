@@ -19,14 +19,17 @@ use std::borrow::Cow;
 use serde::de::IgnoredAny;
 use url::Url;
 
+mod units;
+mod urls;
+
+use units::{How, Unit, Units, named};
+
 /// Replacement of a secret.
 const CUT: &[u8] = b"REDACTED";
 /// Field that holds a presigned URL.
 const RECORDS_URL: &[u8] = b"kinesisSyncRecordsURL";
 /// Prefix of every parameter of a current presigned URL.
 const AMZ: &[u8] = b"x-amz-";
-/// Longest authority of a URL inside another URL.
-const AUTHORITY_MAX: usize = 512;
 /// Longest rest of a name that starts with [`AMZ`].
 const AMZ_TAIL_MAX: usize = 64;
 /// Key id parameter of older presigned URLs.
@@ -97,7 +100,7 @@ pub fn redact_url(url: &str) -> String {
 }
 
 /// Returns whether the name of the URL field occurs anywhere, in any spelling.
-pub(super) fn names_records_url(bytes: &[u8]) -> bool {
+pub(crate) fn names_records_url(bytes: &[u8]) -> bool {
     let mut units = Units::new(bytes);
     loop {
         if named(units, RECORDS_URL).is_some() {
@@ -120,161 +123,6 @@ fn utf16(bytes: &[u8]) -> Option<String> {
     };
     let units = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
     Some(char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
-}
-
-/// One character as the innermost parser sees it: an ASCII code, or a byte above ASCII for any other character.
-#[derive(Clone, Copy)]
-struct Unit {
-    char: u8,
-    /// Range of the bytes that encode the character.
-    start: usize,
-    end: usize,
-    /// Backslashes before the character. For a quote, the nesting depth of the JSON string that it opens or closes.
-    depth: usize,
-    how: How,
-}
-
-/// Encoding of a character, as far as it matters.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum How {
-    Raw,
-    Escaped,
-    Percent,
-}
-
-impl Unit {
-    fn is(self, char: u8) -> bool {
-        self.char == char && self.how != How::Percent
-    }
-
-    fn is_quote(self) -> bool {
-        self.is(b'"') || self.is(b'\'')
-    }
-
-    /// Returns whether `Url::parse` drops the character.
-    fn is_dropped(self) -> bool {
-        matches!(self.char, b'\t' | b'\n' | b'\r') && self.how != How::Percent
-    }
-
-    fn is_space(self) -> bool {
-        self.char.is_ascii_whitespace() && self.how == How::Raw
-    }
-
-    /// Returns whether the character closes a string that encloses the string of the quote `mark`.
-    fn closes_around(self, mark: Unit) -> bool {
-        self.closes(mark) && self.depth % (2 * mark.depth + 2) != mark.depth
-    }
-
-    /// Returns whether the character closes the string that `open` opened, or an enclosing one. (Nesting in a string
-    /// doubles the backslashes.)
-    fn closes(self, open: Unit) -> bool {
-        if !(self.is(open.char) || self.is(b'"')) {
-            return false;
-        }
-        let mut level = 1;
-        loop {
-            if self.depth % (2 * level) == level - 1 {
-                return true;
-            }
-            if level > open.depth {
-                return false;
-            }
-            level *= 2;
-        }
-    }
-}
-
-/// Iterator over the characters of a text. Undoes JSON escapes first, then percent-encoding, each as often as it was
-/// applied. Skips NUL, which is the other half of a character in UTF-16.
-#[derive(Clone, Copy)]
-struct Units<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Units<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
-    }
-
-    /// Returns the next character with JSON escapes undone.
-    fn unescaped(&mut self) -> Option<Unit> {
-        #[cfg(test)]
-        tests::STEPS.with(|steps| steps.set(steps.get() + 1));
-        let start = self.at + self.bytes[self.at..].iter().position(|b| *b != 0)?;
-        let first = self.bytes[start];
-        let unit = |char, end, depth, how| Unit { char, start, end, depth, how };
-        let unit = if first == b'\\' {
-            let run = self.bytes[start..].iter().take_while(|b| **b == b'\\').count();
-            let end = start + run;
-            match self.bytes.get(end) {
-                Some(quote @ (b'"' | b'\'')) => unit(*quote, end + 1, run, How::Escaped),
-                Some(b'/') => unit(b'/', end + 1, run, How::Escaped),
-                Some(b'n') if run % 2 == 1 => unit(b'\n', end + 1, run, How::Escaped),
-                Some(b'r') if run % 2 == 1 => unit(b'\r', end + 1, run, How::Escaped),
-                Some(b't') if run % 2 == 1 => unit(b'\t', end + 1, run, How::Escaped),
-                Some(b'u') => match self.bytes.get(end + 1..end + 5).and_then(code) {
-                    // A quote written as `\u0022` is content of the string: it is one level deeper than its backslashes
-                    // indicate.
-                    Some(code) => unit(u8::try_from(code).unwrap_or(0x80), end + 5, 2 * run - 1, How::Escaped),
-                    None => unit(b'/', end, run, How::Escaped),
-                },
-                // `Url::parse` treats a backslash as a slash.
-                _ => unit(b'/', end, run, How::Escaped),
-            }
-        } else {
-            unit(first, start + 1, 0, How::Raw)
-        };
-        self.at = unit.end;
-        Some(unit)
-    }
-}
-
-fn code(digits: &[u8]) -> Option<u16> {
-    let all = digits.iter().all(u8::is_ascii_hexdigit);
-    all.then(|| std::str::from_utf8(digits).ok().and_then(|text| u16::from_str_radix(text, 16).ok())).flatten()
-}
-
-impl Iterator for Units<'_> {
-    type Item = Unit;
-
-    fn next(&mut self) -> Option<Unit> {
-        let first = self.unescaped()?;
-        if first.char != b'%' {
-            return Some(first);
-        }
-        let mut rest = *self;
-        loop {
-            let mut ahead = rest;
-            let mut digit = || ahead.unescaped().and_then(|unit| char::from(unit.char).to_digit(16));
-            match (digit(), digit()) {
-                // `%25` is an encoded percent sign.
-                (Some(2), Some(5)) => rest = ahead,
-                (Some(high), Some(low)) => {
-                    *self = ahead;
-                    let char = u8::try_from(high * 16 + low).unwrap_or(0x80);
-                    return Some(Unit { char, end: ahead.at, how: How::Percent, ..first });
-                }
-                _ => break,
-            }
-        }
-        *self = rest;
-        Some(Unit { end: rest.at, ..first })
-    }
-}
-
-/// Returns the rest after `name` if `name` comes next, in letters of any case.
-fn named<'a>(mut units: Units<'a>, name: &[u8]) -> Option<Units<'a>> {
-    for (n, wanted) in name.iter().enumerate() {
-        let mut unit = units.next()?;
-        while n > 0 && unit.is_dropped() {
-            unit = units.next()?;
-        }
-        if !unit.char.eq_ignore_ascii_case(wanted) {
-            return None;
-        }
-    }
-    Some(units)
 }
 
 /// A range of the text, and its replacement.
@@ -475,28 +323,7 @@ impl<'a> Text<'a> {
         if let Some(name) = quote
             && (first.is(b'[') || first.is(b'{'))
         {
-            let mut depth = 1usize;
-            let mut open: Option<Unit> = None;
-            let mut end = units.bytes.len();
-            for unit in units {
-                if unit.closes_around(name) {
-                    end = unit.start;
-                    break;
-                }
-                match open {
-                    Some(mark) if unit.closes(mark) => open = None,
-                    Some(_) => {}
-                    None if unit.is_quote() => open = Some(unit),
-                    None if unit.is(b'[') || unit.is(b'{') => depth += 1,
-                    None if unit.is(b']') || unit.is(b'}') => depth -= 1,
-                    None => {}
-                }
-                if depth == 0 {
-                    end = unit.end;
-                    break;
-                }
-            }
-            return Cut { start: first.start, end, with: quoted(quote) };
+            return Cut { start: first.start, end: brackets_end(units, name), with: quoted(quote) };
         }
         match quote {
             // A JSON number or word.
@@ -550,137 +377,30 @@ impl<'a> Text<'a> {
             false => self.url_cut(here, |unit| unit.is_space() || unit.is_quote(), true),
         }
     }
+}
 
-    /// Returns the cut for a URL in text of this program: `scheme://…`, and whatever else `Url::parse` accepts as http.
-    fn url(&mut self, colon: Unit, after: Units<'a>, before: u64) -> Option<Cut> {
-        if self.kind != Kind::Text || colon.char != b':' || !(before as u8).is_ascii_alphanumeric() {
-            return None;
+/// Returns the end of an array or object whose opening bracket is before `units`, or of the string that contains the
+/// quote `name`, if that string ends first.
+fn brackets_end(units: Units<'_>, name: Unit) -> usize {
+    let mut depth = 1usize;
+    let mut open: Option<Unit> = None;
+    for unit in units {
+        if unit.closes_around(name) {
+            return unit.start;
         }
-        let is_http = before & 0xff_ffff_ffff == u64::from_be_bytes(*b"\0\0\0https")
-            || before & 0xffff_ffff == u64::from_be_bytes(*b"\0\0\0\0http");
-        let mut ahead = after;
-        let first = ahead.next()?;
-        let is_url = if is_http { !ends_text_url(first) } else { first.char == b'/' && ahead.next()?.char == b'/' };
-        if !is_url {
-            return None;
+        match open {
+            Some(mark) if unit.closes(mark) => open = None,
+            Some(_) => {}
+            None if unit.is_quote() => open = Some(unit),
+            None if unit.is(b'[') || unit.is(b'{') => depth += 1,
+            None if unit.is(b']') || unit.is(b'}') => depth -= 1,
+            None => {}
         }
-        self.url_cut(after, ends_text_url, false)
+        if depth == 0 {
+            return unit.end;
+        }
     }
-
-    /// Cuts user name, password, parameters, query and fragment out of a URL. `units` starts at the scheme, or after
-    /// its colon.
-    fn url_cut(&mut self, units: Units<'_>, ends: impl Fn(Unit) -> bool, has_scheme: bool) -> Option<Cut> {
-        let start = units.at;
-        let mut place = if has_scheme { Place::Scheme } else { Place::Slashes };
-        let mut end = units.bytes.len();
-        // Start of the authority; end of the last `@` in the authority; the sign after which everything is secret.
-        let (mut authority, mut at, mut tail) = (start, None, None);
-        // Next `@` of the authority, once searched.
-        let mut next_at = start;
-        // Inside a URL that was already scanned, only the start of this URL can hold a secret.
-        let units_max = if start < self.quiet_until { AUTHORITY_MAX } else { usize::MAX };
-        // Whether `tail` is a parameter name. The only reason to write such a name into a path is to hide it.
-        let mut is_name = false;
-        for (n, unit) in units.enumerate() {
-            if ends(unit) {
-                end = unit.start;
-                break;
-            }
-            if tail.is_none() && is_parameter(Units { at: unit.start, ..units }, unit) {
-                // Before the path, the name may be part of a password: then everything but the scheme is cut.
-                let from = if matches!(place, Place::Path) {
-                    unit.start
-                } else {
-                    at = None;
-                    authority
-                };
-                (tail, is_name) = (Some(Unit { start: from, ..unit }), true);
-                continue;
-            }
-            if n >= units_max && tail.is_none() && at.is_none() {
-                return None;
-            }
-            if tail.is_some() || unit.is_dropped() {
-                continue;
-            }
-            let opens_tail = match unit.char {
-                // An encoded `?` in a path would be harmless, but the only reason to write it is to hide a query.
-                b'?' => true,
-                b'#' | b';' => unit.how != How::Percent,
-                _ => false,
-            };
-            match (place, unit.char) {
-                (Place::Scheme, b':') => place = Place::Slashes,
-                (Place::Scheme | Place::Authority, b'/') => place = Place::Path,
-                (Place::Slashes, b'/') => {}
-                (Place::Slashes, _) => {
-                    (authority, place) = (unit.start, Place::Authority);
-                    tail = opens_tail.then_some(unit);
-                }
-                (Place::Authority, b'@') if unit.how != How::Percent => at = Some(unit.end),
-                // A password may contain `;`. Without a later `@`, the `;` ends the host.
-                (Place::Authority, b';') if opens_tail => {
-                    if unit.start >= next_at {
-                        let mut ahead = Units { at: unit.end, ..units };
-                        let found = ahead.find(|unit| ends(*unit) || matches!(unit.char, b'@' | b'/' | b'?' | b'#'));
-                        next_at = found.filter(|unit| unit.is(b'@')).map_or(0, |unit| unit.start);
-                    }
-                    tail = (unit.start >= next_at).then_some(unit);
-                }
-                _ => tail = opens_tail.then_some(unit),
-            }
-        }
-        // In text of this program, trailing punctuation is not part of the URL.
-        while !has_scheme && end > start && matches!(self.bytes[end - 1], b':' | b',' | b'.' | b')') {
-            end -= 1;
-        }
-        // A sign at the very end hides nothing.
-        let tail: Option<Unit> = tail.filter(|sign: &Unit| sign.end < end);
-        if at.is_none() && tail.is_none() {
-            self.quiet_until = self.quiet_until.max(end);
-            return None;
-        }
-        let head = tail.map_or(end, |sign| sign.start);
-        let mut with = Vec::new();
-        if let Some(at) = at {
-            with.extend_from_slice(&self.bytes[start..authority]);
-            with.extend_from_slice(CUT);
-            with.push(b'@');
-            with.extend_from_slice(&self.bytes[at..head]);
-        } else {
-            with.extend_from_slice(&self.bytes[start..head]);
-        }
-        if let Some(sign) = tail {
-            if !is_name {
-                with.push(sign.char);
-            }
-            with.extend_from_slice(CUT);
-        }
-        Some(Cut { start, end, with })
-    }
-}
-
-/// Returns whether the name of a secret parameter and its `=` start here.
-fn is_parameter(here: Units<'_>, first: Unit) -> bool {
-    let after = match first.char.to_ascii_lowercase() {
-        b'x' => named(here, AMZ).map(amz_tail),
-        b'a' => named(here, KEY_ID),
-        _ => None,
-    };
-    after.is_some_and(|mut after| after.next().is_some_and(|unit| unit.char == b'='))
-}
-
-/// Part of a URL.
-#[derive(Clone, Copy)]
-enum Place {
-    Scheme,
-    Slashes,
-    Authority,
-    Path,
-}
-
-fn ends_text_url(unit: Unit) -> bool {
-    unit.is_space() || unit.is(b'"') || unit.is(b'<') || unit.is(b'>') || unit.is(b'`')
+    units.bytes.len()
 }
 
 /// Returns whether the quote before `units` opens a string, and does not close the string that contains the name.

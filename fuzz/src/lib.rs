@@ -13,8 +13,12 @@ pub mod decode {
     pub use rows::{Event, Flags, Row, decode, decode_with, payload_url, write_extra};
 }
 
-#[path = "../../src/redact.rs"]
-pub mod redact;
+// An inline module, because a file that `path` names looks for its modules beside itself, not in `redact`.
+#[path = "../../src"]
+mod sources {
+    pub mod redact;
+}
+pub use sources::redact;
 
 #[path = "../../src/payload/policy.rs"]
 pub mod policy;
