@@ -1,7 +1,8 @@
 //! The keeper: renews leases, takes and asks for those that are due, and gives back those that are no longer wanted.
 //!
 //! The keeper shares two values with the ingest loop: `Wishes` (what the loop wants) and [`View`] (what this worker
-//! holds). Both are states and not events, so that nothing queues up and nothing is missed.
+//! holds). Both are states and not events, so that nothing queues up and nothing is missed. The thread of the keeper
+//! reads the first and writes the second, in rounds (`round.rs`).
 //!
 //! # Handoff
 //! A worker with too few leases writes its name into a lease of the busiest worker. The owner sees the name at its next
@@ -11,23 +12,22 @@
 //! # Cancellation
 //! [`Keeper::close`] gives every lease back and ends the thread.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{Notify, oneshot, watch};
 
-use super::plan::{self, Lease, Observed};
-use super::table::{LeaseTable, Updated};
-use super::{LeaseOptions, checkpoint_word};
+use super::LeaseOptions;
+use super::plan::Lease;
+use super::table::LeaseTable;
 use crate::aws::AwsSettings;
 use crate::ids::{SequenceNumber, ShardKey, incarnation_of};
 use crate::source::SourceError;
-use crate::timeouts::{LEASE_CALL_TIMEOUT_MIN, LEASE_CLOSE_TIMEOUT, LEASE_ROUND_MIN};
+use crate::timeouts::{LEASE_CALL_TIMEOUT_MIN, LEASE_CLOSE_TIMEOUT};
 
-/// Concurrent calls to the table, at most.
-const RENEWALS: usize = 16;
+mod round;
+
+use round::Round;
 
 /// A shard that may be read now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -247,223 +247,10 @@ fn is_of_earlier(lease: &Lease, stream: &str, options: &LeaseOptions) -> bool {
     then < now && lease.lake.as_ref() == Some(&options.lake)
 }
 
-/// The state of the thread.
-struct Round {
-    options: LeaseOptions,
-    refused: Option<String>,
-    table: LeaseTable,
-    stream: String,
-    worker: String,
-    failover: Duration,
-    observed: Observed,
-    held: BTreeMap<ShardKey, Lease>,
-    view: watch::Sender<View>,
-    told: BTreeMap<ShardKey, SequenceNumber>,
-}
-
-impl Round {
-    fn new(table: LeaseTable, stream: String, options: LeaseOptions, view: watch::Sender<View>) -> Self {
-        let (worker, failover) = (options.worker.clone(), options.failover);
-        let observed = Observed::new(failover);
-        let (held, told) = (BTreeMap::new(), BTreeMap::new());
-        Self { options, refused: None, table, stream, worker, failover, observed, held, view, told }
-    }
-
-    async fn keep(mut self, wished: watch::Receiver<Wishes>, nudge: Arc<Notify>) {
-        loop {
-            let began = Instant::now();
-            let wishes = wished.borrow().clone();
-            if wishes.closing || wished.has_changed().is_err() {
-                self.give_back_all(&wishes).await;
-                return;
-            }
-            self.give_back(&wishes).await;
-            self.renew(&wishes).await;
-            match self.take(&wishes).await {
-                Ok(table) => self.show(table),
-                Err(error) => {
-                    tracing::warn!(error = %error, "cannot read the lease table; this worker keeps its leases");
-                    let before = self.view.borrow().clone();
-                    self.show(before);
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep((self.failover / 3).saturating_sub(began.elapsed())) => {}
-                () = nudge.notified() => tokio::time::sleep(LEASE_ROUND_MIN.saturating_sub(began.elapsed())).await,
-            }
-        }
-    }
-
-    /// Publishes the leases that are held now, with what is known of the table.
-    fn show(&self, table: View) {
-        let standing = |lease: &Lease| if lease.asked_by.is_some() { Standing::Asked } else { Standing::Held };
-        let standing = self.held.iter().map(|(shard, lease)| (shard.clone(), standing(lease))).collect();
-        let view = View { standing, refused: self.refused.clone(), ..table };
-        self.view.send_if_modified(|shown| {
-            let news = *shown != view;
-            *shown = view;
-            news
-        });
-    }
-
-    async fn renew(&mut self, wishes: &Wishes) {
-        let table = &self.table;
-        let told = &self.told;
-        let jobs = self.held.values().cloned().filter_map(|lease| {
-            let shard = ShardKey::new(&self.stream, &lease.key)?;
-            let reached = wishes.reached.get(&shard).filter(|r| told.get(&shard) != Some(*r)).cloned();
-            Some(async move {
-                let checkpoint = reached.as_ref().map(|r| checkpoint_word(Some(r)));
-                let mut renewed = table.renew(&lease, checkpoint).await;
-                if matches!(renewed, Ok(Updated::Refused)) {
-                    // An earlier renewal of this process, whose answer was lost, may be the cause: only the owner
-                    // counts its lease up.
-                    match table.get(&lease.key).await {
-                        Ok(Some(now)) if table.is_doubled(&now) => return (shard, reached, Ok(None)),
-                        Ok(Some(now)) if now.owner == lease.owner => renewed = table.renew(&now, checkpoint).await,
-                        Ok(_) => {}
-                        Err(error) => renewed = Err(error),
-                    }
-                }
-                (shard, reached, renewed.map(Some))
-            })
-        });
-        let done: Vec<_> = futures::stream::iter(jobs.collect::<Vec<_>>()).buffer_unordered(RENEWALS).collect().await;
-        for (shard, reached, renewed) in done {
-            match renewed {
-                Ok(None) => {
-                    self.refused = Some(format!(
-                        "another worker has the same --worker-id {}; give each worker a different one, or none",
-                        self.worker
-                    ));
-                    self.held.remove(&shard);
-                }
-                Ok(Some(Updated::Done(lease))) => {
-                    if let Some(reached) = reached {
-                        self.told.insert(shard.clone(), reached);
-                    }
-                    match lease.is_ended() {
-                        true => drop(self.held.remove(&shard)),
-                        false => drop(self.held.insert(shard, lease)),
-                    }
-                }
-                Ok(Some(Updated::Refused)) => {
-                    tracing::info!(shard = %shard, "the lease belongs to another worker now");
-                    self.held.remove(&shard);
-                }
-                Err(error) => {
-                    tracing::warn!(shard = %shard, error = %error, "cannot renew the lease; it stays held here");
-                }
-            }
-        }
-    }
-
-    /// Reads the whole table, adds missing leases, and takes due ones. Returns what it saw of other workers' leases.
-    async fn take(&mut self, wishes: &Wishes) -> Result<View, SourceError> {
-        let is_earlier = |lease: &Lease| is_of_earlier(lease, &self.stream, &self.options);
-        let (earlier, mut leases): (Vec<_>, Vec<_>) = self.table.scan().await?.into_iter().partition(is_earlier);
-        for lease in &earlier {
-            self.table.forget(lease).await?;
-        }
-        self.refused = self.refused.take().or_else(|| foreign(&leases, &self.stream, &self.options));
-        if self.refused.is_some() {
-            return Ok(self.view.borrow().clone());
-        }
-        let known: HashSet<&str> = leases.iter().map(|lease| lease.key.as_str()).collect();
-        let missing: Vec<_> = wishes.offered.iter().filter(|(shard, _)| !known.contains(shard.shard())).collect();
-        if !missing.is_empty() {
-            let (table, stream) = (&self.table, self.stream.as_str());
-            let jobs = missing.into_iter().map(|(shard, offer)| async move {
-                let word = checkpoint_word(wishes.reached.get(shard));
-                table.create_lease(stream, shard.shard(), &offer.parents, word).await
-            });
-            let jobs: Vec<_> = jobs.collect();
-            futures::stream::iter(jobs).buffer_unordered(RENEWALS).try_collect::<()>().await?;
-            leases = self.table.scan().await?;
-        }
-        let now = Instant::now();
-        self.observed.note(&leases, now);
-        for lease in &leases {
-            let Some(shard) = ShardKey::new(&self.stream, &lease.key) else { continue };
-            // Another worker handed the lease over, or this worker took it by an update whose answer was lost.
-            if lease.owner.as_deref() == Some(self.worker.as_str()) && !lease.is_ended() {
-                self.held.entry(shard.clone()).or_insert_with(|| lease.clone());
-            }
-            if lease.is_ended() && !wishes.listed.is_empty() && !wishes.listed.contains(&shard) {
-                self.table.delete_lease(&lease.key).await?;
-            }
-        }
-        let plan = plan::plan(&leases, &self.observed, &self.worker, now, &mut rand::rng());
-        for lease in plan.take {
-            let Some(shard) = ShardKey::new(&self.stream, &lease.key) else { continue };
-            if wishes.give_back.contains(&shard) {
-                continue;
-            }
-            match self.table.take(&lease).await? {
-                Updated::Done(lease) => {
-                    tracing::info!(shard = %shard, "took the lease");
-                    self.held.insert(shard, lease);
-                }
-                // Another worker was faster.
-                Updated::Refused => {}
-            }
-        }
-        if let Some(lease) = plan.ask
-            && let Updated::Done(lease) = self.table.ask(&lease).await?
-        {
-            tracing::info!(shard = lease.key, owner = lease.owner, "asked for the lease");
-        }
-        let held: BTreeSet<&str> = self.held.values().map(|lease| lease.key.as_str()).collect();
-        let others = leases.iter().filter(|l| !l.is_ended() && !held.contains(l.key.as_str()));
-        let (free, owned): (Vec<_>, Vec<_>) = others.partition(|l| self.observed.is_free(l, now));
-        let doubtful = owned.iter().filter(|l| !self.observed.is_kept(l, now)).count();
-        let ended =
-            leases.iter().filter(|l| l.is_ended()).filter_map(|l| ShardKey::new(&self.stream, &l.key)).collect();
-        let (unread, offers) = (free.len(), wishes.offers);
-        Ok(View { standing: BTreeMap::new(), seen: true, unread, doubtful, offers, ended, refused: None })
-    }
-
-    async fn give_back(&mut self, wishes: &Wishes) {
-        for shard in &wishes.give_back {
-            let Some(lease) = self.held.get(shard).cloned() else { continue };
-            let word = wishes.reached.get(shard).map(|r| checkpoint_word(Some(r)));
-            match self.table.give_back(&lease, word).await {
-                Ok(updated) => {
-                    match updated {
-                        Updated::Done(_) => {
-                            tracing::info!(shard = %shard, to = lease.asked_by, "gave the lease back");
-                        }
-                        Updated::Refused => {
-                            tracing::info!(shard = %shard, "another worker took the lease before it was given back");
-                        }
-                    }
-                    self.held.remove(shard);
-                    self.told.remove(shard);
-                }
-                Err(error) => {
-                    tracing::warn!(shard = %shard, error = %error, "cannot give the lease back, trying again");
-                }
-            }
-        }
-    }
-
-    async fn give_back_all(&mut self, wishes: &Wishes) {
-        let table = &self.table;
-        let jobs = self.held.iter().map(|(shard, lease)| {
-            let word = wishes.reached.get(shard).map(|r| checkpoint_word(Some(r)));
-            async move {
-                if let Err(error) = table.give_back(lease, word).await {
-                    tracing::warn!(shard = %shard, error = %error, "cannot give the lease back; it expires by itself");
-                }
-            }
-        });
-        futures::stream::iter(jobs.collect::<Vec<_>>()).buffer_unordered(RENEWALS).collect::<Vec<()>>().await;
-        self.held.clear();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::source::leases::table::tests::table_at;
 
