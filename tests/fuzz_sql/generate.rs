@@ -9,148 +9,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::lake::literals;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Type {
-    Int,
-    Text,
-    Bool,
-    Date,
-    Time,
-}
-use Type::{Bool, Date, Int, Text, Time};
+mod relations;
 
-type Columns = &'static [(&'static str, Type)];
-
-const RECORDS: Columns = &[
-    ("pool", Text),
-    ("event_date", Date),
-    ("identity_id", Text),
-    ("dataset_name", Text),
-    ("operation", Text),
-    ("key", Text),
-    ("value", Text),
-    ("op", Text),
-    ("sync_count", Int),
-    ("last_modified_date", Time),
-    ("device_last_modified_date", Time),
-    ("event_sync_count", Int),
-    ("shard_id", Text),
-    ("record_index", Int),
-    ("extra", Text),
-];
-const CHANGES: Columns = &[
-    ("pool", Text),
-    ("event_date", Date),
-    ("identity_id", Text),
-    ("dataset_name", Text),
-    ("key", Text),
-    ("value", Text),
-    ("op", Text),
-    ("sync_count", Int),
-    ("last_modified_date", Time),
-    ("event_sync_count", Int),
-    ("copies", Int),
-];
-const STATE: Columns = &[
-    ("pool", Text),
-    ("identity_pool_id", Text),
-    ("identity_id", Text),
-    ("dataset_name", Text),
-    ("key", Text),
-    ("value", Text),
-    ("op", Text),
-    ("sync_count", Int),
-    ("last_modified_date", Time),
-    ("device_last_modified_date", Time),
-];
-const KEYS: Columns = &[
-    ("pool", Text),
-    ("identity_id", Text),
-    ("dataset_name", Text),
-    ("key", Text),
-    ("value", Text),
-    ("op", Text),
-    ("sync_count", Int),
-    ("last_modified_date", Time),
-    ("is_after_removal", Bool),
-    ("record_index", Int),
-];
-const RESOLVED: Columns = &[
-    ("pool", Text),
-    ("identity_id", Text),
-    ("dataset_name", Text),
-    ("key", Text),
-    ("value", Text),
-    ("op", Text),
-    ("sync_count", Int),
-    ("is_dataset_removal", Bool),
-    ("is_latest", Bool),
-    ("is_after_removal", Bool),
-];
-const DATASETS: Columns = &[
-    ("pool", Text),
-    ("identity_id", Text),
-    ("dataset_name", Text),
-    ("live_keys", Int),
-    ("sync_count", Int),
-    ("last_modified_date", Time),
-    ("removed", Bool),
-];
-const DAILY: Columns = &[
-    ("pool", Text),
-    ("event_date", Date),
-    ("identity_id", Text),
-    ("dataset_name", Text),
-    ("key", Text),
-    ("value", Text),
-    ("op", Text),
-    ("sync_count", Int),
-    ("last_modified_date", Time),
-    ("changes_in_day", Int),
-];
-const RAW: Columns = &[
-    ("identitypoolid", Text),
-    ("identityid", Text),
-    ("datasetname", Text),
-    ("key", Text),
-    ("value", Text),
-    ("op", Text),
-    ("synccount", Int),
-    ("lastmodifieddate", Time),
-];
-const EXTRACT: Columns = &[
-    ("extract_date", Date),
-    ("pool", Text),
-    ("kind", Text),
-    ("identity_id", Text),
-    ("dataset_name", Text),
-    ("key", Text),
-    ("value", Text),
-    ("op", Text),
-    ("sync_count", Int),
-    ("last_modified_date", Time),
-];
-const QUARANTINE: Columns = &[("arrived_date", Date), ("stream", Text), ("shard_id", Text), ("reason", Text)];
-
-/// Relations to query; the more important ones are listed more than once, so they are picked more often.
-const RELATIONS: [(&str, Columns); 16] = [
-    ("sync_records", RECORDS),
-    ("sync_records", RECORDS),
-    ("sync_records", RECORDS),
-    ("changes", CHANGES),
-    ("changes", CHANGES),
-    ("current_state", STATE),
-    ("current_state", STATE),
-    ("key_state", KEYS),
-    ("resolved", RESOLVED),
-    ("dataset_state", DATASETS),
-    ("daily_changes", DAILY),
-    ("cognito_raw_data", RAW),
-    ("daily_extract", EXTRACT),
-    ("daily_state", EXTRACT),
-    ("state", STATE),
-    ("quarantine", QUARANTINE),
-];
+use relations::Type::{self, Bool, Date, Int, Text, Time};
+use relations::{CHANGES, Columns, RECORDS, RELATIONS, STATE};
 
 /// A query and the properties that the oracles check.
 pub(super) struct Query {
@@ -293,38 +155,15 @@ impl Generator {
         (sql, t)
     }
 
+    /// Returns a condition; `depth` limits how deep conditions nest.
     fn predicate(&mut self, of: &[Relation], depth: usize) -> String {
         let deeper = depth.saturating_sub(1);
         let choice = if depth == 0 { self.below(6) } else { self.below(19) };
         let Some((column, name, t)) = self.column(of, None) else { return "true".to_owned() };
         match choice {
-            0 | 1 | 6 => {
-                let compare = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
-                let literal = self.literal(name, t);
-                match t {
-                    Time => format!("cast({column} as timestamp) {compare} {literal}"),
-                    Bool => column,
-                    _ => format!("{column} {compare} {literal}"),
-                }
-            }
+            0 | 1 | 6 => self.comparison(column, name, t),
             2 => format!("{column} is {}null", self.pick(&["", "not "])),
-            3 => {
-                let not = self.pick(&["", "not "]);
-                let Some((column, name, _)) = self.column(of, Some(Text)) else { return "true".to_owned() };
-                let mut list: Vec<String> = (0..1 + self.below(3)).map(|_| self.literal(name, Text)).collect();
-                if self.chance(0.3) {
-                    list.push("null".to_owned());
-                }
-                if self.chance(0.3) {
-                    list.extend(self.column(of, Some(Text)).map(|(other, ..)| other));
-                }
-                if self.chance(0.3) {
-                    let other = self.literal(name, Text);
-                    let how = self.pick(&["and", "or"]);
-                    return format!("({column} {not}in ({}) {how} {column} in ('name', {other}))", list.join(", "));
-                }
-                format!("{column} {not}in ({})", list.join(", "))
-            }
+            3 => self.membership(of),
             4 => match self.column(of, Some(Text)) {
                 Some((column, ..)) => {
                     let pattern = self.pick(&["a%", "%e", "_", "%_00b%", "us-east%", "", "%"]);
@@ -359,34 +198,62 @@ impl Generator {
                     null => format!("({} {} {null})", self.predicate(of, deeper), self.pick(&["and", "or"])),
                 }
             }
-            // Only the values of the key `score` are integers: an engine that casts another value has ignored the
-            // guard.
-            15 => {
-                match of.iter().find(|r| r.columns.contains(&("value", Text)) && r.columns.contains(&("key", Text))) {
-                    Some(r) => {
-                        let (alias, than) = (&r.alias, self.below(60));
-                        let guard = format!("{alias}.key = 'score'");
-                        match self.below(2) {
-                            0 => format!("case when {guard} then cast({alias}.value as bigint) > {than} end"),
-                            _ => format!(
-                                "({guard} and {alias}.value is not null and cast({alias}.value as bigint) > {than})"
-                            ),
-                        }
-                    }
-                    None => format!("{column} is not null"),
-                }
-            }
-            // Comparisons of intervals take a month as 30 days and a day as 24 hours.
-            16 => match (self.column(of, Some(Time)), self.column(of, Some(Time))) {
-                (Some((later, ..)), Some((earlier, ..))) => {
-                    let compare = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
-                    let (count, unit) = (self.below(12), self.pick(&["hours", "days", "months", "minutes"]));
-                    format!("({later} - {earlier}) {compare} interval '{count} {unit}'")
-                }
-                _ => format!("{column} is not null"),
-            },
+            15 => self.guarded_cast(of).unwrap_or_else(|| format!("{column} is not null")),
+            16 => self.interval(of).unwrap_or_else(|| format!("{column} is not null")),
             _ => self.subquery(of),
         }
+    }
+
+    /// Returns a comparison of a column with a literal.
+    fn comparison(&mut self, column: String, name: &str, t: Type) -> String {
+        let compare = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
+        let literal = self.literal(name, t);
+        match t {
+            Time => format!("cast({column} as timestamp) {compare} {literal}"),
+            Bool => column,
+            _ => format!("{column} {compare} {literal}"),
+        }
+    }
+
+    /// Returns an IN list, or two of them on one column.
+    fn membership(&mut self, of: &[Relation]) -> String {
+        let not = self.pick(&["", "not "]);
+        let Some((column, name, _)) = self.column(of, Some(Text)) else { return "true".to_owned() };
+        let mut list: Vec<String> = (0..1 + self.below(3)).map(|_| self.literal(name, Text)).collect();
+        if self.chance(0.3) {
+            list.push("null".to_owned());
+        }
+        if self.chance(0.3) {
+            list.extend(self.column(of, Some(Text)).map(|(other, ..)| other));
+        }
+        if self.chance(0.3) {
+            let other = self.literal(name, Text);
+            let how = self.pick(&["and", "or"]);
+            return format!("({column} {not}in ({}) {how} {column} in ('name', {other}))", list.join(", "));
+        }
+        format!("{column} {not}in ({})", list.join(", "))
+    }
+
+    /// Returns a cast of a value behind a guard, if a relation has keys and values. Only the values of the key `score`
+    /// are integers: an engine that casts another value has ignored the guard.
+    fn guarded_cast(&mut self, of: &[Relation]) -> Option<String> {
+        let r = of.iter().find(|r| r.columns.contains(&("value", Text)) && r.columns.contains(&("key", Text)))?;
+        let (alias, than) = (&r.alias, self.below(60));
+        let guard = format!("{alias}.key = 'score'");
+        Some(match self.below(2) {
+            0 => format!("case when {guard} then cast({alias}.value as bigint) > {than} end"),
+            _ => format!("({guard} and {alias}.value is not null and cast({alias}.value as bigint) > {than})"),
+        })
+    }
+
+    /// Returns a comparison of an interval between two times, if a relation has times. Comparisons of intervals take a
+    /// month as 30 days and a day as 24 hours.
+    fn interval(&mut self, of: &[Relation]) -> Option<String> {
+        let (later, earlier) = (self.column(of, Some(Time)), self.column(of, Some(Time)));
+        let ((later, ..), (earlier, ..)) = (later?, earlier?);
+        let compare = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
+        let (count, unit) = (self.below(12), self.pick(&["hours", "days", "months", "minutes"]));
+        Some(format!("({later} - {earlier}) {compare} interval '{count} {unit}'"))
     }
 
     fn subquery(&mut self, of: &[Relation]) -> String {
