@@ -207,28 +207,81 @@ impl Visitor for Finder<'_> {
 }
 
 impl Finder<'_> {
-    fn function(&self, f: &Function) -> Found {
-        let shown = f.name.to_string();
+    fn function(&self, function: &Function) -> Found {
+        let call = Call::new(function)?;
+        let name = call.name.as_str();
+        if self.functions.udf(name).is_ok() || ["unnest", "unnest_outer"].contains(&name) {
+            call.refuse_clauses()?;
+        }
         absent(
-            !matches!(f.parameters, FunctionArguments::None),
+            call.distinct && (NO_DISTINCT.contains(&name) || name.starts_with("regr_")),
+            &format!("DISTINCT has no effect on {name}; select the distinct rows first"),
+        )?;
+        match &function.over {
+            None => ControlFlow::Continue(()),
+            Some(over) => self.window(&call, over),
+        }
+    }
+
+    /// Refuses what a call with OVER would ignore.
+    fn window(&self, call: &Call<'_>, over: &WindowType) -> Found {
+        let name = call.name.as_str();
+        if let WindowType::WindowSpec(spec) = over {
+            absent(
+                spec.window_name.is_some(),
+                "OVER (name …) does not inherit the named window; write OVER name, or the whole definition",
+            )?;
+        }
+        // The planner prefers an aggregate to a window function of the same name, except for these three.
+        let aggregate = self.functions.udaf(name).ok();
+        let is_window = aggregate.is_none() || HEED_NULLS[2..].contains(&name);
+        if is_window {
+            absent(
+                call.function.filter.is_some(),
+                &format!("FILTER has no effect on the window function {name}; filter in a subquery"),
+            )?;
+            absent(call.distinct, &format!("DISTINCT has no effect on the window function {name}; leave it out"))?;
+        }
+        let heeds_nulls = match is_window {
+            true => HEED_NULLS.contains(&name),
+            false => aggregate.is_some_and(|a| a.supports_null_handling_clause()),
+        };
+        absent(
+            call.nulls && !heeds_nulls,
+            &format!("IGNORE NULLS and RESPECT NULLS have no effect on {name}; leave them out"),
+        )
+    }
+}
+
+/// A call of a function, and which clauses it has.
+struct Call<'a> {
+    function: &'a Function,
+    /// Name as functions are registered; empty if the name has several parts.
+    name: String,
+    distinct: bool,
+    /// Whether the arguments have an ORDER BY.
+    ordered: bool,
+    /// Whether IGNORE NULLS or RESPECT NULLS is there, inside the parentheses or after them.
+    nulls: bool,
+}
+
+impl<'a> Call<'a> {
+    /// Reads a call. Refuses arguments that would be ignored or misunderstood in any function.
+    fn new(function: &'a Function) -> ControlFlow<Box<str>, Self> {
+        let shown = function.name.to_string();
+        absent(
+            !matches!(function.parameters, FunctionArguments::None),
             &format!("{shown}(…)(…): the first parentheses have no effect; leave them out"),
         )?;
-        let name = match f.name.0.as_slice() {
-            [part] => part.as_ident().map(|ident| match ident.quote_style {
-                Some(_) => ident.value.clone(),
-                None => ident.value.to_lowercase(),
-            }),
-            _ => None,
-        };
-        let name = name.unwrap_or_default();
-        let (mut distinct, mut ordered, mut nulls) = (false, false, f.null_treatment.is_some());
-        match &f.args {
+        let nulls = function.null_treatment.is_some();
+        let mut call = Self { function, name: registered_name(function), distinct: false, ordered: false, nulls };
+        match &function.args {
             FunctionArguments::Subquery(_) => {
                 absent(true, &format!("{shown}: put the subquery into parentheses of its own"))?;
             }
             FunctionArguments::None => {}
             FunctionArguments::List(list) => {
-                distinct = list.duplicate_treatment == Some(DuplicateTreatment::Distinct);
+                call.distinct = list.duplicate_treatment == Some(DuplicateTreatment::Distinct);
                 let has = |is: fn(&FunctionArgExpr) -> bool| {
                     list.args.iter().any(|arg| matches!(arg, FunctionArg::Unnamed(arg) if is(arg)))
                 };
@@ -237,61 +290,48 @@ impl Finder<'_> {
                     &format!("{shown}(t.*) counts rows that an outer join filled with NULL too; name a column"),
                 )?;
                 absent(
-                    distinct && has(|arg| matches!(arg, FunctionArgExpr::Wildcard)),
+                    call.distinct && has(|arg| matches!(arg, FunctionArgExpr::Wildcard)),
                     &format!("{shown}(DISTINCT *) is always one; name the columns"),
                 )?;
                 for clause in &list.clauses {
                     match clause {
-                        FunctionArgumentClause::OrderBy(_) => ordered = true,
-                        FunctionArgumentClause::IgnoreOrRespectNulls(_) => nulls = true,
+                        FunctionArgumentClause::OrderBy(_) => call.ordered = true,
+                        FunctionArgumentClause::IgnoreOrRespectNulls(_) => call.nulls = true,
                         _ => {}
                     }
                 }
             }
         }
-        let clauses = [
-            (f.over.is_some(), "OVER"),
-            (f.filter.is_some(), "FILTER"),
-            (distinct, "DISTINCT"),
-            (ordered, "ORDER BY"),
-            (!f.within_group.is_empty(), "WITHIN GROUP"),
-            (nulls, "IGNORE NULLS or RESPECT NULLS"),
-        ];
-        let is_scalar = self.functions.udf(&name).is_ok() || ["unnest", "unnest_outer"].contains(&name.as_str());
-        if let (true, Some((_, clause))) = (is_scalar, clauses.iter().find(|(is_there, _)| *is_there)) {
-            let what = "which is no aggregate and no window function; leave it out";
-            return absent(true, &format!("{clause} has no effect on {name}, {what}"));
-        }
-        absent(
-            distinct && (NO_DISTINCT.contains(&name.as_str()) || name.starts_with("regr_")),
-            &format!("DISTINCT has no effect on {name}; select the distinct rows first"),
-        )?;
-        let Some(over) = &f.over else { return ControlFlow::Continue(()) };
-        if let WindowType::WindowSpec(spec) = over {
-            absent(
-                spec.window_name.is_some(),
-                "OVER (name …) does not inherit the named window; write OVER name, or the whole definition",
-            )?;
-        }
-        // The planner prefers an aggregate to a window function of the same name, except for these three.
-        let aggregate = self.functions.udaf(&name).ok();
-        let is_window = aggregate.is_none() || HEED_NULLS[2..].contains(&name.as_str());
-        if is_window {
-            absent(
-                f.filter.is_some(),
-                &format!("FILTER has no effect on the window function {name}; filter in a subquery"),
-            )?;
-            absent(distinct, &format!("DISTINCT has no effect on the window function {name}; leave it out"))?;
-        }
-        let heeds_nulls = match is_window {
-            true => HEED_NULLS.contains(&name.as_str()),
-            false => aggregate.is_some_and(|a| a.supports_null_handling_clause()),
-        };
-        absent(
-            nulls && !heeds_nulls,
-            &format!("IGNORE NULLS and RESPECT NULLS have no effect on {name}; leave them out"),
-        )
+        ControlFlow::Continue(call)
     }
+
+    /// Refuses every clause, for a function that is neither an aggregate nor a window function.
+    fn refuse_clauses(&self) -> Found {
+        let clauses = [
+            (self.function.over.is_some(), "OVER"),
+            (self.function.filter.is_some(), "FILTER"),
+            (self.distinct, "DISTINCT"),
+            (self.ordered, "ORDER BY"),
+            (!self.function.within_group.is_empty(), "WITHIN GROUP"),
+            (self.nulls, "IGNORE NULLS or RESPECT NULLS"),
+        ];
+        let Some((_, clause)) = clauses.iter().find(|(is_there, _)| *is_there) else {
+            return ControlFlow::Continue(());
+        };
+        let what = "which is no aggregate and no window function; leave it out";
+        absent(true, &format!("{clause} has no effect on {}, {what}", self.name))
+    }
+}
+
+fn registered_name(function: &Function) -> String {
+    let name = match function.name.0.as_slice() {
+        [part] => part.as_ident().map(|ident| match ident.quote_style {
+            Some(_) => ident.value.clone(),
+            None => ident.value.to_lowercase(),
+        }),
+        _ => None,
+    };
+    name.unwrap_or_default()
 }
 
 fn recursive(query: &Query) -> Found {

@@ -108,44 +108,16 @@ fn written(expr: Expr, schema: &DFSchema, only_truth: bool) -> Result<Expr> {
         let done = |expr| Ok(Transformed::new(expr, true, TreeNodeRecursion::Jump));
         match expr {
             Expr::BinaryExpr(BinaryExpr { op: op @ (Operator::And | Operator::Or), .. }) => {
-                let waits = !expr.is_volatile();
-                let parts = split(expr, op);
-                let waits = waits && parts.iter().skip(1).any(|part| can_fail(part, schema));
-                let parts: Vec<Expr> =
-                    parts.into_iter().map(|part| written(part, schema, only_truth)).collect::<Result<_>>()?;
-                done(if waits { chain(op, parts, schema, only_truth)? } else { joined(op, parts) })
+                done(written_chain(expr, op, schema, only_truth)?)
             }
-            Expr::Case(Case { expr, when_then_expr, else_expr }) => {
-                let (guards, then): (Vec<_>, Vec<_>) = when_then_expr.iter().map(|(when, then)| (when, then)).unzip();
-                let guarded = guards.into_iter().skip(1).chain(then).chain(&else_expr);
-                let is_guard = guarded.into_iter().any(|part| can_fail(part, schema));
-                let is_bool = when_then_expr
-                    .first()
-                    .is_some_and(|(_, then)| then.get_type(schema).is_ok_and(|of| of == DataType::Boolean));
-                let part = |part: Box<Expr>, only_truth| written(*part, schema, only_truth).map(Box::new);
-                let is_searched = expr.is_none();
-                let case = Case {
-                    expr: expr.map(|expr| part(expr, false)).transpose()?,
-                    when_then_expr: when_then_expr
-                        .into_iter()
-                        .map(|(when, then)| Ok((part(when, is_searched)?, part(then, only_truth)?)))
-                        .collect::<Result<_>>()?,
-                    else_expr: else_expr.map(|expr| part(expr, only_truth)).transpose()?,
-                };
-                done(if is_guard && is_bool { hidden(case) } else { Expr::Case(case) })
-            }
+            Expr::Case(case) => done(written_case(case, schema, only_truth)?),
             Expr::ScalarFunction(function) if function.name() == "coalesce" => {
                 let can_fail = function.args.iter().skip(1).any(|arg| can_fail(arg, schema));
                 let expr = Expr::ScalarFunction(function.clone());
                 if !can_fail || expr.get_type(schema)? != DataType::Boolean {
                     return Ok(Transformed::no(expr));
                 }
-                let mut args =
-                    function.args.into_iter().map(|arg| written(arg, schema, false)).collect::<Result<Vec<_>>>()?;
-                let last = args.pop().map(Box::new);
-                let branches =
-                    args.into_iter().map(|arg| (Box::new(arg.clone().is_not_null()), Box::new(arg))).collect();
-                done(hidden(Case::new(None, branches, last)))
+                done(written_coalesce(function.args, schema)?)
             }
             Expr::AggregateFunction(mut aggregate) => {
                 let AggregateFunctionParams { args, filter, order_by, .. } = &mut aggregate.params;
@@ -167,6 +139,44 @@ fn written(expr: Expr, schema: &DFSchema, only_truth: bool) -> Result<Expr> {
         }
     });
     rewritten.data()
+}
+
+/// Rewrites a chain of AND or OR.
+fn written_chain(expr: Expr, op: Operator, schema: &DFSchema, only_truth: bool) -> Result<Expr> {
+    let waits = !expr.is_volatile();
+    let parts = split(expr, op);
+    let waits = waits && parts.iter().skip(1).any(|part| can_fail(part, schema));
+    let parts: Vec<Expr> = parts.into_iter().map(|part| written(part, schema, only_truth)).collect::<Result<_>>()?;
+    if waits { chain(op, parts, schema, only_truth) } else { Ok(joined(op, parts)) }
+}
+
+/// Rewrites a CASE. If it is boolean and guards an expression that can fail, DataFusion must not take it apart.
+fn written_case(case: Case, schema: &DFSchema, only_truth: bool) -> Result<Expr> {
+    let Case { expr, when_then_expr, else_expr } = case;
+    let (guards, then): (Vec<_>, Vec<_>) = when_then_expr.iter().map(|(when, then)| (when, then)).unzip();
+    let guarded = guards.into_iter().skip(1).chain(then).chain(&else_expr);
+    let is_guard = guarded.into_iter().any(|part| can_fail(part, schema));
+    let is_bool =
+        when_then_expr.first().is_some_and(|(_, then)| then.get_type(schema).is_ok_and(|of| of == DataType::Boolean));
+    let part = |part: Box<Expr>, only_truth| written(*part, schema, only_truth).map(Box::new);
+    let is_searched = expr.is_none();
+    let case = Case {
+        expr: expr.map(|expr| part(expr, false)).transpose()?,
+        when_then_expr: when_then_expr
+            .into_iter()
+            .map(|(when, then)| Ok((part(when, is_searched)?, part(then, only_truth)?)))
+            .collect::<Result<_>>()?,
+        else_expr: else_expr.map(|expr| part(expr, only_truth)).transpose()?,
+    };
+    Ok(if is_guard && is_bool { hidden(case) } else { Expr::Case(case) })
+}
+
+/// Rewrites a boolean coalesce as a CASE.
+fn written_coalesce(args: Vec<Expr>, schema: &DFSchema) -> Result<Expr> {
+    let mut args = args.into_iter().map(|arg| written(arg, schema, false)).collect::<Result<Vec<_>>>()?;
+    let last = args.pop().map(Box::new);
+    let branches = args.into_iter().map(|arg| (Box::new(arg.clone().is_not_null()), Box::new(arg))).collect();
+    Ok(hidden(Case::new(None, branches, last)))
 }
 
 fn filter_written(filter: &mut Option<Box<Expr>>, schema: &DFSchema) -> Result<()> {

@@ -101,24 +101,7 @@ fn answered(plan: LogicalPlan) -> Result<LogicalPlan> {
             let predicate = conjunction(conditions.collect::<Result<Vec<_>>>()?).unwrap_or_else(|| lit(true));
             Ok(LogicalPlan::Filter(Filter::try_new(predicate, filter.input)?))
         }
-        LogicalPlan::Projection(Projection { expr, input, .. }) => {
-            let names = NamePreserver::new_for_projection();
-            let (mut below, mut projected) = (Arc::unwrap_or_clone(input), Vec::new());
-            for expr in expr {
-                let name = names.save(&expr);
-                let expr = of_three_values(expr, &schema)?;
-                let expr = expr.transform_up(|expr| match expr {
-                    Expr::Exists(exists) => {
-                        let marked = mark(below.clone(), &exists)?;
-                        below = marked.0;
-                        Ok(Transformed::yes(marked.1))
-                    }
-                    other => Ok(Transformed::no(other)),
-                });
-                projected.push(name.restore(expr.data()?));
-            }
-            Ok(LogicalPlan::Projection(Projection::try_new(projected, Arc::new(below))?))
-        }
+        LogicalPlan::Projection(projection) => answered_projection(projection, &schema),
         LogicalPlan::Aggregate(Aggregate { input, group_expr, aggr_expr, .. }) => {
             let mut below = Below::new(&input);
             let groups = group_expr.into_iter().map(|group| match is_asked(&group) {
@@ -155,6 +138,26 @@ fn answered(plan: LogicalPlan) -> Result<LogicalPlan> {
         LogicalPlan::Join(join) => answered_join(join),
         _ => unsupported("a subquery"),
     }
+}
+
+/// Answers the subqueries of a projection by marks of joins below it.
+fn answered_projection(Projection { expr, input, .. }: Projection, schema: &DFSchema) -> Result<LogicalPlan> {
+    let names = NamePreserver::new_for_projection();
+    let (mut below, mut projected) = (Arc::unwrap_or_clone(input), Vec::new());
+    for expr in expr {
+        let name = names.save(&expr);
+        let expr = of_three_values(expr, schema)?;
+        let expr = expr.transform_up(|expr| match expr {
+            Expr::Exists(exists) => {
+                let marked = mark(below.clone(), &exists)?;
+                below = marked.0;
+                Ok(Transformed::yes(marked.1))
+            }
+            other => Ok(Transformed::no(other)),
+        });
+        projected.push(name.restore(expr.data()?));
+    }
+    Ok(LogicalPlan::Projection(Projection::try_new(projected, Arc::new(below))?))
 }
 
 /// Moves subquery conditions of a join above the join, or below it to the side whose columns they use.
