@@ -123,39 +123,90 @@ async fn answer(opening: &Opening, lake: &mut Option<Store>, job: &Job) -> Answe
     Answer { engine: Some(engine), done }
 }
 
-/// Sends a job and waits for its answer or for Ctrl-C.
-fn ask(worker: &mut Worker, opening: &Opening, interrupts: &Interrupts, ask: Ask) -> Result<Box<Answer>, QueryError> {
-    let (reply, events) = mpsc::channel();
-    let cancel = CancellationToken::new();
-    let tell = reply.clone();
-    interrupts.set(Some(Box::new(move |_| drop(tell.send(Event::Interrupt)))));
-    let sent = worker.jobs.send(Job { ask, cancel: cancel.clone(), reply });
-    let event = sent.map_err(|_| mpsc::RecvError).and_then(|()| events.recv());
-    let answer = match event {
-        Ok(Event::Done(answer)) => answer,
-        Ok(Event::Interrupt) => {
-            cancel.cancel();
-            let until = Instant::now() + GRACE;
-            while let Ok(Event::Interrupt) = events.recv_timeout(until.saturating_duration_since(Instant::now())) {}
-            // The query's tasks may hold their threads for long, so the next query gets new ones.
-            *worker = Worker::start(opening.clone())?;
-            Box::new(refused("cancelled"))
+/// The session of a shell: its settings, and the thread that runs its queries.
+struct Session<'a> {
+    opening: &'a Opening,
+    interrupts: Interrupts,
+    worker: Worker,
+    /// Engine of the newest lake snapshot, for backslash commands.
+    engine: Option<Arc<Engine>>,
+    settings: Settings,
+}
+
+impl<'a> Session<'a> {
+    fn open(opening: &'a Opening, interrupts: Interrupts, settings: Settings) -> Result<Self, QueryError> {
+        let worker = Worker::start(opening.clone())?;
+        let mut session = Self { opening, interrupts, worker, engine: None, settings };
+        let Answer { engine, done } = *session.ask(Ask::Open)?;
+        done?;
+        session.engine = engine;
+        Ok(session)
+    }
+
+    /// Sends a job and waits for its answer or for Ctrl-C.
+    fn ask(&mut self, ask: Ask) -> Result<Box<Answer>, QueryError> {
+        let (reply, events) = mpsc::channel();
+        let cancel = CancellationToken::new();
+        let tell = reply.clone();
+        self.interrupts.set(Some(Box::new(move |_| drop(tell.send(Event::Interrupt)))));
+        let sent = self.worker.jobs.send(Job { ask, cancel: cancel.clone(), reply });
+        let event = sent.map_err(|_| mpsc::RecvError).and_then(|()| events.recv());
+        let answer = match event {
+            Ok(Event::Done(answer)) => answer,
+            Ok(Event::Interrupt) => {
+                cancel.cancel();
+                let until = Instant::now() + GRACE;
+                while let Ok(Event::Interrupt) = events.recv_timeout(until.saturating_duration_since(Instant::now())) {}
+                // The query's tasks may hold their threads for long, so the next query gets new ones.
+                self.worker = Worker::start(self.opening.clone())?;
+                Box::new(refused("cancelled"))
+            }
+            Err(_) => {
+                self.worker = Worker::start(self.opening.clone())?;
+                Box::new(refused("the threads for queries could not be started; try again"))
+            }
+        };
+        self.interrupts.set(None);
+        Ok(answer)
+    }
+
+    /// Runs a backslash command and reports its error.
+    fn command(&mut self, line: &str) -> Next {
+        let done = self.engine.as_ref().map_or(Ok(Next::More), |engine| command(engine, line, &mut self.settings));
+        done.unwrap_or_else(|error| {
+            terminal::tell(&error.to_string());
+            Next::More
+        })
+    }
+
+    /// Runs a statement on the newest lake snapshot and reports its error.
+    fn run(&mut self, text: String) -> Result<Next, QueryError> {
+        let Answer { engine, done } = *self.ask(Ask::Run(text, self.settings.clone()))?;
+        self.engine = engine.or(self.engine.take());
+        match done {
+            Ok(()) => Ok(Next::More),
+            Err(error) if error.is_broken_pipe() => Ok(Next::Quit),
+            Err(error) => {
+                terminal::tell(&error.to_string());
+                Ok(Next::More)
+            }
         }
-        Err(_) => {
-            *worker = Worker::start(opening.clone())?;
-            Box::new(refused("the threads for queries could not be started; try again"))
-        }
-    };
-    interrupts.set(None);
-    Ok(answer)
+    }
+
+    /// Ends the thread that runs queries.
+    fn close(self) {
+        let Worker { jobs, thread } = self.worker;
+        drop(jobs);
+        // Abandoned threads end with the process.
+        let _ = thread.join();
+    }
 }
 
 /// Reads statements from a terminal until end of input. Each statement runs on the newest lake snapshot.
 ///
 /// # Errors
 /// The lake cannot be opened, or the terminal fails. A failed statement is reported, and the shell goes on.
-pub fn repl(opening: &Opening, name: &str, mut settings: Settings) -> Result<(), QueryError> {
-    let broken = |error: ReadlineError| QueryError::Refused(format!("read the terminal: {error}"));
+pub fn repl(opening: &Opening, name: &str, settings: Settings) -> Result<(), QueryError> {
     let interrupts =
         Interrupts::install(&CTRL_C).map_err(|error| QueryError::Refused(format!("listen for Ctrl-C: {error}")))?;
     let mut editor = rustyline::DefaultEditor::new().map_err(broken)?;
@@ -164,11 +215,18 @@ pub fn repl(opening: &Opening, name: &str, mut settings: Settings) -> Result<(),
         // A missing history does not prevent the start.
         let _ = editor.load_history(path);
     }
-    let mut worker = Worker::start(opening.clone())?;
-    let first = ask(&mut worker, opening, &interrupts, Ask::Open)?;
-    first.done?;
-    let mut engine = first.engine;
+    let mut session = Session::open(opening, interrupts, settings)?;
     eprintln!("synclake-query on {name}. \\? for help, \\d for tables, \\q to leave.");
+    read_statements(&mut editor, &mut session)?;
+    if let Some(path) = &history {
+        let _ = editor.save_history(path);
+    }
+    session.close();
+    Ok(())
+}
+
+/// Reads and runs statements and backslash commands until the user or the end of input ends the shell.
+fn read_statements(editor: &mut rustyline::DefaultEditor, session: &mut Session<'_>) -> Result<(), QueryError> {
     let mut pending = String::new();
     loop {
         let prompt = if pending.is_empty() { "synclake> " } else { "      ..> " };
@@ -178,22 +236,19 @@ pub fn repl(opening: &Opening, name: &str, mut settings: Settings) -> Result<(),
                 pending.clear();
                 continue;
             }
-            Err(ReadlineError::Eof) => break,
+            Err(ReadlineError::Eof) => return Ok(()),
             Err(error) => return Err(broken(error)),
         };
         let word = line.trim().trim_end_matches(';').trim_end().to_lowercase();
         if pending.is_empty() && ["exit", "quit"].contains(&word.as_str()) {
-            break;
+            return Ok(());
         }
         if pending.is_empty() && line.trim_start().starts_with('\\') {
             let _ = editor.add_history_entry(line.trim());
-            let done = engine.as_ref().map_or(Ok(Next::More), |engine| command(engine, line.trim(), &mut settings));
-            match done {
-                Ok(Next::Quit) => break,
-                Ok(Next::More) => {}
-                Err(error) => terminal::tell(&error.to_string()),
+            match session.command(line.trim()) {
+                Next::Quit => return Ok(()),
+                Next::More => continue,
             }
-            continue;
         }
         pending.push_str(&line);
         pending.push('\n');
@@ -206,23 +261,14 @@ pub fn repl(opening: &Opening, name: &str, mut settings: Settings) -> Result<(),
         }
         let text = std::mem::take(&mut pending);
         let _ = editor.add_history_entry(text.trim());
-        let answer = ask(&mut worker, opening, &interrupts, Ask::Run(text, settings.clone()))?;
-        let Answer { engine: newer, done } = *answer;
-        engine = newer.or(engine);
-        match done {
-            Ok(()) => {}
-            Err(error) if error.is_broken_pipe() => break,
-            Err(error) => terminal::tell(&error.to_string()),
+        if session.run(text)? == Next::Quit {
+            return Ok(());
         }
     }
-    if let Some(path) = &history {
-        let _ = editor.save_history(path);
-    }
-    let Worker { jobs, thread } = worker;
-    drop(jobs);
-    // Abandoned threads end with the process.
-    let _ = thread.join();
-    Ok(())
+}
+
+fn broken(error: ReadlineError) -> QueryError {
+    QueryError::Refused(format!("read the terminal: {error}"))
 }
 
 fn history_file() -> Option<PathBuf> {
