@@ -174,29 +174,8 @@ async fn day(
     limits: &Limits,
 ) -> Result<ExtractReport, ExtractError> {
     let context = tables(&plan, limits).await?;
-    let ask = async |sql: String| -> Result<DataFrame, ExtractError> {
-        Ok(context.sql(&sql).await.map_err(QueryError::from)?)
-    };
     let mut writer = Writer::new(lake, plan.date, out);
-    let live = ask(format!("SELECT 'state' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE {LIVE} {ORDER}")).await?;
-    let state_rows = writer.take("state", live).await?;
-    let removed =
-        format!("SELECT 'removed' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE ({LIVE}) IS NOT TRUE {ORDER}");
-    writer.take("removed", ask(removed).await?).await?;
-    let changes = format!("SELECT 'change' AS kind, {COLUMNS} FROM daily_changes {ORDER}");
-    let change_rows = writer.take("changes", ask(changes).await?).await?;
-    let corrections = match corrections::rows(&context, &plan).await? {
-        Some(rows) => match writer.take("corrections", rows).await {
-            // The query groups before it emits rows, so nothing was written before the error.
-            Err(ExtractError::Query(QueryError::Sql(error))) if is_damage(&error) => {
-                let date = plan.date;
-                tracing::warn!(%date, %error, "cannot read the earlier extract of this day; all keys are corrections");
-                writer.take("corrections", corrections::all(&context).await?).await?
-            }
-            taken => taken?,
-        },
-        None => 0,
-    };
+    let Counts { state_rows, change_rows, corrections } = write_rows(&mut writer, &context, &plan).await?;
     let is_complete = (!plan.shards.is_empty()).then(|| plan.shards.iter().all(|shard| shard.is_complete));
     let mut report = ExtractReport {
         date: plan.date,
@@ -233,6 +212,40 @@ async fn day(
     failpoint::hit("extract/committed");
     report.manifest = writer.publish(about).await?;
     Ok(report)
+}
+
+/// Numbers of the rows that an extract consists of.
+struct Counts {
+    state_rows: u64,
+    change_rows: u64,
+    corrections: u64,
+}
+
+/// Writes the rows of an extract: live keys, removed keys, changes and corrections.
+async fn write_rows(writer: &mut Writer<'_>, context: &SessionContext, plan: &Plan) -> Result<Counts, ExtractError> {
+    let ask = async |sql: String| -> Result<DataFrame, ExtractError> {
+        Ok(context.sql(&sql).await.map_err(QueryError::from)?)
+    };
+    let live = ask(format!("SELECT 'state' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE {LIVE} {ORDER}")).await?;
+    let state_rows = writer.take("state", live).await?;
+    let removed =
+        format!("SELECT 'removed' AS kind, {COLUMNS}, {ORDERED} FROM key_state WHERE ({LIVE}) IS NOT TRUE {ORDER}");
+    writer.take("removed", ask(removed).await?).await?;
+    let changes = format!("SELECT 'change' AS kind, {COLUMNS} FROM daily_changes {ORDER}");
+    let change_rows = writer.take("changes", ask(changes).await?).await?;
+    let corrections = match corrections::rows(context, plan).await? {
+        Some(rows) => match writer.take("corrections", rows).await {
+            // The query groups before it emits rows, so nothing was written before the error.
+            Err(ExtractError::Query(QueryError::Sql(error))) if is_damage(&error) => {
+                let date = plan.date;
+                tracing::warn!(%date, %error, "cannot read the earlier extract of this day; all keys are corrections");
+                writer.take("corrections", corrections::all(context).await?).await?
+            }
+            taken => taken?,
+        },
+        None => 0,
+    };
+    Ok(Counts { state_rows, change_rows, corrections })
 }
 
 /// Creates a session with the state at the end of the day, and the changes of the day.

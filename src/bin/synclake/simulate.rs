@@ -3,10 +3,12 @@
 use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result};
+use indicatif::ProgressBar;
 use synclake::config::{File, Unusable};
+use synclake::simulate::{Produced, SimulateOptions, Truth};
 use synclake::{simulate, terminal};
 
-use crate::args::SimulateArgs;
+use crate::args::{AwsArgs, SimulateArgs};
 use crate::output::mib;
 use crate::settings::aws_settings;
 
@@ -32,7 +34,7 @@ fn wire_options(args: &SimulateArgs) -> Result<simulate::wire::WireOptions> {
 /// Runs the command.
 pub(crate) async fn run(args: SimulateArgs, file: &File) -> Result<()> {
     let wire = wire_options(&args)?;
-    let options = simulate::SimulateOptions {
+    let options = SimulateOptions {
         seed: args.seed,
         events: args.events,
         pools: args.pools,
@@ -48,43 +50,11 @@ pub(crate) async fn run(args: SimulateArgs, file: &File) -> Result<()> {
         wire,
     };
     let bar = terminal::progress(Some(args.events), "{bar:30} {pos}/{len} events {eta}");
-    let (produced, truth) = if let Some(to) = &args.to {
-        let stream = to.strip_prefix("kinesis:").filter(|s| !s.is_empty());
-        let stream = stream.ok_or_else(|| Unusable(format!("--to {to:?} is not kinesis:<stream>")))?;
-        let aws = aws_settings(args.aws, file).await?;
-        let (events, mut received) = tokio::sync::mpsc::channel::<(String, Vec<u8>)>(1_000);
-        let maker = tokio::task::spawn_blocking(move || {
-            let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-            simulate::run(&options, |key, data| events.blocking_send((key.to_owned(), data)).map_err(gone))
-        });
-        let mut publisher = simulate::publish::Publisher::new(&aws, stream).await;
-        while let Some((key, data)) = received.recv().await {
-            bar.inc(1);
-            publisher.put(&key, data).await?;
-        }
-        publisher.flush().await?;
-        maker.await.context("simulate")?.context("simulate")?
-    } else {
-        if args.out.is_none() && std::io::stdout().is_terminal() {
-            let text = "events would fill this terminal; add --out FILE, or --out - to see them here";
-            return Err(Unusable(text.to_owned()).into());
-        }
-        let path = args.out.as_deref().unwrap_or("-");
-        let out: Box<dyn Write + Send> = match path {
-            "-" => Box::new(std::io::stdout()),
-            path => Box::new(std::fs::File::create(path).with_context(|| format!("create {path}"))?),
-        };
-        let mut out = std::io::BufWriter::with_capacity(1 << 20, out);
-        let written = simulate::run(&options, |_, data| {
-            bar.inc(1);
-            out.write_all(&data)?;
-            out.write_all(b"\n")
-        });
-        match written.and_then(|done| out.flush().map(|()| done)) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            done => done.with_context(|| format!("write {path}"))?,
-        }
+    let simulated = match &args.to {
+        Some(to) => Some(publish(options, to, args.aws, file, &bar).await?),
+        None => write_events(&options, args.out.as_deref(), &bar)?,
     };
+    let Some((produced, truth)) = simulated else { return Ok(()) };
     bar.finish_and_clear();
     if let Some(path) = &args.oracle {
         let shown = path.display();
@@ -99,4 +69,53 @@ pub(crate) async fn run(args: SimulateArgs, file: &File) -> Result<()> {
         produced.live_keys
     ));
     Ok(())
+}
+
+/// Simulates a stream and puts its records into the Kinesis stream that `to` names.
+async fn publish(
+    options: SimulateOptions,
+    to: &str,
+    aws: AwsArgs,
+    file: &File,
+    bar: &ProgressBar,
+) -> Result<(Produced, Truth)> {
+    let stream = to.strip_prefix("kinesis:").filter(|s| !s.is_empty());
+    let stream = stream.ok_or_else(|| Unusable(format!("--to {to:?} is not kinesis:<stream>")))?;
+    let aws = aws_settings(aws, file).await?;
+    let (events, mut received) = tokio::sync::mpsc::channel::<(String, Vec<u8>)>(1_000);
+    let maker = tokio::task::spawn_blocking(move || {
+        let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        simulate::run(&options, |key, data| events.blocking_send((key.to_owned(), data)).map_err(gone))
+    });
+    let mut publisher = simulate::publish::Publisher::new(&aws, stream).await;
+    while let Some((key, data)) = received.recv().await {
+        bar.inc(1);
+        publisher.put(&key, data).await?;
+    }
+    publisher.flush().await?;
+    maker.await.context("simulate")?.context("simulate")
+}
+
+/// Simulates a stream and writes its records as lines to a file, or to standard output. Returns `None` if the reader of
+/// standard output has left.
+fn write_events(options: &SimulateOptions, out: Option<&str>, bar: &ProgressBar) -> Result<Option<(Produced, Truth)>> {
+    if out.is_none() && std::io::stdout().is_terminal() {
+        let text = "events would fill this terminal; add --out FILE, or --out - to see them here";
+        return Err(Unusable(text.to_owned()).into());
+    }
+    let path = out.unwrap_or("-");
+    let out: Box<dyn Write + Send> = match path {
+        "-" => Box::new(std::io::stdout()),
+        path => Box::new(std::fs::File::create(path).with_context(|| format!("create {path}"))?),
+    };
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, out);
+    let written = simulate::run(options, |_, data| {
+        bar.inc(1);
+        out.write_all(&data)?;
+        out.write_all(b"\n")
+    });
+    match written.and_then(|done| out.flush().map(|()| done)) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(None),
+        done => done.map(Some).with_context(|| format!("write {path}")),
+    }
 }
