@@ -4,6 +4,7 @@
 
 pub mod aggregate;
 pub(crate) mod event;
+pub(crate) mod fast;
 pub(crate) mod reject;
 pub(crate) mod rows;
 

@@ -64,7 +64,7 @@ pub(crate) struct WireRecord<'a> {
     /// `lastModifiedDate`, in epoch milliseconds.
     pub last_modified_date: Option<i64>,
     /// `deviceLastModifiedDate`, unparsed: the client's clock may say anything.
-    pub device_last_modified_date: Option<&'a RawValue>,
+    pub device_last_modified_date: Option<&'a str>,
     /// `op`.
     pub op: Option<Cow<'a, str>>,
     /// Fields outside the contract.
@@ -249,8 +249,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireRecord<'a> {
                         "syncCount" => record.sync_count = integer(&mut map, seen, 2, &name)?,
                         "lastModifiedDate" => record.last_modified_date = integer(&mut map, seen, 3, &name)?,
                         "deviceLastModifiedDate" => {
-                            record.device_last_modified_date =
-                                set::<A, &'de RawValue>(&mut map, seen, 4, &name)?.filter(|raw| raw.get() != "null");
+                            let raw = set::<A, &'de RawValue>(&mut map, seen, 4, &name)?.map(RawValue::get);
+                            record.device_last_modified_date = raw.filter(|raw| *raw != "null");
                         }
                         "op" => record.op = text(&mut map, seen, 5, &name)?,
                         _ => record.extra.push((name, map.next_value()?)),

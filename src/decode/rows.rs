@@ -23,6 +23,7 @@ use chrono::{DateTime, NaiveDate};
 use serde::de::IgnoredAny;
 
 use super::event::{DUPLICATE, Extra, MISSING, Records, TOO_MANY, WireEvent, WireRecord};
+use super::fast;
 use super::reject::{Reason, Reject, shown};
 use crate::redact::{self, redact_payload, redact_url};
 
@@ -226,6 +227,9 @@ fn wire_event(bytes: &[u8]) -> Result<WireEvent<'_>, Reject> {
             Err(e) => Reject::new(Reason::NotJson, e.to_string()),
         });
     }
+    if let Some(event) = fast::event(trimmed) {
+        return Ok(event);
+    }
     serde_json::from_str(trimmed).map_err(|e| reject_of(&e, None))
 }
 
@@ -271,34 +275,9 @@ fn reject_of(error: &serde_json::Error, of_payload: Option<&str>) -> Reject {
     Reject::new(reason, of_payload.map_or_else(|| detail.clone(), |what| format!("{what}: {detail}")))
 }
 
-fn check<'a>(wire: WireEvent<'a>, bytes: usize, payload: Option<&'a [u8]>) -> Result<Event<'a>, Reject> {
-    let identity_pool_id = service_id("identityPoolId", wire.identity_pool_id)?;
-    let identity_id = service_id("identityId", wire.identity_id)?;
-    let dataset_name = match (wire.data_set_name, wire.dataset_name) {
-        (Some(a), Some(b)) if a != b => {
-            let detail = format!("dataSetName {} and datasetName {}", shown(&a), shown(&b));
-            return Err(Reject::new(Reason::ConflictingDatasetName, detail));
-        }
-        (Some(name), _) | (None, Some(name)) if !name.is_empty() => name,
-        _ => return Err(missing("dataSetName")),
-    };
-    no_longer("dataSetName", &dataset_name, NAME_BYTES_MAX)?;
-    if let Some(operation) = &wire.operation {
-        no_longer("operation", operation, OPERATION_BYTES_MAX)?;
-    }
-    let sync_count = wire.sync_count.map(|n| count("syncCount", n)).transpose()?;
-    let last_modified_date = wire.last_modified_date.map(|ms| server_date("lastModifiedDate", ms)).transpose()?;
+fn check<'a>(mut wire: WireEvent<'a>, bytes: usize, payload: Option<&'a [u8]>) -> Result<Event<'a>, Reject> {
+    let mut event = envelope(&mut wire)?;
     let url = wire.records_url.as_deref().filter(|url| !url.is_empty());
-    let mut event = Event {
-        identity_pool_id,
-        identity_id,
-        dataset_name,
-        operation: wire.operation.clone(),
-        sync_count,
-        last_modified_date,
-        extra: None,
-        rows: Vec::new(),
-    };
     let asked = inline_records(wire.payload_type.as_deref(), wire.records, url, wire.operation.as_deref());
     let records = match (asked, payload) {
         (Err(Reject { reason: Reason::PayloadNotFetched, .. }), Some(payload)) => fetched_records(payload, &event)?,
@@ -316,33 +295,62 @@ fn check<'a>(wire: WireEvent<'a>, bytes: usize, payload: Option<&'a [u8]>) -> Re
     event.extra = members(&wire.extra, None).map(Arc::from);
     let bytes = bytes + payload.map_or(0, <[u8]>::len);
     repeated(&event, records.len(), bytes)?;
+    let Event { sync_count, last_modified_date, .. } = event;
     let shared = Shared { operation: wire.operation.as_deref(), sync_count, last_modified_date, flags };
     event.rows = if records.is_empty() {
         vec![row(0, WireRecord { op: wire.operation.clone(), ..Default::default() }, None, &shared)?]
     } else {
-        // Collected in place: a row is no larger than a wire record, so the rows reuse the memory of the wire records.
-        let numbered = records.into_iter().enumerate();
-        numbered
-            .map(|(index, mut record)| {
-                let index = i32::try_from(index).unwrap_or(i32::MAX);
-                let key = record.key.take().ok_or_else(|| missing(&format!("kinesisSyncRecords[{index}].key")))?;
-                if key.is_empty() {
-                    let detail = format!("kinesisSyncRecords[{index}].key has 0 characters");
-                    return Err(Reject::new(Reason::InvalidField, detail));
-                }
-                row(index, record, Some(key), &shared)
-            })
-            .collect::<Result<Vec<_>, _>>()?
+        rows_of(records, &shared)?
     };
+    Ok(event)
+}
+
+/// Returns the event without its records and its unknown fields.
+fn envelope<'a>(wire: &mut WireEvent<'a>) -> Result<Event<'a>, Reject> {
+    let identity_pool_id = service_id("identityPoolId", wire.identity_pool_id.take())?;
+    let identity_id = service_id("identityId", wire.identity_id.take())?;
+    let dataset_name = match (wire.data_set_name.take(), wire.dataset_name.take()) {
+        (Some(a), Some(b)) if a != b => {
+            let detail = format!("dataSetName {} and datasetName {}", shown(&a), shown(&b));
+            return Err(Reject::new(Reason::ConflictingDatasetName, detail));
+        }
+        (Some(name), _) | (None, Some(name)) if !name.is_empty() => name,
+        _ => return Err(missing("dataSetName")),
+    };
+    no_longer("dataSetName", &dataset_name, NAME_BYTES_MAX)?;
+    if let Some(operation) = &wire.operation {
+        no_longer("operation", operation, OPERATION_BYTES_MAX)?;
+    }
+    let sync_count = wire.sync_count.map(|n| count(|| "syncCount".to_owned(), n)).transpose()?;
+    let last_modified_date =
+        wire.last_modified_date.map(|ms| server_date(|| "lastModifiedDate".to_owned(), ms)).transpose()?;
+    let operation = wire.operation.clone();
+    let (extra, rows) = (None, Vec::new());
+    Ok(Event { identity_pool_id, identity_id, dataset_name, operation, sync_count, last_modified_date, extra, rows })
+}
+
+fn rows_of<'a>(records: Vec<WireRecord<'a>>, shared: &Shared<'_>) -> Result<Vec<Row<'a>>, Reject> {
+    // Collected in place: a row is no larger than a wire record, so the rows reuse the memory of the wire records.
+    let rows = records.into_iter().enumerate().map(|(index, mut record)| {
+        // An event has at most `RECORDS_MAX` records.
+        let index = index as i32;
+        let key = record.key.take().ok_or_else(|| missing(&format!("kinesisSyncRecords[{index}].key")))?;
+        if key.is_empty() {
+            let detail = format!("kinesisSyncRecords[{index}].key has 0 characters");
+            return Err(Reject::new(Reason::InvalidField, detail));
+        }
+        row(index, record, Some(key), shared)
+    });
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
     // With fewer rows than `DAYS_MAX` there cannot be more days.
-    if event.rows.len() > DAYS_MAX {
-        let days = event.rows.iter().map(Row::day).collect::<HashSet<_>>().len();
+    if rows.len() > DAYS_MAX {
+        let days = rows.iter().map(Row::day).collect::<HashSet<_>>().len();
         if days > DAYS_MAX {
             let detail = format!("its rows lie in {days} days, more than {DAYS_MAX}");
             return Err(Reject::new(Reason::ExpandsTooMuch, detail));
         }
     }
-    Ok(event)
+    Ok(rows)
 }
 
 /// Rejects an event whose own texts, repeated in its rows, would outgrow the record.
@@ -411,11 +419,11 @@ fn row<'a>(
         None => name.to_owned(),
     };
     let sync_count = match record.sync_count {
-        Some(n) => count(&field("syncCount"), n)?,
+        Some(n) => count(|| field("syncCount"), n)?,
         None => shared.sync_count.ok_or_else(|| missing(&field("syncCount")))?,
     };
     let last_modified_date = match record.last_modified_date {
-        Some(ms) => server_date(&field("lastModifiedDate"), ms)?,
+        Some(ms) => server_date(|| field("lastModifiedDate"), ms)?,
         None => shared.last_modified_date.ok_or_else(|| missing(&field("lastModifiedDate")))?,
     };
     let op = record.op.as_deref().or(shared.operation).ok_or_else(|| missing(&field("op")))?;
@@ -428,8 +436,8 @@ fn row<'a>(
             no_longer(&field(name), text.unwrap_or_default(), max)?;
         }
     }
-    let device = record.device_last_modified_date.map(|raw| (raw, device_date(raw.get())));
-    let odd_device = device.and_then(|(raw, date)| date.is_none().then_some(raw.get()));
+    let device = record.device_last_modified_date.map(|raw| (raw, device_date(raw)));
+    let odd_device = device.and_then(|(raw, date)| date.is_none().then_some(raw));
     let unknown_op = key.is_some() && op != REPLACE && op != REMOVE;
     let flags =
         shared.flags.with(Flags::DEVICE_DATE_OUT_OF_RANGE, odd_device.is_some()).with(Flags::UNKNOWN_OP, unknown_op);
@@ -492,15 +500,17 @@ fn service_id<'a>(field: &str, id: Option<Cow<'a, str>>) -> Result<Cow<'a, str>,
     Ok(id)
 }
 
-fn count(field: &str, n: i64) -> Result<i64, Reject> {
+fn count(field: impl Fn() -> String, n: i64) -> Result<i64, Reject> {
     if n < 0 {
+        let field = field();
         return Err(Reject::new(Reason::InvalidField, format!("{field} {n} is negative")));
     }
     Ok(n)
 }
 
-fn server_date(field: &str, ms: i64) -> Result<i64, Reject> {
+fn server_date(field: impl Fn() -> String, ms: i64) -> Result<i64, Reject> {
     if !(0..SERVER_MS_END).contains(&ms) {
+        let field = field();
         return Err(Reject::new(Reason::InvalidField, format!("{field} {ms} is not between 1970 and 2200")));
     }
     Ok(ms * 1_000)
