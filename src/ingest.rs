@@ -41,7 +41,7 @@ mod from_stream;
 pub mod monitor;
 mod writer;
 
-pub(crate) use writer::files::write_partition;
+pub(crate) use writer::files::write_one;
 
 use crate::timeouts::{HEARTBEAT_INTERVAL, IDLE_FLUSH, STOP_TIMEOUT};
 pub use counters::{Counters, Summary};
@@ -358,7 +358,7 @@ impl Run {
             // buffers.
             StageOutput::Decoded(assignment, decoded, [reserved, _payloads]) => {
                 self.counters.decoded(decoded.rows);
-                self.writer.add(&assignment, decoded, reserved, Instant::now()).await?;
+                self.writer.add(&assignment, decoded, reserved, Instant::now())?;
                 if self.writer.is_due() {
                     self.flush().await?;
                 }

@@ -33,7 +33,7 @@ use crate::batch::{Meta, Partition, PartitionKey};
 use crate::decode::{Reason, decode};
 use crate::failpoint;
 use crate::ids::{SequenceNumber, ShardKey};
-use crate::ingest::write_partition;
+use crate::ingest::write_one;
 use crate::lake::ledger::{Ledger, new_token};
 use crate::lake::{LakeError, Store, log, part, replace, snapshot, sweep};
 use crate::query::{Limits, reading, session};
@@ -310,7 +310,7 @@ async fn encode(lake: &Store, name: &str, records: &[Kept<'_>]) -> Result<(Vec<A
     let mut files = Vec::new();
     for (index, (key, partition)) in partitions.into_iter().enumerate() {
         let name = format!("{stem}-{attempt:016x}-{index:05}.parquet");
-        files.push(write_partition(&store, &name, key, partition).await?);
+        files.push(write_one(&store, &name, key, partition).await?);
     }
     Ok((files, rows))
 }

@@ -1,7 +1,7 @@
 //! The Parquet encoding of data files, and their statistics in the form of the Delta protocol.
 //!
-//! The encoding is zstd (small files of `sync_records` are not compressed), dictionary and plain encodings, version 1
-//! data pages, and int64 microseconds in UTC. Every reader in the field understands these, old Spark versions included.
+//! `sync_records` has an encoder of its own ([`super::file`]). The other tables use that of the Parquet library, with
+//! zstd, dictionary and plain encodings, version 1 data pages, and int64 microseconds in UTC.
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
@@ -16,18 +16,11 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPrope
 use parquet::schema::types::ColumnPath;
 use serde_json::{Map, Value, json};
 
-use super::columns::{Partition, PartitionKey, Sorted, Statistics};
+use super::columns::{Partition, PartitionKey};
+use super::file;
+use super::sorted::{Sorted, Statistics};
 use crate::schema::Table;
 
-/// Maximum rows of a batch that is converted to Arrow at once.
-const BATCH_ROWS: usize = 8_192;
-/// Maximum bytes of such a batch, counted as a reader decodes them.
-const BATCH_BYTES: usize = 8 << 20;
-/// Maximum bytes of a row group, counted as a reader decodes them. A reader's batch never crosses a row group, and no
-/// column of a batch may reach 2 GiB.
-const ROW_GROUP_BYTES: usize = 256 << 20;
-/// Smaller files are not compressed: a reader's zstd setup per column costs more than the saved bytes.
-const COMPRESSED_BYTES_MIN: usize = 64 << 10;
 /// Rows of a row group: few enough for a cheap point lookup, enough for a fast scan.
 const ROW_GROUP_ROWS: usize = 131_072;
 
@@ -48,37 +41,10 @@ fn writer(schema: SchemaRef, properties: WriterProperties) -> Result<ArrowWriter
 /// Encodes a partition of `sync_records`, sorted. Returns the file and its statistics.
 ///
 /// # Errors
-/// The library rejects the batch (a bug, never the data).
-pub(crate) fn encode_partition(key: PartitionKey, partition: Partition) -> Result<(Bytes, Value), ParquetError> {
-    let sorted = Sorted::new(key, partition);
-    Ok((encode_sorted(&sorted)?, delta_statistics(&sorted.statistics())))
-}
-
-fn encode_sorted(sorted: &Sorted) -> Result<Bytes, ParquetError> {
-    let identity = ColumnPath::from("identity_id");
-    let mut properties = properties()
-        .set_column_bloom_filter_enabled(identity.clone(), true)
-        // By default the filter is sized for a million values, which costs a megabyte in every file.
-        .set_column_bloom_filter_max_ndv(identity, sorted.identities().max(1) as u64);
-    if sorted.bytes() < COMPRESSED_BYTES_MIN {
-        properties = properties.set_compression(Compression::UNCOMPRESSED);
-    }
-    for wide in ["value", "extra"] {
-        properties = properties.set_column_statistics_enabled(ColumnPath::from(wide), EnabledStatistics::None);
-    }
-    let mut writer = writer(sorted.batch(0..0)?.schema(), properties.build())?;
-    let mut group_bytes = 0;
-    for (rows, bytes) in sorted.stretches(BATCH_ROWS, BATCH_BYTES) {
-        if writer.in_progress_rows() == 0 {
-            group_bytes = 0;
-        } else if group_bytes + bytes > ROW_GROUP_BYTES {
-            writer.flush()?;
-            group_bytes = 0;
-        }
-        writer.write(&sorted.batch(rows)?)?;
-        group_bytes += bytes;
-    }
-    Ok(writer.into_inner()?.into())
+/// The library rejects the columns (a bug, never the data).
+pub(crate) fn encode_partition(key: &PartitionKey, partition: &Partition) -> Result<(Bytes, Value), ParquetError> {
+    let sorted = Sorted::new(partition);
+    Ok((file::encode(key, &sorted, properties().build())?, delta_statistics(&sorted.statistics())))
 }
 
 /// Encodes batches that share a schema.

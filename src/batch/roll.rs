@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::columns::{Partition, PartitionKey};
+use super::columns::{Partition, PartitionKey, TEXT_MAX};
 use crate::ids::ShardKey;
 
 /// A commit of up to this many files is harmless, however small they are.
@@ -33,10 +33,38 @@ pub(crate) struct Limits {
     pub flush_interval: Duration,
 }
 
+/// The buffers of one partition, in the order of their arrival. They are joined when the partition is written.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    parts: Vec<Partition>,
+    text_bytes: usize,
+    bytes: usize,
+    rows: usize,
+}
+
+impl Buffers {
+    /// Returns the bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Returns the rows as one partition buffer.
+    pub(crate) fn join(self) -> Partition {
+        Partition::join(self.parts)
+    }
+
+    fn push(&mut self, rows: Partition) {
+        self.text_bytes += rows.text_bytes();
+        self.bytes += rows.bytes();
+        self.rows += rows.len();
+        self.parts.push(rows);
+    }
+}
+
 /// All partition buffers that hold rows.
 #[derive(Debug, Default)]
 pub(crate) struct Batches {
-    partitions: BTreeMap<PartitionKey, Partition>,
+    partitions: BTreeMap<PartitionKey, Buffers>,
     bytes: usize,
     rows: usize,
     received_bytes: u64,
@@ -51,15 +79,24 @@ impl Batches {
         self.since.get_or_insert(now);
     }
 
-    /// Adds rows to a partition buffer. If its arena was full, returns the rows that it held before.
-    pub(crate) fn add(&mut self, key: PartitionKey, rows: Partition) -> Option<(PartitionKey, Partition)> {
-        let held = self.partitions.entry(key.clone()).or_default();
-        let before = (held.bytes(), held.len());
-        let full = held.is_full(rows.bytes()).then(|| std::mem::take(held));
-        held.append(rows);
-        self.bytes = self.bytes + held.bytes() - before.0;
-        self.rows = self.rows + held.len() - before.1;
-        full.map(|partition| (key, partition))
+    /// Adds rows to a partition. If one file could not hold the texts of all its rows, returns the rows that it held
+    /// before.
+    pub(crate) fn add(&mut self, key: PartitionKey, rows: Partition) -> Option<(PartitionKey, Buffers)> {
+        self.bytes += rows.bytes();
+        self.rows += rows.len();
+        let full = match self.partitions.get_mut(&key) {
+            Some(held) if held.text_bytes + rows.text_bytes() <= TEXT_MAX => {
+                held.push(rows);
+                return None;
+            }
+            held => held.map(std::mem::take).map(|full| (key.clone(), full)),
+        };
+        if let Some((_, full)) = &full {
+            self.bytes -= full.bytes;
+            self.rows -= full.rows;
+        }
+        self.partitions.entry(key).or_default().push(rows);
+        full
     }
 
     /// Returns the bytes held in all.
@@ -74,25 +111,25 @@ impl Batches {
     }
 
     /// Takes out the largest partition buffers until at most `bytes` are held.
-    pub(crate) fn take_largest(&mut self, bytes: usize) -> Vec<(PartitionKey, Partition)> {
+    pub(crate) fn take_largest(&mut self, bytes: usize) -> Vec<(PartitionKey, Buffers)> {
         let mut by_size: Vec<(usize, PartitionKey)> =
-            self.partitions.iter().map(|(key, partition)| (partition.bytes(), key.clone())).collect();
+            self.partitions.iter().map(|(key, held)| (held.bytes, key.clone())).collect();
         by_size.sort_unstable();
         let mut taken = Vec::new();
         while self.bytes > bytes
             && let Some((size, key)) = by_size.pop()
         {
-            if let Some(partition) = self.partitions.remove(&key) {
+            if let Some(held) = self.partitions.remove(&key) {
                 self.bytes -= size;
-                self.rows -= partition.len();
-                taken.push((key, partition));
+                self.rows -= held.rows;
+                taken.push((key, held));
             }
         }
         taken
     }
 
     /// Takes everything out, and resets the age and the byte count.
-    pub(crate) fn take_all(&mut self) -> Vec<(PartitionKey, Partition)> {
+    pub(crate) fn take_all(&mut self) -> Vec<(PartitionKey, Buffers)> {
         self.bytes = 0;
         self.rows = 0;
         self.received_bytes = 0;
@@ -103,8 +140,8 @@ impl Batches {
     /// Drops the rows of a lost shard.
     pub(crate) fn drop_shard(&mut self, shard: &ShardKey) {
         self.partitions.retain(|key, _| key.shard != *shard);
-        self.bytes = self.partitions.values().map(Partition::bytes).sum();
-        self.rows = self.partitions.values().map(Partition::len).sum();
+        self.bytes = self.partitions.values().map(|held| held.bytes).sum();
+        self.rows = self.partitions.values().map(|held| held.rows).sum();
     }
 
     /// Returns when the age limit is reached; `None` while nothing waits for a commit.

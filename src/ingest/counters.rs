@@ -198,7 +198,7 @@ impl Default for Counters {
 
 impl Counters {
     fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        millis(self.began.elapsed())
     }
 
     fn shard(&self, shard: &ShardKey, change: impl FnOnce(&mut ShardCounts)) {
@@ -384,7 +384,12 @@ impl Counters {
             torn: ends.torn,
             unreadable: ends.unreadable,
             lost_bytes: ends.lost,
-            elapsed_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            elapsed_ms: millis(self.began.elapsed()),
         }
     }
+}
+
+/// Returns whole milliseconds. A u64 holds those of 500 million years.
+fn millis(time: Duration) -> u64 {
+    time.as_millis() as u64
 }

@@ -58,7 +58,7 @@ pub(super) fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
     let mut rows = 0;
     for record in &chunk.records {
         for part in parts(&record.bytes) {
-            if skip.contains(&(record.sequence_number.clone(), part.sub_sequence)) {
+            if !skip.is_empty() && skip.contains(&(record.sequence_number.clone(), part.sub_sequence)) {
                 continue;
             }
             match decode_part(record, &part) {
@@ -77,6 +77,8 @@ pub(super) fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
             }
         }
     }
+    // These buffers wait for more of their partitions.
+    partitions.found.iter_mut().for_each(|(_, partition)| partition.shrink());
     Decoded {
         position: chunk.position.clone(),
         partitions: partitions.found,

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{IngestError, LoopEvent, Opened, ReadOptions, Reading, Run};
+use super::{Counters, IngestError, LoopEvent, Opened, ReadOptions, Reading, Run};
 use crate::budget::Reservation;
 use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::payload::Payloads;
+use crate::record::Record;
 use crate::source::files::{FileReader, shown};
-use crate::source::{Assignment, Delivery, SourceError, files};
+use crate::source::{Assignment, Delivery, Sink, SourceError, files};
 
 /// How the files ended.
 #[derive(Debug, Default, Clone)]
@@ -169,68 +170,106 @@ impl Run {
     /// stopped early.
     fn read(
         &mut self,
-        mut reader: Box<FileReader>,
+        reader: Box<FileReader>,
         assignment: Assignment,
     ) -> Result<oneshot::Receiver<SourceError>, IngestError> {
         let (failed, failure) = oneshot::channel();
         // After a stop, the last reader holds the only sender: when it ends, the channel closes.
         let sink = if self.stopping { self.sink.take() } else { self.sink.clone() };
         let Some(sink) = sink else { return Ok(failure) };
-        let (stop, payloads) = (self.stop.clone(), self.payloads.clone());
-        let (ends, counters) = (self.ends.clone(), self.counters.clone());
-        let runtime = tokio::runtime::Handle::current();
-        let read = move || {
-            // Bytes read from a pipe are gone from it, so the pipe is read to its last complete line.
-            while reader.is_gone() || !stop.is_cancelled() {
-                let mut reserved = runtime.block_on(sink.budget.reserve(files::CHUNK_BYTES_MAX));
-                let now = chrono::Utc::now().timestamp_micros();
-                let mut chunk = match reader.next_chunk(now) {
-                    Ok(Some(chunk)) => chunk,
-                    Ok(None) => break,
-                    Err(error) => {
-                        // The loop gets this error when the end of the file arrives.
-                        let _ = failed.send(error);
-                        break;
-                    }
-                };
-                counters.handed(chunk.records.len());
-                reserved.shrink_to(3 * chunk.bytes());
-                let mut room = Reservation::none();
-                if let Some(last) = chunk.records.last_mut().filter(|last| Payloads::concern(last)) {
-                    let fetched = runtime.block_on(async {
-                        let fetch = async {
-                            room = payloads.reserve().await;
-                            payloads.fetch(last).await;
-                        };
-                        tokio::select! {
-                            biased;
-                            () = stop.cancelled(), if !reader.is_gone() => false,
-                            () = fetch => true,
-                        }
-                    });
-                    if !fetched {
-                        counters.dropped(chunk.records.len() as u64);
-                        break;
-                    }
-                }
-                if sink.blocking_send(Delivery::Chunk(assignment.clone(), chunk, [reserved, room])).is_err() {
-                    return;
-                }
-            }
-            match (reader.lost_bytes(), reader.torn_bytes()) {
-                (Some(bytes), _) => drop(lock(&ends).lost.insert(reader.name(), bytes)),
-                (None, Some(bytes)) => drop(lock(&ends).torn.insert(reader.name(), bytes)),
-                (None, None) => {}
-            }
-            // Tells the loop that this file delivers nothing more. The file may grow, so its shard is never ended in
-            // the ledger.
-            let _ = sink.blocking_send(Delivery::End(assignment));
+        let file = FileThread {
+            reader,
+            assignment,
+            sink,
+            stop: self.stop.clone(),
+            payloads: self.payloads.clone(),
+            ends: self.ends.clone(),
+            counters: self.counters.clone(),
+            runtime: tokio::runtime::Handle::current(),
         };
-        let read = on_thread(read)?;
+        let read = on_thread(move || file.run(failed))?;
         self.readers.spawn(async move {
             read.await
                 .map_err(|_| SourceError::Invalid("the reader of a file ended in a bug; please report it".to_owned()))
         });
         Ok(failure)
     }
+}
+
+/// What the thread of a file works with.
+struct FileThread {
+    reader: Box<FileReader>,
+    assignment: Assignment,
+    sink: Sink,
+    stop: CancellationToken,
+    payloads: Payloads,
+    ends: Arc<Mutex<Ends>>,
+    counters: Arc<Counters>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl FileThread {
+    /// Delivers the file, then its end. The loop gets an error from `failed` when the end arrives.
+    fn run(mut self, failed: oneshot::Sender<SourceError>) {
+        match self.deliver() {
+            Ok(()) => {}
+            Err(Stop::Failed(error)) => drop(failed.send(error)),
+            Err(Stop::Over) => return,
+        }
+        match (self.reader.lost_bytes(), self.reader.torn_bytes()) {
+            (Some(bytes), _) => drop(lock(&self.ends).lost.insert(self.reader.name(), bytes)),
+            (None, Some(bytes)) => drop(lock(&self.ends).torn.insert(self.reader.name(), bytes)),
+            (None, None) => {}
+        }
+        // Tells the loop that this file delivers nothing more. The file may grow, so its shard is never ended in the
+        // ledger.
+        let _ = self.sink.blocking_send(Delivery::End(self.assignment));
+    }
+
+    fn deliver(&mut self) -> Result<(), Stop> {
+        // Bytes read from a pipe are gone from it, so the pipe is read to its last complete line.
+        while self.reader.is_gone() || !self.stop.is_cancelled() {
+            let mut reserved = self.runtime.block_on(self.sink.budget.reserve(files::CHUNK_BYTES_MAX));
+            let now = chrono::Utc::now().timestamp_micros();
+            let Some(mut chunk) = self.reader.next_chunk(now).map_err(Stop::Failed)? else { break };
+            self.counters.handed(chunk.records.len());
+            reserved.shrink_to(3 * chunk.bytes());
+            let mut room = Reservation::none();
+            if let Some(last) = chunk.records.last_mut().filter(|last| Payloads::concern(last)) {
+                match self.fetch(last) {
+                    Some(reserved) => room = reserved,
+                    None => {
+                        self.counters.dropped(chunk.records.len() as u64);
+                        break;
+                    }
+                }
+            }
+            let chunk = Delivery::Chunk(self.assignment.clone(), chunk, [reserved, room]);
+            self.sink.blocking_send(chunk).map_err(|_| Stop::Over)?;
+        }
+        Ok(())
+    }
+
+    /// Fetches the payloads of a record. Returns their reservation, or `None` after a stop.
+    fn fetch(&self, record: &mut Record) -> Option<Reservation> {
+        self.runtime.block_on(async {
+            let fetch = async {
+                let room = self.payloads.reserve().await;
+                self.payloads.fetch(record).await;
+                room
+            };
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled(), if !self.reader.is_gone() => None,
+                room = fetch => Some(room),
+            }
+        })
+    }
+}
+
+/// Reason why a file was not delivered to its end.
+enum Stop {
+    Failed(SourceError),
+    /// The run is over.
+    Over,
 }

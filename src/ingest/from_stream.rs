@@ -314,12 +314,7 @@ impl Run {
         for shard in giving_back.iter().filter(|shard| !view.standing.contains_key(shard)) {
             keeper.given_back(shard);
         }
-        let lost: Vec<_> = self.reading.keys().filter(|shard| !view.standing.contains_key(shard)).cloned().collect();
-        for shard in lost {
-            tracing::warn!(shard = %shard, "lost the lease; the shard's uncommitted records are dropped");
-            self.leave(&shard);
-            self.writer.drop_shard(&shard);
-        }
+        self.drop_lost(&view.standing);
         if self.stopping {
             return Ok(());
         }
@@ -331,17 +326,7 @@ impl Run {
             known.ended.extend(ended);
             known.list_at = Some(Instant::now());
         }
-        let asked = |shard: &ShardKey| view.standing.get(shard) == Some(&Standing::Asked);
-        let hand_over: Vec<_> = self.reading.keys().filter(|shard| asked(shard)).cloned().collect();
-        if !hand_over.is_empty() {
-            // The next owner reads what is still on its way of these shards.
-            self.flush().await?;
-            for shard in hand_over {
-                self.leave(&shard);
-                self.writer.drop_shard(&shard);
-                self.give_back(&shard);
-            }
-        }
+        self.hand_over(&view.standing).await?;
         let gained = view.standing.keys().filter(|s| !self.reading.contains_key(s) && !giving_back.contains(s));
         let gained: Vec<_> = gained.cloned().collect();
         if gained.is_empty() {
@@ -357,7 +342,7 @@ impl Run {
                         keeper.reached(&shard, &SequenceNumber::shard_end());
                     }
                 }
-                _ if asked(&shard) => self.give_back(&shard),
+                _ if is_asked(&view.standing, &shard) => self.give_back(&shard),
                 Some(from) => begin.push((shard, *from)),
                 None => {
                     let soon = Instant::now() + RELIST_SOON;
@@ -366,6 +351,31 @@ impl Run {
             }
         }
         self.begin_shards(stream, begin).await
+    }
+
+    /// Leaves the shards whose leases this worker has lost.
+    fn drop_lost(&mut self, standing: &BTreeMap<ShardKey, Standing>) {
+        let lost: Vec<_> = self.reading.keys().filter(|shard| !standing.contains_key(shard)).cloned().collect();
+        for shard in lost {
+            tracing::warn!(shard = %shard, "lost the lease; the shard's uncommitted records are dropped");
+            self.leave(&shard);
+            self.writer.drop_shard(&shard);
+        }
+    }
+
+    /// Commits and gives back the shards that other workers have requested.
+    async fn hand_over(&mut self, standing: &BTreeMap<ShardKey, Standing>) -> Result<(), IngestError> {
+        let requested: Vec<_> = self.reading.keys().filter(|shard| is_asked(standing, shard)).cloned().collect();
+        if !requested.is_empty() {
+            // The next owner reads what is still on its way of these shards.
+            self.flush().await?;
+            for shard in requested {
+                self.leave(&shard);
+                self.writer.drop_shard(&shard);
+                self.give_back(&shard);
+            }
+        }
+        Ok(())
     }
 
     fn give_back(&self, shard: &ShardKey) {
@@ -449,4 +459,9 @@ async fn beginnings(stream: &Stream, listed: &[Listed], now_ms: i64) -> Result<V
     }
     let ready = kinesis::ready(listed, &BTreeMap::new(), from_of(stream), now_ms);
     Ok(ready.into_iter().map(|(shard, from)| Beginning { shard, from, position: None, parts_done: 0 }).collect())
+}
+
+/// Returns whether another worker has requested a shard.
+fn is_asked(standing: &BTreeMap<ShardKey, Standing>, shard: &ShardKey) -> bool {
+    standing.get(shard) == Some(&Standing::Asked)
 }

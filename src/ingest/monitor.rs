@@ -188,9 +188,14 @@ pub fn metrics(counters: &Counters, retries: &Retries) -> String {
     text
 }
 
+/// Returns the value of a gauge. A measure beyond an i64 is an estimate without bound, which the largest gauge shows.
+fn saturated(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
 fn gauge(value: u64) -> Gauge {
     let gauge = Gauge::default();
-    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    gauge.set(saturated(value));
     gauge
 }
 
@@ -200,7 +205,7 @@ where
 {
     let family = Family::<L, Gauge>::default();
     for (labels, value) in values {
-        family.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+        family.get_or_create(&labels).set(saturated(value));
     }
     family
 }

@@ -25,6 +25,7 @@ use crate::batch::{Batches, Limits, Rejected};
 use crate::budget::Reservation;
 use crate::failpoint;
 use crate::ids::{SequenceNumber, ShardKey, StartAt};
+use crate::lake::commit::new_token_value;
 use crate::lake::ledger::{Beginning, Ledger, ShardState, new_token};
 use crate::lake::{Store, snapshot};
 use crate::schema::Table;
@@ -104,7 +105,7 @@ pub(super) struct Writer {
     is_dirty: bool,
     is_quiet_for_long: bool,
     counters: Arc<Counters>,
-    encoders: usize,
+    files: files::Files,
     /// Sweepers of `sync_records` and of `quarantine`.
     sweepers: (Sweeper, Sweeper),
     /// Ended shards that this run has swept, or is about to sweep.
@@ -137,7 +138,7 @@ impl Writer {
             is_dirty: false,
             is_quiet_for_long: false,
             counters,
-            encoders: std::thread::available_parallelism().map_or(2, usize::from),
+            files: files::Files::default(),
             swept: BTreeSet::new(),
             chores: JoinSet::new(),
         })
@@ -182,8 +183,7 @@ impl Writer {
     /// # Errors
     /// The lake cannot be read or written.
     pub(super) async fn lake_id(&mut self) -> Result<i64, IngestError> {
-        let fresh = i64::try_from(new_token()).unwrap_or(i64::MAX);
-        Ok(self.ledger.settle("lake/id", fresh).await?)
+        Ok(self.ledger.settle("lake/id", new_token_value()).await?)
     }
 
     /// Returns the creation time of the stream with this name that the lake knows. If the lake knows no such stream,
@@ -299,8 +299,8 @@ impl Writer {
     /// Adds a decoded chunk to the buffers. The chunks of a shard arrive in order.
     ///
     /// # Errors
-    /// A file that was written to free memory failed.
-    pub(super) async fn add(
+    /// A file that was started earlier failed.
+    pub(super) fn add(
         &mut self,
         assignment: &Assignment,
         decoded: Decoded,
@@ -324,14 +324,14 @@ impl Writer {
         self.batches.note(decoded.record_bytes, now);
         let full: Vec<_> =
             decoded.partitions.into_iter().filter_map(|(key, rows)| self.batches.add(key, rows)).collect();
-        self.write(full).await?;
-        self.counters.buffered(self.buffered());
+        self.start_files(full);
         if self.buffered() >= self.limits.mark_bytes {
             let largest = self.batches.take_largest(self.limits.mark_bytes * 3 / 5);
-            self.write(largest).await?;
+            self.start_files(largest);
             self.reserved.shrink_to(self.buffered());
         }
-        Ok(())
+        self.counters.buffered(self.buffered());
+        self.take_files()
     }
 
     /// Records that a shard was received to its end.
@@ -433,7 +433,8 @@ impl Writer {
             return Ok(flushed);
         }
         let all = self.batches.take_all();
-        self.write(all).await?;
+        self.start_files(all);
+        self.finish_files().await?;
         self.commit_quarantine(&mut flushed).await?;
         self.commit_gaps().await?;
         self.commit_files(&mut flushed).await?;
@@ -462,61 +463,4 @@ impl Writer {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::aws::AwsSettings;
-    use crate::ingest::decoding::decode_chunk;
-    use crate::lake::Location;
-    use crate::record::Record;
-    use crate::source::Chunk;
-
-    /// Returns a chunk of one record.
-    fn decoded(shard: &ShardKey, number: u64) -> Decoded {
-        let event = r#"{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:0b","dataSetName":"d","operation":"replace","lastModifiedDate":1,"syncCount":1,"kinesisSyncRecords":[{"key":"k","value":"v","op":"replace"}]}"#;
-        let position = SequenceNumber::from_u64(number);
-        let record = Record {
-            sequence_number: position.clone(),
-            arrived_at: 0,
-            bytes: event.into(),
-            cut: None,
-            payloads: Vec::new(),
-        };
-        decode_chunk(&Chunk { shard: shard.clone(), records: vec![record], position }, &Skip::new())
-    }
-
-    async fn take_over(writer: &mut Writer, shard: &ShardKey) -> Assignment {
-        let taken = writer.acquire(&[(shard.clone(), StartAt::TrimHorizon)]).await.unwrap();
-        Assignment { shard: shard.clone(), epoch: taken[0].1.epoch }
-    }
-
-    /// A worker loses a shard and takes it again. Deliveries of the first period arrive in the second period.
-    #[tokio::test]
-    async fn deliveries_of_an_earlier_epoch_do_not_count() {
-        let folder = tempfile::tempdir().unwrap();
-        let lake = Store::create(&Location::Folder(folder.path().into()), &AwsSettings::default()).await.unwrap();
-        let limits = Limits { mark_bytes: 64 << 20, flush_bytes: 64 << 20, flush_interval: Duration::from_secs(3_600) };
-        let mut writer = Writer::open(lake.clone(), limits, Arc::default()).await.unwrap();
-        let (shard, now) = (ShardKey::new("stream", "shard").unwrap(), Instant::now());
-        let earlier = take_over(&mut writer, &shard).await;
-        writer.drop_shard(&shard);
-        let later = take_over(&mut writer, &shard).await;
-        assert!(earlier.epoch < later.epoch);
-
-        writer.add(&later, decoded(&shard, 1), Reservation::none(), now).await.unwrap();
-        writer.add(&earlier, decoded(&shard, 9), Reservation::none(), now).await.unwrap();
-        let reached = Reached { at_ms: 7_000, behind_ms: 0, caught_up: true, after: None };
-        writer.read_to(&earlier, &reached, i64::MAX / 2);
-        writer.end(&earlier, now);
-        let flushed = writer.flush().await.unwrap();
-        writer.finish().await;
-
-        assert_eq!((flushed.reached, flushed.ended), (vec![(shard.clone(), SequenceNumber::from_u64(1))], Vec::new()));
-        assert_eq!(writer.ledger.state(&shard).unwrap().read_to_ms, 0);
-        let store = Table::SyncRecords.store(&lake);
-        let loaded = snapshot::load(&store, None).await.unwrap().unwrap();
-        let files = snapshot::files(&store, &loaded).await.unwrap();
-        assert_eq!(files.iter().map(|file| file.rows_and_bytes().0).sum::<u64>(), 1);
-    }
-}
+mod tests;

@@ -25,7 +25,6 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
@@ -150,30 +149,15 @@ impl FileReader {
         if !lines.rewind(0, &start, stop).map_err(fail)? {
             return Ok(Opened::Stopped { bytes: 0 });
         }
-        let mut best: Option<(&KnownFile, Sha256)> = None;
-        let mut marks: Vec<u64> = known.iter().map(|known| known.offset).collect();
-        marks.sort_unstable();
-        marks.dedup();
-        for mark in marks {
-            let step = loop {
-                match lines.step_to(mark).map_err(fail)? {
-                    // The file may still continue a shard of the lake, so none of its bytes may be committed yet.
-                    Step::Under if stop.is_cancelled() => {
-                        let bytes = if lines.input().is_gone() { lines.offset() } else { 0 };
-                        return Ok(Opened::Stopped { bytes });
-                    }
-                    Step::Under => {}
-                    step => break step,
-                }
-            };
-            if matches!(step, Step::End) {
-                break;
+        let best = match find_committed(&mut lines, &known, stop).map_err(fail)? {
+            Search::Found(file, digest) => Some((file, digest)),
+            Search::Unknown => None,
+            Search::Stopped => {
+                // The file may still continue a shard of the lake, so none of its bytes may be committed yet.
+                let bytes = if lines.input().is_gone() { lines.offset() } else { 0 };
+                return Ok(Opened::Stopped { bytes });
             }
-            if let Some(found) = known.iter().find(|known| known.offset == mark && known.is_at(lines.digest())) {
-                best = Some((found, lines.digest().clone()));
-                lines.forget_before();
-            }
-        }
+        };
         if let (None, Some(shape)) = (&best, seen.shape) {
             return Err(refusal(path, format, shape.to_string(), shape.remedy()));
         }
@@ -321,8 +305,45 @@ impl FileReader {
             content.truncate(CUT_BYTES);
         }
         let sequence_number = SequenceNumber::from_u64(self.offset());
-        Record { sequence_number, arrived_at: now, bytes: Bytes::from(content), cut, payloads: Vec::new() }
+        Record { sequence_number, arrived_at: now, bytes: content, cut, payloads: Vec::new() }
     }
+}
+
+/// Result of the search for the file in the lake.
+enum Search<'a> {
+    /// The longest committed beginning of the file, and its digest.
+    Found(&'a KnownFile, Sha256),
+    /// The lake holds no beginning of the file.
+    Unknown,
+    /// A signal came first.
+    Stopped,
+}
+
+/// Reads the file up to the committed offset of each known file, and compares the digests there.
+fn find_committed<'a>(
+    lines: &mut Lines,
+    known: &'a [KnownFile],
+    stop: &CancellationToken,
+) -> std::io::Result<Search<'a>> {
+    let mut best = Search::Unknown;
+    let mut marks: Vec<u64> = known.iter().map(|known| known.offset).collect();
+    marks.sort_unstable();
+    marks.dedup();
+    for mark in marks {
+        loop {
+            match lines.step_to(mark)? {
+                Step::Under if stop.is_cancelled() => return Ok(Search::Stopped),
+                Step::Under => {}
+                Step::End => return Ok(best),
+                Step::There => break,
+            }
+        }
+        if let Some(found) = known.iter().find(|known| known.offset == mark && known.is_at(lines.digest())) {
+            best = Search::Found(found, lines.digest().clone());
+            lines.forget_before();
+        }
+    }
+    Ok(best)
 }
 
 /// Returns the bytes of a file that is not packed, for a progress bar; `None` if they cannot be known.

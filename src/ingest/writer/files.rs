@@ -1,65 +1,141 @@
-//! Writes partition buffers to data files.
+//! Writes partition buffers to data files, in the background.
+//!
+//! The loop continues to read and decode while files are encoded and stored. **Invariant: the memory of a partition
+//! buffer stays reserved until its file is stored**, so a slow store stops the readers, and memory stays bounded.
+
+use std::sync::Arc;
 
 use deltalake::kernel::Add;
-use futures::{StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use super::Writer;
 use crate::batch::parquet::encode_partition;
-use crate::batch::{Partition, PartitionKey};
+use crate::batch::{Buffers, Partition, PartitionKey};
+use crate::budget::Reservation;
+use crate::ids::ShardKey;
 use crate::ingest::IngestError;
 use crate::lake::paths::{PartName, pool_partition, sync_records_partition};
 use crate::lake::{LakeError, Store, part};
 use crate::schema::Table;
 
+/// Files that are encoded or stored at a time. Encoding takes at most the processors; the others wait for the store.
+const FILES_AT_A_TIME: usize = 16;
+
+/// A file that is stored and not committed.
+#[derive(Debug)]
+pub(super) struct Written {
+    shard: ShardKey,
+    /// Epoch of the assignment for which the file was written.
+    assigned_epoch: u64,
+    file: Add,
+}
+
+/// The files that are being written.
+#[derive(Debug)]
+pub(super) struct Files {
+    tasks: JoinSet<Result<Written, LakeError>>,
+    slots: Arc<Semaphore>,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self { tasks: JoinSet::new(), slots: Arc::new(Semaphore::new(FILES_AT_A_TIME)) }
+    }
+}
+
 impl Writer {
-    /// Writes partition buffers to files, each named for the next commit of its shard.
-    pub(super) async fn write(&mut self, partitions: Vec<(PartitionKey, Partition)>) -> Result<(), IngestError> {
-        let mut jobs = Vec::new();
-        for (key, partition) in partitions {
-            let Some(held) = self.held.get_mut(&key.shard) else { continue };
-            if partition.is_empty() {
-                continue;
-            }
-            let name = PartName::new(&key.shard, self.token, held.state.epoch + 1, held.next_file);
-            held.next_file += 1;
-            jobs.push((key, partition, name));
-        }
+    /// Starts to write partitions to files, each named for the next commit of its shard. The memory of the partitions
+    /// leaves the reservation of this writer with them.
+    pub(super) fn start_files(&mut self, partitions: Vec<(PartitionKey, Buffers)>) {
         let store = Table::SyncRecords.store(&self.lake);
-        let written = futures::stream::iter(jobs)
-            .map(|(key, partition, name)| {
-                let store = store.clone();
-                async move {
-                    let shard = key.shard.clone();
-                    Ok::<_, LakeError>((shard, write_partition(&store, &name.to_string(), key, partition).await?))
-                }
-            })
-            .buffer_unordered(self.encoders)
-            .try_collect::<Vec<_>>()
-            .await?;
-        for (shard, file) in written {
-            self.counters.file(u64::try_from(file.size).unwrap_or(0));
-            if let Some(held) = self.held.get_mut(&shard) {
-                held.work.files += 1;
-                held.work.file_bytes += u64::try_from(file.size).unwrap_or(0);
-                held.files.push(file);
-            }
+        for (key, buffers) in partitions {
+            let Some(owned) = self.held.get_mut(&key.shard) else { continue };
+            let name = PartName::new(&key.shard, self.token, owned.state.epoch + 1, owned.next_file).to_string();
+            owned.next_file += 1;
+            let assigned_epoch = owned.assigned_epoch;
+            let reserved = self.reserved.split(buffers.bytes());
+            let (store, slots) = (store.clone(), self.files.slots.clone());
+            self.files.tasks.spawn(async move {
+                // The semaphore is never closed.
+                let _slot = slots.acquire_owned().await.ok();
+                let shard = key.shard.clone();
+                let file = write_partition(&store, &name, key, buffers, reserved).await?;
+                Ok(Written { shard, assigned_epoch, file })
+            });
+        }
+    }
+
+    /// Takes over the files that are written by now.
+    ///
+    /// # Errors
+    /// A file could not be written.
+    pub(super) fn take_files(&mut self) -> Result<(), IngestError> {
+        while let Some(done) = self.files.tasks.try_join_next() {
+            self.take_file(done)?;
         }
         Ok(())
     }
+
+    /// Waits for all files.
+    ///
+    /// # Errors
+    /// A file could not be written.
+    pub(super) async fn finish_files(&mut self) -> Result<(), IngestError> {
+        while let Some(done) = self.files.tasks.join_next().await {
+            self.take_file(done)?;
+        }
+        Ok(())
+    }
+
+    fn take_file(
+        &mut self,
+        done: Result<Result<Written, LakeError>, tokio::task::JoinError>,
+    ) -> Result<(), IngestError> {
+        let Written { shard, assigned_epoch, file } = done.map_err(IngestError::task)??;
+        let size = u64::try_from(file.size).unwrap_or(0);
+        self.counters.file(size);
+        // The file of a lost shard stays unlisted; the new owner sweeps it.
+        if let Some(owned) = self.held.get_mut(&shard).filter(|owned| owned.assigned_epoch == assigned_epoch) {
+            owned.work.files += 1;
+            owned.work.file_bytes += size;
+            owned.files.push(file);
+        }
+        Ok(())
+    }
+}
+
+async fn write_partition(
+    table: &Store,
+    name: &str,
+    key: PartitionKey,
+    buffers: Buffers,
+    mut reserved: Reservation,
+) -> Result<Add, LakeError> {
+    let (path, values) = place(name, &key);
+    let encoded = part::encode(table, &path, move || encode_partition(&key, &buffers.join())).await?;
+    reserved.shrink_to(encoded.bytes.len());
+    part::write(table, path, &values, encoded).await
 }
 
 /// Encodes a partition of `sync_records`, writes it as the file `name`, and returns the action that lists it.
 ///
 /// # Errors
 /// The store refuses or is out, or the partition cannot be encoded (a bug, never the data).
-pub(crate) async fn write_partition(
+pub(crate) async fn write_one(
     table: &Store,
     name: &str,
     key: PartitionKey,
     partition: Partition,
 ) -> Result<Add, LakeError> {
+    let (path, values) = place(name, &key);
+    let encoded = part::encode(table, &path, move || encode_partition(&key, &partition)).await?;
+    part::write(table, path, &values, encoded).await
+}
+
+/// Returns the path of a file inside its table, and its partition values.
+fn place(name: &str, key: &PartitionKey) -> (String, [(&'static str, String); 2]) {
     let (pool, date) = (pool_partition(&key.identity_pool_id), key.event_date);
     let path = format!("{}/{name}", sync_records_partition(&pool, date));
-    let encoded = part::encode(table, &path, move || encode_partition(key, partition)).await?;
-    part::write(table, path, &[("pool", pool), ("event_date", date.to_string())], encoded).await
+    (path, [("pool", pool), ("event_date", date.to_string())])
 }

@@ -2,15 +2,19 @@
 
 use std::io::{Error, ErrorKind, Result};
 
+use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::LINE_BYTES_MAX;
 use super::input::Input;
 
+/// Bytes of a block that holds lines.
+const BLOCK_BYTES: usize = 1 << 20;
+
 /// A line without its line break, cut to one byte more than the limit.
 pub(super) struct Line {
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Bytes,
     /// Length in the file, with the line break.
     pub(super) length: usize,
     /// Whether the line has a line break.
@@ -34,14 +38,15 @@ pub(super) struct Lines {
     digest: Sha256,
     /// Digest of all consumed bytes.
     consumed: Sha256,
-    /// Bytes of the line that is being read.
-    line: Vec<u8>,
+    /// Bytes of the line that is being read. The lines of a chunk are slices of a few blocks, because one allocation per
+    /// line would cost as much as reading it.
+    line: BytesMut,
     length: usize,
 }
 
 impl Lines {
     pub(super) fn new(input: Input) -> Self {
-        Self { input, offset: 0, digest: Sha256::new(), consumed: Sha256::new(), line: Vec::new(), length: 0 }
+        Self { input, offset: 0, digest: Sha256::new(), consumed: Sha256::new(), line: BytesMut::new(), length: 0 }
     }
 
     pub(super) fn input(&self) -> &Input {
@@ -74,7 +79,11 @@ impl Lines {
             self.consumed.update(&buffer[..count]);
             // The rest of a line that is too long enters the digest, but not memory.
             let room = (LINE_BYTES_MAX + 1).saturating_sub(self.line.len());
-            self.line.extend_from_slice(&buffer[..count.min(room)]);
+            let kept = &buffer[..count.min(room)];
+            if self.line.is_empty() && self.line.capacity() < kept.len() {
+                self.line = BytesMut::with_capacity(kept.len().max(BLOCK_BYTES));
+            }
+            self.line.extend_from_slice(kept);
             self.length += count;
             self.input.consume(count)?;
             if end.is_some() {
@@ -96,10 +105,10 @@ impl Lines {
     }
 
     fn take(&mut self, ended: bool) -> Line {
-        let mut bytes = std::mem::take(&mut self.line);
+        let mut bytes = self.line.split().freeze();
         for end in [b'\n', b'\r'] {
             if bytes.last() == Some(&end) {
-                bytes.pop();
+                bytes.truncate(bytes.len() - 1);
             }
         }
         Line { bytes, length: std::mem::take(&mut self.length), ended }
@@ -117,7 +126,8 @@ impl Lines {
             if buffer.is_empty() {
                 return Ok(Step::End);
             }
-            let count = buffer.len().min(usize::try_from(offset - self.offset).unwrap_or(usize::MAX));
+            // At most the length of the buffer, which is a usize.
+            let count = (buffer.len() as u64).min(offset - self.offset) as usize;
             self.consumed.update(&buffer[..count]);
             self.input.consume(count)?;
             self.offset += count as u64;
@@ -135,7 +145,7 @@ impl Lines {
     /// The beginning of the file has changed, or the file cannot be read.
     pub(super) fn rewind(&mut self, offset: u64, digest: &Sha256, stop: &CancellationToken) -> Result<bool> {
         let from = self.input.rewind(offset)?;
-        (self.line, self.length) = (Vec::new(), 0);
+        (self.line, self.length) = (BytesMut::new(), 0);
         (self.offset, self.consumed) = if from == offset { (offset, digest.clone()) } else { (0, Sha256::new()) };
         self.digest = self.consumed.clone();
         loop {

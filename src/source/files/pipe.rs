@@ -58,7 +58,7 @@ impl Read for Pipe {
         if is_stopped && self.left.is_none() {
             self.left = Some(if self.is_gone() { DRAIN_BYTES } else { 0 });
         }
-        let room = self.left.unwrap_or(usize::MAX).min(into.len());
+        let room = self.left.map_or(into.len(), |left| left.min(into.len()));
         let wait = if is_stopped { Duration::ZERO } else { TICK };
         if room == 0 || !self.is_readable(wait)? {
             return Err(ErrorKind::WouldBlock.into());

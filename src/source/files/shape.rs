@@ -89,7 +89,7 @@ fn read(lines: &mut Lines, stop: &CancellationToken) -> Result<Option<Line>> {
 type More<'a> = &'a mut dyn FnMut() -> Result<Option<Line>>;
 
 fn shape_of(first: &Line, more: More<'_>) -> Result<Option<Shape>> {
-    match first.bytes.as_slice() {
+    match &*first.bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Ok(Some(Shape::Utf16)),
         [b'{' | b'[', 0, ..] => return Ok(Some(Shape::Utf16Le)),
         [0, b'{' | b'[', ..] => return Ok(Some(Shape::Utf16Be)),

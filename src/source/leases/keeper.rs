@@ -248,17 +248,16 @@ fn is_of_earlier(lease: &Lease, stream: &str, options: &LeaseOptions) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::source::leases::table::tests::table_at;
 
-    fn options(failover: Duration) -> LeaseOptions {
+    pub(super) fn options(failover: Duration) -> LeaseOptions {
         LeaseOptions { table: "t".to_owned(), worker: "w".to_owned(), lake: "this".to_owned(), failover }
     }
 
-    fn lease(key: &str) -> Lease {
+    pub(super) fn lease(key: &str) -> Lease {
         Lease {
             key: key.to_owned(),
             owner: None,
@@ -270,33 +269,6 @@ mod tests {
             lake: None,
             session: None,
         }
-    }
-
-    /// DynamoDB closes every connection, for several failover times.
-    #[tokio::test]
-    async fn a_lease_is_kept_while_dynamodb_cannot_be_reached() {
-        const CONNECTIONS: usize = 40;
-        let dynamodb = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", dynamodb.local_addr().unwrap());
-        let shard = ShardKey::new("stream", "shard").unwrap();
-        let (wishes, wished) = watch::channel(Wishes::default());
-        let (shown, view) = watch::channel(View::default());
-        let options = options(Duration::from_millis(30));
-        let mut round = Round::new(table_at(&endpoint, &options.worker), "stream".to_owned(), options, shown);
-        round.held.insert(shard.clone(), Lease { owner: Some("w".to_owned()), ..lease("shard") });
-        round.show(View::default());
-        let outage = async {
-            // A round renews the lease and scans the table, on at most two connections each. The pause between two
-            // rounds is a third of the failover time.
-            for _ in 0..CONNECTIONS {
-                drop(dynamodb.accept().await.unwrap());
-            }
-            assert_eq!(view.borrow().standing, BTreeMap::from([(shard, Standing::Held)]));
-            drop(dynamodb);
-            wishes.send_modify(|wishes| wishes.closing = true);
-        };
-        let both = async { tokio::join!(round.keep(wished, Arc::default()), outage) };
-        tokio::time::timeout(Duration::from_secs(60), both).await.expect("the keeper continues");
     }
 
     #[test]

@@ -251,3 +251,39 @@ impl Round {
         self.held.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::source::leases::keeper::tests::{lease, options};
+    use crate::source::leases::table::tests::table_at;
+
+    /// DynamoDB closes every connection, for several failover times.
+    #[tokio::test]
+    async fn a_lease_is_kept_while_dynamodb_cannot_be_reached() {
+        const CONNECTIONS: usize = 40;
+        let dynamodb = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", dynamodb.local_addr().unwrap());
+        let shard = ShardKey::new("stream", "shard").unwrap();
+        let (wishes, wished) = watch::channel(Wishes::default());
+        let (shown, view) = watch::channel(View::default());
+        let options = options(Duration::from_millis(30));
+        let mut round = Round::new(table_at(&endpoint, &options.worker), "stream".to_owned(), options, shown);
+        round.held.insert(shard.clone(), Lease { owner: Some("w".to_owned()), ..lease("shard") });
+        round.show(View::default());
+        let outage = async {
+            // A round renews the lease and scans the table, on at most two connections each. The pause between two
+            // rounds is a third of the failover time.
+            for _ in 0..CONNECTIONS {
+                drop(dynamodb.accept().await.unwrap());
+            }
+            assert_eq!(view.borrow().standing, BTreeMap::from([(shard, Standing::Held)]));
+            drop(dynamodb);
+            wishes.send_modify(|wishes| wishes.closing = true);
+        };
+        let both = async { tokio::join!(round.keep(wished, Arc::default()), outage) };
+        tokio::time::timeout(Duration::from_secs(60), both).await.expect("the keeper continues");
+    }
+}

@@ -1,0 +1,267 @@
+//! The rows of a partition in their final order, and the distinct values of each column.
+//!
+//! The order is identity_id, dataset_name, key (nulls first), sync_count descending, last_modified_date descending,
+//! arrival. Point lookups prune by it, and the newest row of a key comes first. The texts become ranks first, so that
+//! sorting compares integers.
+
+use std::cmp::Reverse;
+use std::hash::Hash;
+use std::ops::Range;
+
+use hashbrown::HashMap;
+
+use super::columns::{EventEntry, Partition, RowEntry, Span};
+use super::file::{Coded, Column, NULL};
+
+/// Approximate bytes of a row's columns, without its text.
+const ROW_BYTES: usize = 256;
+/// Values after which it is known whether a column repeats its values.
+const PROBE: usize = 2_048;
+
+/// Distinct texts in their order, and the rank of the text of each event or row; [`NULL`] for null.
+#[derive(Debug)]
+struct Ranked<'a> {
+    ranks: Vec<u32>,
+    texts: Vec<&'a str>,
+}
+
+impl<'a> Ranked<'a> {
+    fn new(partition: &'a Partition, spans: impl Iterator<Item = Span>) -> Self {
+        let Column { codes, values } = distinct(spans.map(|span| partition.get(span)));
+        let mut order: Vec<u32> = (0..index(values.len())).collect();
+        order.sort_unstable_by_key(|code| values[*code as usize]);
+        let mut rank_of = vec![0; values.len()];
+        for (rank, code) in (0..).zip(&order) {
+            rank_of[*code as usize] = rank;
+        }
+        let ranks = codes.iter().map(|code| rank_of.get(*code as usize).copied().unwrap_or(NULL)).collect();
+        Self { ranks, texts: order.iter().map(|code| values[*code as usize]).collect() }
+    }
+
+    fn range(&self) -> Option<(String, String)> {
+        Some(((*self.texts.first()?).to_owned(), (*self.texts.last()?).to_owned()))
+    }
+}
+
+/// Returns a number below 2³². The offsets of an arena have 32 bits, and each event and row takes at least a byte of
+/// it, so no partition has more.
+fn index(n: usize) -> u32 {
+    n as u32
+}
+
+/// Returns a column with each value once.
+fn distinct<V: Copy + Eq + Hash>(values: impl Iterator<Item = Option<V>>) -> Column<V> {
+    gather(values, usize::MAX)
+}
+
+/// Returns a column. After [`PROBE`] values of which most are new, every further value gets a code of its own.
+fn column<V: Copy + Eq + Hash>(values: impl Iterator<Item = Option<V>>) -> Column<V> {
+    gather(values, PROBE)
+}
+
+fn gather<V: Copy + Eq + Hash>(rows: impl Iterator<Item = Option<V>>, probe: usize) -> Column<V> {
+    let mut known: HashMap<V, u32> = HashMap::new();
+    let (mut codes, mut values, mut present) = (Vec::with_capacity(rows.size_hint().0), Vec::new(), 0);
+    for value in rows {
+        let Some(value) = value else {
+            codes.push(NULL);
+            continue;
+        };
+        present += 1;
+        let next = index(values.len());
+        let code =
+            if present > probe && values.len() > present / 2 { next } else { *known.entry(value).or_insert(next) };
+        if code == next {
+            values.push(value);
+        }
+        codes.push(code);
+    }
+    Column { codes, values }
+}
+
+/// A partition's rows in their final order.
+#[derive(Debug)]
+pub(super) struct Sorted<'a> {
+    partition: &'a Partition,
+    order: Vec<u32>,
+    /// By event.
+    identities: Ranked<'a>,
+    /// By event.
+    datasets: Ranked<'a>,
+    /// By row.
+    keys: Ranked<'a>,
+}
+
+impl<'a> Sorted<'a> {
+    /// Sorts a partition.
+    pub(super) fn new(partition: &'a Partition) -> Self {
+        let (events, rows) = (partition.events(), partition.rows());
+        let identities = Ranked::new(partition, events.iter().map(|event| event.identity_id));
+        let datasets = Ranked::new(partition, events.iter().map(|event| event.dataset_name));
+        let keys = Ranked::new(partition, rows.iter().map(|row| row.key));
+        let place = |(at, row): (u32, &RowEntry)| {
+            let event = row.event as usize;
+            let dataset = u64::from(identities.ranks[event]) << 32 | u64::from(datasets.ranks[event]);
+            // Null is the largest code, and sorts first.
+            let key = keys.ranks[at as usize].wrapping_add(1);
+            (dataset, key, Reverse(row.sync_count), Reverse(row.last_modified_date), at)
+        };
+        let mut places: Vec<_> = (0..).zip(rows).map(place).collect();
+        places.sort_unstable();
+        let order = places.iter().map(|place| place.4).collect();
+        Self { partition, order, identities, datasets, keys }
+    }
+
+    /// Returns the number of rows.
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Returns the approximate bytes of the rows.
+    pub(super) fn bytes(&self) -> usize {
+        self.partition.text_bytes() + self.len() * size_of::<RowEntry>()
+    }
+
+    fn rows(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = &'a RowEntry> {
+        let rows = self.partition.rows();
+        self.order[range].iter().map(move |at| &rows[*at as usize])
+    }
+
+    /// Returns the row at `at` of the final order, and its event.
+    pub(super) fn row(&self, at: usize) -> (&'a RowEntry, &'a EventEntry) {
+        let row = &self.partition.rows()[self.order[at] as usize];
+        (row, &self.partition.events()[row.event as usize])
+    }
+
+    /// Returns the rows in the order of their arrival, and what they share.
+    pub(super) fn partition(&self) -> &'a Partition {
+        self.partition
+    }
+
+    /// Splits the rows into consecutive ranges, one per row group. A range has at most `rows_max` rows, and at most
+    /// `bytes_max` bytes as a reader decodes them, or one row.
+    pub(super) fn groups(&self, rows_max: usize, bytes_max: usize) -> impl Iterator<Item = Range<usize>> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let (mut end, mut bytes) = (start, 0);
+            for row in self.rows(start..self.len()).take(rows_max) {
+                bytes += self.row_bytes(row);
+                if end > start && bytes > bytes_max {
+                    break;
+                }
+                end += 1;
+            }
+            let group = start..end;
+            start = end;
+            (!group.is_empty()).then_some(group)
+        })
+    }
+
+    /// Returns the bytes of a row as a reader gets it, with those of its event.
+    fn row_bytes(&self, row: &RowEntry) -> usize {
+        let event = &self.partition.events()[row.event as usize];
+        let spans = [row.key, row.value, row.op, row.extra, event.dataset_name, event.operation];
+        let text: usize = spans.iter().map(|span| span.len()).sum();
+        text + event.extra.as_deref().map_or(0, str::len) + ROW_BYTES
+    }
+
+    /// Returns the identity of each row.
+    pub(super) fn identities(&self, range: Range<usize>) -> Coded<'_, &'a str> {
+        Coded { codes: self.of_events(range, &self.identities.ranks), values: &self.identities.texts }
+    }
+
+    /// Returns the dataset of each row.
+    pub(super) fn datasets(&self, range: Range<usize>) -> Coded<'_, &'a str> {
+        Coded { codes: self.of_events(range, &self.datasets.ranks), values: &self.datasets.texts }
+    }
+
+    /// Returns the key of each row.
+    pub(super) fn keys(&self, range: Range<usize>) -> Coded<'_, &'a str> {
+        let codes = self.order[range].iter().map(|at| self.keys.ranks[*at as usize]).collect();
+        Coded { codes, values: &self.keys.texts }
+    }
+
+    /// Returns a column of the events for each row.
+    pub(super) fn spread<'b, V>(&self, range: Range<usize>, events: &'b Column<V>) -> Coded<'b, V> {
+        Coded { codes: self.of_events(range, &events.codes), values: &events.values }
+    }
+
+    /// Returns the number of the event of each row.
+    pub(super) fn events(&self, range: Range<usize>) -> Vec<u32> {
+        self.rows(range).map(|row| row.event).collect()
+    }
+
+    fn of_events(&self, range: Range<usize>, codes: &[u32]) -> Vec<u32> {
+        self.rows(range).map(|row| codes[row.event as usize]).collect()
+    }
+
+    /// Returns a text of each event.
+    pub(super) fn event_texts(&self, span: fn(&EventEntry) -> Span) -> Column<&'a str> {
+        column(self.partition.events().iter().map(|event| self.partition.get(span(event))))
+    }
+
+    /// Returns a number of each event.
+    pub(super) fn event_numbers(&self, number: fn(&EventEntry) -> Option<i64>) -> Column<i64> {
+        column(self.partition.events().iter().map(number))
+    }
+
+    /// Returns a text of each row.
+    pub(super) fn row_texts(&self, range: Range<usize>, span: fn(&RowEntry) -> Span) -> Column<&'a str> {
+        column(self.rows(range).map(|row| self.partition.get(span(row))))
+    }
+
+    /// Returns a number of each row.
+    pub(super) fn row_numbers<V: Copy + Eq + Hash>(
+        &self,
+        range: Range<usize>,
+        number: fn(&RowEntry) -> Option<V>,
+    ) -> Column<V> {
+        column(self.rows(range).map(number))
+    }
+
+    /// Returns statistics for the log. They are exact, because they are computed from the rows themselves.
+    pub(super) fn statistics(&self) -> Statistics {
+        let rows = self.partition.rows();
+        let range = |value: fn(&RowEntry) -> Option<i64>| {
+            let values = rows.iter().filter_map(value);
+            values.fold(None, |range: Option<(i64, i64)>, v| {
+                Some(range.map_or((v, v), |(low, high)| (low.min(v), high.max(v))))
+            })
+        };
+        let nulls = |is_null: fn(&RowEntry) -> bool| rows.iter().filter(|r| is_null(r)).count();
+        Statistics {
+            rows: rows.len(),
+            identity_id: self.identities.range(),
+            dataset_name: self.datasets.range(),
+            sync_count: range(|r| Some(r.sync_count)),
+            last_modified_date: range(|r| Some(r.last_modified_date)),
+            device_last_modified_date: range(|r| r.device_last_modified_date),
+            null_keys: nulls(|r| r.key.is_null()),
+            null_values: nulls(|r| r.value.is_null()),
+            null_device_dates: nulls(|r| r.device_last_modified_date.is_none()),
+        }
+    }
+}
+
+/// Ranges (lowest, highest) and null counts of one file.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Statistics {
+    /// Number of rows.
+    pub rows: usize,
+    /// Range of identity_id.
+    pub identity_id: Option<(String, String)>,
+    /// Range of dataset_name.
+    pub dataset_name: Option<(String, String)>,
+    /// Range of sync_count.
+    pub sync_count: Option<(i64, i64)>,
+    /// Range of last_modified_date, µs.
+    pub last_modified_date: Option<(i64, i64)>,
+    /// Range of device_last_modified_date, µs.
+    pub device_last_modified_date: Option<(i64, i64)>,
+    /// Rows without a key.
+    pub null_keys: usize,
+    /// Rows without a value.
+    pub null_values: usize,
+    /// Rows without a device date.
+    pub null_device_dates: usize,
+}
