@@ -181,7 +181,7 @@ pub async fn run(
     let (sink, deliveries) = Sink::new(Budget::new(options.memory_bytes));
     // Any chunk may hold a worst-case record for its length. With little memory, fewer chunks than processors are
     // decoded at a time.
-    let decoding_max = (cpu::processors() + 1).min(options.memory_bytes / DECODING_BYTES).max(2);
+    let decoding_max = (2 * cpu::processors() + 2).min(options.memory_bytes / DECODING_BYTES).max(2);
     let run = Run {
         writer,
         counters: counters.clone(),

@@ -64,6 +64,11 @@ impl Span {
         self.len as usize
     }
 
+    /// Returns whether both are the same text of one arena.
+    pub(super) fn is(self, other: Span) -> bool {
+        self.start == other.start && self.len == other.len
+    }
+
     /// Returns whether this is null.
     pub(super) fn is_null(self) -> bool {
         self.start == u32::MAX
@@ -86,7 +91,7 @@ pub(super) struct EventEntry {
 }
 
 /// What a row has for itself.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct RowEntry {
     pub event: u32,
     pub record_index: i32,
@@ -111,12 +116,9 @@ pub(crate) struct Partition {
     extra_bytes: usize,
 }
 
-/// Maximum bytes of the texts of a file. A partition is written long before it gets there.
-pub(super) const TEXT_MAX: usize = i32::MAX as usize;
-
 /// Returns an offset into a buffer, or an index of its events, which are fewer than its bytes.
 ///
-/// The buffer of a chunk has a small multiple of the bytes of one chunk, and joined buffers have at most [`TEXT_MAX`].
+/// A buffer has a small multiple of the bytes of one chunk, and a record has at most 32 MiB and a payload.
 fn offset(bytes: usize) -> u32 {
     debug_assert!(u32::try_from(bytes).is_ok());
     bytes as u32
@@ -136,7 +138,7 @@ impl Partition {
         self.rows.len()
     }
 
-    /// Returns the bytes of all texts; a joined buffer has at most [`TEXT_MAX`].
+    /// Returns the bytes of all texts.
     pub(super) fn text_bytes(&self) -> usize {
         self.text.len()
     }
@@ -214,47 +216,5 @@ impl Partition {
         self.text.shrink_to_fit();
         self.events.shrink_to_fit();
         self.rows.shrink_to_fit();
-    }
-
-    /// Joins partition buffers, which arrived in this order.
-    pub(crate) fn join(parts: Vec<Partition>) -> Self {
-        if parts.len() == 1 {
-            return parts.into_iter().next().unwrap_or_default();
-        }
-        let sum = |of: fn(&Partition) -> usize| parts.iter().map(of).sum();
-        let mut whole = Self {
-            text: String::with_capacity(sum(|part| part.text.len())),
-            events: Vec::with_capacity(sum(|part| part.events.len())),
-            rows: Vec::with_capacity(sum(|part| part.rows.len())),
-            extra_bytes: 0,
-        };
-        parts.into_iter().for_each(|part| whole.append(part));
-        whole
-    }
-
-    fn append(&mut self, other: Partition) {
-        let base = offset(self.text.len());
-        let event_base = offset(self.events.len());
-        let moved = |span: Span| match span.start {
-            u32::MAX => span,
-            start => Span { start: start + base, ..span },
-        };
-        self.text.push_str(&other.text);
-        self.extra_bytes += other.extra_bytes;
-        self.events.extend(other.events.into_iter().map(|e| EventEntry {
-            identity_id: moved(e.identity_id),
-            dataset_name: moved(e.dataset_name),
-            operation: moved(e.operation),
-            sequence_number: moved(e.sequence_number),
-            ..e
-        }));
-        self.rows.extend(other.rows.into_iter().map(|r| RowEntry {
-            event: r.event + event_base,
-            key: moved(r.key),
-            value: moved(r.value),
-            op: moved(r.op),
-            extra: moved(r.extra),
-            ..r
-        }));
     }
 }

@@ -15,9 +15,7 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::types::SchemaDescriptor;
 
 use super::columns::PartitionKey;
-use super::columns::{EventEntry, RowEntry};
-use super::sorted::Sorted;
-use crate::decode::write_extra;
+use super::sorted::{Sorted, SortedRow};
 use crate::schema::Table;
 
 mod chunk;
@@ -73,13 +71,11 @@ struct EventColumns<'a> {
 
 impl<'a> EventColumns<'a> {
     fn new(sorted: &Sorted<'a>) -> Self {
-        let partition = sorted.partition();
-        let text = |event: &EventEntry| partition.get(event.sequence_number).unwrap_or_default();
         Self {
             operation: sorted.event_texts(|event| event.operation),
             sync_count: sorted.event_numbers(|event| event.sync_count),
             last_modified_date: sorted.event_numbers(|event| event.last_modified_date),
-            sequence_numbers: partition.events().iter().map(text).collect(),
+            sequence_numbers: sorted.sequence_numbers(),
             sub_sequence: sorted.event_numbers(|event| event.sub_sequence),
             arrived_at: sorted.event_numbers(|event| Some(event.arrived_at)),
         }
@@ -87,11 +83,11 @@ impl<'a> EventColumns<'a> {
 }
 
 /// Writes the columns of a row group, in the order of the file schema. No more than one of them is held at a time.
-fn write_group(
+fn write_group<'a>(
     group: &mut Group<'_>,
     key: &PartitionKey,
-    sorted: &Sorted<'_>,
-    events: &EventColumns<'_>,
+    sorted: &Sorted<'a>,
+    events: &EventColumns<'a>,
     rows: Range<usize>,
 ) -> Result<(), ParquetError> {
     let constant = vec![0; rows.len()];
@@ -102,7 +98,7 @@ fn write_group(
     group.coded(&sorted.spread(rows.clone(), &events.operation))?;
     group.coded(&sorted.keys(rows.clone()))?;
     group.long(&sorted.row_texts(rows.clone(), |row| row.value))?;
-    group.column(&sorted.row_texts(rows.clone(), |row| row.op))?;
+    group.column(&sorted.ops(rows.clone(), &events.operation))?;
     group.column(&sorted.row_numbers(rows.clone(), |row| Some(row.sync_count)))?;
     group.column(&sorted.row_numbers(rows.clone(), |row| Some(row.last_modified_date)))?;
     group.column(&sorted.row_numbers(rows.clone(), |row| row.device_last_modified_date))?;
@@ -113,11 +109,7 @@ fn write_group(
     group.coded(&sorted.spread(rows.clone(), &events.sub_sequence))?;
     group.column(&sorted.row_numbers(rows.clone(), |row| Some(row.record_index)))?;
     group.coded(&sorted.spread(rows.clone(), &events.arrived_at))?;
-    let partition = sorted.partition();
-    group.rendered(rows.len(), |at, text| {
-        let (row, event): (&RowEntry, &EventEntry) = sorted.row(rows.start + at);
-        write_extra(text, partition.get(row.extra), event.extra.as_deref(), row.flags)
-    })
+    group.rendered(sorted.rows(rows), |row, text| sorted.extra(row, text))
 }
 
 /// Returns a filter that knows the identities of a row group.
@@ -157,7 +149,11 @@ impl Group<'_> {
         self.append(encoded)
     }
 
-    fn rendered(&mut self, rows: usize, text: impl FnMut(usize, &mut String) -> bool) -> Result<(), ParquetError> {
+    fn rendered(
+        &mut self,
+        rows: std::slice::Iter<'_, SortedRow>,
+        text: impl FnMut(&SortedRow, &mut String) -> bool,
+    ) -> Result<(), ParquetError> {
         let encoded = chunk::encode_rendered(self.target(), rows, text)?;
         self.append(encoded)
     }
@@ -187,9 +183,10 @@ mod tests {
 
     use super::*;
     use crate::batch::Meta;
-    use crate::batch::columns::Partition;
+    use crate::batch::columns::{EventEntry, Partition, RowEntry};
     use crate::batch::parquet::encode_partition;
     use crate::decode::decode;
+    use crate::decode::write_extra;
     use crate::ids::{SequenceNumber, ShardKey};
 
     fn key() -> PartitionKey {
@@ -229,8 +226,7 @@ mod tests {
         let mut second = Partition::default();
         push(&mut second, 42, &event("a", r#"[{"key":"z","op":"remove"}]"#));
         push(&mut second, 42, &event("b", r#"[{"key":"k","value":"2","syncCount":2,"op":"replace"}]"#));
-        let whole = Partition::join(vec![first, second]);
-        let (file, statistics) = encode_partition(&key(), &whole).unwrap();
+        let (file, statistics) = encode_partition(&key(), &[first, second]).unwrap();
         let batch = read(file);
         let text = |name: &str| -> Vec<Option<String>> {
             let column = batch.column_by_name(name).unwrap();
@@ -327,14 +323,20 @@ mod tests {
             events in prop::collection::vec(("[0-3]", prop::collection::vec(record(), 1..8)), 1..60),
             copies in prop_oneof![Just(1u64), Just(30)],
         ) {
-            let mut partition = Partition::default();
+            let (mut whole, mut parts) = (Partition::default(), Vec::new());
             for (number, (identity, records)) in (1..).zip(&events) {
                 for copy in 0..copies {
-                    push(&mut partition, number * 100 + copy, &event(identity, &serde_json::json!(records).to_string()));
+                    let json = event(identity, &serde_json::json!(records).to_string());
+                    push(&mut whole, number * 100 + copy, &json);
+                    if (number + copy) % 3 == 0 || parts.is_empty() {
+                        parts.push(Partition::default());
+                    }
+                    push(parts.last_mut().unwrap(), number * 100 + copy, &json);
                 }
             }
-            let (file, _) = encode_partition(&key(), &partition).unwrap();
-            prop_assert_eq!(read(file), expected(&partition));
+            let (file, statistics) = encode_partition(&key(), &parts).unwrap();
+            prop_assert_eq!(read(file.clone()), expected(&whole));
+            prop_assert_eq!((file, statistics), encode_partition(&key(), &[whole]).unwrap());
         }
     }
 
@@ -352,7 +354,7 @@ mod tests {
                 &event(&format!("{:x}", number % 997), &serde_json::json!(records).to_string()),
             );
         }
-        let (file, _) = encode_partition(&key(), &partition).unwrap();
+        let (file, _) = encode_partition(&key(), std::slice::from_ref(&partition)).unwrap();
         let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
         let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(file.clone(), options).unwrap();
         let metadata = reader.metadata().clone();

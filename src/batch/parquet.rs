@@ -38,12 +38,12 @@ fn writer(schema: SchemaRef, properties: WriterProperties) -> Result<ArrowWriter
     ArrowWriter::try_new_with_options(Vec::new(), schema, options)
 }
 
-/// Encodes a partition of `sync_records`, sorted. Returns the file and its statistics.
+/// Encodes the buffers of a partition of `sync_records`, sorted. Returns the file and its statistics.
 ///
 /// # Errors
 /// The library rejects the columns (a bug, never the data).
-pub(crate) fn encode_partition(key: &PartitionKey, partition: &Partition) -> Result<(Bytes, Value), ParquetError> {
-    let sorted = Sorted::new(partition);
+pub(crate) fn encode_partition(key: &PartitionKey, parts: &[Partition]) -> Result<(Bytes, Value), ParquetError> {
+    let sorted = Sorted::new(parts);
     Ok((file::encode(key, &sorted, properties().build())?, delta_statistics(&sorted.statistics())))
 }
 

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::columns::{Partition, PartitionKey, TEXT_MAX};
+use super::columns::{Partition, PartitionKey};
 use crate::ids::ShardKey;
 
 /// A commit of up to this many files is harmless, however small they are.
@@ -33,7 +33,10 @@ pub(crate) struct Limits {
     pub flush_interval: Duration,
 }
 
-/// The buffers of one partition, in the order of their arrival. They are joined when the partition is written.
+/// Maximum bytes of the texts of a file. A partition is written long before it gets there.
+const TEXT_MAX: usize = i32::MAX as usize;
+
+/// The buffers of one partition, in the order of their arrival.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
     parts: Vec<Partition>,
@@ -48,9 +51,9 @@ impl Buffers {
         self.bytes
     }
 
-    /// Returns the rows as one partition buffer.
-    pub(crate) fn join(self) -> Partition {
-        Partition::join(self.parts)
+    /// Returns the buffers.
+    pub(crate) fn parts(&self) -> &[Partition] {
+        &self.parts
     }
 
     fn push(&mut self, rows: Partition) {

@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 
 use super::columns::{EventEntry, Partition, RowEntry, Span};
 use super::file::{Coded, Column, NULL};
+use crate::decode::write_extra;
 
 /// Approximate bytes of a row's columns, without its text.
 const ROW_BYTES: usize = 256;
@@ -26,8 +27,8 @@ struct Ranked<'a> {
 }
 
 impl<'a> Ranked<'a> {
-    fn new(partition: &'a Partition, spans: impl Iterator<Item = Span>) -> Self {
-        let Column { codes, values } = distinct(spans.map(|span| partition.get(span)));
+    fn new(texts: impl Iterator<Item = Option<&'a str>>) -> Self {
+        let Column { codes, values } = distinct(texts);
         let mut order: Vec<u32> = (0..index(values.len())).collect();
         order.sort_unstable_by_key(|code| values[*code as usize]);
         let mut rank_of = vec![0; values.len()];
@@ -79,63 +80,95 @@ fn gather<V: Copy + Eq + Hash>(rows: impl Iterator<Item = Option<V>>, probe: usi
     Column { codes, values }
 }
 
+/// A row, and the buffer that holds its texts.
+#[derive(Debug)]
+pub(super) struct SortedRow {
+    part: u32,
+    /// The number of its event counts those of all buffers.
+    row: RowEntry,
+}
+
 /// A partition's rows in their final order.
 #[derive(Debug)]
 pub(super) struct Sorted<'a> {
-    partition: &'a Partition,
-    order: Vec<u32>,
+    parts: &'a [Partition],
+    /// Number of the first event of each buffer.
+    first_events: Vec<u32>,
+    /// The rows in their final order. They are copied once, because every column reads all of them in this order.
+    rows: Vec<SortedRow>,
     /// By event.
     identities: Ranked<'a>,
     /// By event.
     datasets: Ranked<'a>,
-    /// By row.
+    /// By row of the final order.
     keys: Ranked<'a>,
 }
 
+/// Returns a text of each event of all buffers.
+fn event_spans(parts: &[Partition], span: fn(&EventEntry) -> Span) -> impl Iterator<Item = Option<&str>> {
+    parts.iter().flat_map(move |part| part.events().iter().map(move |event| part.get(span(event))))
+}
+
 impl<'a> Sorted<'a> {
-    /// Sorts a partition.
-    pub(super) fn new(partition: &'a Partition) -> Self {
-        let (events, rows) = (partition.events(), partition.rows());
-        let identities = Ranked::new(partition, events.iter().map(|event| event.identity_id));
-        let datasets = Ranked::new(partition, events.iter().map(|event| event.dataset_name));
-        let keys = Ranked::new(partition, rows.iter().map(|row| row.key));
-        let place = |(at, row): (u32, &RowEntry)| {
-            let event = row.event as usize;
-            let dataset = u64::from(identities.ranks[event]) << 32 | u64::from(datasets.ranks[event]);
-            // Null is the largest code, and sorts first.
-            let key = keys.ranks[at as usize].wrapping_add(1);
-            (dataset, key, Reverse(row.sync_count), Reverse(row.last_modified_date), at)
-        };
-        let mut places: Vec<_> = (0..).zip(rows).map(place).collect();
+    /// Sorts the rows of a partition's buffers.
+    pub(super) fn new(parts: &'a [Partition]) -> Self {
+        let identities = Ranked::new(event_spans(parts, |event| event.identity_id));
+        let datasets = Ranked::new(event_spans(parts, |event| event.dataset_name));
+        let mut keys = Ranked::new(parts.iter().flat_map(|part| part.rows().iter().map(|row| part.get(row.key))));
+        let first_events: Vec<u32> = parts
+            .iter()
+            .scan(0, |next, part| Some(std::mem::replace(next, *next + index(part.events().len()))))
+            .collect();
+        let mut places = Vec::with_capacity(keys.ranks.len());
+        for (part, first) in (0..).zip(&first_events) {
+            for (at, row) in (0..).zip(parts[part as usize].rows()) {
+                let event = (first + row.event) as usize;
+                let dataset = u64::from(identities.ranks[event]) << 32 | u64::from(datasets.ranks[event]);
+                // Null is the largest code, and sorts first.
+                let key = keys.ranks[places.len()].wrapping_add(1);
+                places.push((dataset, key, Reverse(row.sync_count), Reverse(row.last_modified_date), (part, at)));
+            }
+        }
         places.sort_unstable();
-        let order = places.iter().map(|place| place.4).collect();
-        Self { partition, order, identities, datasets, keys }
+        keys.ranks = places.iter().map(|place| place.1.wrapping_sub(1)).collect();
+        let row = |(part, at): (u32, u32)| {
+            let row = parts[part as usize].rows()[at as usize];
+            SortedRow { part, row: RowEntry { event: first_events[part as usize] + row.event, ..row } }
+        };
+        let rows = places.iter().map(|place| row(place.4)).collect();
+        Self { parts, first_events, rows, identities, datasets, keys }
+    }
+
+    /// Returns the event of a row.
+    pub(super) fn event(&self, row: &SortedRow) -> &'a EventEntry {
+        let part = row.part as usize;
+        &self.parts[part].events()[(row.row.event - self.first_events[part]) as usize]
+    }
+
+    /// Returns the text of a span of a row; `None` for null.
+    fn get(&self, row: &SortedRow, span: Span) -> Option<&'a str> {
+        self.parts[row.part as usize].get(span)
+    }
+
+    /// Writes the column `extra` of a row; returns `false` for null.
+    pub(super) fn extra(&self, row: &SortedRow, text: &mut String) -> bool {
+        let extra = self.get(row, row.row.extra);
+        write_extra(text, extra, self.event(row).extra.as_deref(), row.row.flags)
     }
 
     /// Returns the number of rows.
     pub(super) fn len(&self) -> usize {
-        self.order.len()
+        self.rows.len()
     }
 
     /// Returns the approximate bytes of the rows.
     pub(super) fn bytes(&self) -> usize {
-        self.partition.text_bytes() + self.len() * size_of::<RowEntry>()
+        self.parts.iter().map(Partition::text_bytes).sum::<usize>() + self.len() * size_of::<RowEntry>()
     }
 
-    fn rows(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = &'a RowEntry> {
-        let rows = self.partition.rows();
-        self.order[range].iter().map(move |at| &rows[*at as usize])
-    }
-
-    /// Returns the row at `at` of the final order, and its event.
-    pub(super) fn row(&self, at: usize) -> (&'a RowEntry, &'a EventEntry) {
-        let row = &self.partition.rows()[self.order[at] as usize];
-        (row, &self.partition.events()[row.event as usize])
-    }
-
-    /// Returns the rows in the order of their arrival, and what they share.
-    pub(super) fn partition(&self) -> &'a Partition {
-        self.partition
+    /// Returns rows of the final order.
+    pub(super) fn rows(&self, range: Range<usize>) -> std::slice::Iter<'_, SortedRow> {
+        self.rows[range].iter()
     }
 
     /// Splits the rows into consecutive ranges, one per row group. A range has at most `rows_max` rows, and at most
@@ -158,8 +191,8 @@ impl<'a> Sorted<'a> {
     }
 
     /// Returns the bytes of a row as a reader gets it, with those of its event.
-    fn row_bytes(&self, row: &RowEntry) -> usize {
-        let event = &self.partition.events()[row.event as usize];
+    fn row_bytes(&self, row: &SortedRow) -> usize {
+        let (event, row) = (self.event(row), &row.row);
         let spans = [row.key, row.value, row.op, row.extra, event.dataset_name, event.operation];
         let text: usize = spans.iter().map(|span| span.len()).sum();
         text + event.extra.as_deref().map_or(0, str::len) + ROW_BYTES
@@ -177,8 +210,7 @@ impl<'a> Sorted<'a> {
 
     /// Returns the key of each row.
     pub(super) fn keys(&self, range: Range<usize>) -> Coded<'_, &'a str> {
-        let codes = self.order[range].iter().map(|at| self.keys.ranks[*at as usize]).collect();
-        Coded { codes, values: &self.keys.texts }
+        Coded { codes: self.keys.ranks[range].to_vec(), values: &self.keys.texts }
     }
 
     /// Returns a column of the events for each row.
@@ -188,26 +220,49 @@ impl<'a> Sorted<'a> {
 
     /// Returns the number of the event of each row.
     pub(super) fn events(&self, range: Range<usize>) -> Vec<u32> {
-        self.rows(range).map(|row| row.event).collect()
+        self.rows(range).map(|row| row.row.event).collect()
     }
 
     fn of_events(&self, range: Range<usize>, codes: &[u32]) -> Vec<u32> {
-        self.rows(range).map(|row| codes[row.event as usize]).collect()
+        self.rows(range).map(|row| codes[row.row.event as usize]).collect()
     }
 
     /// Returns a text of each event.
     pub(super) fn event_texts(&self, span: fn(&EventEntry) -> Span) -> Column<&'a str> {
-        column(self.partition.events().iter().map(|event| self.partition.get(span(event))))
+        column(event_spans(self.parts, span))
+    }
+
+    /// Returns the sequence number of each event.
+    pub(super) fn sequence_numbers(&self) -> Vec<&'a str> {
+        event_spans(self.parts, |event| event.sequence_number).map(Option::unwrap_or_default).collect()
     }
 
     /// Returns a number of each event.
     pub(super) fn event_numbers(&self, number: fn(&EventEntry) -> Option<i64>) -> Column<i64> {
-        column(self.partition.events().iter().map(number))
+        column(self.parts.iter().flat_map(|part| part.events()).map(number))
+    }
+
+    /// Returns the operation of each row: mostly that of its event, of which `operations` has the codes.
+    pub(super) fn ops(&self, range: Range<usize>, operations: &Column<&'a str>) -> Column<&'a str> {
+        let mut values = operations.values.clone();
+        let code = |row: &SortedRow| {
+            if row.row.op.is(self.event(row).operation) {
+                return operations.codes[row.row.event as usize];
+            }
+            let Some(op) = self.get(row, row.row.op) else { return NULL };
+            // There are only a few operations.
+            let known = values.iter().position(|value| *value == op).unwrap_or_else(|| {
+                values.push(op);
+                values.len() - 1
+            });
+            index(known)
+        };
+        Column { codes: self.rows(range).map(code).collect(), values }
     }
 
     /// Returns a text of each row.
     pub(super) fn row_texts(&self, range: Range<usize>, span: fn(&RowEntry) -> Span) -> Column<&'a str> {
-        column(self.rows(range).map(|row| self.partition.get(span(row))))
+        column(self.rows(range).map(|row| self.get(row, span(&row.row))))
     }
 
     /// Returns a number of each row.
@@ -216,19 +271,19 @@ impl<'a> Sorted<'a> {
         range: Range<usize>,
         number: fn(&RowEntry) -> Option<V>,
     ) -> Column<V> {
-        column(self.rows(range).map(number))
+        column(self.rows(range).map(|row| number(&row.row)))
     }
 
     /// Returns statistics for the log. They are exact, because they are computed from the rows themselves.
     pub(super) fn statistics(&self) -> Statistics {
-        let rows = self.partition.rows();
+        let rows = &self.rows;
         let range = |value: fn(&RowEntry) -> Option<i64>| {
-            let values = rows.iter().filter_map(value);
+            let values = rows.iter().filter_map(|row| value(&row.row));
             values.fold(None, |range: Option<(i64, i64)>, v| {
                 Some(range.map_or((v, v), |(low, high)| (low.min(v), high.max(v))))
             })
         };
-        let nulls = |is_null: fn(&RowEntry) -> bool| rows.iter().filter(|r| is_null(r)).count();
+        let nulls = |is_null: fn(&RowEntry) -> bool| rows.iter().filter(|row| is_null(&row.row)).count();
         Statistics {
             rows: rows.len(),
             identity_id: self.identities.range(),

@@ -483,15 +483,33 @@ fn missing(field: &str) -> Reject {
     Reject::new(Reason::MissingField, format!("{field} is missing or null"))
 }
 
+/// Class of the bytes of a region.
+const REGION: u8 = 1;
+/// Class of the bytes of a GUID.
+const GUID: u8 = 2;
+/// Classes of each byte; those beyond ASCII have none.
+const CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0u8;
+    while byte < 128 {
+        let is_region = byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        let is_guid = byte.is_ascii_digit() || (b'a' <= byte && byte <= b'f') || byte == b'-';
+        classes[byte as usize] = if is_region { REGION } else { 0 } | if is_guid { GUID } else { 0 };
+        byte += 1;
+    }
+    classes
+};
+
 /// Checks `[\w-]+:[0-9a-f-]+` of at most 55 characters: the service's own pattern, which also keeps `/`, `=`, `%` and
 /// `.` out of the folder names made from pool ids.
 fn service_id<'a>(field: &str, id: Option<Cow<'a, str>>) -> Result<Cow<'a, str>, Reject> {
     let id = id.ok_or_else(|| missing(field))?;
     let well_formed = id.len() <= 55
         && id.split_once(':').is_some_and(|(region, guid)| {
-            let region_ok = region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-            let guid_ok = guid.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b) || b == b'-');
-            !region.is_empty() && !guid.is_empty() && region_ok && guid_ok
+            let all = |text: &str, class: u8| {
+                !text.is_empty() && text.bytes().fold(class, |all, byte| all & CLASSES[usize::from(byte)]) != 0
+            };
+            all(region, REGION) && all(guid, GUID)
         });
     if !well_formed {
         let detail = format!("{field} {} is not [\\w-]+:[0-9a-f-]+ of at most 55 characters", shown(&id));

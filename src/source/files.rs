@@ -25,7 +25,6 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::{Chunk, SourceError};
@@ -48,7 +47,7 @@ pub use folder::{Found, expand};
 pub use identity::{STREAM, offset_of};
 pub use input::is_gone;
 
-use identity::{KnownFile, join_position, known};
+use identity::{Digest, KnownFile, join_position, known};
 use input::{Begun, Input};
 use lines::{Line, Lines, Next, Step};
 use packed::Format;
@@ -140,12 +139,12 @@ impl FileReader {
         if let Format::Foreign(kind, command) = format {
             return Err(refusal(path, Format::Plain, format!("is packed as {kind}"), (command, " ")));
         }
-        let mut lines = Lines::new(input);
+        let start = Digest::new();
+        let mut lines = Lines::new(input, start.clone());
         let seen = look(&mut lines, stop).map_err(fail)?;
         let Some(first) = seen.first else { return Ok(Opened::Empty) };
         let (known, free) = known(&first.bytes, committed)?;
         drop(first);
-        let start = Sha256::new();
         if !lines.rewind(0, &start, stop).map_err(fail)? {
             return Ok(Opened::Stopped { bytes: 0 });
         }
@@ -277,7 +276,9 @@ impl FileReader {
                 None => Ok(None),
             };
         }
-        let position = join_position(self.offset(), self.lines.digest());
+        let (offset, format) = (self.offset(), self.lines.input().format());
+        let digest = self.lines.digest().map_err(|error| failure(&self.path, format, error))?;
+        let position = join_position(offset, digest);
         Ok(Some(Chunk { shard: self.shard.clone(), records, position }))
     }
 
@@ -312,7 +313,7 @@ impl FileReader {
 /// Result of the search for the file in the lake.
 enum Search<'a> {
     /// The longest committed beginning of the file, and its digest.
-    Found(&'a KnownFile, Sha256),
+    Found(&'a KnownFile, Digest),
     /// The lake holds no beginning of the file.
     Unknown,
     /// A signal came first.
@@ -338,8 +339,9 @@ fn find_committed<'a>(
                 Step::There => break,
             }
         }
-        if let Some(found) = known.iter().find(|known| known.offset == mark && known.is_at(lines.digest())) {
-            best = Search::Found(found, lines.digest().clone());
+        let digest = lines.digest()?;
+        if let Some(found) = known.iter().find(|known| known.offset == mark && known.is_at(digest)) {
+            best = Search::Found(found, digest.clone());
             lines.forget_before();
         }
     }

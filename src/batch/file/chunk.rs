@@ -132,17 +132,19 @@ pub(super) fn encode<V: Value>(
     let mut range: Option<(V, V)> = None;
     let mut last = range;
     let mut is_ascending = true;
+    let mut bounds = Bounds::new(values.len());
     let mut rows = codes;
     while !rows.is_empty() {
         let (page, rest) = rows.split_at(page_rows(rows, values));
         rows = rest;
-        let mut body = levels(page.len(), page.iter().map(|code| *code != NULL));
+        let present: Vec<u32> = page.iter().map(|code| u32::from(*code != NULL)).collect();
+        let mut body = levels(&present);
         match &dictionary {
             Some(dictionary) => dictionary.put(page, &mut body),
             None => page.iter().filter(|code| **code != NULL).for_each(|code| values[*code as usize].put(&mut body)),
         }
-        let found = if target.has_statistics { range_of(page, values) } else { None };
-        let nulls = page.iter().filter(|code| **code == NULL).count();
+        let found = if target.has_statistics { bounds.of(page, values) } else { None };
+        let nulls = present.iter().filter(|present| **present == 0).count();
         target.data(body, page.len(), nulls, found.and_then(|(low, high)| low.bound().zip(high.bound())))?;
         if let Some(found) = found {
             is_ascending &= last.is_none_or(|last| last.0 <= found.0 && last.1 <= found.1);
@@ -162,24 +164,27 @@ pub(super) fn encode<V: Value>(
 ///
 /// # Errors
 /// As [`encode`].
-pub(super) fn encode_rendered(
+pub(super) fn encode_rendered<R>(
     mut target: Target<'_>,
-    rows: usize,
-    mut text: impl FnMut(usize, &mut String) -> bool,
+    mut rows: impl ExactSizeIterator<Item = R>,
+    mut text: impl FnMut(R, &mut String) -> bool,
 ) -> Result<Encoded, ParquetError> {
-    let (mut row, mut scratch) = (0, String::new());
-    while row < rows {
+    let mut scratch = String::new();
+    while rows.len() > 0 {
         let (mut present, mut plain) = (Vec::new(), Vec::new());
-        while row < rows && present.len() < PAGE_ROWS && plain.len() < PAGE_BYTES {
+        while present.len() < PAGE_ROWS
+            && plain.len() < PAGE_BYTES
+            && let Some(row) = rows.next()
+        {
             scratch.clear();
-            present.push(text(row, &mut scratch));
-            if present.last() == Some(&true) {
+            let is_present = text(row, &mut scratch);
+            present.push(u32::from(is_present));
+            if is_present {
                 scratch.as_str().put(&mut plain);
             }
-            row += 1;
         }
-        let nulls = present.iter().filter(|present| !**present).count();
-        let mut body = levels(present.len(), present.iter().copied());
+        let nulls = present.iter().filter(|present| **present == 0).count();
+        let mut body = levels(&present);
         body.append(&mut plain);
         target.data(body, present.len(), nulls, None)?;
     }
@@ -205,25 +210,37 @@ fn page_rows<V: Value>(codes: &[u32], values: &[V]) -> usize {
     full.unwrap_or(codes.len().min(PAGE_ROWS))
 }
 
-fn range_of<V: Value>(codes: &[u32], values: &[V]) -> Option<(V, V)> {
-    let mut range: Option<(V, V)> = None;
-    let mut last = NULL;
-    for code in codes.iter().filter(|code| **code != NULL) {
-        if *code != last {
-            last = *code;
-            let value = values[last as usize];
-            range = Some(range.map_or((value, value), |(low, high)| (min(low, value), max(high, value))));
-        }
-    }
-    range
+/// Finds the smallest and the largest value of each page. Each code of a page is compared once.
+struct Bounds {
+    /// The page in which each code was seen last, counted from 1.
+    seen: Vec<u32>,
+    page: u32,
 }
 
-/// Returns the definition levels of a page of an optional column, with their length before them.
-fn levels(rows: usize, present: impl Iterator<Item = bool>) -> Vec<u8> {
+impl Bounds {
+    fn new(codes: usize) -> Self {
+        Self { seen: vec![0; codes], page: 0 }
+    }
+
+    fn of<V: Value>(&mut self, codes: &[u32], values: &[V]) -> Option<(V, V)> {
+        self.page += 1;
+        let mut range: Option<(V, V)> = None;
+        for code in codes.iter().filter(|code| **code != NULL) {
+            let seen = &mut self.seen[*code as usize];
+            if *seen != self.page {
+                *seen = self.page;
+                let value = values[*code as usize];
+                range = Some(range.map_or((value, value), |(low, high)| (min(low, value), max(high, value))));
+            }
+        }
+        range
+    }
+}
+
+/// Returns the definition levels of a page of an optional column (0 for null, else 1), with their length before them.
+fn levels(levels: &[u32]) -> Vec<u8> {
     let mut body = vec![0; 4];
-    let levels: Vec<u32> = present.map(u32::from).collect();
-    debug_assert_eq!(levels.len(), rows);
-    hybrid::encode(&mut body, &levels, 1);
+    hybrid::encode(&mut body, levels, 1);
     // A page has at most `PAGE_ROWS` levels.
     let length = (body.len() as u32 - 4).to_le_bytes();
     body[..4].copy_from_slice(&length);

@@ -113,7 +113,7 @@ async fn write_partition(
     mut reserved: Reservation,
 ) -> Result<Add, LakeError> {
     let (path, values) = place(name, &key);
-    let encoded = part::encode(table, &path, move || encode_partition(&key, &buffers.join())).await?;
+    let encoded = part::encode(table, &path, move || encode_partition(&key, buffers.parts())).await?;
     reserved.shrink_to(encoded.bytes.len());
     part::write(table, path, &values, encoded).await
 }
@@ -129,7 +129,7 @@ pub(crate) async fn write_one(
     partition: Partition,
 ) -> Result<Add, LakeError> {
     let (path, values) = place(name, &key);
-    let encoded = part::encode(table, &path, move || encode_partition(&key, &partition)).await?;
+    let encoded = part::encode(table, &path, move || encode_partition(&key, &[partition])).await?;
     part::write(table, path, &values, encoded).await
 }
 
