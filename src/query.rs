@@ -22,10 +22,12 @@ use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext, 
 use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 
+use changes::{Changes, View};
 use reading::Reading;
 use rules::{casts, integers, recursive, sums};
 use state::Resolved;
 
+mod changes;
 mod functions;
 pub mod guard;
 mod parse;
@@ -257,6 +259,15 @@ impl Engine {
             context.register_table(table.name(), provider)?;
         }
         views::register(&context, &views::VIEWS.map(|(name, ..)| name)).await?;
+        if scope.as_of.is_none() && limits.has_shortcuts {
+            for view in [View::Changes, View::DailyChanges] {
+                // The schema is that of the definition in SQL.
+                if let Some(defined) = context.deregister_table(view.name())? {
+                    let table = Changes::new(view, reading.sync_records.clone(), lake, defined.schema());
+                    context.register_table(view.name(), Arc::new(table))?;
+                }
+            }
+        }
         Ok(Self { context })
     }
 

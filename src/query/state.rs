@@ -40,7 +40,7 @@ mod deferred;
 mod intake;
 mod latest;
 mod names;
-mod order;
+pub(super) mod order;
 mod overlay;
 mod parts;
 pub mod refresh;
@@ -348,7 +348,7 @@ pub(crate) fn is_damage(error: &DataFusionError) -> bool {
 ///
 /// The pool is a partition value there, with a dictionary type. Compared with a string view it would be cast, and then
 /// no files could be pruned.
-fn unqualified(filter: &Expr) -> Result<Expr> {
+pub(super) fn unqualified(filter: &Expr) -> Result<Expr> {
     let bare = filter.clone().transform(|expr| match expr {
         Expr::Column(column) => Ok(Transformed::yes(Expr::Column(Column::new_unqualified(column.name)))),
         Expr::Literal(ScalarValue::Utf8View(text), _) => Ok(Transformed::yes(lit(ScalarValue::Utf8(text)))),

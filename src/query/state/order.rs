@@ -14,14 +14,14 @@ use arrow::error::ArrowError;
 use datafusion::error::{DataFusionError, Result};
 
 /// Columns that order changes, most significant first.
-pub(super) const ORDER: [&str; 7] =
+pub(in crate::query) const ORDER: [&str; 7] =
     ["sync_count", "last_modified_date", "arrived_at", "sequence_number", "sub_sequence", "record_index", "shard_id"];
 /// Number of columns in the order prefix.
 pub(super) const PREFIX_COLUMNS: usize = 3;
 
 /// The order prefix of a row.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct OrderPrefix {
+pub(in crate::query) struct OrderPrefix {
     pub sync_count: i64,
     pub modified: i64,
     pub arrived: i64,
@@ -36,7 +36,7 @@ impl OrderPrefix {
 
 /// The order prefixes of rows.
 #[derive(Debug)]
-pub(super) struct OrderPrefixes([Int64Array; PREFIX_COLUMNS]);
+pub(in crate::query) struct OrderPrefixes([Int64Array; PREFIX_COLUMNS]);
 
 impl OrderPrefixes {
     /// Reads the order prefixes from the first columns of the order.
@@ -46,7 +46,7 @@ impl OrderPrefixes {
     }
 
     /// Returns the order prefix of a row.
-    pub(super) fn get(&self, row: usize) -> OrderPrefix {
+    pub(in crate::query) fn get(&self, row: usize) -> OrderPrefix {
         let [sync_count, modified, arrived] = &self.0;
         OrderPrefix {
             sync_count: sync_count.values()[row],
@@ -58,7 +58,7 @@ impl OrderPrefixes {
 
 /// The tie-breaker columns. Text may have any string type.
 #[derive(Clone, Copy)]
-pub(super) struct TieBreakers<'a>(pub &'a [ArrayRef]);
+pub(in crate::query) struct TieBreakers<'a>(pub &'a [ArrayRef]);
 
 impl TieBreakers<'_> {
     fn text(&self, column: usize, row: usize) -> &str {
@@ -71,7 +71,7 @@ impl TieBreakers<'_> {
     }
 
     /// Compares two rows of equal order prefixes; the greater row is the later one.
-    pub(super) fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
+    pub(in crate::query) fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
         let sub = |rest: &Self, row: usize| {
             let values = rest.0[1].as_primitive::<Int64Type>();
             if values.is_null(row) { -1 } else { values.value(row) }
@@ -87,17 +87,17 @@ impl TieBreakers<'_> {
 }
 
 /// Returns the column of a batch with that name.
-pub(super) fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
+pub(in crate::query) fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
     batch.column_by_name(name).ok_or_else(|| DataFusionError::Internal(format!("there is no column {name}")))
 }
 
 /// Reads the order prefixes of the rows of a batch.
-pub(super) fn order_prefixes(batch: &RecordBatch) -> Result<OrderPrefixes> {
+pub(in crate::query) fn order_prefixes(batch: &RecordBatch) -> Result<OrderPrefixes> {
     let [sync_count, modified, arrived, ..] = ORDER;
     Ok(OrderPrefixes::of([column(batch, sync_count)?, column(batch, modified)?, column(batch, arrived)?])?)
 }
 
 /// Returns the tie-breaker columns; `None` if the batch lacks one of them.
-pub(super) fn tie_breakers(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
+pub(in crate::query) fn tie_breakers(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
     ORDER[PREFIX_COLUMNS..].iter().map(|name| batch.column_by_name(name).cloned()).collect()
 }

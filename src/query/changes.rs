@@ -1,0 +1,239 @@
+//! The views `changes` and `daily_changes`, without a sort of the whole table.
+//!
+//! A change and its copies have the same pool and date, so they are in one partition of `sync_records`. The scan
+//! gathers whole partitions into groups, sorts each group, and compares neighbours (`runs`). A sort holds one group per
+//! thread, and spills if a group is larger than the memory.
+//!
+//! `sql/views/changes.sql` and `sql/views/daily_changes.sql` define the same rows. They are used where this is not
+//! (`--as-of`, other engines), and the random queries compare both.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::DFSchema;
+use datafusion::datasource::provider_as_source;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, col, lit};
+use datafusion::physical_plan::ExecutionPlan;
+use deltalake::DeltaTable;
+
+use super::reading;
+use super::recheck::is_plain;
+use super::state::order::ORDER;
+use super::state::unqualified;
+use crate::lake::snapshot::{self, ActiveFile};
+use crate::lake::{LakeError, Store};
+use crate::schema::Table;
+
+mod runs;
+
+use runs::{Runs, RunsExec};
+
+/// Columns whose values identify a key of a day. Sorted by them, the changes of a key of a day are neighbours.
+const KEY_OF_A_DAY: [&str; 5] = ["pool", "event_date", "identity_id", "dataset_name", "key"];
+/// Columns in which copies of a change agree, beside those of the key.
+const OF_A_COPY: [&str; 3] = ["sync_count", "op", "value"];
+/// Rows of a group of partitions.
+const GROUP_ROWS: u64 = 250_000;
+/// Bytes of the files of a group.
+const GROUP_BYTES: u64 = 32 << 20;
+
+/// Which of the views a table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    /// Each change once.
+    Changes,
+    /// The last change of each key on each day.
+    DailyChanges,
+}
+
+impl View {
+    /// Returns the name of the view.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Changes => "changes",
+            Self::DailyChanges => "daily_changes",
+        }
+    }
+
+    /// Returns the column that counts the rows behind a row.
+    fn count(self) -> &'static str {
+        match self {
+            Self::Changes => "copies",
+            Self::DailyChanges => "changes_in_day",
+        }
+    }
+
+    /// Returns the columns on which a filter selects whole groups of copies, or all changes of a key.
+    fn is_filterable(self, column: &str) -> bool {
+        let of_key = KEY_OF_A_DAY.contains(&column) || column == "identity_pool_id";
+        of_key || (self == Self::Changes && OF_A_COPY.contains(&column))
+    }
+}
+
+/// One of the views over `sync_records`.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    view: View,
+    records: DeltaTable,
+    store: Store,
+    schema: SchemaRef,
+}
+
+impl Changes {
+    /// Creates the view over a loaded `sync_records`. `schema` is that of its definition in SQL.
+    pub(crate) fn new(view: View, records: DeltaTable, lake: &Store, schema: SchemaRef) -> Self {
+        Self { view, records, store: Table::SyncRecords.store(lake), schema }
+    }
+
+    async fn group(
+        &self,
+        files: BTreeSet<String>,
+        names: &[&str],
+        filter: Option<&Expr>,
+        session: &SessionState,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let Some(files) = reading::files_of(&self.records, session, &files).await? else { return Ok(None) };
+        // A row without a key that is no removal marks an event without records. Such an event changes nothing.
+        let counts = col("key").is_not_null().or(col("op").eq(lit("remove")));
+        let filter = filter.cloned().into_iter().fold(counts, Expr::and);
+        let order = KEY_OF_A_DAY.iter().chain(["sync_count"].iter()).map(|name| col(*name).sort(true, true));
+        let rows = LogicalPlanBuilder::scan("sync_records", provider_as_source(files), None)?
+            .filter(filter)?
+            .project(names.iter().map(|name| col(*name)).collect::<Vec<_>>())?
+            .sort(order.collect::<Vec<_>>())?
+            .build()?;
+        session.create_physical_plan(&rows).await.map(Some)
+    }
+}
+
+/// Returns the columns that a scan reads: those that it compares, then those that are wanted.
+fn columns<'a>(wanted: impl Iterator<Item = &'a str>, count: &str) -> Vec<&'a str> {
+    let mut names: Vec<&str> = KEY_OF_A_DAY.into_iter().chain(OF_A_COPY).collect();
+    for name in ORDER.into_iter().chain(wanted) {
+        if name != count && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// Gathers the files of whole partitions into groups.
+fn groups(files: Vec<ActiveFile>) -> Vec<BTreeSet<String>> {
+    let mut partitions: BTreeMap<[Option<String>; 2], Vec<ActiveFile>> = BTreeMap::new();
+    for file in files {
+        let value = |name: &str| file.partition.get(name).cloned().flatten();
+        partitions.entry([value("pool"), value("event_date")]).or_default().push(file);
+    }
+    let (mut groups, mut rows, mut bytes) = (Vec::<BTreeSet<String>>::new(), 0u64, 0u64);
+    for files in partitions.into_values() {
+        let sizes = files.iter().map(ActiveFile::rows_and_bytes);
+        let (more_rows, more_bytes) =
+            sizes.fold((0u64, 0u64), |sum, size| (sum.0.saturating_add(size.0), sum.1.saturating_add(size.1)));
+        let fits = rows.saturating_add(more_rows) <= GROUP_ROWS && bytes.saturating_add(more_bytes) <= GROUP_BYTES;
+        match groups.last_mut().filter(|_| fits) {
+            Some(group) => {
+                group.extend(files.into_iter().map(|file| file.path));
+                (rows, bytes) = (rows + more_rows, bytes + more_bytes);
+            }
+            None => {
+                groups.push(files.into_iter().map(|file| file.path).collect());
+                (rows, bytes) = (more_rows, more_bytes);
+            }
+        }
+    }
+    groups
+}
+
+/// Keeps the files whose partition values may pass the filters. A filter that cannot be evaluated here keeps all.
+fn pruned(files: Vec<ActiveFile>, filters: &[Expr], session: &SessionState) -> Vec<ActiveFile> {
+    let is_of_partition = |filter: &&Expr| {
+        let columns = filter.column_refs();
+        !columns.is_empty() && columns.iter().all(|column| ["pool", "event_date"].contains(&column.name.as_str()))
+    };
+    let Some(filter) = filters.iter().filter(is_of_partition).cloned().reduce(Expr::and) else { return files };
+    let Ok(kept) = passing(&files, filter, session) else { return files };
+    files.into_iter().zip(kept).filter_map(|(file, is_kept)| is_kept.then_some(file)).collect()
+}
+
+/// Evaluates a filter on the partition values of files.
+fn passing(files: &[ActiveFile], filter: Expr, session: &SessionState) -> Result<Vec<bool>> {
+    let value = |file: &ActiveFile, name: &str| file.partition.get(name).cloned().flatten();
+    let pools: StringArray = files.iter().map(|file| value(file, "pool")).collect();
+    let dates: StringArray = files.iter().map(|file| value(file, "event_date")).collect();
+    let dates = cast(&dates, &DataType::Date32)?;
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("pool", DataType::Utf8, true),
+        Field::new("event_date", DataType::Date32, true),
+    ]));
+    let values = RecordBatch::try_new(schema.clone(), vec![Arc::new(pools) as ArrayRef, dates])?;
+    let filter = session.create_physical_expr(filter, &DFSchema::try_from(schema)?)?;
+    let kept = filter.evaluate(&values)?.into_array(files.len())?;
+    let kept = kept.as_boolean_opt().ok_or_else(|| DataFusionError::Internal("a filter is no condition".to_owned()))?;
+    Ok((0..files.len()).map(|row| kept.is_valid(row) && kept.value(row)).collect())
+}
+
+#[async_trait::async_trait]
+impl TableProvider for Changes {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::View
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        // A filter that is pushed down here is evaluated again above.
+        let whole = |filter: &&Expr| {
+            let columns = filter.column_refs();
+            let is_whole = !columns.is_empty() && columns.iter().all(|column| self.view.is_filterable(&column.name));
+            match is_whole && is_plain(filter) {
+                true => TableProviderFilterPushDown::Inexact,
+                false => TableProviderFilterPushDown::Unsupported,
+            }
+        };
+        Ok(filters.iter().map(whole).collect())
+    }
+
+    async fn scan(
+        &self,
+        session: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        _: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = match projection {
+            Some(projection) => Arc::new(self.schema.project(projection)?),
+            None => self.schema.clone(),
+        };
+        let session = session.as_any().downcast_ref::<SessionState>();
+        let session = session.ok_or_else(|| DataFusionError::Internal("a session of another kind".to_owned()))?;
+        let threads = session.config().target_partitions();
+        let mut session = reading::for_sorting(session);
+        session.config_mut().options_mut().execution.target_partitions = 1;
+        let is_whole = |filter: &&Expr| {
+            is_plain(filter) && filter.column_refs().iter().all(|column| self.view.is_filterable(&column.name))
+        };
+        let filters: Vec<Expr> = filters.iter().filter(is_whole).map(unqualified).collect::<Result<_>>()?;
+        let fail = |error: LakeError| DataFusionError::External(Box::new(error));
+        let files = snapshot::files(&self.store, &self.records).await.map_err(fail)?;
+        let files = pruned(files, &filters, &session);
+        let filter = filters.into_iter().reduce(Expr::and);
+        let names = columns(schema.fields().iter().map(|field| field.name().as_str()), self.view.count());
+        let mut inputs = Vec::new();
+        for files in groups(files) {
+            inputs.extend(self.group(files, &names, filter.as_ref(), &session).await?);
+        }
+        let mut steps = vec![Runs::copies()];
+        if self.view == View::DailyChanges {
+            steps.push(Runs::of_a_day());
+        }
+        Ok(Arc::new(RunsExec::new(inputs, steps, self.view.count(), schema, threads)))
+    }
+}
