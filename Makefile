@@ -54,9 +54,9 @@ bench-commits: tools ## commit latency with 1, 4 and 16 writers, on a folder and
 	$(CARGO) build --locked --features failpoints --example commit_bench
 	$(VENV)/bin/python tests/tools/with_servers.py tests/tools/commits.sh "$(CARGO_TARGET_DIR)/debug/examples/commit_bench"
 
-bench: tools ## measure against DuckDB on this machine (release build)
+bench: tools ## measure against DuckDB on this machine (optimised build); BENCH=--short leaves the long histories out
 	$(CARGO) build --locked --release --bins
-	$(VENV)/bin/python tests/tools/bench.py "$(CARGO_TARGET_DIR)/release"
+	$(VENV)/bin/python tests/tools/bench.py "$(CARGO_TARGET_DIR)/release" $${BENCH:-}
 
 install: ## optimised programs into ~/.cargo/bin
 	$(CARGO) install --locked --path .

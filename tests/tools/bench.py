@@ -1,11 +1,11 @@
-"""Compares synclake with DuckDB on this machine, in one run: bench.py BIN_FOLDER [EVENTS]
+"""Compares synclake with DuckDB on this machine, in one run: bench.py BIN_FOLDER [EVENTS] [--short]
 
 Makes a file of about 1 GB of events, converts it into partitioned zstd Parquet with both, and computes the current
-state with both over the same lake. Writes docs/benchmarks.md. The figures hold for this machine and this run only.
+views with both over the same lake (bench_pairs). Then the state and the extract as history grows (bench_state), unless --short.
+Writes docs/benchmarks.md. The figures hold for this machine and this run only.
 """
 
 import datetime
-import json
 import os
 import pathlib
 import platform
@@ -15,11 +15,13 @@ import subprocess
 import sys
 import time
 
+import bench_pairs
 import bench_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(sys.argv[1])
-EVENTS = int(sys.argv[2]) if len(sys.argv) > 2 else 1_150_000
+SHORT = "--short" in sys.argv
+EVENTS = next((int(word) for word in sys.argv[2:] if word.isdigit()), 1_150_000)
 DATA = ROOT / "bench-data"
 RUNS = 3
 DAYS = 30
@@ -61,14 +63,8 @@ def main():
         subprocess.run([BIN / "synclake", *SIMULATE, "--out", DATA / "part"], check=True)
         (DATA / "part").rename(events)
     size = events.stat().st_size
-    lake, other = DATA / "lake", DATA / "duckdb"
 
-    ours = measure(
-        [str(BIN / "synclake"), "ingest", "--source", f"file:{events}", "--lake", str(lake)],
-        lambda: shutil.rmtree(lake, ignore_errors=True),
-    )
-    summary = json.loads(ours[2])
-    transform = f"""
+    transform = """
         copy (
           select replace(identityPoolId, ':', '_') as pool,
                  cast(make_timestamp(r.lastModifiedDate * 1000) as date) as event_date,
@@ -86,37 +82,33 @@ def main():
             }}))
         ) to '{other}' (format parquet, compression zstd, partition_by (pool, event_date))
     """
-    theirs = measure(duckdb(transform), lambda: shutil.rmtree(other, ignore_errors=True))
+    pairs, summary = bench_pairs.table(BIN, DATA, events, transform)
+    arg_max = bench_pairs.VIEWS[0][2]
+    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
+    head = f"""# Benchmarks
 
-    state = measure(
-        [str(BIN / "synclake-query"), "--lake", str(lake), "--format", "csv", "-c",
-         "select count(*) as n, sum(sync_count) as s, count(value) as v from current_state"]
-    )
-    arg_max = f"""
-        with latest as (
-          select identity_pool_id, identity_id, dataset_name, key,
-                 arg_max(struct_pack(op := op, value := value, n := sync_count, at := last_modified_date),
-                         (sync_count, last_modified_date, length(sequence_number), sequence_number, record_index)) as r
-          from read_parquet('{lake}/sync_records/*/*/*.parquet', hive_partitioning = true) where key is not null group by all),
-        removal as (
-          select identity_pool_id, identity_id, dataset_name, max(row(sync_count, last_modified_date)) as r
-          from read_parquet('{lake}/sync_records/*/*/*.parquet', hive_partitioning = true) where key is null and op = 'remove' group by all)
-        select count(*), sum(l.r.n), count(l.r.value) from latest l left join removal d using (identity_pool_id, identity_id, dataset_name)
-        where l.r.op <> 'remove' and (d.r is null or row(l.r.n, l.r.at) > d.r)
-    """
-    duck_state = measure(duckdb(arg_max))
-    answers = (state[2].split("\n")[1], ",".join(str(int(v)) for v in eval(duck_state[2].strip().splitlines()[-1])[0]))
-    if answers[0] != answers[1]:
-        sys.exit(f"the two disagree on the current state: {answers}")
+`make bench`, {datetime.date.today()}, {os.cpu_count()} cores ({cpu}), DuckDB {duck.__version__} with 2 threads, local
+disk. Whole processes, synclake and DuckDB in turn, {bench_pairs.RUNS} times; medians of wall and CPU time, peak of resident memory.
 
+Input: `synclake {" ".join(SIMULATE)}`: {size / 1e9:.2f} GB,
+{summary["records"]:,} events, {summary["rows"]:,} rows, {summary["files"]} files.
+
+{pairs}
+DuckDB's questions are its best forms over the same files (`tests/tools/bench_pairs.py`); both give the same answers. Its table of the
+first line is not sorted and has fewer columns. synclake also checks every id and date, keeps unknown fields, sequence numbers and
+arrival times, hashes the file to know it again, writes Bloom filters and page indexes, and syncs each file to disk.
+"""
+    if SHORT:
+        write(head, None)
+        return
     tail_lake, refreshed, tail_rows, by_tail, duck_tail = bench_state.tail(
-        BIN, DATA, events, DAYS, measure, duckdb, arg_max.replace(str(lake), "{lake}")
+        BIN, DATA, events, DAYS, measure, duckdb, arg_max
     )
     longer = [BIN / "synclake", *SIMULATE, "--out", "-"]
     longer[longer.index(str(EVENTS))] = str(MORE * EVENTS)
     longer[longer.index("--days") + 1] = str(MORE * DAYS)
     history_lake, history_rows, by_history, duck_history = bench_state.history(
-        BIN, DATA, longer, MORE * DAYS, measure, duckdb, arg_max.replace(str(lake), "{lake}")
+        BIN, DATA, longer, MORE * DAYS, measure, duckdb, arg_max
     )
     small = bench_state.lookup(BIN, tail_lake, measure)
     many = DATA / "many-lake"
@@ -130,21 +122,13 @@ def main():
     rows_of = lambda place: int(bench_state.run(BIN / "synclake-query", "--lake", place, "--format", "csv", "-c", "select count(*) from sync_records").split()[1])
     all_history = rows_of(history_lake)
     growth = bench_state.growth(BIN, DATA, 4000)
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
-    text = f"""# Benchmarks
+    long = f"""
+## State and history
 
-`make bench`, {datetime.date.today()}, {os.cpu_count()} cores ({cpu}), DuckDB {duck.__version__} with 2 threads, local
-disk. Best of {RUNS} runs each, whole processes, one after the other in one run; memory is the peak of resident memory.
-
-Input: `synclake {" ".join(SIMULATE)}`: {size / 1e9:.2f} GB,
-{summary["records"]:,} events, {summary["rows"]:,} rows.
+{datetime.date.today()}. Best of {RUNS} runs each.
 
 | what | synclake | DuckDB |
 |---|---|---|
-| NDJSON to zstd Parquet by pool and date, wall | {ours[0]:.1f} s ({size / 1e6 / ours[0]:.0f} MB/s) | {theirs[0]:.1f} s ({size / 1e6 / theirs[0]:.0f} MB/s) |
-| the same, peak memory | {ours[1]:.0f} MiB | {theirs[1]:.0f} MiB |
-| current state over all rows (the view; DuckDB by arg_max over the same files), wall | {state[0]:.2f} s | {duck_state[0]:.2f} s |
-| the same, peak memory | {state[1]:.0f} MiB | {duck_state[1]:.0f} MiB |
 | the first `synclake refresh` (all rows but the last day's) | {refreshed[0]:.2f} s, {refreshed[1]:.0f} MiB | |
 | current state with that and the last day's {tail_rows:,} rows since, wall (DuckDB from all rows) | {by_tail[0]:.2f} s | {duck_tail[0]:.2f} s |
 | the same, peak memory | {by_tail[1]:.0f} MiB | {duck_tail[1]:.0f} MiB |
@@ -164,14 +148,18 @@ read (what the state or the day before has is read on top):
 | day | refresh | extract | changes of the day | live keys at its end |
 |---|---|---|---|---|
 {"".join(f"| {day} | {read:,} | {change:,} | {changes:,} | {state:,} |" + chr(10) for day, read, change, changes, state in growth)}
-synclake also sorts the rows of each file, checks every id and date, keeps unknown fields, sequence numbers and arrival
-times, hashes the file to know it again, writes Bloom filters and statistics, and syncs each file to disk; DuckDB does
-none of these here. Files: {summary["files"]}, {summary["file_bytes"] / 1e6:.0f} MB.
 """
+    write(head, long)
+
+
+def write(head, long):
+    """Writes docs/benchmarks.md. Without a long part, the one that is there stays, and so does what is written by hand."""
     path = ROOT / "docs/benchmarks.md"
-    kept = path.read_text().split("<!-- by hand -->")[1:] if path.exists() else []
-    path.write_text(text + ("\n<!-- by hand -->" + kept[0] if kept else ""))
-    print(text)
+    text = path.read_text()
+    rest = text.index("<!-- by hand -->")
+    kept = text[text.index("\n## State and history") : rest] if "\n## State and history" in text else "\n"
+    path.write_text(head + (kept if long is None else long + "\n") + text[rest:])
+    print(head)
 
 
 main()
