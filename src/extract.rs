@@ -34,9 +34,9 @@ mod corrections;
 mod files;
 mod plan;
 
-pub use files::Listed;
+pub use files::ManifestEntry;
 use files::Writer;
-pub use plan::ShardMark;
+pub use plan::ShardWatermark;
 use plan::{Plan, covers_id, extracted_id, stale_id};
 
 /// The reason why an extract failed. The table and an earlier manifest are unchanged.
@@ -87,7 +87,7 @@ pub struct ExtractReport {
     /// Whether every shard of a stream was read to the end of the day; `None` if the lake was read from files alone.
     pub is_complete: Option<bool>,
     /// The watermark of each shard.
-    pub shards: Vec<ShardMark>,
+    pub shards: Vec<ShardWatermark>,
     /// Place of the manifest, if files were written.
     pub manifest: Option<String>,
 }

@@ -11,17 +11,17 @@ use object_store::ObjectStore;
 
 use crate::causes::causes;
 
-pub(crate) mod apart;
 mod bucket;
 pub(crate) mod commit;
+pub(crate) mod data_file;
 pub(crate) mod fault;
 pub mod files;
 pub mod ledger;
 pub(crate) mod log;
-pub(crate) mod part;
 pub mod paths;
 pub(crate) mod ranges;
 pub(crate) mod replace;
+pub(crate) mod request_runtime;
 pub(crate) mod s3;
 pub(crate) mod since;
 pub(crate) mod snapshot;

@@ -1,7 +1,7 @@
 //! Decodes the quarantined records again, and moves those that now succeed into `sync_records`.
 //!
 //! # Each record once, however often it is run or killed
-//! Two tables cannot change in one commit, so the records to move are first set apart, file by file:
+//! Two tables cannot change in one commit, so the records to move are first staged, file by file:
 //!
 //! 1. `quarantine`: one commit replaces a file by two: the records that decode now (named `redrive-…`) and the rest.
 //! 2. `sync_records`: the rows of a `redrive-…` file are committed under the transaction id `redrive/<its name>`,
@@ -35,7 +35,7 @@ use crate::failpoint;
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::write_one;
 use crate::lake::ledger::{Ledger, new_token};
-use crate::lake::{LakeError, Store, log, part, replace, snapshot, sweep};
+use crate::lake::{LakeError, Store, data_file, log, replace, snapshot, sweep};
 use crate::query::{Limits, reading, session};
 use crate::schema::Table;
 use crate::verify::comparable;
@@ -62,8 +62,8 @@ pub struct RedriveReport {
     pub left: BTreeMap<&'static str, u64>,
 }
 
-/// The name prefix of files that are set apart.
-const APART: &str = "redrive-";
+/// The name prefix of staged files.
+const STAGED_PREFIX: &str = "redrive-";
 
 /// Goes once through the quarantine.
 ///
@@ -84,7 +84,7 @@ pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport
     let mut ledger = Ledger::open(lake, Table::SyncRecords).await?;
     for path in files {
         let Some(held) = read(&store, &loaded, &context, &path).await? else { continue };
-        if is_apart(&path) {
+        if is_staged(&path) {
             // The file is of a killed run. It is finished whatever the options of this run are.
             finish(lake, &mut ledger, &path, &held, &mut report).await?;
             let name = path.rsplit('/').next().unwrap_or(&path);
@@ -98,8 +98,8 @@ pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport
         if chosen.true_count() == 0 {
             continue;
         }
-        if let Some((apart, taken)) = set_apart(lake, &path, &held, &chosen).await? {
-            finish(lake, &mut ledger, &apart, &taken, &mut report).await?;
+        if let Some((staged, taken)) = stage(lake, &path, &held, &chosen).await? {
+            finish(lake, &mut ledger, &staged, &taken, &mut report).await?;
         }
     }
     Ok(report)
@@ -109,8 +109,8 @@ fn stem(name: &str) -> &str {
     name.trim_end_matches(".parquet")
 }
 
-fn is_apart(path: &str) -> bool {
-    path.rsplit('/').next().is_some_and(|name| name.starts_with(APART))
+fn is_staged(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.starts_with(STAGED_PREFIX))
 }
 
 /// Reads a whole file of the quarantine. Its size is bounded by the memory of the ingest that wrote it.
@@ -138,7 +138,7 @@ async fn read(
 }
 
 /// A quarantined record.
-struct Kept<'a> {
+struct QuarantinedRecord<'a> {
     shard: ShardKey,
     sequence_number: SequenceNumber,
     sub_sequence: Option<i64>,
@@ -147,7 +147,7 @@ struct Kept<'a> {
     raw: &'a [u8],
 }
 
-fn kept(held: &RecordBatch) -> Result<Vec<Kept<'_>>, LakeError> {
+fn quarantined_records(held: &RecordBatch) -> Result<Vec<QuarantinedRecord<'_>>, LakeError> {
     let odd =
         || LakeError::Invalid("a file of the quarantine has other columns than schemas/quarantine.json".to_owned());
     let column = |name: &str| held.column_by_name(name).ok_or_else(odd);
@@ -159,7 +159,7 @@ fn kept(held: &RecordBatch) -> Result<Vec<Kept<'_>>, LakeError> {
     let raws = column("raw")?.as_binary_opt::<i32>().ok_or_else(odd)?;
     (0..held.num_rows())
         .map(|row| {
-            Ok(Kept {
+            Ok(QuarantinedRecord {
                 shard: ShardKey::new(streams.value(row), shards.value(row)).ok_or_else(odd)?,
                 sequence_number: SequenceNumber::parse(numbers.value(row)).ok_or_else(odd)?,
                 sub_sequence: subs.is_valid(row).then(|| subs.value(row)),
@@ -180,7 +180,7 @@ fn choose(
 ) -> Result<BooleanArray, LakeError> {
     let mut reached: HashMap<ShardKey, Option<SequenceNumber>> = HashMap::new();
     let mut chosen = Vec::with_capacity(held.num_rows());
-    for record in kept(held)? {
+    for record in quarantined_records(held)? {
         let reason = Reason::parse(record.reason);
         let wanted = options.reasons.is_empty() || reason.is_some_and(|reason| options.reasons.contains(&reason));
         let recent = options.since.is_none_or(|since| record.arrived_at >= since.timestamp_micros());
@@ -212,7 +212,7 @@ fn try_decode(raw: &[u8]) -> Result<(), Reason> {
 }
 
 /// Step 1. Returns `None` if another run was faster.
-async fn set_apart(
+async fn stage(
     lake: &Store,
     path: &str,
     held: &RecordBatch,
@@ -225,42 +225,42 @@ async fn set_apart(
     let rest = filter_record_batch(held, &rest).map_err(fail)?;
     let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
     let token = new_token();
-    let apart = format!("{folder}/{APART}{token:016x}.parquet");
-    let mut files = vec![write(lake, &apart, &taken).await?];
+    let staged = format!("{folder}/{STAGED_PREFIX}{token:016x}.parquet");
+    let mut files = vec![write(lake, &staged, &taken).await?];
     if rest.num_rows() > 0 {
         files.push(write(lake, &format!("{folder}/rest-{token:016x}.parquet"), &rest).await?);
     }
     failpoint::hit("redrive/apart/before");
     let done = replace::swap(lake, Table::Quarantine, &[path.to_owned()], files).await?;
     failpoint::hit("redrive/apart/after");
-    Ok(done.map(|_| (apart, taken)))
+    Ok(done.map(|_| (staged, taken)))
 }
 
 async fn write(lake: &Store, path: &str, rows: &RecordBatch) -> Result<Add, LakeError> {
     let date = path.split('/').find_map(|part| part.strip_prefix("arrived_date=")).unwrap_or_default();
     let values = [("arrived_date", date.to_owned())];
     let (store, rows) = (Table::Quarantine.store(lake), rows.clone());
-    let encoded = part::encode(&store, path, move || encode_batch(&rows)).await?;
-    part::write(&store, path.to_owned(), &values, encoded).await
+    let encoded = data_file::encode(&store, path, move || encode_batch(&rows)).await?;
+    data_file::write(&store, path.to_owned(), &values, encoded).await
 }
 
 /// Steps 2 and 3.
 async fn finish(
     lake: &Store,
     ledger: &mut Ledger,
-    apart: &str,
+    staged: &str,
     taken: &RecordBatch,
     report: &mut RedriveReport,
 ) -> Result<(), LakeError> {
-    let name = apart.rsplit('/').next().unwrap_or(apart);
+    let name = staged.rsplit('/').next().unwrap_or(staged);
     let id = format!("redrive/{name}");
     ledger.refresh().await?;
     if !ledger.is_done(&id) {
-        let records = kept(taken)?;
+        let records = quarantined_records(taken)?;
         let decodes: BooleanArray = records.iter().map(|r| Some(try_decode(r.raw).is_ok())).collect();
         if decodes.false_count() > 0 {
-            // A later version of synclake set these apart. Records that this version cannot decode go back.
-            let Some((again, fewer)) = set_apart(lake, apart, taken, &decodes).await? else { return Ok(()) };
+            // A later version of synclake staged these. Records that this version cannot decode go back.
+            let Some((again, fewer)) = stage(lake, staged, taken, &decodes).await? else { return Ok(()) };
             return Box::pin(finish(lake, ledger, &again, &fewer, report)).await;
         }
         let (files, rows) = encode(lake, name, &records).await?;
@@ -279,13 +279,13 @@ async fn finish(
         }
         failpoint::hit("redrive/move/after");
     }
-    replace::swap(lake, Table::Quarantine, &[apart.to_owned()], Vec::new()).await?;
+    replace::swap(lake, Table::Quarantine, &[staged.to_owned()], Vec::new()).await?;
     failpoint::hit("redrive/done");
     Ok(())
 }
 
 /// Writes the rows of records as data files, not yet listed.
-async fn encode(lake: &Store, name: &str, records: &[Kept<'_>]) -> Result<(Vec<Add>, u64), LakeError> {
+async fn encode(lake: &Store, name: &str, records: &[QuarantinedRecord<'_>]) -> Result<(Vec<Add>, u64), LakeError> {
     let mut partitions: BTreeMap<PartitionKey, Partition> = BTreeMap::new();
     let mut rows = 0;
     for record in records {

@@ -37,11 +37,11 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::files::{Listed, encode, extension};
+use super::files::{ManifestEntry, encode, extension};
 use super::{ExtractError, encode_error};
 use crate::batch::parquet::conform;
 use crate::failpoint;
-use crate::lake::since::{self, Change, Since};
+use crate::lake::since::{Change, TableChanges, changes_between};
 use crate::lake::snapshot::ActiveFile;
 use crate::lake::{LakeError, Store, log, replace, snapshot};
 use crate::print::Format;
@@ -94,7 +94,7 @@ pub fn parse_name(name: &str) -> Result<String, String> {
 /// # Errors
 /// See [`ExtractError`]. Running again makes the same delivery.
 pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limits) -> Result<Delivery, ExtractError> {
-    let Intent { from, to } = intend(lake, name, out).await?;
+    let Intent { from, to } = begin_delivery(lake, name, out).await?;
     let consumer = name.to_owned();
     let mut delivery = Delivery { consumer, from, to, rows: 0, files: 0, manifest: None, changed: Vec::new() };
     if from == Some(to) {
@@ -109,34 +109,34 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
             rows_of(&context, &records, &files.into_iter().map(|file| file.path).collect()).await?
         }
         Some(from) => {
-            let since = since::since(&store, from, to).await?.ok_or_else(|| {
+            let changes = changes_between(&store, from, to).await?.ok_or_else(|| {
                 let what = format!(
                     "cannot deliver to consumer {name}: it is at version {from} of {store}, and the log no longer \
                      reaches back to it; make a full copy under a new consumer name"
                 );
                 LakeError::Invalid(what)
             })?;
-            delivery.changed = since.changes.clone();
-            for Change { version, operation } in &since.changes {
+            delivery.changed = changes.commits.clone();
+            for Change { version, operation } in &changes.commits {
                 tracing::warn!(
                     version,
                     operation,
                     "another writer removed, changed or restored rows; consumers do not receive these changes"
                 );
             }
-            let mut sizes: Vec<_> = since.new.values().map(|file| (file.rows, file.bytes)).collect();
-            if since.is_new_changed {
+            let mut sizes: Vec<_> = changes.new.values().map(|file| (file.rows, file.bytes)).collect();
+            if changes.is_new_changed {
                 let files = snapshot::files(&store, &records).await?;
-                let rewritten = files.iter().filter(|file| since.rewritten.contains_key(&file.path));
+                let rewritten = files.iter().filter(|file| changes.rewritten.contains_key(&file.path));
                 sizes.extend(rewritten.map(ActiveFile::rows_and_bytes));
             }
             let context = session(&limits.for_rows_of(sizes))?;
-            new_rows(name, &context, &store, &records, &since).await?
+            new_rows(name, &context, &store, &records, &changes).await?
         }
     };
     deliver(rows, out, &mut delivery).await?;
     failpoint::hit("consumer/written");
-    reach(lake, name, to).await?;
+    commit_cursor(lake, name, to).await?;
     Ok(delivery)
 }
 
@@ -150,7 +150,7 @@ struct Intent {
 }
 
 /// Step 1: reads the consumer's cursor, and fixes the version that this delivery reaches.
-async fn intend(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Result<Intent, LakeError> {
+async fn begin_delivery(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Result<Intent, LakeError> {
     let records = Table::SyncRecords.store(lake);
     let none = || LakeError::NoLake(lake.to_string());
     let newest = log::read_transactions(&records).await?.ok_or_else(none)?.version;
@@ -196,7 +196,7 @@ fn digest(out: &Store) -> i64 {
 }
 
 /// Step 3. A concurrent run of the same delivery may already have committed it.
-async fn reach(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
+async fn commit_cursor(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
     let store = Table::DailyState.store(lake);
     let to = log::id_value(to)?;
     loop {
@@ -227,7 +227,7 @@ async fn rows_of(
 }
 
 /// Returns the union of the parts.
-fn together(parts: impl IntoIterator<Item = DataFrame>) -> Result<Option<DataFrame>, QueryError> {
+fn union_all(parts: impl IntoIterator<Item = DataFrame>) -> Result<Option<DataFrame>, QueryError> {
     let mut all: Option<DataFrame> = None;
     for part in parts {
         all = Some(match all {
@@ -244,13 +244,13 @@ async fn new_rows(
     context: &SessionContext,
     store: &Store,
     records: &DeltaTable,
-    since: &Since,
+    changes: &TableChanges,
 ) -> Result<Option<DataFrame>, ExtractError> {
     let mut there = BTreeSet::new();
     // Grouped by the last version that lists them.
     let mut gone: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
-    for (path, file) in &since.new {
-        match file.taken_out {
+    for (path, file) in &changes.new {
+        match file.removed_at {
             None => there.insert(path.clone()),
             Some(version) => gone.entry(version - 1).or_default().insert(path.clone()),
         };
@@ -258,25 +258,29 @@ async fn new_rows(
     let mut parts: Vec<DataFrame> = rows_of(context, records, &there).await?.into_iter().collect();
     let mut originals = Vec::new();
     for (version, files) in gone {
-        find(name, store, version, &files).await?;
+        check_originals_exist(name, store, version, &files).await?;
         let listing = snapshot::load(store, Some(version)).await?;
         let listing = listing.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
         originals.extend(rows_of(context, &listing, &files).await?);
     }
-    match together(originals)? {
-        Some(originals) if since.is_new_changed => {
-            let rewritten = since.rewritten.keys().cloned().collect();
+    match union_all(originals)? {
+        Some(originals) if changes.is_new_changed => {
+            let rewritten = changes.rewritten.keys().cloned().collect();
             if let Some(rewritten) = rows_of(context, records, &rewritten).await? {
-                parts.push(only(context, rewritten, originals).await?);
+                parts.push(semi_join(context, rewritten, originals).await?);
             }
         }
         originals => parts.extend(originals),
     }
-    Ok(together(parts)?)
+    Ok(union_all(parts)?)
 }
 
 /// Returns those rows of `rewritten` that are among `originals`, compared by the columns that identify a row.
-async fn only(context: &SessionContext, rewritten: DataFrame, originals: DataFrame) -> Result<DataFrame, QueryError> {
+async fn semi_join(
+    context: &SessionContext,
+    rewritten: DataFrame,
+    originals: DataFrame,
+) -> Result<DataFrame, QueryError> {
     context.register_table("rewritten", rewritten.into_view())?;
     context.register_table("originals", originals.into_view())?;
     let sql = "SELECT h.* FROM rewritten AS h LEFT SEMI JOIN originals AS o
@@ -287,7 +291,12 @@ async fn only(context: &SessionContext, rewritten: DataFrame, originals: DataFra
 }
 
 /// Checks that files still exist that no version lists any more.
-async fn find(name: &str, store: &Store, version: u64, files: &BTreeSet<String>) -> Result<(), LakeError> {
+async fn check_originals_exist(
+    name: &str,
+    store: &Store,
+    version: u64,
+    files: &BTreeSet<String>,
+) -> Result<(), LakeError> {
     let mut sizes = futures::stream::iter(files)
         .map(|path| async move { store.size(path).await.map(|size| (path, size)) })
         .buffer_unordered(LOOKS);
@@ -368,10 +377,10 @@ async fn write(
     number: usize,
     schema: &SchemaRef,
     held: &mut Vec<RecordBatch>,
-) -> Result<Listed, ExtractError> {
+) -> Result<ManifestEntry, ExtractError> {
     // One batch, so that the bytes do not depend on the batches in which the rows came.
     let rows = concat_batches(schema, &std::mem::take(held)).map_err(encode_error)?;
     let bytes = encode(format, schema, std::slice::from_ref(&rows))?;
     let path = format!("{folder}/part-{number:05}.{}", extension(format));
-    Listed::put(out, path, None, rows.num_rows(), bytes).await
+    ManifestEntry::put(out, path, None, rows.num_rows(), bytes).await
 }

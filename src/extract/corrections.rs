@@ -37,11 +37,11 @@ const ROW: &str = "pool, identity_id, dataset_name, key, value, op, sync_count, 
 
 /// Returns the corrections of a day whose state is `key_state` in `context`; `None` if there can be none.
 pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option<DataFrame>, ExtractError> {
-    let Some(before) = &plan.before else { return Ok(None) };
-    if !before.is_as_written {
+    let Some(replaced) = &plan.replaced else { return Ok(None) };
+    if !replaced.is_as_written {
         return all(context).await.map(Some);
     }
-    if before.corrections.is_empty() && before.unknown.as_ref().is_some_and(BTreeSet::is_empty) {
+    if replaced.corrections.is_empty() && replaced.unknown.as_ref().is_some_and(BTreeSet::is_empty) {
         return Ok(None);
     }
     let session = context.state();
@@ -51,10 +51,10 @@ pub(super) async fn rows(context: &SessionContext, plan: &Plan) -> Result<Option
         context.register_table(name, rows).map_err(QueryError::from)?;
         Ok(())
     };
-    register("before_state", Table::DailyState, &before.state).await?;
-    register("before_corrections", Table::DailyState, &before.corrections).await?;
+    register("before_state", Table::DailyState, &replaced.state).await?;
+    register("before_corrections", Table::DailyState, &replaced.corrections).await?;
     // Only datasets of unknown rows can have changed.
-    let touched = match &before.unknown {
+    let touched = match &replaced.unknown {
         Some(files) => {
             register("unknown", Table::SyncRecords, files).await?;
             "LEFT SEMI JOIN (SELECT DISTINCT pool, identity_id, dataset_name FROM unknown) AS t \

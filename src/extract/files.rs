@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::{ExtractError, encode_error};
 use crate::batch::parquet::{encode_batches, kind_statistics};
 use crate::lake::files::sha256_of;
-use crate::lake::{LakeError, Store, part};
+use crate::lake::{LakeError, Store, data_file};
 use crate::print::{Format, Printer, Style};
 use crate::query::QueryError;
 use crate::schema::Table;
@@ -27,7 +27,7 @@ const FILE_BYTES_MAX: usize = 256 << 20;
 
 /// A file of a manifest.
 #[derive(Debug, Clone, Serialize)]
-pub struct Listed {
+pub struct ManifestEntry {
     /// Path below the place of the extracts.
     pub path: String,
     /// `state`, `changes` or `corrections` for an extract; `None` for a delivery.
@@ -41,7 +41,7 @@ pub struct Listed {
     pub sha256: String,
 }
 
-impl Listed {
+impl ManifestEntry {
     /// Writes a file elsewhere, and returns its manifest entry.
     pub(super) async fn put(
         out: &Store,
@@ -71,7 +71,7 @@ pub(super) struct Writer<'a> {
     /// Written files of the table, for its commit.
     pub(super) files: Vec<Add>,
     /// Files written elsewhere, for the manifest.
-    pub(super) listed: Vec<Listed>,
+    pub(super) listed: Vec<ManifestEntry>,
 }
 
 impl<'a> Writer<'a> {
@@ -152,17 +152,17 @@ impl<'a> Writer<'a> {
             let kind = kinds.filter(|kinds| !kinds.is_empty()).map(|kinds| kinds.value(0));
             Ok((encode_batches(schema, &of_file)?, kind_statistics(rows, kind)))
         };
-        let encoded = part::encode(&self.table, &path, encode_file).await?;
+        let encoded = data_file::encode(&self.table, &path, encode_file).await?;
         let bytes = encoded.bytes.clone();
         let values = [("extract_date", date.clone()), ("pool", self.pool.clone())];
-        self.files.push(part::write(&self.table, path, &values, encoded).await?);
+        self.files.push(data_file::write(&self.table, path, &values, encoded).await?);
         if let Some((out, format)) = self.out.filter(|_| kind != "removed") {
             let bytes = match format {
                 Format::Parquet => bytes,
                 format => encode(format, &self.schema, &batches)?,
             };
             let path = format!("extract_date={date}/{kind}/{name}.{}", extension(format));
-            self.listed.push(Listed::put(out, path, Some(kind), rows, bytes).await?);
+            self.listed.push(ManifestEntry::put(out, path, Some(kind), rows, bytes).await?);
         }
         Ok(())
     }

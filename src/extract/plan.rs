@@ -22,7 +22,7 @@ use crate::failpoint;
 use crate::ids::ShardKey;
 use crate::lake::ledger::decode_state;
 use crate::lake::log::{self, Transactions};
-use crate::lake::since::{self, Lost, Partition, Since, since};
+use crate::lake::since::{self, Partition, RemovedFile, TableChanges, changes_between};
 use crate::lake::snapshot::{self, ActiveFile};
 use crate::lake::{LakeError, Store};
 use crate::schema::Table;
@@ -47,7 +47,7 @@ pub(super) fn stale_id(date: NaiveDate) -> String {
 
 /// The watermark of a shard when a day was extracted.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
-pub struct ShardMark {
+pub struct ShardWatermark {
     /// `<stream>.<shard>`.
     pub shard: String,
     /// The watermark, in milliseconds since the epoch: everything that arrived before it was read. `None` at the end of
@@ -58,7 +58,7 @@ pub struct ShardMark {
 }
 
 /// The extract of a day that is about to be replaced.
-pub(super) struct Before {
+pub(super) struct ReplacedExtract {
     /// Whether it still holds the rows that it was written with. If not, its missing rows prove nothing.
     pub is_as_written: bool,
     /// Files that may hold its live keys.
@@ -87,7 +87,7 @@ pub(super) struct Plan {
     /// The rows and the bytes of each of those files.
     pub base_sizes: Vec<(u64, u64)>,
     /// The extract of this day that this one replaces.
-    pub before: Option<Before>,
+    pub replaced: Option<ReplacedExtract>,
     /// The files of `sync_records` that the base does not cover.
     pub tail: Vec<ActiveFile>,
     /// Rows of days up to the base's day that were added after the base was extracted, by day.
@@ -95,7 +95,7 @@ pub(super) struct Plan {
     /// Extracted days that hold other rows than `sync_records` does now, oldest first.
     pub stale: Vec<NaiveDate>,
     /// The watermark of each shard.
-    pub shards: Vec<ShardMark>,
+    pub shards: Vec<ShardWatermark>,
 }
 
 /// The tables of a lake that a plan is made of.
@@ -139,28 +139,29 @@ impl Tables {
     }
 
     /// Returns the extract of a day that covers a version of `sync_records`.
-    async fn before(&self, date: NaiveDate, covers: u64, is_as_written: bool) -> Result<Before, LakeError> {
+    async fn replaced(&self, date: NaiveDate, covers: u64, is_as_written: bool) -> Result<ReplacedExtract, LakeError> {
         // Removed or changed rows cannot be derived from new rows.
-        let since = since(&self.store, covers, self.read.version).await?.filter(|since| !loses(since, covers, date));
-        let unknown = |since: Since| {
-            let added = since.files();
+        let changes = changes_between(&self.store, covers, self.read.version).await?;
+        let changes = changes.filter(|changes| !removes_rows(changes, covers, date));
+        let unknown = |changes: TableChanges| {
+            let added = changes.files();
             let is_of = |file: &&ActiveFile| day_of(file, "event_date").is_none_or(|day| day <= date);
             let unknown = self.files.iter().filter(is_of).filter(|file| added.contains_key(&file.path));
             unknown.map(|file| file.path.clone()).collect()
         };
-        Ok(Before {
+        Ok(ReplacedExtract {
             is_as_written,
             state: of_day(&self.extracts, date, &["state"]),
             corrections: of_day(&self.extracts, date, &["correction"]),
-            unknown: since.map(unknown),
+            unknown: changes.map(unknown),
         })
     }
 }
 
 /// Returns the rows of days up to the base's that came after it, by day.
-fn late(since: &Since, base: NaiveDate) -> BTreeMap<NaiveDate, u64> {
+fn late(changes: &TableChanges, base: NaiveDate) -> BTreeMap<NaiveDate, u64> {
     let mut late = BTreeMap::new();
-    for file in since.new.values() {
+    for file in changes.new.values() {
         if let Some(day) = day_in(&file.partition, "event_date").filter(|day| *day <= base) {
             *late.entry(day).or_default() += file.rows;
         }
@@ -179,21 +180,23 @@ impl Plan {
         let mut extracted = days(&tables.known, "extract/");
         // A version beyond the newest belongs to another sync_records, of which this one is an older copy.
         extracted.retain(|_, covers| *covers <= version);
-        let told = days(&tables.known, "stale/");
+        let recorded_stale = days(&tables.known, "stale/");
         let base = extracted.range(..date).next_back().map(|(day, covers)| (*day, *covers));
         let as_written = tables.as_written(base.iter().map(|(day, _)| *day).chain([date])).await?;
-        let before = match extracted.get(&date) {
-            Some(covers) => Some(tables.before(date, *covers, as_written.is(date)).await?),
+        let replaced = match extracted.get(&date) {
+            Some(covers) => Some(tables.replaced(date, *covers, as_written.is(date)).await?),
             None => None,
         };
         let after_base = match base {
-            Some((day, covers)) => since(&tables.store, covers, version).await?.map(|since| (day, covers, since)),
+            Some((day, covers)) => {
+                changes_between(&tables.store, covers, version).await?.map(|changes| (day, covers, changes))
+            }
             None => None,
         };
-        let late = after_base.as_ref().map(|(day, _, since)| late(since, *day)).unwrap_or_default();
+        let late = after_base.as_ref().map(|(day, _, changes)| late(changes, *day)).unwrap_or_default();
         // Without a base, or if the log does not reach back to it, a day is computed from all rows.
-        let base = after_base.as_ref().filter(|(day, covers, since)| {
-            let unusable = if loses(since, *covers, *day) {
+        let base = after_base.as_ref().filter(|(day, covers, changes)| {
+            let unusable = if removes_rows(changes, *covers, *day) {
                 "another writer removed or changed rows that this extract holds; it is not used as a base"
             } else if !as_written.is(*day) {
                 "another writer changed this extract in daily_state; it is not used as a base"
@@ -203,7 +206,7 @@ impl Plan {
             tracing::warn!(%day, "{unusable}");
             false
         });
-        let added = base.map(|(.., since)| since.files()).unwrap_or_default();
+        let added = base.map(|(.., changes)| changes.files()).unwrap_or_default();
         let base = base.map(|(day, ..)| *day);
         let base_files = base.map(|day| of_day(&tables.extracts, day, &["state", "removed"])).unwrap_or_default();
         let of_base = tables.extracts.iter().filter(|file| base_files.contains(&file.path));
@@ -214,12 +217,12 @@ impl Plan {
             (None, _) => true,
         };
         let tail = tables.files.iter().filter(|file| is_new(file)).cloned().collect();
-        let shards = marks(&tables.read, date);
+        let shards = watermarks(&tables.read, date);
         let Tables { store, records, daily, files, .. } = tables;
-        let (stale_of, stale) = (after_base.map(|(.., since)| since), Vec::new());
+        let (stale_of, stale) = (after_base.map(|(.., changes)| changes), Vec::new());
         let mut plan =
-            Self { date, records, version, daily, base, base_files, base_sizes, before, tail, late, stale, shards };
-        plan.stale = self::stale(&store, &plan, stale_of.as_ref(), (&extracted, &told), &files).await?;
+            Self { date, records, version, daily, base, base_files, base_sizes, replaced, tail, late, stale, shards };
+        plan.stale = self::stale(&store, &plan, stale_of.as_ref(), (&extracted, &recorded_stale), &files).await?;
         Ok(plan)
     }
 
@@ -282,9 +285,9 @@ fn day_in(partition: &Partition, column: &str) -> Option<NaiveDate> {
 }
 
 /// Returns whether rows of days up to `day`, which `version` had, were removed or changed since.
-fn loses(since: &Since, version: u64, day: NaiveDate) -> bool {
-    let day_of = |lost: &Lost| day_in(lost.partition.as_ref()?, "event_date");
-    since.lost_of(version).any(|lost| day_of(lost).is_none_or(|lost| lost <= day))
+fn removes_rows(changes: &TableChanges, version: u64, day: NaiveDate) -> bool {
+    let day_of = |file: &RemovedFile| day_in(file.partition.as_ref()?, "event_date");
+    changes.removed_with_rows_of(version).any(|file| day_of(file).is_none_or(|of| of <= day))
 }
 
 /// Returns the transaction ids of days, `<prefix><day>`, and the versions that they hold.
@@ -305,13 +308,13 @@ fn days(known: &Transactions, prefix: &str) -> BTreeMap<NaiveDate, u64> {
 async fn stale(
     store: &Store,
     plan: &Plan,
-    after_base: Option<&Since>,
-    (extracted, told): (&BTreeMap<NaiveDate, u64>, &BTreeMap<NaiveDate, u64>),
+    after_base: Option<&TableChanges>,
+    (extracted, recorded_stale): (&BTreeMap<NaiveDate, u64>, &BTreeMap<NaiveDate, u64>),
     files: &[ActiveFile],
 ) -> Result<Vec<NaiveDate>, LakeError> {
     let mut stale: BTreeSet<NaiveDate> = extracted
         .iter()
-        .filter(|(day, covers)| told.get(day).is_some_and(|told| told > covers))
+        .filter(|(day, covers)| recorded_stale.get(day).is_some_and(|version| version > covers))
         .map(|(day, _)| *day)
         .collect();
     if let Some((earliest, _)) = plan.late.first_key_value() {
@@ -319,8 +322,8 @@ async fn stale(
             extracted.range(*earliest..plan.date).filter(|(_, covers)| **covers < plan.version).map(|(day, _)| *day),
         );
     }
-    if let Some(since) = after_base {
-        let earlier = extracted.range(..plan.date).filter(|(day, covers)| loses(since, **covers, **day));
+    if let Some(changes) = after_base {
+        let earlier = extracted.range(..plan.date).filter(|(day, covers)| removes_rows(changes, **covers, **day));
         stale.extend(earlier.map(|(day, _)| *day));
     }
     let later: Vec<(NaiveDate, u64)> = extracted
@@ -329,37 +332,37 @@ async fn stale(
         .map(|(day, covers)| (*day, *covers))
         .collect();
     if let Some(oldest) = later.iter().map(|(_, covers)| *covers).min()
-        && let Some(since) = since(store, oldest, plan.version).await?
+        && let Some(changes) = changes_between(store, oldest, plan.version).await?
     {
-        let added = since.files();
-        let changes = |(day, covers): &(NaiveDate, u64)| {
+        let added = changes.files();
+        let is_stale = |(day, covers): &(NaiveDate, u64)| {
             let came_after = |file: &ActiveFile| added.get(&file.path).is_some_and(|version| version > covers);
             let is_of = |file: &ActiveFile| day_of(file, "event_date").is_some_and(|date| date <= *day);
-            loses(&since, *covers, *day) || files.iter().any(|file| is_of(file) && came_after(file))
+            removes_rows(&changes, *covers, *day) || files.iter().any(|file| is_of(file) && came_after(file))
         };
-        stale.extend(later.iter().filter(|later| changes(later)).map(|(day, _)| *day));
+        stale.extend(later.iter().filter(|later| is_stale(later)).map(|(day, _)| *day));
     }
     stale.remove(&plan.date);
     Ok(stale.into_iter().collect())
 }
 
 /// Returns the watermark of each shard of a stream. Files have no clock of their own.
-fn marks(known: &Transactions, date: NaiveDate) -> Vec<ShardMark> {
+fn watermarks(known: &Transactions, date: NaiveDate) -> Vec<ShardWatermark> {
     let end_ms =
         date.succ_opt().map_or(i64::MAX, |next| next.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis());
     let shard = |id: &String| {
         let (stream, shard) = id.strip_prefix("ingest/")?.split_once('/').filter(|(_, shard)| !shard.contains('/'))?;
         ShardKey::new(stream, shard).filter(|_| stream != files::STREAM)
     };
-    let mark = |shard: ShardKey| {
+    let watermark = |shard: ShardKey| {
         let state = decode_state(known, &shard)?;
         let read_to_ms = (!state.is_ended()).then_some(state.read_to_ms);
         let is_complete = read_to_ms.is_none_or(|read_to| read_to >= end_ms);
-        Some(ShardMark { shard: shard.to_string(), read_to_ms, is_complete })
+        Some(ShardWatermark { shard: shard.to_string(), read_to_ms, is_complete })
     };
-    let mut marks: Vec<ShardMark> = known.ids.keys().filter_map(shard).filter_map(mark).collect();
-    marks.sort_by(|a, b| a.shard.cmp(&b.shard));
-    marks
+    let mut watermarks: Vec<ShardWatermark> = known.ids.keys().filter_map(shard).filter_map(watermark).collect();
+    watermarks.sort_by(|a, b| a.shard.cmp(&b.shard));
+    watermarks
 }
 
 #[cfg(test)]

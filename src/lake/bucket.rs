@@ -6,7 +6,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, RetryConfig};
 
 use super::LakeError;
-use super::apart::OnRequestRuntime;
+use super::request_runtime::OnRequestRuntime;
 use super::s3::Connector;
 use crate::aws::{AwsSettings, Credentials};
 use crate::timeouts::STORE_RETRY_TIMEOUT;

@@ -6,7 +6,7 @@
 //!   loses the race for the next version drafts again, or gives up.
 //! - **It is encoded once per version that is tried, and it carries its own token.** So its writer recognises the
 //!   commit when the answer was lost, whatever was committed after it.
-//! - **The table's terms admit it**, as they are at the version right before it.
+//! - **The table's requirements allow it**, as they are at the version right before it.
 //! - **Every reader sees it.** Log clean-up deletes commits below the checkpoint at which all readers begin. A writer
 //!   that was idle for that long could put a version there. That is detected, undone and retried at the newest version.
 
@@ -73,7 +73,7 @@ pub fn new_token() -> u64 {
 /// Commits a proposal and moves `known` to its version. Returns `None` if the proposal must not be made any more.
 ///
 /// # Errors
-/// The store failed for longer than five minutes, the log is corrupt, or the table's terms do not admit the commit. In
+/// The store failed for longer than five minutes, the log is corrupt, or the table's requirements forbid the commit. In
 /// the first case the outcome is unknown to the caller, but the log knows it. Starting over from the log is always
 /// correct.
 pub(crate) async fn commit(

@@ -102,7 +102,7 @@ impl Ledger {
     /// Opens the ledger of a table. Creates the table if it does not exist.
     ///
     /// # Errors
-    /// The store failed, the log is corrupt, or the table's terms do not admit commits.
+    /// The store failed, the log is corrupt, or the table's requirements forbid commits.
     pub async fn open(lake: &Store, table: Table) -> Result<Self, LakeError> {
         table.ensure(lake).await?;
         let store = table.store(lake);

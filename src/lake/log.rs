@@ -1,5 +1,5 @@
-//! A reader of the Delta log for the ledger: the newest version, its transaction ids, and the table's terms. It also
-//! encodes the next commit.
+//! A reader of the Delta log for the ledger: the newest version, its transaction ids, and the table's requirements. It
+//! also encodes the next commit.
 //!
 //! deltalake replays the log once per transaction id. With nine ids a shard that would be hundreds of replays. This
 //! module reads all ids in one pass over the newest checkpoint and the commits after it. deltalake does everything else
@@ -23,7 +23,7 @@ use parquet::errors::ParquetError;
 use serde_json::Value;
 
 use super::files::open;
-use super::terms::Terms;
+use super::terms::TableRequirements;
 use super::{LakeError, Store, paths};
 use crate::schema::Table;
 
@@ -59,8 +59,8 @@ pub struct Transactions {
     pub version: u64,
     /// The newest value of each transaction id.
     pub ids: HashMap<String, i64>,
-    /// The table's requirements on its writers.
-    pub terms: Terms,
+    /// The table's requirements on its readers and writers.
+    pub requirements: TableRequirements,
     /// The in-commit timestamp of the newest commit, if it has one, in milliseconds.
     pub in_commit_ms: Option<i64>,
     /// Skipped objects of the log: they, or the objects that they name, are missing or damaged.
@@ -68,12 +68,12 @@ pub struct Transactions {
 }
 
 impl Transactions {
-    /// Checks that the table's terms admit a commit.
+    /// Checks that the table's requirements allow a commit.
     ///
     /// # Errors
-    /// The terms do not admit it. The message says what to do.
+    /// They forbid it. The message says what to do.
     pub fn admit(&self, table: Table, store: &Store, takes_out: bool) -> Result<(), LakeError> {
-        match self.terms.refusal(table, takes_out) {
+        match self.requirements.refusal(table, takes_out) {
             Some(reason) => Err(LakeError::Unsupported { table: store.to_string(), reason }),
             None => Ok(()),
         }
@@ -108,7 +108,7 @@ impl Transactions {
         let now_ms = Utc::now().timestamp_millis();
         // The timestamp must be later than the previous one, whatever the clocks say.
         let next_ms = self.in_commit_ms.map_or(now_ms, |last_ms| now_ms.max(last_ms + 1));
-        let in_commit_ms = self.terms.have_in_commit_timestamps().then_some(next_ms);
+        let in_commit_ms = self.requirements.have_in_commit_timestamps().then_some(next_ms);
         if let Some(Action::CommitInfo(info)) = commit.actions.first_mut() {
             info.in_commit_timestamp = in_commit_ms;
         }
@@ -118,7 +118,7 @@ impl Transactions {
 
     /// Applies an action of a checkpoint.
     fn take(&mut self, action: &Value) -> Result<(), serde_json::Error> {
-        self.terms.take(action)?;
+        self.requirements.apply_action(action)?;
         let txn = &action["txn"];
         if let (Some(id), Some(version)) = (txn["appId"].as_str(), txn["version"].as_i64()) {
             self.ids.insert(id.to_owned(), version);
@@ -135,10 +135,10 @@ pub(crate) async fn read_commit(table: &Store, version: u64) -> Result<Option<Ve
     let path = paths::commit(version);
     let Some(bytes) = table.get(&path).await? else { return Ok(None) };
     deltalake::logstore::get_actions(version, &bytes).map(Some).map_err(|e| {
-        let mut terms = Terms::default();
+        let mut requirements = TableRequirements::default();
         let actions = serde_json::Deserializer::from_slice(&bytes).into_iter::<Value>();
-        actions.flatten().for_each(|action| drop(terms.take(&action)));
-        match terms.unreadable() {
+        actions.flatten().for_each(|action| drop(requirements.apply_action(&action)));
+        match requirements.unreadable() {
             // This is no damage: the table needs a newer reader.
             Some(reason) => LakeError::Unsupported { table: table.to_string(), reason },
             None => LakeError::Log {
@@ -209,7 +209,7 @@ pub(crate) async fn read_transactions(table: &Store) -> Result<Option<Transactio
         let Some(actions) = actions else { break };
         apply(&mut found, version, actions);
     }
-    if found.in_commit_ms.is_none() && found.terms.have_in_commit_timestamps() {
+    if found.in_commit_ms.is_none() && found.requirements.have_in_commit_timestamps() {
         // The newest version is that of the checkpoint, and a checkpoint does not hold the commit's timestamp.
         let actions = read_commit(table, found.version).await?;
         found.in_commit_ms = actions.iter().flatten().find_map(in_commit_ms);
@@ -243,10 +243,10 @@ pub(crate) fn apply(known: &mut Transactions, version: u64, actions: Vec<Action>
     for action in actions {
         if matches!(action, Action::Protocol(_) | Action::Metadata(_)) {
             // This should not fail: deltalake just parsed the action from the same JSON form.
-            let taken = serde_json::to_value(&action).and_then(|action| known.terms.take(&action));
+            let taken = serde_json::to_value(&action).and_then(|action| known.requirements.apply_action(&action));
             if let Err(error) = taken {
                 tracing::error!(version, %error, "cannot parse the protocol or metadata in the log");
-                known.terms = Terms::default();
+                known.requirements = TableRequirements::default();
             }
         } else if let Action::Txn(txn) = action {
             known.ids.insert(txn.app_id, txn.version);
@@ -361,7 +361,7 @@ async fn read_checkpoint(table: &Store, parts: &[String], found: &mut Transactio
             }
         }
     }
-    match found.terms.are_known() {
+    match found.requirements.are_known() {
         true => Ok(()),
         false => Err(LakeError::Log { path: parts.join(", "), reason: "it holds no protocol, or no metadata".into() }),
     }
@@ -424,32 +424,38 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let table = table(folder.path()).await;
         let whole = read_transactions(&table).await.unwrap().unwrap();
-        assert_eq!((whole.version, whole.ids["a"], whole.terms.are_known()), (2, 2, true));
+        assert_eq!((whole.version, whole.ids["a"], whole.requirements.are_known()), (2, 2, true));
         // A v2 checkpoint in JSON, with the file actions in a sidecar.
         let first = table.get(&paths::commit(0)).await.unwrap().unwrap();
         let first = String::from_utf8(first.to_vec()).unwrap();
-        let terms: String = first.lines().filter(|l| !l.contains("commitInfo")).map(|l| format!("{l}\n")).collect();
+        let state: String = first.lines().filter(|l| !l.contains("commitInfo")).map(|l| format!("{l}\n")).collect();
         let more = "{\"checkpointMetadata\":{\"version\":2}}\n{\"sidecar\":{\"path\":\"x.parquet\",\"sizeInBytes\":1,\"modificationTime\":1}}\n";
-        let text = format!("{terms}{more}{{\"txn\":{{\"appId\":\"b\",\"version\":7}}}}\n");
+        let text = format!("{state}{more}{{\"txn\":{{\"appId\":\"b\",\"version\":7}}}}\n");
         let name = "_delta_log/00000000000000000001.checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.json";
         table.put_new(name, text.into()).await.unwrap();
         table.put(HINT, "{\"version\":1,\"size\":4}".into()).await.unwrap();
         let found = read_transactions(&table).await.unwrap().unwrap();
         assert_eq!((found.checkpoint, found.version, found.ids["a"], found.ids["b"]), (Some(1), 2, 2, 7));
-        assert_eq!(found.terms, whole.terms);
+        assert_eq!(found.requirements, whole.requirements);
         // The checkpoint disappears, and the hint stays.
         table.delete(name).await.unwrap();
         let found = read_transactions(&table).await.unwrap().unwrap();
-        assert_eq!((found.checkpoint, found.version, found.ids, found.terms), (None, 2, whole.ids, whole.terms));
+        assert_eq!(
+            (found.checkpoint, found.version, found.ids, found.requirements),
+            (None, 2, whole.ids, whole.requirements)
+        );
         assert_eq!(found.unusable, [HINT]);
         let loaded = crate::lake::snapshot::load(&table, None).await.unwrap().unwrap();
         assert_eq!(loaded.version(), Some(2), "deltalake passes over it as well");
-        // deltalake writes a checkpoint with the terms; the commits that the checkpoint covers may then be cleaned up.
+        // deltalake writes a checkpoint with the requirements; the commits that it covers may then be cleaned up.
         crate::lake::snapshot::checkpoint(&table).await.unwrap();
         for version in 0..=2 {
             table.delete(&paths::commit(version)).await.unwrap();
         }
         let found = read_transactions(&table).await.unwrap().unwrap();
-        assert_eq!((found.checkpoint, found.ids["a"], found.terms.refusal(Table::Gaps, true)), (Some(2), 2, None));
+        assert_eq!(
+            (found.checkpoint, found.ids["a"], found.requirements.refusal(Table::Gaps, true)),
+            (Some(2), 2, None)
+        );
     }
 }

@@ -30,7 +30,7 @@ pub(crate) struct NewFile {
     /// The version that added the file.
     pub version: u64,
     /// The version that removed the file, if any.
-    pub taken_out: Option<u64>,
+    pub removed_at: Option<u64>,
     /// Values of its partition columns.
     pub partition: Partition,
     /// Row count, as far as the log states it.
@@ -41,7 +41,7 @@ pub(crate) struct NewFile {
 
 /// A file that was removed because some of its rows were removed or changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lost {
+pub(crate) struct RemovedFile {
     /// The version that removed the file.
     pub version: u64,
     /// The version that had added the file; `None` if the file may hold rows of any earlier version.
@@ -61,32 +61,34 @@ pub struct Change {
 
 /// The changes after one version (the first) up to another (the last).
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Since {
+pub(crate) struct TableChanges {
     /// Files of new rows, by path, including files that were removed since.
     pub new: BTreeMap<String, NewFile>,
     /// Other files of the last version that may hold rows which the first version lacks, by path. The value is the
     /// newest version whose rows the file may hold.
     pub rewritten: BTreeMap<String, u64>,
     /// Files that were removed because rows were removed or changed.
-    pub lost: Vec<Lost>,
+    pub removed: Vec<RemovedFile>,
     /// Whether new rows were removed or changed before the last version.
     pub is_new_changed: bool,
     /// Commits that removed or changed rows.
-    pub changes: Vec<Change>,
+    pub commits: Vec<Change>,
 }
 
-impl Since {
+impl TableChanges {
     /// Returns files of the last version that together hold every row which the first version lacks. The value is the
     /// newest version whose rows the file may hold. The files may hold rows of the first version too.
     pub(crate) fn files(&self) -> BTreeMap<String, u64> {
-        let left = self.new.iter().filter(|(_, file)| file.taken_out.is_none());
+        let left = self.new.iter().filter(|(_, file)| file.removed_at.is_none());
         let left = left.map(|(path, file)| (path.clone(), file.version));
         self.rewritten.iter().map(|(path, version)| (path.clone(), *version)).chain(left).collect()
     }
 
-    /// Returns the lost files that hold rows of `version`, which lies between the first and the last version.
-    pub(crate) fn lost_of(&self, version: u64) -> impl Iterator<Item = &Lost> {
-        self.lost.iter().filter(move |lost| lost.version > version && lost.added.is_none_or(|added| added <= version))
+    /// Returns the removed files that hold rows of `version`, which lies between the first and the last version.
+    pub(crate) fn removed_with_rows_of(&self, version: u64) -> impl Iterator<Item = &RemovedFile> {
+        self.removed
+            .iter()
+            .filter(move |file| file.version > version && file.added.is_none_or(|added| added <= version))
     }
 
     fn apply(&mut self, version: u64, actions: Vec<Action>) {
@@ -95,10 +97,10 @@ impl Since {
         let mut inherited: Option<u64> = None;
         for action in &actions {
             let Action::Remove(remove) = action else { continue };
-            let new = self.new.get_mut(&remove.path).filter(|file| file.taken_out.is_none());
+            let new = self.new.get_mut(&remove.path).filter(|file| file.removed_at.is_none());
             let (added, partition, newest) = match new {
                 Some(file) => {
-                    file.taken_out = Some(version);
+                    file.removed_at = Some(version);
                     (Some(file.version), Some(file.partition.clone()), Some(file.version))
                 }
                 None => (None, None, self.rewritten.remove(&remove.path)),
@@ -107,19 +109,19 @@ impl Since {
             if remove.data_change {
                 self.is_new_changed |= newest.is_some();
                 let partition = remove.partition_values.clone().or(partition);
-                self.lost.push(Lost { version, added, partition });
+                self.removed.push(RemovedFile { version, added, partition });
             }
         }
         if kind == Kind::Change {
-            self.changes.push(Change { version, operation: operation_of(&actions) });
+            self.commits.push(Change { version, operation: operation_of(&actions) });
         }
         for action in actions {
             let Action::Add(add) = action else { continue };
             match (kind, inherited) {
                 (Kind::New, _) if add.data_change => {
                     let (rows, bytes) = (rows_of(&add), u64::try_from(add.size).unwrap_or(0));
-                    let (taken_out, partition) = (None, add.partition_values);
-                    self.new.insert(add.path, NewFile { version, taken_out, partition, rows, bytes });
+                    let (removed_at, partition) = (None, add.partition_values);
+                    self.new.insert(add.path, NewFile { version, removed_at, partition, rows, bytes });
                 }
                 (Kind::Change, _) => drop(self.rewritten.insert(add.path, version)),
                 (Kind::Same, Some(newest)) => drop(self.rewritten.insert(add.path, newest)),
@@ -174,11 +176,11 @@ fn is_named_by_us(path: &str) -> bool {
 }
 
 fn operation_of(actions: &[Action]) -> String {
-    let told = actions.iter().find_map(|action| match action {
+    let named = actions.iter().find_map(|action| match action {
         Action::CommitInfo(info) => info.operation.clone(),
         _ => None,
     });
-    told.unwrap_or_else(|| "an unnamed operation".to_owned())
+    named.unwrap_or_else(|| "an unnamed operation".to_owned())
 }
 
 fn rows_of(add: &Add) -> u64 {
@@ -191,8 +193,8 @@ fn rows_of(add: &Add) -> u64 {
 ///
 /// # Errors
 /// The log cannot be read.
-pub(crate) async fn since(table: &Store, from: u64, to: u64) -> Result<Option<Since>, LakeError> {
-    let mut found = Since::default();
+pub(crate) async fn changes_between(table: &Store, from: u64, to: u64) -> Result<Option<TableChanges>, LakeError> {
+    let mut found = TableChanges::default();
     let is_whole = for_each_commit(table, (from, to), |version, actions| found.apply(version, actions)).await?;
     Ok(is_whole.then_some(found))
 }
@@ -276,9 +278,9 @@ mod tests {
         table
     }
 
-    fn new_and_gone(since: &Since) -> (Vec<&str>, Vec<&str>) {
+    fn new_and_gone(changes: &TableChanges) -> (Vec<&str>, Vec<&str>) {
         let paths = |gone: bool| {
-            let of = since.new.iter().filter(|(_, file)| file.taken_out.is_some() == gone);
+            let of = changes.new.iter().filter(|(_, file)| file.removed_at.is_some() == gone);
             of.map(|(path, _)| path.as_str()).collect()
         };
         (paths(false), paths(true))
@@ -296,8 +298,8 @@ mod tests {
             vec![add("d", true)],
         ];
         let table = table(folder.path(), &commits).await;
-        let after = async |from| since(&table, from, 5).await.unwrap();
-        assert_eq!(after(5).await.unwrap(), Since::default());
+        let after = async |from| changes_between(&table, from, 5).await.unwrap();
+        assert_eq!(after(5).await.unwrap(), TableChanges::default());
         let found = after(2).await.unwrap();
         assert_eq!(
             (new_and_gone(&found), found.rewritten.len()),
@@ -306,9 +308,9 @@ mod tests {
         );
         let found = after(1).await.unwrap();
         assert_eq!(new_and_gone(&found), (vec!["d"], vec!["c"]));
-        assert_eq!(found.new["c"].taken_out, Some(4), "version 3 lists it still");
+        assert_eq!(found.new["c"].removed_at, Some(4), "version 3 lists it still");
         assert_eq!(found.files(), BTreeMap::from([("bc-compacted".to_owned(), 2), ("d".to_owned(), 5)]));
-        assert!(found.lost.is_empty() && !found.is_new_changed);
+        assert!(found.removed.is_empty() && !found.is_new_changed);
         table.delete(&paths::commit(4)).await.unwrap();
         assert_eq!(after(1).await, None);
     }
@@ -330,14 +332,18 @@ mod tests {
             vec![json!({"txn": {"appId": "ingest/s/a", "version": 1}}), add("d", true)],
         ];
         let table = table(folder.path(), &commits).await;
-        let found = since(&table, 0, 6).await.unwrap().unwrap();
+        let found = changes_between(&table, 0, 6).await.unwrap().unwrap();
         assert_eq!(new_and_gone(&found), (vec!["c", "d"], vec!["b"]));
         assert!(found.is_new_changed);
         assert_eq!(found.rewritten.keys().collect::<Vec<_>>(), ["a", "a2", "b"]);
-        assert_eq!(found.lost_of(0).map(|lost| lost.version).collect::<Vec<_>>(), [2], "b was not there at version 0");
-        assert_eq!(found.lost_of(1).map(|lost| lost.version).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(
+            found.removed_with_rows_of(0).map(|file| file.version).collect::<Vec<_>>(),
+            [2],
+            "b was not there at version 0"
+        );
+        assert_eq!(found.removed_with_rows_of(1).map(|file| file.version).collect::<Vec<_>>(), [2, 3]);
         let operations: Vec<_> =
-            found.changes.iter().map(|change| (change.version, change.operation.as_str())).collect();
+            found.commits.iter().map(|change| (change.version, change.operation.as_str())).collect();
         assert_eq!(operations, [(2, "DELETE"), (3, "an unnamed operation"), (4, "RESTORE")]);
     }
 }

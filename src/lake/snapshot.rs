@@ -10,7 +10,7 @@ use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
 
-use super::apart::Without;
+use super::request_runtime::HidingStore;
 use super::{LakeError, Objects, Store, log, paths};
 
 /// Creates deltalake's log store for a table from the table's own object store, so that credentials, endpoints and
@@ -45,14 +45,14 @@ pub(crate) async fn load(table: &Store, version: Option<u64>) -> Result<Option<D
             // `log` names the damaged object; deltalake's error does not. `log` also skips unusable checkpoints. With
             // those hidden, deltalake finds the other checkpoints, or the commits.
             let known = log::read_transactions(table).await?.unwrap_or_default();
-            if let Some(reason) = known.terms.unreadable() {
+            if let Some(reason) = known.requirements.unreadable() {
                 return Err(LakeError::Unsupported { table: table.to_string(), reason });
             }
             if known.unusable.is_empty() {
                 return Err(fail(source));
             }
             let hidden = known.unusable.iter().map(|path| table.key(path)).collect();
-            let rest = Arc::new(Without::new(table.objects(), hidden));
+            let rest = Arc::new(HidingStore::new(table.objects(), hidden));
             load_from(log_store_of(table, rest)?, version).await.map_err(fail)?
         }
     };

@@ -12,7 +12,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use url::Url;
 
-use super::apart::OnRequestRuntime;
+use super::request_runtime::OnRequestRuntime;
 use super::{LakeError, bucket, paths};
 use crate::aws::AwsSettings;
 use crate::failpoint;

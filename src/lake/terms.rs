@@ -1,8 +1,8 @@
-//! The terms of a table: what the newest protocol and metadata of its log require of writers.
+//! The requirements of a table on its readers and writers, by the newest protocol and metadata of its log.
 //!
 //! **Invariant: no commit is made to a table that requires something which this version does not support.** Each commit
-//! is checked against the terms at the version right before it. So changed terms apply at once, even while a worker
-//! runs.
+//! is checked against the requirements at the version right before it. So changed requirements apply at once, even
+//! while a worker runs.
 //!
 //! | required by the table | reaction |
 //! |---|---|
@@ -87,19 +87,19 @@ struct Column {
     metadata: BTreeMap<String, Value>,
 }
 
-/// The protocol and the metadata of a table.
+/// The protocol and the metadata of a table, as far as they require something of readers and writers.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Terms {
+pub struct TableRequirements {
     protocol: Option<Protocol>,
     metadata: Option<Metadata>,
 }
 
-impl Terms {
+impl TableRequirements {
     /// Applies the protocol or metadata that an action of the log holds.
     ///
     /// # Errors
     /// The action does not have the form that the Delta protocol defines.
-    pub fn take(&mut self, action: &Value) -> Result<(), serde_json::Error> {
+    pub fn apply_action(&mut self, action: &Value) -> Result<(), serde_json::Error> {
         if let Some(protocol) = action.get("protocol") {
             self.protocol = Some(Protocol::deserialize(protocol)?);
         }
@@ -260,19 +260,19 @@ mod tests {
 
     use super::*;
 
-    /// Returns the terms of a new table, with changes.
-    fn terms(protocol: Value, properties: Value, change: impl FnOnce(&mut Vec<Value>)) -> Terms {
+    /// Returns the requirements of a new table, with changes.
+    fn requirements(protocol: Value, properties: Value, change: impl FnOnce(&mut Vec<Value>)) -> TableRequirements {
         let columns = Table::SyncRecords.schema();
         let column = |field: &arrow::datatypes::FieldRef| json!({"name": field.name(), "type": delta_type(field.data_type()), "nullable": true, "metadata": {}});
         let mut columns: Vec<Value> = columns.fields().iter().map(column).collect();
         change(&mut columns);
-        let mut terms = Terms::default();
+        let mut requirements = TableRequirements::default();
         let schema = json!({"type": "struct", "fields": columns}).to_string();
         let partition = Table::SyncRecords.partition_columns();
-        terms.take(&json!({ "protocol": protocol })).unwrap();
+        requirements.apply_action(&json!({ "protocol": protocol })).unwrap();
         let metadata = json!({"schemaString": schema, "partitionColumns": partition, "configuration": properties});
-        terms.take(&json!({ "metaData": metadata })).unwrap();
-        terms
+        requirements.apply_action(&json!({ "metaData": metadata })).unwrap();
+        requirements
     }
 
     fn modern(features: &[&str]) -> Value {
@@ -282,40 +282,59 @@ mod tests {
     #[test]
     fn what_is_not_done_is_refused_by_its_name() {
         let as_made = || json!({"minReaderVersion": 1, "minWriterVersion": 2});
-        let judge = |terms: Terms| terms.refusal(Table::SyncRecords, false);
-        assert_eq!(judge(terms(as_made(), json!({}), |_| {})), None);
+        let judge = |of: TableRequirements| of.refusal(Table::SyncRecords, false);
+        assert_eq!(judge(requirements(as_made(), json!({}), |_| {})), None);
         assert_eq!(
-            judge(terms(modern(&["deletionVectors", "appendOnly", "checkConstraints"]), json!({}), |_| {})),
+            judge(requirements(modern(&["deletionVectors", "appendOnly", "checkConstraints"]), json!({}), |_| {})),
             None
         );
         let added = json!({"name": "note", "type": {"type": "array"}, "nullable": true, "metadata": {}});
-        assert_eq!(judge(terms(as_made(), json!({}), |columns| columns.push(added))), None, "it is null");
-        let timed = terms(modern(&["inCommitTimestamp"]), json!({"delta.enableInCommitTimestamps": "true"}), |_| {});
+        assert_eq!(judge(requirements(as_made(), json!({}), |columns| columns.push(added))), None, "it is null");
+        let timed =
+            requirements(modern(&["inCommitTimestamp"]), json!({"delta.enableInCommitTimestamps": "true"}), |_| {});
         assert!(timed.have_in_commit_timestamps());
         assert_eq!(judge(timed), None);
-        let append_only = terms(as_made(), json!({"delta.appendOnly": "true"}), |_| {});
+        let append_only = requirements(as_made(), json!({"delta.appendOnly": "true"}), |_| {});
         assert_eq!(append_only.refusal(Table::SyncRecords, false), None);
         assert!(append_only.refusal(Table::SyncRecords, true).unwrap().contains("append-only"));
         let refused = [
-            (terms(json!({"minReaderVersion": 1, "minWriterVersion": 9}), json!({}), |_| {}), "writer version 9, but"),
-            (terms(json!({"minReaderVersion": 9, "minWriterVersion": 2}), json!({}), |_| {}), "reader version 9, but"),
-            (terms(modern(&["rowTracking", "domainMetadata"]), json!({}), |_| {}), "feature rowTracking,"),
-            (terms(modern(&["fromTheFuture"]), json!({}), |_| {}), "fromTheFuture"),
-            (terms(modern(&["columnMapping"]), json!({"delta.columnMapping.mode": "name"}), |_| {}), "mapped"),
-            (terms(as_made(), json!({"delta.constraints.old": "sync_count > 0"}), |_| {}), "constraint old"),
-            (terms(as_made(), json!({"delta.setTransactionRetentionDuration": "interval 1 day"}), |_| {}), "expire"),
-            (terms(as_made(), json!({}), |columns| columns[9]["name"] = "n".into()), "sync_count was dropped"),
-            (terms(as_made(), json!({}), |columns| columns[9]["type"] = "string".into()), "sync_count is of type"),
-            (terms(as_made(), json!({}), |columns| columns[6]["nullable"] = false.into()), "key must not be null"),
             (
-                terms(as_made(), json!({}), |columns| columns[9]["metadata"]["delta.invariants"] = "…".into()),
+                requirements(json!({"minReaderVersion": 1, "minWriterVersion": 9}), json!({}), |_| {}),
+                "writer version 9, but",
+            ),
+            (
+                requirements(json!({"minReaderVersion": 9, "minWriterVersion": 2}), json!({}), |_| {}),
+                "reader version 9, but",
+            ),
+            (requirements(modern(&["rowTracking", "domainMetadata"]), json!({}), |_| {}), "feature rowTracking,"),
+            (requirements(modern(&["fromTheFuture"]), json!({}), |_| {}), "fromTheFuture"),
+            (requirements(modern(&["columnMapping"]), json!({"delta.columnMapping.mode": "name"}), |_| {}), "mapped"),
+            (requirements(as_made(), json!({"delta.constraints.old": "sync_count > 0"}), |_| {}), "constraint old"),
+            (
+                requirements(as_made(), json!({"delta.setTransactionRetentionDuration": "interval 1 day"}), |_| {}),
+                "expire",
+            ),
+            (requirements(as_made(), json!({}), |columns| columns[9]["name"] = "n".into()), "sync_count was dropped"),
+            (
+                requirements(as_made(), json!({}), |columns| columns[9]["type"] = "string".into()),
+                "sync_count is of type",
+            ),
+            (
+                requirements(as_made(), json!({}), |columns| columns[6]["nullable"] = false.into()),
+                "key must not be null",
+            ),
+            (
+                requirements(as_made(), json!({}), |columns| columns[9]["metadata"]["delta.invariants"] = "…".into()),
                 "delta.invariants",
             ),
         ];
-        for (terms, part) in refused {
-            let why = judge(terms).unwrap_or_default();
+        for (of, part) in refused {
+            let why = judge(of).unwrap_or_default();
             assert!(why.contains(part), "{part:?} is not in {why:?}");
         }
-        assert_eq!(judge(terms(modern(&["rowTracking"]), json!({"delta.rowTrackingSuspended": "true"}), |_| {})), None);
+        assert_eq!(
+            judge(requirements(modern(&["rowTracking"]), json!({"delta.rowTrackingSuspended": "true"}), |_| {})),
+            None
+        );
     }
 }

@@ -68,9 +68,9 @@ impl Reading {
             );
         }
         if let Some(state) = state.filter(|state| state.covers <= version)
-            && let Some(since) = since::since(&store, state.covers, version).await?
+            && let Some(since) = since::changes_between(&store, state.covers, version).await?
         {
-            match since.lost_of(state.covers).next() {
+            match since.removed_with_rows_of(state.covers).next() {
                 // The state would keep the removed or changed rows forever.
                 Some(lost) => tracing::warn!(
                     version = lost.version,
@@ -111,8 +111,8 @@ impl State {
             let refreshed = known.ids.get(REFRESHED).and_then(|v| u64::try_from(*v).ok());
             if let Some(refreshed) = refreshed.filter(|refreshed| *refreshed < known.version) {
                 // Another writer may move rows to other files, but not change them.
-                let since = since::since(&store, refreshed, known.version).await?;
-                if since.is_none_or(|since| !(since.lost.is_empty() && since.files().is_empty())) {
+                let since = since::changes_between(&store, refreshed, known.version).await?;
+                if since.is_none_or(|since| !(since.removed.is_empty() && since.files().is_empty())) {
                     tracing::warn!(table = %store, "another writer changed the state; it is ignored until a refresh");
                     return Ok(None);
                 }

@@ -38,8 +38,8 @@ const STACK_BYTES: usize = 16 << 20;
 
 fn run_on_large_stack(cli: Cli) -> Result<()> {
     // The blocking threads run decoders and encoders, at most one per processor (`cpu.rs`). The Delta kernel also
-    // blocks them until its reads are done. Those reads run elsewhere (`lake/apart.rs`), so no number of threads is too
-    // small; more threads only hold more idle memory.
+    // blocks them until its reads are done. Those reads run elsewhere (`lake/request_runtime.rs`), so no number of
+    // threads is too small; more threads only hold more idle memory.
     let blocking = (4 * cpu::processors()).max(8);
     terminal::check_address_space(((cpu::processors() + blocking) * STACK_BYTES + (512 << 20)) as u64)?;
     terminal::check_threads()?;

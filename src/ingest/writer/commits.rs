@@ -6,8 +6,8 @@ use crate::batch::parquet::encode_batch;
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::IngestError;
 use crate::lake::LakeError;
+use crate::lake::data_file;
 use crate::lake::ledger::{Ledger, Outcome, ShardState, Step};
-use crate::lake::part;
 use crate::lake::paths::PartName;
 use crate::schema::Table;
 
@@ -33,8 +33,8 @@ impl Writer {
                         source,
                     })?;
                     let values = [("arrived_date", date.to_string())];
-                    let encoded = part::encode(&store, &path, move || encode_batch(&rows)).await?;
-                    files.push(part::write(&store, path, &values, encoded).await?);
+                    let encoded = data_file::encode(&store, &path, move || encode_batch(&rows)).await?;
+                    files.push(data_file::write(&store, path, &values, encoded).await?);
                 }
                 rejects += held.rejected.len();
                 steps.push(Step { shard: shard.clone(), expected: Some(held.quarantine.clone()), next });
@@ -95,8 +95,8 @@ impl Writer {
                         path: path.clone(),
                         source,
                     })?;
-                    let encoded = part::encode(&store, &path, move || encode_batch(&row)).await?;
-                    let file = part::write(&store, path, &[], encoded).await?;
+                    let encoded = data_file::encode(&store, &path, move || encode_batch(&row)).await?;
+                    let file = data_file::write(&store, path, &[], encoded).await?;
                     let next = ShardState {
                         epoch,
                         position: Some(told),

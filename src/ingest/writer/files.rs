@@ -16,7 +16,7 @@ use crate::budget::Reservation;
 use crate::ids::ShardKey;
 use crate::ingest::IngestError;
 use crate::lake::paths::{PartName, pool_partition, sync_records_partition};
-use crate::lake::{LakeError, Store, part};
+use crate::lake::{LakeError, Store, data_file};
 use crate::schema::Table;
 
 /// Files that are encoded or stored at a time. Encoding takes at most the processors; the others wait for the store.
@@ -113,9 +113,9 @@ async fn write_partition(
     mut reserved: Reservation,
 ) -> Result<Add, LakeError> {
     let (path, values) = place(name, &key);
-    let encoded = part::encode(table, &path, move || encode_partition(&key, buffers.parts())).await?;
+    let encoded = data_file::encode(table, &path, move || encode_partition(&key, buffers.parts())).await?;
     reserved.shrink_to(encoded.bytes.len());
-    part::write(table, path, &values, encoded).await
+    data_file::write(table, path, &values, encoded).await
 }
 
 /// Encodes a partition of `sync_records`, writes it as the file `name`, and returns the action that lists it.
@@ -129,8 +129,8 @@ pub(crate) async fn write_one(
     partition: Partition,
 ) -> Result<Add, LakeError> {
     let (path, values) = place(name, &key);
-    let encoded = part::encode(table, &path, move || encode_partition(&key, &[partition])).await?;
-    part::write(table, path, &values, encoded).await
+    let encoded = data_file::encode(table, &path, move || encode_partition(&key, &[partition])).await?;
+    data_file::write(table, path, &values, encoded).await
 }
 
 /// Returns the path of a file inside its table, and its partition values.

@@ -25,7 +25,7 @@ use crate::batch::parquet::{StateWriter, conform};
 use crate::failpoint;
 use crate::lake::ledger::new_token;
 use crate::lake::snapshot::{self, ActiveFile};
-use crate::lake::{LakeError, Store, log, part, replace};
+use crate::lake::{LakeError, Store, data_file, log, replace};
 use crate::query::reading::{self, COVERS, REFRESHED, Reading};
 use crate::query::{Limits, QueryError, session};
 use crate::schema::Table;
@@ -324,9 +324,9 @@ impl Files<'_> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let name = format!("state-{:010}-{:016x}.parquet", self.version, new_token());
         let path = format!("pool={}/{name}", self.pool);
-        let encoded = part::encode(&self.store, &path, move || open.finish()).await?;
+        let encoded = data_file::encode(&self.store, &path, move || open.finish()).await?;
         let values = [("pool", self.pool.to_owned())];
-        self.adds.push(part::write(&self.store, path, &values, encoded).await?);
+        self.adds.push(data_file::write(&self.store, path, &values, encoded).await?);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Object store wrappers: [`OnRequestRuntime`] runs requests on a runtime of their own, [`Without`] hides objects.
+//! Object store wrappers: [`OnRequestRuntime`] runs requests on a runtime of their own, [`HidingStore`] hides objects.
 //!
 //! **Invariant: a task that waits for a request can never keep the request from running.** For each deletion vector,
 //! the Delta kernel blocks one thread of its caller's pool until the vector is read. Local reads and host lookups also
@@ -156,12 +156,12 @@ impl<S: ObjectStore> ObjectStore for OnRequestRuntime<S> {
 
 /// A store that hides some objects: unusable objects of a log, which deltalake would not skip.
 #[derive(Debug)]
-pub(crate) struct Without {
+pub(crate) struct HidingStore {
     objects: Objects,
     hidden: Arc<HashSet<Path>>,
 }
 
-impl Without {
+impl HidingStore {
     /// Wraps a store and hides the objects `hidden`.
     pub(crate) fn new(objects: Objects, hidden: HashSet<Path>) -> Self {
         Self { objects, hidden: Arc::new(hidden) }
@@ -184,14 +184,14 @@ impl Without {
     }
 }
 
-impl fmt::Display for Without {
+impl fmt::Display for HidingStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.objects)
     }
 }
 
 #[async_trait::async_trait]
-impl ObjectStore for Without {
+impl ObjectStore for HidingStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.objects.put_opts(location, payload, options).await
     }
