@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{IngestError, LoopEvent, RUN_AGAIN, Reading, Run, Stream, in_time};
 use crate::ids::{SequenceNumber, ShardKey, StartAt, incarnation_of};
 use crate::lake::ledger::Beginning;
-use crate::source::kinesis::{self, Begin, Incarnation, Job, Listed, Listing, Progress};
+use crate::source::kinesis::{self, Begin, Incarnation, Job, ListedShard, Listing, Progress};
 use crate::source::leases::{self, Keeper, Offer, Standing};
 use crate::source::{Assignment, Delivery, SourceError};
 use crate::timeouts::{RELIST_INTERVAL, RELIST_SOON};
@@ -277,7 +277,7 @@ impl Run {
                 keeper.reached(shard, position);
             }
         }
-        let parents: BTreeMap<&ShardKey, &Listed> = listing.shards.iter().map(|s| (&s.shard, s)).collect();
+        let parents: BTreeMap<&ShardKey, &ListedShard> = listing.shards.iter().map(|s| (&s.shard, s)).collect();
         let offer = |shard: &ShardKey| {
             let listed = parents.get(shard).map(|l| l.parents.as_slice()).unwrap_or_default();
             Offer { parents: listed.iter().map(|p| p.shard().to_owned()).collect() }
@@ -342,7 +342,7 @@ impl Run {
                         keeper.reached(&shard, &SequenceNumber::shard_end());
                     }
                 }
-                _ if is_asked(&view.standing, &shard) => self.give_back(&shard),
+                _ if is_handoff_requested(&view.standing, &shard) => self.give_back(&shard),
                 Some(from) => begin.push((shard, *from)),
                 None => {
                     let soon = Instant::now() + RELIST_SOON;
@@ -365,7 +365,8 @@ impl Run {
 
     /// Commits and gives back the shards that other workers have requested.
     async fn hand_over(&mut self, standing: &BTreeMap<ShardKey, Standing>) -> Result<(), IngestError> {
-        let requested: Vec<_> = self.reading.keys().filter(|shard| is_asked(standing, shard)).cloned().collect();
+        let requested: Vec<_> =
+            self.reading.keys().filter(|shard| is_handoff_requested(standing, shard)).cloned().collect();
         if !requested.is_empty() {
             // The next owner reads what is still on its way of these shards.
             self.flush().await?;
@@ -435,7 +436,7 @@ fn from_of(stream: &Stream) -> kinesis::From {
 }
 
 /// Returns where to start the shards of a stream that the lake does not know.
-async fn beginnings(stream: &Stream, listed: &[Listed], now_ms: i64) -> Result<Vec<Beginning>, IngestError> {
+async fn beginnings(stream: &Stream, listed: &[ListedShard], now_ms: i64) -> Result<Vec<Beginning>, IngestError> {
     let is_first = stream.kinesis.name() == stream.kinesis.stream();
     if let Some(table) = stream.import.as_ref().filter(|_| is_first) {
         let imported = leases::import(&stream.aws, table, stream.kinesis.name()).await?;
@@ -462,6 +463,6 @@ async fn beginnings(stream: &Stream, listed: &[Listed], now_ms: i64) -> Result<V
 }
 
 /// Returns whether another worker has requested a shard.
-fn is_asked(standing: &BTreeMap<ShardKey, Standing>, shard: &ShardKey) -> bool {
-    standing.get(shard) == Some(&Standing::Asked)
+fn is_handoff_requested(standing: &BTreeMap<ShardKey, Standing>, shard: &ShardKey) -> bool {
+    standing.get(shard) == Some(&Standing::HandoffRequested)
 }

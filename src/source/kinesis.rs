@@ -18,7 +18,7 @@ use crate::timeouts::{KINESIS_CALL_TIMEOUT, KINESIS_TIMEOUT, WARN_AFTER};
 mod lineage;
 
 pub use super::shard::{Begin, Job, read};
-pub use lineage::{From, Listed, Progress, ready, trimmed};
+pub use lineage::{From, ListedShard, Progress, ready, trimmed};
 use lineage::{circular, contradicts};
 
 /// The state of a shard in the listing of its stream.
@@ -46,7 +46,7 @@ pub struct Incarnation {
 #[derive(Debug, Clone)]
 pub struct Listing {
     /// Shards that the stream lists.
-    pub shards: Vec<Listed>,
+    pub shards: Vec<ListedShard>,
     /// Retention in milliseconds.
     pub retention_ms: i64,
 }
@@ -134,7 +134,7 @@ impl Kinesis {
                         let hours = summary.retention_period_hours().max(1);
                         return Ok((created_ms, i64::from(hours) * 3_600_000));
                     }
-                    retry.odd("the answer does not tell when the stream was created").await?;
+                    retry.invalid_response("the answer does not tell when the stream was created").await?;
                 }
                 Err(error) => retry.failed(&error).await?,
             }
@@ -178,8 +178,8 @@ impl Kinesis {
         Ok(contradicts(&self.list_shards().await?, ledger))
     }
 
-    async fn list_shards(&self) -> Result<Vec<Listed>, SourceError> {
-        let mut found: BTreeMap<ShardKey, Listed> = BTreeMap::new();
+    async fn list_shards(&self) -> Result<Vec<ListedShard>, SourceError> {
+        let mut found: BTreeMap<ShardKey, ListedShard> = BTreeMap::new();
         let mut token: Option<String> = None;
         let mut retry = Retry::new("ListShards", self);
         for _ in 0..PAGES_MAX {
@@ -208,29 +208,29 @@ impl Kinesis {
                 let closed = range.is_some_and(|r| r.ending_sequence_number().is_some());
                 let starts = range.and_then(|r| SequenceNumber::parse(r.starting_sequence_number()));
                 let key = key(shard.shard_id())?;
-                found.insert(key.clone(), Listed { shard: key, parents, closed, starts });
+                found.insert(key.clone(), ListedShard { shard: key, parents, closed, starts });
             }
             if found.len() > SHARDS_MAX {
-                return Err(self.odd("it lists more shards than any stream has"));
+                return Err(self.invalid_response("it lists more shards than any stream has"));
             }
             let next = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
             if next.is_some() && next == token {
-                return Err(self.odd("its shard list does not end: a page names itself as the next page"));
+                return Err(self.invalid_response("its shard list does not end: a page names itself as the next page"));
             }
             token = next;
             if token.is_none() {
-                let found: Vec<Listed> = found.into_values().collect();
+                let found: Vec<ListedShard> = found.into_values().collect();
                 return match circular(&found) {
-                    Some(shard) => Err(self.odd(&format!("shard {} is its own ancestor", shard.shard()))),
-                    None if found.is_empty() => Err(self.odd("it lists no shard")),
+                    Some(shard) => Err(self.invalid_response(&format!("shard {} is its own ancestor", shard.shard()))),
+                    None if found.is_empty() => Err(self.invalid_response("it lists no shard")),
                     None => Ok(found),
                 };
             }
         }
-        Err(self.odd("the list of its shards does not end"))
+        Err(self.invalid_response("the list of its shards does not end"))
     }
 
-    fn odd(&self, what: &str) -> SourceError {
+    fn invalid_response(&self, what: &str) -> SourceError {
         SourceError::Invalid(format!("stream {}: {what}; check --endpoint-url", self.stream))
     }
 }
@@ -266,14 +266,14 @@ impl Retry {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        match judge(error) {
-            Verdict::Hopeless(remedy) => Err(self.given_up(describe(error), remedy)),
-            Verdict::MayPass(hint) => self.again(error.code().unwrap_or("no_answer"), describe(error), hint).await,
+        match classify(error) {
+            ErrorClass::Hopeless(remedy) => Err(self.given_up(describe(error), remedy)),
+            ErrorClass::MayPass(hint) => self.again(error.code().unwrap_or("no_answer"), describe(error), hint).await,
         }
     }
 
     /// Handles an invalid answer that the service calls a success, like [`Retry::failed`].
-    pub(super) async fn odd(&mut self, reason: &str) -> Result<(), SourceError> {
+    pub(super) async fn invalid_response(&mut self, reason: &str) -> Result<(), SourceError> {
         self.again("odd_answer", reason.to_owned(), NO_ANSWER_OF_KINESIS).await
     }
 
@@ -302,20 +302,20 @@ impl Retry {
 const NO_ANSWER_OF_KINESIS: &str =
     "the answer is not from Kinesis: check --endpoint-url, and whether a proxy stands in between";
 
-/// The meaning of an error.
-pub(crate) enum Verdict {
+/// The class of an error: whether it may pass.
+pub(crate) enum ErrorClass {
     /// Permanent error; the text says what to do.
     Hopeless(&'static str),
     /// Error that may pass; the text says where to look if it does not.
     MayPass(&'static str),
 }
 
-/// Returns the meaning of an error of any AWS service, by its kind and its code, never by its text.
-pub(crate) fn judge<E>(error: &SdkError<E>) -> Verdict
+/// Returns the class of an error of any AWS service, by its kind and its code, never by its text.
+pub(crate) fn classify<E>(error: &SdkError<E>) -> ErrorClass
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    use Verdict::{Hopeless, MayPass};
+    use ErrorClass::{Hopeless, MayPass};
     if let Some(error) = crate::aws::credentials_error(error) {
         return match crate::aws::is_hopeless(error) {
             true => Hopeless("give --profile, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),

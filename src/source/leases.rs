@@ -108,7 +108,7 @@ mod tests {
                 counter: 1,
                 checkpoint: checkpoint.to_owned(),
                 checkpoint_sub_sequence: sub,
-                asked_by: None,
+                handoff_requested_by: None,
                 stream: None,
                 lake: None,
                 session: None,

@@ -128,7 +128,7 @@ impl Reader {
                 self.iterator_retry.succeeded();
                 return Ok(Next::Read(opened));
             }
-            Ok(None) => self.iterator_retry.odd("the answer holds no iterator").await?,
+            Ok(None) => self.iterator_retry.invalid_response("the answer holds no iterator").await?,
             Err(error) => {
                 let is_unknown = error.as_service_error().is_some_and(|e| e.is_resource_not_found_exception());
                 // The error may concern the stream or the shard. The listing shows which one, or fails with the
@@ -227,7 +227,7 @@ impl Reader {
             // A committed end is final: the shard would never be read again.
             Place::Open => {
                 let reason = "the answer holds no iterator, but the shard is not closed";
-                self.end_retry.odd(reason).await?;
+                self.end_retry.invalid_response(reason).await?;
                 Ok(Next::Open)
             }
         }

@@ -22,7 +22,7 @@ pub enum From {
 
 /// A shard as the stream lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedShard {
     /// Key of the shard.
     pub shard: ShardKey,
     /// Parents of the shard, listed or not.
@@ -51,7 +51,7 @@ impl Progress {
 
 /// Returns the shards that may be read now, each with its start: the ledger's own, or that of a new shard.
 pub fn ready(
-    listed: &[Listed],
+    listed: &[ListedShard],
     ledger: &BTreeMap<ShardKey, Progress>,
     from: From,
     now_ms: i64,
@@ -92,7 +92,11 @@ pub fn ready(
 /// Returns the shards that were not read to their end and that the stream no longer lists: retention has trimmed the
 /// rest of them. Considers only shards that the ledger had `before` the listing began. If another worker has begun a
 /// shard since, the listing may be too old to contain it.
-pub fn trimmed(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>, before: &BTreeSet<ShardKey>) -> Vec<ShardKey> {
+pub fn trimmed(
+    listed: &[ListedShard],
+    ledger: &BTreeMap<ShardKey, Progress>,
+    before: &BTreeSet<ShardKey>,
+) -> Vec<ShardKey> {
     let names: BTreeSet<&ShardKey> = listed.iter().map(|s| &s.shard).collect();
     let is_gone =
         |(shard, p): &(&ShardKey, &Progress)| !p.is_ended() && !names.contains(shard) && before.contains(*shard);
@@ -100,7 +104,7 @@ pub fn trimmed(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>, before:
 }
 
 /// Returns every shard that the ledger does not know, but of which it knows a descendant.
-fn ancestors(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> BTreeSet<ShardKey> {
+fn ancestors(listed: &[ListedShard], ledger: &BTreeMap<ShardKey, Progress>) -> BTreeSet<ShardKey> {
     let parents: BTreeMap<&ShardKey, &[ShardKey]> = listed.iter().map(|s| (&s.shard, s.parents.as_slice())).collect();
     let mut found = BTreeSet::new();
     let mut todo: Vec<&ShardKey> = ledger.keys().collect();
@@ -116,7 +120,7 @@ fn ancestors(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> BTreeS
 
 /// Returns whether a position of the ledger cannot belong to its listed shard: it is before the first record of the
 /// shard, or is the end of an open shard.
-pub(super) fn contradicts(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progress>) -> bool {
+pub(super) fn contradicts(listed: &[ListedShard], ledger: &BTreeMap<ShardKey, Progress>) -> bool {
     listed.iter().any(|shard| match ledger.get(&shard.shard).and_then(|progress| progress.position.as_ref()) {
         None => false,
         Some(position) if position.is_shard_end() => !shard.closed,
@@ -126,7 +130,7 @@ pub(super) fn contradicts(listed: &[Listed], ledger: &BTreeMap<ShardKey, Progres
 
 /// Returns a shard of a circular lineage, if there is one: a shard that is its own ancestor, or a descendant of one. No
 /// shard of such a lineage could ever be read.
-pub(super) fn circular(listed: &[Listed]) -> Option<&ShardKey> {
+pub(super) fn circular(listed: &[ListedShard]) -> Option<&ShardKey> {
     let mut waits: BTreeMap<&ShardKey, usize> = listed.iter().map(|s| (&s.shard, 0)).collect();
     let mut children: BTreeMap<&ShardKey, Vec<&ShardKey>> = BTreeMap::new();
     for shard in listed {
@@ -160,8 +164,8 @@ mod tests {
         ShardKey::new("s", name).unwrap()
     }
 
-    fn listed(spec: &[(&str, &[&str], bool)]) -> Vec<Listed> {
-        let shard = |(name, parents, closed): &(&str, &[&str], bool)| Listed {
+    fn listed(spec: &[(&str, &[&str], bool)]) -> Vec<ListedShard> {
+        let shard = |(name, parents, closed): &(&str, &[&str], bool)| ListedShard {
             shard: key(name),
             parents: parents.iter().map(|p| key(p)).collect(),
             closed: *closed,

@@ -1,8 +1,8 @@
 //! The keeper: renews leases, takes and asks for those that are due, and gives back those that are no longer wanted.
 //!
-//! The keeper shares two values with the ingest loop: `Wishes` (what the loop wants) and [`View`] (what this worker
-//! holds). Both are states and not events, so that nothing queues up and nothing is missed. The thread of the keeper
-//! reads the first and writes the second, in rounds (`round.rs`).
+//! The keeper shares two values with the ingest loop: `KeeperRequests` (what the loop asks for) and [`View`] (what this
+//! worker holds). Both are states and not events, so that nothing queues up and nothing is missed. The thread of the
+//! keeper reads the first and writes the second, in rounds (`round.rs`).
 //!
 //! # Handoff
 //! A worker with too few leases writes its name into a lease of the busiest worker. The owner sees the name at its next
@@ -27,7 +27,7 @@ use crate::timeouts::{LEASE_CALL_TIMEOUT_MIN, LEASE_CLOSE_TIMEOUT};
 
 mod round;
 
-use round::Round;
+use round::KeeperThread;
 
 /// A shard that may be read now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,9 +36,9 @@ pub struct Offer {
     pub parents: Vec<String>,
 }
 
-/// The wishes of the ingest loop.
+/// The requests of the ingest loop, and what the keeper needs to know for them.
 #[derive(Debug, Clone, Default)]
-struct Wishes {
+struct KeeperRequests {
     offered: BTreeMap<ShardKey, Offer>,
     /// Number of changes of `offered`.
     offers: u64,
@@ -55,7 +55,7 @@ pub enum Standing {
     /// Shard that this worker may read.
     Held,
     /// Shard that this worker still holds, but another worker asks for.
-    Asked,
+    HandoffRequested,
 }
 
 /// The leases that this worker holds, and what it knows of the table.
@@ -80,7 +80,7 @@ pub struct View {
 /// The handle of the ingest loop to the keeper.
 #[derive(Debug)]
 pub struct Keeper {
-    wishes: watch::Sender<Wishes>,
+    requests: watch::Sender<KeeperRequests>,
     view: watch::Receiver<View>,
     nudge: Arc<Notify>,
     done: Option<oneshot::Receiver<()>>,
@@ -114,7 +114,7 @@ impl Keeper {
         if let Some(what) = foreign(&table.scan().await?, stream, &options) {
             return Err(SourceError::Invalid(what));
         }
-        let (wishes, wished) = watch::channel(Wishes::default());
+        let (requests, received) = watch::channel(KeeperRequests::default());
         let (shown, view) = watch::channel(View::default());
         let (ended, done) = oneshot::channel();
         let nudge = Arc::new(Notify::new());
@@ -127,7 +127,7 @@ impl Keeper {
                 match LeaseTable::open(&aws, &options.table, &options.worker, patience).await {
                     Ok(table) => {
                         let table = table.of(&options.lake);
-                        Round::new(table, stream, options, shown).keep(wished, nudged).await;
+                        KeeperThread::new(table, stream, options, shown).keep(received, nudged).await;
                     }
                     Err(error) => tracing::error!(error = %error, "the lease keeper cannot start"),
                 }
@@ -135,7 +135,7 @@ impl Keeper {
             let _ = ended.send(());
         });
         thread.map_err(|e| SourceError::Invalid(format!("start the lease keeper: {e}")))?;
-        Ok(Self { wishes, view, nudge, done: Some(done) })
+        Ok(Self { requests, view, nudge, done: Some(done) })
     }
 
     /// Returns what this worker holds now.
@@ -156,11 +156,11 @@ impl Keeper {
     /// Sets the shards that may be read now, and the shards that the stream lists.
     pub fn offer(&self, offered: BTreeMap<ShardKey, Offer>, listed: BTreeSet<ShardKey>) {
         let mut news = false;
-        self.wishes.send_modify(|wishes| {
-            news = wishes.offered != offered;
-            wishes.offers += u64::from(news);
-            wishes.offered = offered;
-            wishes.listed = listed;
+        self.requests.send_modify(|requests| {
+            news = requests.offered != offered;
+            requests.offers += u64::from(news);
+            requests.offered = offered;
+            requests.listed = listed;
         });
         if news {
             self.nudge.notify_one();
@@ -171,42 +171,42 @@ impl Keeper {
     /// have ended since. Its holder must be a worker that was seen to renew, or this worker, for which `is_read` must
     /// be true.
     pub fn is_settled(&self, is_read: impl Fn(&ShardKey) -> bool) -> bool {
-        let (view, wishes) = (self.view.borrow(), self.wishes.borrow());
-        let is_known = view.seen && view.offers == wishes.offers && view.unread == 0 && view.doubtful == 0;
+        let (view, requests) = (self.view.borrow(), self.requests.borrow());
+        let is_known = view.seen && view.offers == requests.offers && view.unread == 0 && view.doubtful == 0;
         is_known
             && view.standing.keys().all(is_read)
-            && view.ended.iter().all(|shard| !wishes.offered.contains_key(shard))
+            && view.ended.iter().all(|shard| !requests.offered.contains_key(shard))
     }
 
     /// Sets the position that the lake's log holds for a shard. A later position would put the checkpoint ahead of the
     /// lake.
     pub fn reached(&self, shard: &ShardKey, position: &SequenceNumber) {
-        self.wishes.send_modify(|wishes| {
-            wishes.reached.insert(shard.clone(), position.clone());
+        self.requests.send_modify(|requests| {
+            requests.reached.insert(shard.clone(), position.clone());
         });
     }
 
     /// Asks the keeper to give a lease back.
     pub fn give_back(&self, shard: &ShardKey) {
-        self.wishes.send_modify(|wishes| {
-            wishes.give_back.insert(shard.clone());
+        self.requests.send_modify(|requests| {
+            requests.give_back.insert(shard.clone());
         });
         self.nudge.notify_one();
     }
 
-    /// Removes the wish to give a lease back, once the lease is gone.
+    /// Removes the request to give a lease back, once the lease is gone.
     pub fn given_back(&self, shard: &ShardKey) {
-        self.wishes.send_if_modified(|wishes| wishes.give_back.remove(shard));
+        self.requests.send_if_modified(|requests| requests.give_back.remove(shard));
     }
 
     /// Returns the shards whose leases are to be given back.
     pub fn giving_back(&self) -> BTreeSet<ShardKey> {
-        self.wishes.borrow().give_back.clone()
+        self.requests.borrow().give_back.clone()
     }
 
     /// Gives every lease back and ends the thread.
     pub async fn close(mut self) {
-        self.wishes.send_modify(|wishes| wishes.closing = true);
+        self.requests.send_modify(|requests| requests.closing = true);
         self.nudge.notify_one();
         if let Some(done) = self.done.take()
             && tokio::time::timeout(LEASE_CLOSE_TIMEOUT, done).await.is_err()
@@ -264,7 +264,7 @@ pub(super) mod tests {
             counter: 1,
             checkpoint: "1".to_owned(),
             checkpoint_sub_sequence: 0,
-            asked_by: None,
+            handoff_requested_by: None,
             stream: None,
             lake: None,
             session: None,

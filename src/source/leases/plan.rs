@@ -24,7 +24,7 @@ pub struct Lease {
     /// Last sub-record of an aggregate that is done, as KCL counts them.
     pub checkpoint_sub_sequence: i64,
     /// Worker that has asked the owner for a handoff.
-    pub asked_by: Option<String>,
+    pub handoff_requested_by: Option<String>,
     /// Stream of the shard, if the writer of the lease recorded it.
     pub stream: Option<String>,
     /// Lake of the checkpoint, if the writer of the lease recorded it.
@@ -123,11 +123,11 @@ pub fn plan(leases: &[Lease], observed: &Observed, me: &str, now: Instant, rng: 
     if !free.is_empty() {
         return Plan { take: free, ask: None };
     }
-    let asked_already = open.iter().any(|l| l.asked_by.as_deref() == Some(me));
+    let asked_already = open.iter().any(|l| l.handoff_requested_by.as_deref() == Some(me));
     let busiest = load.iter().filter(|(owner, _)| **owner != me).max_by_key(|(_, held)| **held);
     let ask = busiest.filter(|(_, held)| !asked_already && **held >= mine + 2).and_then(|(owner, _)| {
         let mut theirs: Vec<&&Lease> =
-            open.iter().filter(|l| l.owner.as_deref() == Some(*owner) && l.asked_by.is_none()).collect();
+            open.iter().filter(|l| l.owner.as_deref() == Some(*owner) && l.handoff_requested_by.is_none()).collect();
         theirs.shuffle(rng);
         theirs.first().map(|l| (**l).clone())
     });
@@ -149,7 +149,7 @@ mod tests {
             counter,
             checkpoint: "TRIM_HORIZON".to_owned(),
             checkpoint_sub_sequence: 0,
-            asked_by: None,
+            handoff_requested_by: None,
             stream: None,
             lake: None,
             session: None,
@@ -220,7 +220,7 @@ mod tests {
         let mut leases = table(&[("a", "x"), ("b", "x"), ("c", "x"), ("d", "y")]);
         let ask = planned(&leases, "me").ask.unwrap();
         assert_eq!(ask.owner.as_deref(), Some("x"));
-        leases.iter_mut().find(|l| l.key == ask.key).unwrap().asked_by = Some("me".to_owned());
+        leases.iter_mut().find(|l| l.key == ask.key).unwrap().handoff_requested_by = Some("me".to_owned());
         assert_eq!(planned(&leases, "me"), Plan::default());
         assert_eq!(planned(&table(&[("a", "x"), ("b", "x"), ("c", "me")]), "me"), Plan::default());
     }

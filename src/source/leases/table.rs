@@ -32,7 +32,7 @@ const SUB_SEQUENCE: &str = "checkpointSubSequenceNumber";
 const SWITCHES: &str = "ownerSwitchesSinceCheckpoint";
 const PARENTS: &str = "parentShardId";
 const STREAM: &str = "streamName";
-const ASKED_BY: &str = "synclakeAskedBy";
+const HANDOFF_REQUESTED_BY: &str = "synclakeAskedBy";
 const LAKE: &str = "synclakeLake";
 const SESSION: &str = "synclakeSession";
 /// Attribute that marks other kinds of items, which KCL 3.5 keeps in the table.
@@ -247,7 +247,7 @@ impl LeaseTable {
             .expression_attribute_values(":lake", text(&self.lake))
             .condition_expression("#counter = :seen")
             .expression_attribute_names("#switches", SWITCHES)
-            .expression_attribute_names("#asked", ASKED_BY)
+            .expression_attribute_names("#asked", HANDOFF_REQUESTED_BY)
             .expression_attribute_names("#session", SESSION)
             .expression_attribute_values(":session", text(&self.session))
             .expression_attribute_values(":zero", number(0))
@@ -288,7 +288,7 @@ impl LeaseTable {
     ///
     /// # Errors
     /// The call fails; whether it changed the table is unknown.
-    pub async fn ask(&self, lease: &Lease) -> Result<Updated, SourceError> {
+    pub async fn request_handoff(&self, lease: &Lease) -> Result<Updated, SourceError> {
         let Some(owner) = &lease.owner else { return Ok(Updated::Refused) };
         // The counter must not change, or the owner would fail to renew.
         let update = self
@@ -298,7 +298,7 @@ impl LeaseTable {
             .key(KEY, text(&lease.key))
             .update_expression("SET #asked = :me")
             .condition_expression("#owner = :owner AND attribute_not_exists(#asked)")
-            .expression_attribute_names("#asked", ASKED_BY)
+            .expression_attribute_names("#asked", HANDOFF_REQUESTED_BY)
             .expression_attribute_names("#owner", OWNER)
             .expression_attribute_values(":me", text(&self.worker))
             .expression_attribute_values(":owner", text(owner))
@@ -315,12 +315,12 @@ impl LeaseTable {
         let mut sets = vec!["#counter = #counter + :one"];
         let mut removes = vec![];
         let mut update = self.update(&lease.key).condition_expression("#owner = :me");
-        if let Some(asker) = &lease.asked_by {
+        if let Some(asker) = &lease.handoff_requested_by {
             sets.push("#owner = :asker");
             removes.push("#asked");
             update = update
                 .expression_attribute_values(":asker", text(asker))
-                .expression_attribute_names("#asked", ASKED_BY);
+                .expression_attribute_names("#asked", HANDOFF_REQUESTED_BY);
         } else {
             removes.push("#owner");
         }
@@ -395,7 +395,7 @@ fn lease_of(item: &HashMap<String, AttributeValue>) -> Option<Lease> {
         counter: number(COUNTER)?,
         checkpoint: text(CHECKPOINT)?,
         checkpoint_sub_sequence: number(SUB_SEQUENCE).unwrap_or(0),
-        asked_by: text(ASKED_BY),
+        handoff_requested_by: text(HANDOFF_REQUESTED_BY),
         stream: text(STREAM),
         lake: text(LAKE),
         session: text(SESSION),

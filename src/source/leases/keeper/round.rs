@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{Notify, watch};
 
-use super::{Standing, View, Wishes, foreign, is_of_earlier};
+use super::{KeeperRequests, Standing, View, foreign, is_of_earlier};
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::source::SourceError;
 use crate::source::leases::plan::{self, Lease, Observed};
@@ -19,7 +19,7 @@ use crate::timeouts::LEASE_ROUND_MIN;
 const RENEWALS: usize = 16;
 
 /// The state of the thread.
-pub(super) struct Round {
+pub(super) struct KeeperThread {
     options: LeaseOptions,
     refused: Option<String>,
     table: LeaseTable,
@@ -29,29 +29,30 @@ pub(super) struct Round {
     observed: Observed,
     held: BTreeMap<ShardKey, Lease>,
     view: watch::Sender<View>,
-    told: BTreeMap<ShardKey, SequenceNumber>,
+    /// The last checkpoint that each held lease got from this thread.
+    written_checkpoints: BTreeMap<ShardKey, SequenceNumber>,
 }
 
-impl Round {
+impl KeeperThread {
     pub(super) fn new(table: LeaseTable, stream: String, options: LeaseOptions, view: watch::Sender<View>) -> Self {
         let (worker, failover) = (options.worker.clone(), options.failover);
         let observed = Observed::new(failover);
-        let (held, told) = (BTreeMap::new(), BTreeMap::new());
-        Self { options, refused: None, table, stream, worker, failover, observed, held, view, told }
+        let (held, written_checkpoints) = (BTreeMap::new(), BTreeMap::new());
+        Self { options, refused: None, table, stream, worker, failover, observed, held, view, written_checkpoints }
     }
 
     /// Runs rounds until the ingest loop closes the keeper or is gone. At the end it gives every lease back.
-    pub(super) async fn keep(mut self, wished: watch::Receiver<Wishes>, nudge: Arc<Notify>) {
+    pub(super) async fn keep(mut self, received: watch::Receiver<KeeperRequests>, nudge: Arc<Notify>) {
         loop {
             let began = Instant::now();
-            let wishes = wished.borrow().clone();
-            if wishes.closing || wished.has_changed().is_err() {
-                self.give_back_all(&wishes).await;
+            let requests = received.borrow().clone();
+            if requests.closing || received.has_changed().is_err() {
+                self.give_back_all(&requests).await;
                 return;
             }
-            self.give_back(&wishes).await;
-            self.renew(&wishes).await;
-            match self.take(&wishes).await {
+            self.give_back(&requests).await;
+            self.renew(&requests).await;
+            match self.take(&requests).await {
                 Ok(table) => self.show(table),
                 Err(error) => {
                     tracing::warn!(error = %error, "cannot read the lease table; this worker keeps its leases");
@@ -68,7 +69,9 @@ impl Round {
 
     /// Publishes the leases that are held now, with what is known of the table.
     fn show(&self, table: View) {
-        let standing = |lease: &Lease| if lease.asked_by.is_some() { Standing::Asked } else { Standing::Held };
+        let standing = |lease: &Lease| {
+            if lease.handoff_requested_by.is_some() { Standing::HandoffRequested } else { Standing::Held }
+        };
         let standing = self.held.iter().map(|(shard, lease)| (shard.clone(), standing(lease))).collect();
         let view = View { standing, refused: self.refused.clone(), ..table };
         self.view.send_if_modified(|shown| {
@@ -78,12 +81,12 @@ impl Round {
         });
     }
 
-    async fn renew(&mut self, wishes: &Wishes) {
+    async fn renew(&mut self, requests: &KeeperRequests) {
         let table = &self.table;
-        let told = &self.told;
+        let written_checkpoints = &self.written_checkpoints;
         let jobs = self.held.values().cloned().filter_map(|lease| {
             let shard = ShardKey::new(&self.stream, &lease.key)?;
-            let reached = wishes.reached.get(&shard).filter(|r| told.get(&shard) != Some(*r)).cloned();
+            let reached = requests.reached.get(&shard).filter(|r| written_checkpoints.get(&shard) != Some(*r)).cloned();
             Some(async move {
                 let checkpoint = reached.as_ref().map(|r| checkpoint_word(Some(r)));
                 let mut renewed = table.renew(&lease, checkpoint).await;
@@ -112,7 +115,7 @@ impl Round {
                 }
                 Ok(Some(Updated::Done(lease))) => {
                     if let Some(reached) = reached {
-                        self.told.insert(shard.clone(), reached);
+                        self.written_checkpoints.insert(shard.clone(), reached);
                     }
                     match lease.is_ended() {
                         true => drop(self.held.remove(&shard)),
@@ -131,7 +134,7 @@ impl Round {
     }
 
     /// Reads the whole table, adds missing leases, and takes due ones. Returns what it saw of other workers' leases.
-    async fn take(&mut self, wishes: &Wishes) -> Result<View, SourceError> {
+    async fn take(&mut self, requests: &KeeperRequests) -> Result<View, SourceError> {
         let is_earlier = |lease: &Lease| is_of_earlier(lease, &self.stream, &self.options);
         let (earlier, mut leases): (Vec<_>, Vec<_>) = self.table.scan().await?.into_iter().partition(is_earlier);
         for lease in &earlier {
@@ -141,7 +144,7 @@ impl Round {
         if self.refused.is_some() {
             return Ok(self.view.borrow().clone());
         }
-        if self.create_missing(&leases, wishes).await? {
+        if self.create_missing(&leases, requests).await? {
             leases = self.table.scan().await?;
         }
         let now = Instant::now();
@@ -152,24 +155,24 @@ impl Round {
             if lease.owner.as_deref() == Some(self.worker.as_str()) && !lease.is_ended() {
                 self.held.entry(shard.clone()).or_insert_with(|| lease.clone());
             }
-            if lease.is_ended() && !wishes.listed.is_empty() && !wishes.listed.contains(&shard) {
+            if lease.is_ended() && !requests.listed.is_empty() && !requests.listed.contains(&shard) {
                 self.table.delete_lease(&lease.key).await?;
             }
         }
-        self.take_due(&leases, wishes, now).await?;
-        Ok(self.seen(&leases, wishes.offers, now))
+        self.take_due(&leases, requests, now).await?;
+        Ok(self.seen(&leases, requests.offers, now))
     }
 
     /// Creates the leases of offered shards that the table lacks. Returns whether there were any.
-    async fn create_missing(&self, leases: &[Lease], wishes: &Wishes) -> Result<bool, SourceError> {
+    async fn create_missing(&self, leases: &[Lease], requests: &KeeperRequests) -> Result<bool, SourceError> {
         let known: HashSet<&str> = leases.iter().map(|lease| lease.key.as_str()).collect();
-        let missing: Vec<_> = wishes.offered.iter().filter(|(shard, _)| !known.contains(shard.shard())).collect();
+        let missing: Vec<_> = requests.offered.iter().filter(|(shard, _)| !known.contains(shard.shard())).collect();
         if missing.is_empty() {
             return Ok(false);
         }
         let (table, stream) = (&self.table, self.stream.as_str());
         let jobs = missing.into_iter().map(|(shard, offer)| async move {
-            let word = checkpoint_word(wishes.reached.get(shard));
+            let word = checkpoint_word(requests.reached.get(shard));
             table.create_lease(stream, shard.shard(), &offer.parents, word).await
         });
         let jobs: Vec<_> = jobs.collect();
@@ -178,11 +181,11 @@ impl Round {
     }
 
     /// Takes the leases that are due, and asks for one if this worker has too few.
-    async fn take_due(&mut self, leases: &[Lease], wishes: &Wishes, now: Instant) -> Result<(), SourceError> {
+    async fn take_due(&mut self, leases: &[Lease], requests: &KeeperRequests, now: Instant) -> Result<(), SourceError> {
         let plan = plan::plan(leases, &self.observed, &self.worker, now, &mut rand::rng());
         for lease in plan.take {
             let Some(shard) = ShardKey::new(&self.stream, &lease.key) else { continue };
-            if wishes.give_back.contains(&shard) {
+            if requests.give_back.contains(&shard) {
                 continue;
             }
             match self.table.take(&lease).await? {
@@ -195,7 +198,7 @@ impl Round {
             }
         }
         if let Some(lease) = plan.ask
-            && let Updated::Done(lease) = self.table.ask(&lease).await?
+            && let Updated::Done(lease) = self.table.request_handoff(&lease).await?
         {
             tracing::info!(shard = lease.key, owner = lease.owner, "asked for the lease");
         }
@@ -213,22 +216,22 @@ impl Round {
         View { standing: BTreeMap::new(), seen: true, unread: free.len(), doubtful, offers, ended, refused: None }
     }
 
-    async fn give_back(&mut self, wishes: &Wishes) {
-        for shard in &wishes.give_back {
+    async fn give_back(&mut self, requests: &KeeperRequests) {
+        for shard in &requests.give_back {
             let Some(lease) = self.held.get(shard).cloned() else { continue };
-            let word = wishes.reached.get(shard).map(|r| checkpoint_word(Some(r)));
+            let word = requests.reached.get(shard).map(|r| checkpoint_word(Some(r)));
             match self.table.give_back(&lease, word).await {
                 Ok(updated) => {
                     match updated {
                         Updated::Done(_) => {
-                            tracing::info!(shard = %shard, to = lease.asked_by, "gave the lease back");
+                            tracing::info!(shard = %shard, to = lease.handoff_requested_by, "gave the lease back");
                         }
                         Updated::Refused => {
                             tracing::info!(shard = %shard, "another worker took the lease before it was given back");
                         }
                     }
                     self.held.remove(shard);
-                    self.told.remove(shard);
+                    self.written_checkpoints.remove(shard);
                 }
                 Err(error) => {
                     tracing::warn!(shard = %shard, error = %error, "cannot give the lease back, trying again");
@@ -237,10 +240,10 @@ impl Round {
         }
     }
 
-    async fn give_back_all(&mut self, wishes: &Wishes) {
+    async fn give_back_all(&mut self, requests: &KeeperRequests) {
         let table = &self.table;
         let jobs = self.held.iter().map(|(shard, lease)| {
-            let word = wishes.reached.get(shard).map(|r| checkpoint_word(Some(r)));
+            let word = requests.reached.get(shard).map(|r| checkpoint_word(Some(r)));
             async move {
                 if let Err(error) = table.give_back(lease, word).await {
                     tracing::warn!(shard = %shard, error = %error, "cannot give the lease back; it expires by itself");
@@ -267,12 +270,12 @@ mod tests {
         let dynamodb = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", dynamodb.local_addr().unwrap());
         let shard = ShardKey::new("stream", "shard").unwrap();
-        let (wishes, wished) = watch::channel(Wishes::default());
+        let (requests, received) = watch::channel(KeeperRequests::default());
         let (shown, view) = watch::channel(View::default());
         let options = options(Duration::from_millis(30));
-        let mut round = Round::new(table_at(&endpoint, &options.worker), "stream".to_owned(), options, shown);
-        round.held.insert(shard.clone(), Lease { owner: Some("w".to_owned()), ..lease("shard") });
-        round.show(View::default());
+        let mut thread = KeeperThread::new(table_at(&endpoint, &options.worker), "stream".to_owned(), options, shown);
+        thread.held.insert(shard.clone(), Lease { owner: Some("w".to_owned()), ..lease("shard") });
+        thread.show(View::default());
         let outage = async {
             // A round renews the lease and scans the table, on at most two connections each. The pause between two
             // rounds is a third of the failover time.
@@ -281,9 +284,9 @@ mod tests {
             }
             assert_eq!(view.borrow().standing, BTreeMap::from([(shard, Standing::Held)]));
             drop(dynamodb);
-            wishes.send_modify(|wishes| wishes.closing = true);
+            requests.send_modify(|requests| requests.closing = true);
         };
-        let both = async { tokio::join!(round.keep(wished, Arc::default()), outage) };
+        let both = async { tokio::join!(thread.keep(received, Arc::default()), outage) };
         tokio::time::timeout(Duration::from_secs(60), both).await.expect("the keeper continues");
     }
 }
