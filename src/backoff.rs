@@ -47,17 +47,18 @@ impl Backoff {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Alarm {
     since: Option<Instant>,
-    told: Option<Instant>,
+    /// Time of the last failure that was logged as an error.
+    last_error: Option<Instant>,
 }
 
 impl Alarm {
     /// Notes a failure at `now`. Returns how long it has continued, and whether to log it as an error.
     pub(crate) fn failed(&mut self, now: Instant) -> (Duration, bool) {
         let lasted = now.saturating_duration_since(*self.since.get_or_insert(now));
-        let is_due = self.told.is_none_or(|at| now.saturating_duration_since(at) >= ERROR_AFTER);
+        let is_due = self.last_error.is_none_or(|at| now.saturating_duration_since(at) >= ERROR_AFTER);
         let is_loud = lasted >= ERROR_AFTER && is_due;
         if is_loud {
-            self.told = Some(now);
+            self.last_error = Some(now);
         }
         (lasted, is_loud)
     }

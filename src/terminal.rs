@@ -116,7 +116,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// Prints an error to stderr, on one line and without characters that could steer a terminal.
-pub fn tell(error: &str) {
+pub fn print_error(error: &str) {
     eprintln!("error: {}", escaped(&crate::redact::redact(error), ""));
 }
 
@@ -125,10 +125,10 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     let whole: &(dyn std::error::Error + 'static) = error.as_ref();
     // A known cause comes first, then the operation that failed, without the layers that passed the error on.
     match crate::lake::fault::sentence(whole) {
-        None => tell(&chain(whole)),
+        None => print_error(&chain(whole)),
         Some(cause) => {
             let doing = joined(&whole.to_string());
-            tell(&if doing.contains(&cause) { cause } else { format!("{cause} ({doing})") });
+            print_error(&if doing.contains(&cause) { cause } else { format!("{cause} ({doing})") });
         }
     }
     let usage = error.chain().any(|e| e.is::<crate::config::Unusable>());
@@ -185,10 +185,10 @@ pub fn check_address_space(needed: u64) -> anyhow::Result<()> {
 
 /// The receiver of signals: the callback while one is set, else nobody. A signal by itself never ends the shell.
 #[derive(Clone, Default)]
-pub struct Interrupts(Arc<Mutex<Option<Told>>>);
+pub struct Interrupts(Arc<Mutex<Option<SignalCallback>>>);
 
 /// A callback that gets the number of the signal.
-type Told = Box<dyn Fn(i32) + Send>;
+type SignalCallback = Box<dyn Fn(i32) + Send>;
 
 impl Interrupts {
     /// Takes over these signals for good, and returns once that is done.
@@ -213,8 +213,8 @@ impl Interrupts {
                             came.map_or(Poll::Pending, Poll::Ready)
                         });
                         let kind = kinds[came.await];
-                        if let Some(tell) = heard.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-                            tell(kind.as_raw_value());
+                        if let Some(callback) = heard.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                            callback(kind.as_raw_value());
                         }
                     }
                 })
@@ -228,8 +228,8 @@ impl Interrupts {
     }
 
     /// Sets the callback for signals, or none.
-    pub fn set(&self, tell: Option<Told>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = tell;
+    pub fn set(&self, callback: Option<SignalCallback>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = callback;
     }
 }
 
@@ -251,7 +251,9 @@ pub fn stop_on_signals() -> std::io::Result<CancellationToken> {
             while signals.recv().await.is_some() {
                 let now = Instant::now();
                 if now.saturating_duration_since(*first.get_or_init(|| now)) >= SAME_WISH {
-                    tell("stopped by a second signal; run the same command again to read the uncommitted records");
+                    print_error(
+                        "stopped by a second signal; run the same command again to read the uncommitted records",
+                    );
                     std::process::exit(code);
                 }
                 stop.cancel();
@@ -277,7 +279,7 @@ pub fn progress(total: Option<u64>, template: &str) -> ProgressBar {
 pub static QUIET: AtomicBool = AtomicBool::new(false);
 
 /// Prints a message to stderr, unless [`QUIET`] is set.
-pub fn say(line: &str) {
+pub fn print_message(line: &str) {
     if !QUIET.load(Ordering::Relaxed) {
         eprintln!("{}", escaped(line, "\n"));
     }

@@ -62,8 +62,8 @@ pub struct TableReport {
     pub log_from: u64,
 }
 
-/// An active file.
-struct Listed {
+/// An active file to check.
+struct CheckedFile {
     path: String,
     /// Rows that the log claims, including those that a deletion vector has taken out.
     rows: Option<usize>,
@@ -100,14 +100,14 @@ pub async fn run(lake: &Store, deep: bool) -> Result<VerifyReport, LakeError> {
         let Some(loaded) = snapshot::load(&store, None).await? else { continue };
         let log_store = loaded.log_store();
         let views = loaded.snapshot().map_err(|e| LakeError::delta("read", &store, e))?.snapshot();
-        let live: Vec<Listed> = views
+        let live: Vec<CheckedFile> = views
             .file_views(log_store.as_ref(), None)
             .map_ok(|view| {
                 // There is no other way to the tags.
                 #[expect(deprecated)]
                 let tags = view.add_action().tags.unwrap_or_default();
                 let deleted = view.deletion_vector_descriptor().map_or(0, |vector| vector.cardinality);
-                Listed {
+                CheckedFile {
                     path: view.path().into_owned(),
                     rows: view.num_records(),
                     deleted: u64::try_from(deleted).unwrap_or(0),
@@ -166,7 +166,7 @@ async fn check_covers(store: &Store, table: Table, newest: u64, faults: &mut Vec
 async fn check_files(
     store: &Store,
     table: Table,
-    live: &[Listed],
+    live: &[CheckedFile],
     deep: bool,
     faults: &mut Vec<String>,
 ) -> Result<TableReport, LakeError> {
@@ -198,7 +198,7 @@ async fn check_files(
 }
 
 /// Returns the rows of a file by its own footer, or what is wrong with it. Without `deep`, only the footer is read.
-async fn check_file(store: &Store, file: &Listed, deep: bool) -> Result<Result<u64, String>, LakeError> {
+async fn check_file(store: &Store, file: &CheckedFile, deep: bool) -> Result<Result<u64, String>, LakeError> {
     let gone = || Ok(Err("the log lists this file, but it does not exist".to_owned()));
     if deep {
         let Some(bytes) = store.get(&file.path).await? else { return gone() };
@@ -232,9 +232,9 @@ fn judge(bytes: bytes::Bytes, sha256: Option<&str>) -> Result<u64, String> {
 }
 
 /// Reads the gap ledger, one line per row.
-async fn read_gaps(store: &Store, live: &[Listed]) -> Result<Vec<String>, LakeError> {
+async fn read_gaps(store: &Store, live: &[CheckedFile]) -> Result<Vec<String>, LakeError> {
     let mut found = Vec::new();
-    for Listed { path, .. } in live {
+    for CheckedFile { path, .. } in live {
         let Some(bytes) = store.get(path).await? else { continue };
         let fail = |source| LakeError::Parquet { action: "decode", path: format!("{}{path}", store.url()), source };
         let reader = open(bytes).and_then(|b| b.build()).map_err(fail)?;

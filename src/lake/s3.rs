@@ -214,52 +214,52 @@ struct Watch {
     outage: Mutex<Outage>,
 }
 
-/// The start of the current outage, and the times of its last reports.
+/// The start of the current outage, and the times of its last report and of the last one at level ERROR.
 #[derive(Debug, Default)]
 struct Outage {
     since: Option<Instant>,
-    told: Option<Instant>,
-    loud: Option<Instant>,
+    last_report: Option<Instant>,
+    last_error: Option<Instant>,
 }
 
 /// The level at which a failure is reported.
 #[derive(Debug, PartialEq, Eq)]
-enum Tell {
+enum ReportLevel {
     Nothing,
     Warning,
     Error,
 }
 
 impl Outage {
-    fn failed(&mut self, began: Instant, now: Instant) -> (Tell, Duration) {
+    fn failed(&mut self, began: Instant, now: Instant) -> (ReportLevel, Duration) {
         let since = *self.since.get_or_insert(began);
         let lasted = now.saturating_duration_since(since);
         let is_due = |at: Option<Instant>, every| at.is_none_or(|at| now.saturating_duration_since(at) >= every);
-        let tell = match lasted {
-            lasted if lasted >= ERROR_AFTER && is_due(self.loud, ERROR_AFTER) => Tell::Error,
-            lasted if lasted >= WARN_AFTER && is_due(self.told, WARN_INTERVAL) => Tell::Warning,
-            _ => Tell::Nothing,
+        let level = match lasted {
+            lasted if lasted >= ERROR_AFTER && is_due(self.last_error, ERROR_AFTER) => ReportLevel::Error,
+            lasted if lasted >= WARN_AFTER && is_due(self.last_report, WARN_INTERVAL) => ReportLevel::Warning,
+            _ => ReportLevel::Nothing,
         };
-        if tell == Tell::Error {
-            self.loud = Some(now);
+        if level == ReportLevel::Error {
+            self.last_error = Some(now);
         }
-        if tell != Tell::Nothing {
-            self.told = Some(now);
+        if level != ReportLevel::Nothing {
+            self.last_report = Some(now);
         }
-        (tell, lasted)
+        (level, lasted)
     }
 }
 
 impl Watch {
     fn failed(&self, began: Instant, error: &str) {
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
-        let (tell, lasted) = outage.failed(began, Instant::now());
+        let (level, lasted) = outage.failed(began, Instant::now());
         drop(outage);
         let (bucket, region, seconds) = (self.bucket.as_str(), self.region.as_str(), lasted.as_secs());
-        match tell {
-            Tell::Nothing => {}
-            Tell::Warning => tracing::warn!(bucket, region, seconds, error, "S3 does not answer, trying again"),
-            Tell::Error => tracing::error!(
+        match level {
+            ReportLevel::Nothing => {}
+            ReportLevel::Warning => tracing::warn!(bucket, region, seconds, error, "S3 does not answer, trying again"),
+            ReportLevel::Error => tracing::error!(
                 bucket,
                 region,
                 seconds,
@@ -273,7 +273,7 @@ impl Watch {
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         let over = std::mem::take(&mut *outage);
         drop(outage);
-        if let (Some(since), Some(_)) = (over.since, over.told) {
+        if let (Some(since), Some(_)) = (over.since, over.last_report) {
             tracing::warn!(bucket = self.bucket, seconds = since.elapsed().as_secs(), "S3 answers again");
         }
     }
@@ -329,14 +329,14 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut outage = Outage::default();
-        let mut tell = |seconds| outage.failed(start, at(seconds)).0;
-        assert_eq!(tell(1), Tell::Nothing);
-        assert_eq!(tell(2), Tell::Warning);
-        assert_eq!(tell(16), Tell::Nothing);
-        assert_eq!(tell(17), Tell::Warning);
-        assert_eq!(tell(60), Tell::Error);
-        assert_eq!(tell(61), Tell::Nothing);
-        assert_eq!(tell(75), Tell::Warning);
-        assert_eq!(tell(120), Tell::Error);
+        let mut level = |seconds| outage.failed(start, at(seconds)).0;
+        assert_eq!(level(1), ReportLevel::Nothing);
+        assert_eq!(level(2), ReportLevel::Warning);
+        assert_eq!(level(16), ReportLevel::Nothing);
+        assert_eq!(level(17), ReportLevel::Warning);
+        assert_eq!(level(60), ReportLevel::Error);
+        assert_eq!(level(61), ReportLevel::Nothing);
+        assert_eq!(level(75), ReportLevel::Warning);
+        assert_eq!(level(120), ReportLevel::Error);
     }
 }

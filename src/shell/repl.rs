@@ -174,7 +174,7 @@ impl<'a> Session<'a> {
     fn command(&mut self, line: &str) -> Next {
         let done = self.engine.as_ref().map_or(Ok(Next::More), |engine| command(engine, line, &mut self.settings));
         done.unwrap_or_else(|error| {
-            terminal::tell(&error.to_string());
+            terminal::print_error(&error.to_string());
             Next::More
         })
     }
@@ -187,7 +187,7 @@ impl<'a> Session<'a> {
             Ok(()) => Ok(Next::More),
             Err(error) if error.is_broken_pipe() => Ok(Next::Quit),
             Err(error) => {
-                terminal::tell(&error.to_string());
+                terminal::print_error(&error.to_string());
                 Ok(Next::More)
             }
         }

@@ -45,14 +45,14 @@ pub(crate) async fn deliver(args: DeliverArgs, file: &File) -> Result<()> {
     let delivery = extract::consumer::run(&lake, name, (&out, args.format.into()), &query::Limits::default()).await;
     bar.finish_and_clear();
     let delivery = delivery?;
-    terminal::say(&format!("{name}: {} new rows in {} files", delivery.rows, delivery.files));
+    terminal::print_message(&format!("{name}: {} new rows in {} files", delivery.rows, delivery.files));
     print_report(&delivery)
 }
 
 /// Runs `synclake extract`.
 pub(crate) async fn run(args: ExtractArgs, file: &File) -> Result<()> {
     if let (Some(consumer), Some(out)) = (&args.consumer, &args.out) {
-        terminal::say("extract --consumer is now called: synclake deliver --consumer NAME --out DIR");
+        terminal::print_message("extract --consumer is now called: synclake deliver --consumer NAME --out DIR");
         let (consumer, out) = (consumer.clone(), out.clone());
         return deliver(DeliverArgs { consumer, lake: args.lake, out, format: args.format, aws: args.aws }, file).await;
     }
@@ -74,7 +74,7 @@ pub(crate) async fn run(args: ExtractArgs, file: &File) -> Result<()> {
     let mut printed = Ok(());
     let done = |report: &extract::ExtractReport| {
         bar.suspend(|| {
-            terminal::say(&format!(
+            terminal::print_message(&format!(
                 "{}: {} live keys, {} changes, {} files, {:.1} s",
                 report.date,
                 report.state_rows,
@@ -84,7 +84,10 @@ pub(crate) async fn run(args: ExtractArgs, file: &File) -> Result<()> {
             ));
             if !report.stale.is_empty() {
                 let stale: Vec<String> = report.stale.iter().map(ToString::to_string).collect();
-                terminal::say(&format!("late rows have changed {}; --correct extracts them again", stale.join(", ")));
+                terminal::print_message(&format!(
+                    "late rows have changed {}; --correct extracts them again",
+                    stale.join(", ")
+                ));
             }
         });
         began = Instant::now();
@@ -100,7 +103,7 @@ pub(crate) async fn run(args: ExtractArgs, file: &File) -> Result<()> {
     if !args.no_refresh {
         let report = refresh::run(&lake, &limits, false).await;
         let report = report.context("refresh the state (the extract itself is done, as with --no-refresh)")?;
-        terminal::say(&format!("the state covers version {}", report.covers));
+        terminal::print_message(&format!("the state covers version {}", report.covers));
     }
     Ok(())
 }

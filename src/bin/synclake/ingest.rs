@@ -174,7 +174,7 @@ async fn draw(bar: ProgressBar, counters: Arc<Counters>) {
 
 /// Says on stderr what was done.
 fn report(summary: &Summary) {
-    terminal::say(&format!(
+    terminal::print_message(&format!(
         "{} records ({}) -> {} rows in {} files ({}), {} commits, {:.1} s",
         summary.records,
         mib(summary.record_bytes),
@@ -185,15 +185,18 @@ fn report(summary: &Summary) {
         Duration::from_millis(summary.elapsed_ms).as_secs_f64(),
     ));
     if summary.skipped_bytes > 0 {
-        terminal::say(&format!("{} were in the lake already and were not read again", mib(summary.skipped_bytes)));
+        terminal::print_message(&format!(
+            "{} were in the lake already and were not read again",
+            mib(summary.skipped_bytes)
+        ));
     }
     let quarantined: u64 = summary.quarantined.values().sum();
     if quarantined > 0 {
         let reasons: Vec<String> = summary.quarantined.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
-        terminal::say(&format!("{quarantined} records quarantined: {}", reasons.join(", ")));
+        terminal::print_message(&format!("{quarantined} records quarantined: {}", reasons.join(", ")));
     }
     for (name, bytes) in &summary.torn {
-        terminal::say(&format!(
+        terminal::print_message(&format!(
             "{name}: the last line ({bytes} bytes) has no line break and is not a complete event; the next run reads \
              it again. Add a line break to quarantine it"
         ));

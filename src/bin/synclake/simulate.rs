@@ -61,7 +61,7 @@ pub(crate) async fn run(args: SimulateArgs, file: &File) -> Result<()> {
         let file = std::fs::File::create(path).with_context(|| format!("create {shown}"))?;
         truth.write(&mut std::io::BufWriter::new(file)).with_context(|| format!("write {shown}"))?;
     }
-    terminal::say(&format!(
+    terminal::print_message(&format!(
         "{} events ({}) with {} changes; {} keys are live at the end",
         produced.events,
         mib(produced.bytes),

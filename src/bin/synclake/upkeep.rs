@@ -65,7 +65,7 @@ pub(crate) async fn redrive(args: RedriveArgs, file: &File) -> Result<()> {
     let report = report?;
     let left: Vec<String> = report.left.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
     let left = if left.is_empty() { "none".to_owned() } else { left.join(", ") };
-    terminal::say(&format!(
+    terminal::print_message(&format!(
         "{} records decoded again, {} moved ({} rows), left: {left}",
         report.examined, report.moved, report.rows
     ));
@@ -79,7 +79,7 @@ pub(crate) async fn refresh(args: RefreshArgs, file: &File) -> Result<()> {
     let report = refresh::run(&lake, &query::Limits::default(), args.rebuild).await;
     bar.finish_and_clear();
     let report = report?;
-    terminal::say(&format!(
+    terminal::print_message(&format!(
         "read {} new files ({}), replaced {} of the state's files by {} ({} rows); it covers version {}",
         report.files_read,
         mib(report.bytes_read),
