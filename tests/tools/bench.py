@@ -9,7 +9,6 @@ import datetime
 import os
 import pathlib
 import platform
-import resource
 import shutil
 import subprocess
 import sys
