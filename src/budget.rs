@@ -1,9 +1,9 @@
 //! The one byte budget for everything that is buffered: from the bytes of a coming read to the rows that wait for a
 //! file.
 //!
-//! **Invariant: no deadlock.** One reservation takes at most a quarter of the budget. The buffers are written from five
-//! eighths of it on, and return their part when their files are stored. So a read always gets its memory in the end,
-//! and rows that have arrived can always be written.
+//! **Invariant: no deadlock.** One reservation takes at most a quarter of the budget. The buffers are written from half
+//! of it on, and return their part when their files are stored. So a read always gets its memory in the end, and rows
+//! that have arrived can always be written.
 
 use std::sync::Arc;
 

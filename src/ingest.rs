@@ -141,11 +141,7 @@ impl IngestOptions {
     pub const MEMORY_BYTES_MIN: usize = 64 << 20;
 
     fn limits(&self) -> Limits {
-        Limits {
-            mark_bytes: self.memory_bytes / 8 * 5,
-            flush_bytes: self.flush_bytes,
-            flush_interval: self.flush_interval,
-        }
+        Limits { mark_bytes: self.memory_bytes / 2, flush_bytes: self.flush_bytes, flush_interval: self.flush_interval }
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use libfuzzer_sys::fuzz_target;
 use synclake_fuzz::decode::{decode, decode_with, payload_url};
+use synclake_fuzz::parsers_agree;
 use synclake_fuzz::redact::{redact, redact_payload};
 
 /// An allocator that counts the bytes held now and the peak.
@@ -86,6 +87,7 @@ fuzz_target!(|data: &[u8]| {
     assert!(!once.windows(secret.len() + 1).any(|w| w.starts_with(secret) && w[secret.len()].is_ascii_alphanumeric()));
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = costs(8, text.len(), || redact(text));
+        assert!(parsers_agree(text), "the two parsers disagree about {text:?}");
     }
     let _ = decode(&once);
 });

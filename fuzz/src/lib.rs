@@ -5,6 +5,7 @@
 pub mod decode {
     pub mod aggregate;
     pub mod event;
+    pub mod fast;
     pub mod reject;
     pub mod rows;
 
@@ -22,3 +23,10 @@ pub use sources::redact;
 
 #[path = "../../src/payload/policy.rs"]
 pub mod policy;
+
+/// Returns whether the parser of one pass reads a text as serde_json does, or leaves it to serde_json.
+pub fn parsers_agree(text: &str) -> bool {
+    let Some(fast) = decode::fast::event(text) else { return true };
+    let slow: Result<decode::event::WireEvent<'_>, _> = serde_json::from_str(text);
+    slow.is_ok_and(|slow| format!("{fast:?}") == format!("{slow:?}"))
+}
