@@ -1,5 +1,6 @@
-//! `synclake`: parses the command line, checks it and runs one command.
+//! `synclake`: parses the command line, checks it and runs one command. Called as `synclake-query`, it runs SQL.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,6 +15,7 @@ mod configuration;
 mod extract;
 mod ingest;
 mod output;
+mod query;
 mod refreshing;
 mod settings;
 mod simulate;
@@ -25,6 +27,9 @@ use args::{Cli, Command};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name() == Some("synclake-query".as_ref())) {
+        return query::main();
+    }
     let _failpoints = synclake::failpoint::setup();
     let (cli, _): (Cli, _) = terminal::parse();
     terminal::QUIET.store(cli.quiet, Ordering::Relaxed);
@@ -92,5 +97,7 @@ mod tests {
     #[test]
     fn flags_are_documented() {
         configuration::compare("synclake", Cli::command(), &keys());
+        let keys = configuration::SHARED_KEYS.map(str::to_owned);
+        configuration::compare("synclake-query", query::Cli::command(), &keys);
     }
 }

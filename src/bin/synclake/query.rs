@@ -1,0 +1,213 @@
+//! `synclake-query`, the same file under another name: parses the command line, checks it and runs SQL.
+
+use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{ArgMatches, Parser};
+use synclake::config::{self, File, Unusable};
+use synclake::lake::{Location, Store};
+use synclake::print::Format;
+use synclake::query::{Engine, Limits, QueryError, Scope, guard};
+use synclake::shell::{self, Opening, Settings};
+use synclake::{cpu, terminal};
+use tokio::signal::unix::SignalKind;
+use tokio_util::sync::CancellationToken;
+
+/// Run read-only SQL over a lake.
+#[derive(Debug, Parser)]
+#[command(
+    name = "synclake-query",
+    version,
+    max_term_width = 110,
+    after_help = "\
+Examples:
+  synclake-query --lake lake                                     a shell; \\? for help
+  synclake-query --lake lake -c '\\d'                             tables and views
+  synclake-query --lake lake -c \"select * from current_state where identity_id = 'us-east-1:…'\"
+  synclake-query --lake lake --as-of 2026-11-20 -c \"select count(*) from current_state\"
+  synclake-query --lake s3://bucket/lake -f report.sql --format csv -o report.csv
+  echo 'select count(*) from changes' | synclake-query --lake lake --format json
+
+Without -c, -f or a terminal, SQL is read from standard input. Everything is read-only.
+Exit codes: 0 done, 1 failed, 2 usage."
+)]
+pub(crate) struct Cli {
+    /// Lake: s3://bucket/prefix, or a folder.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    lake: Option<String>,
+    /// Run this SQL and exit; may be repeated.
+    #[arg(short, long = "command", value_name = "SQL", allow_hyphen_values = true)]
+    command: Vec<String>,
+    /// Run this file and exit; may be repeated.
+    #[arg(short, long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+    /// Query only what the server had seen by the end of this day (UTC): YYYY-MM-DD, yesterday or today.
+    #[arg(long, value_name = "DATE", value_parser = synclake::extract::parse_date)]
+    as_of: Option<chrono::NaiveDate>,
+    /// Format of results [default: table].
+    #[arg(long, value_enum, env = "SYNCLAKE_FORMAT")]
+    format: Option<Format>,
+    /// Write the result to this file, complete or not at all; - is standard output.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print control characters unescaped.
+    #[arg(long)]
+    raw: bool,
+    /// In CSV, put a ' before text that a spreadsheet would treat as a formula.
+    #[arg(long)]
+    guard_formulas: bool,
+    /// Print the time of each statement.
+    #[arg(long)]
+    timing: bool,
+    /// Suppress all output on stderr except errors.
+    #[arg(long, short)]
+    quiet: bool,
+    /// Limit the memory of sorts and joins; beyond it they spill to disk, in TMPDIR [default: a quarter of this
+    /// machine's or container's memory, at least 1GiB].
+    #[arg(long, env = "SYNCLAKE_QUERY_MEMORY", value_name = "SIZE", value_parser = config::parse_bytes)]
+    memory: Option<u64>,
+    /// Read settings from this file.
+    #[arg(long, env = "SYNCLAKE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// AWS region.
+    #[arg(long, env = "SYNCLAKE_REGION", value_name = "REGION", help_heading = "AWS")]
+    region: Option<String>,
+    /// Endpoint of all AWS services.
+    #[arg(long, env = "SYNCLAKE_ENDPOINT_URL", value_name = "URL", help_heading = "AWS")]
+    endpoint_url: Option<String>,
+    /// AWS profile.
+    #[arg(long, env = "SYNCLAKE_PROFILE", value_name = "NAME", help_heading = "AWS")]
+    profile: Option<String>,
+}
+
+/// Stack size: planning recurses as deep as the statement, and every statement that the guard accepts fits.
+const STACK_BYTES: usize = 512 << 20;
+
+/// Runs the program.
+pub(crate) fn main() -> ExitCode {
+    let (cli, matches): (Cli, ArgMatches) = terminal::parse();
+    // Outages are logged, because a waiting user wants to know the reason.
+    terminal::init_logs(if cli.quiet { "error" } else { "error,synclake::lake::s3=warn" });
+    // A panic inside a library becomes an error of its query. A backtrace would only hide the error message.
+    if std::env::var_os("RUST_BACKTRACE").is_none_or(|v| v == "0") {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    // Each thread of the runtime has such a stack, as do the main thread and a few threads of libraries.
+    let stacks = (cpu::processors() + 4) as u64 * STACK_BYTES as u64;
+    if let Err(error) = terminal::check_address_space(stacks + (1 << 30)) {
+        return terminal::fail(&error);
+    }
+    let done = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        let plan = plan(cli, &matches)?;
+        let Some(texts) = plan.texts else {
+            return Ok(shell::repl(&plan.opening, &plan.name, plan.settings)?);
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .thread_stack_size(STACK_BYTES)
+            .build()
+            .context("start the runtime")?;
+        let interrupts = terminal::Interrupts::install(&ENDS).context("listen for signals")?;
+        interrupts.set(Some(Box::new(|signal| {
+            shell::remove_staged();
+            // The exit code that shells use for a signal.
+            std::process::exit(128 + signal);
+        })));
+        let result = runtime.block_on(run(&plan.opening, &texts, plan.settings));
+        runtime.shutdown_timeout(synclake::timeouts::SHUTDOWN_TIMEOUT);
+        result
+    });
+    let done = done.map(std::thread::JoinHandle::join);
+    match done {
+        Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
+        Ok(Ok(Err(error))) => {
+            let gone = error.downcast_ref::<QueryError>().is_some_and(QueryError::is_broken_pipe);
+            if gone { ExitCode::SUCCESS } else { terminal::fail(&error) }
+        }
+        Ok(Err(_)) => terminal::fail(&anyhow::anyhow!("the query ended in a bug; please report it with its SQL")),
+        Err(error) => terminal::fail(&anyhow::Error::from(error).context("start a thread")),
+    }
+}
+
+/// Signals that end a query; its partial output is removed.
+const ENDS: [SignalKind; 3] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+
+/// The checked command line.
+struct Plan {
+    opening: Opening,
+    /// Name of the lake as shown to the user.
+    name: String,
+    settings: Settings,
+    /// SQL texts to run; `None` for a shell.
+    texts: Option<Vec<String>>,
+}
+
+fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
+    let file = File::load(cli.config.as_deref())?;
+    let name = cli.lake.or_else(|| file.lake.clone()).ok_or_else(|| {
+        Unusable("--lake is missing; give it as a flag, as SYNCLAKE_LAKE or in the settings file".to_owned())
+    })?;
+    let location: Location = name.parse().map_err(|e| Unusable(format!("--lake {e}")))?;
+    let interactive = cli.command.is_empty() && cli.file.is_empty() && std::io::stdin().is_terminal();
+    let output = cli.output.filter(|path| {
+        !["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path.as_os_str() == *name)
+    });
+    let to_terminal = output.is_none() && std::io::stdout().is_terminal();
+    let format = cli.format.unwrap_or(Format::Table);
+    if format == Format::Parquet && to_terminal {
+        return Err(Unusable("--format parquet is binary; add -o FILE".to_owned()).into());
+    }
+    if interactive && output.is_some() {
+        return Err(Unusable("-o needs -c, -f or SQL on standard input".to_owned()).into());
+    }
+    let settings = Settings {
+        format,
+        raw: cli.raw,
+        guards_formulas: cli.guard_formulas,
+        output,
+        timing: cli.timing,
+        quiet: cli.quiet,
+    };
+    let mut limits = Limits::default();
+    if let Some(bytes) = cli.memory {
+        limits.memory_bytes = usize::try_from(bytes)
+            .map_err(|_| Unusable(format!("--memory must be at most {} bytes on this machine", usize::MAX)))?;
+    }
+    // Only the matches know the order of the command line.
+    let places = |flag| matches.indices_of(flag).into_iter().flatten();
+    let mut texts: Vec<(usize, String)> = places("command").zip(cli.command).collect();
+    for (place, path) in places("file").zip(&cli.file) {
+        let shown = path.display();
+        let text = std::fs::read(path).with_context(|| format!("read {shown}"))?;
+        texts.push((place, String::from_utf8(text).map_err(|_| anyhow::anyhow!("{shown} is not UTF-8"))?));
+    }
+    texts.sort_by_key(|(place, _)| *place);
+    let mut texts: Vec<String> = texts.into_iter().map(|(_, text)| text).collect();
+    if texts.is_empty() && !interactive {
+        let mut text = Vec::new();
+        // One byte over the limit suffices to detect a text that is too long.
+        let limit = 8 * guard::TEXT_BYTES_MAX as u64 + 1;
+        std::io::stdin().take(limit).read_to_end(&mut text).context("read standard input")?;
+        texts.push(String::from_utf8(text).map_err(|_| anyhow::anyhow!("standard input is not UTF-8"))?);
+    }
+    if texts.len() > 1 && settings.output.is_some() {
+        return Err(Unusable("-o takes one statement; a file holds one result".to_owned()).into());
+    }
+    let aws = config::aws(cli.region, cli.endpoint_url, cli.profile, &file);
+    let checking = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    checking.block_on(aws.check()).map_err(Unusable)?;
+    let scope = Scope { as_of: cli.as_of };
+    let opening = Opening { location, aws, limits, scope, stack_bytes: STACK_BYTES };
+    Ok(Plan { opening, name, settings, texts: (!interactive).then_some(texts) })
+}
+
+async fn run(opening: &Opening, texts: &[String], mut settings: Settings) -> Result<()> {
+    let lake = Store::open(&opening.location, &opening.aws).await?;
+    let engine = Engine::open(&lake, &opening.limits, opening.scope).await?;
+    for text in texts {
+        shell::run_text(&engine, text, &mut settings, &CancellationToken::new()).await?;
+    }
+    Ok(())
+}
