@@ -41,7 +41,7 @@ mod from_stream;
 pub mod monitor;
 mod writer;
 
-pub(crate) use writer::files::write_one;
+pub(crate) use writer::files::write_partition;
 
 use crate::timeouts::{HEARTBEAT_INTERVAL, IDLE_FLUSH, STOP_TIMEOUT};
 pub use counters::{Counters, Summary};

@@ -30,10 +30,11 @@ use serde::Serialize;
 
 use crate::batch::parquet::{conform, encode_batch};
 use crate::batch::{Meta, Partition, PartitionKey};
+use crate::budget::Reservation;
 use crate::decode::{Reason, decode};
 use crate::failpoint;
 use crate::ids::{SequenceNumber, ShardKey};
-use crate::ingest::write_one;
+use crate::ingest::write_partition;
 use crate::lake::ledger::{Ledger, new_token};
 use crate::lake::{LakeError, Store, data_file, log, replace, snapshot, sweep};
 use crate::query::{Limits, reading, session};
@@ -310,7 +311,8 @@ async fn encode(lake: &Store, name: &str, records: &[QuarantinedRecord<'_>]) -> 
     let mut files = Vec::new();
     for (index, (key, partition)) in partitions.into_iter().enumerate() {
         let name = format!("{stem}-{attempt:016x}-{index:05}.parquet");
-        files.push(write_one(&store, &name, key, partition).await?);
+        // A redrive has no budget: it holds the records of one file of the quarantine.
+        files.push(write_partition(&store, &name, key, partition.into(), Reservation::none()).await?);
     }
     Ok((files, rows))
 }

@@ -64,6 +64,14 @@ impl Buffers {
     }
 }
 
+impl From<Partition> for Buffers {
+    fn from(rows: Partition) -> Self {
+        let mut buffers = Self::default();
+        buffers.push(rows);
+        buffers
+    }
+}
+
 /// All partition buffers that hold rows.
 #[derive(Debug, Default)]
 pub(crate) struct Batches {

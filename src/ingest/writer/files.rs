@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::Writer;
 use crate::batch::parquet::encode_partition;
-use crate::batch::{Buffers, Partition, PartitionKey};
+use crate::batch::{Buffers, PartitionKey};
 use crate::budget::Reservation;
 use crate::ids::ShardKey;
 use crate::ingest::IngestError;
@@ -105,7 +105,12 @@ impl Writer {
     }
 }
 
-async fn write_partition(
+/// Encodes a partition of `sync_records`, writes it as the file `name`, and returns the action that lists it. Once the
+/// rows are encoded, `reserved` holds no more than the bytes of the file.
+///
+/// # Errors
+/// The store refuses or is out, or the partition cannot be encoded (a bug, never the data).
+pub(crate) async fn write_partition(
     table: &Store,
     name: &str,
     key: PartitionKey,
@@ -115,21 +120,6 @@ async fn write_partition(
     let (path, values) = place(name, &key);
     let encoded = data_file::encode(table, &path, move || encode_partition(&key, buffers.parts())).await?;
     reserved.shrink_to(encoded.bytes.len());
-    data_file::write(table, path, &values, encoded).await
-}
-
-/// Encodes a partition of `sync_records`, writes it as the file `name`, and returns the action that lists it.
-///
-/// # Errors
-/// The store refuses or is out, or the partition cannot be encoded (a bug, never the data).
-pub(crate) async fn write_one(
-    table: &Store,
-    name: &str,
-    key: PartitionKey,
-    partition: Partition,
-) -> Result<Add, LakeError> {
-    let (path, values) = place(name, &key);
-    let encoded = data_file::encode(table, &path, move || encode_partition(&key, &[partition])).await?;
     data_file::write(table, path, &values, encoded).await
 }
 
