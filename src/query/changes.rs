@@ -23,7 +23,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use deltalake::DeltaTable;
 
 use super::reading;
-use super::recheck::is_plain;
+use super::recheck::{is_plain_on, pushed_down};
 use super::state::order::ORDER;
 use super::state::unqualified;
 use crate::lake::snapshot::{self, ActiveFile};
@@ -189,16 +189,7 @@ impl TableProvider for Changes {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        // A filter that is pushed down here is evaluated again above.
-        let whole = |filter: &&Expr| {
-            let columns = filter.column_refs();
-            let is_whole = !columns.is_empty() && columns.iter().all(|column| self.view.is_filterable(&column.name));
-            match is_whole && is_plain(filter) {
-                true => TableProviderFilterPushDown::Inexact,
-                false => TableProviderFilterPushDown::Unsupported,
-            }
-        };
-        Ok(filters.iter().map(whole).collect())
+        Ok(pushed_down(filters, |column| self.view.is_filterable(column)))
     }
 
     async fn scan(
@@ -217,9 +208,7 @@ impl TableProvider for Changes {
         let threads = session.config().target_partitions();
         let mut session = reading::for_sorting(session);
         session.config_mut().options_mut().execution.target_partitions = 1;
-        let is_whole = |filter: &&Expr| {
-            is_plain(filter) && filter.column_refs().iter().all(|column| self.view.is_filterable(&column.name))
-        };
+        let is_whole = |filter: &&Expr| is_plain_on(filter, |column| self.view.is_filterable(column));
         let filters: Vec<Expr> = filters.iter().filter(is_whole).map(unqualified).collect::<Result<_>>()?;
         let fail = |error: LakeError| DataFusionError::External(Box::new(error));
         let files = snapshot::files(&self.store, &self.records).await.map_err(fail)?;

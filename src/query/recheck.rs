@@ -50,6 +50,21 @@ pub(crate) fn is_plain(filter: &Expr) -> bool {
     }
 }
 
+/// Returns whether a filter only compares columns with constants, and `has` accepts each of the columns.
+pub(crate) fn is_plain_on(filter: &Expr, has: impl Fn(&str) -> bool) -> bool {
+    is_plain(filter) && filter.column_refs().iter().all(|column| has(&column.name))
+}
+
+/// Returns which filters a scan receives: those that [`is_plain_on`] accepts. None is exact, so the query evaluates each
+/// of them again.
+pub(crate) fn pushed_down(filters: &[&Expr], has: impl Fn(&str) -> bool) -> Vec<TableProviderFilterPushDown> {
+    let usable = |filter: &&Expr| match is_plain_on(filter, &has) {
+        true => TableProviderFilterPushDown::Inexact,
+        false => TableProviderFilterPushDown::Unsupported,
+    };
+    filters.iter().map(usable).collect()
+}
+
 #[async_trait::async_trait]
 impl TableProvider for Rechecked {
     fn schema(&self) -> SchemaRef {

@@ -32,7 +32,7 @@ use datafusion::logical_expr::{
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::scalar::ScalarValue;
 
-use super::recheck::is_plain;
+use super::recheck::{is_plain_on, pushed_down};
 use crate::schema::Table;
 
 mod boundary;
@@ -60,8 +60,11 @@ pub const REBUILD: &str = "cannot read the table state; run `synclake refresh --
 const DATASET: [&str; 3] = ["identity_pool_id", "identity_id", "dataset_name"];
 /// Columns that identify a key.
 const KEY: [&str; 4] = ["identity_pool_id", "identity_id", "dataset_name", "key"];
-/// Columns of filters that are pushed down to every part.
-const OF_A_DATASET: [&str; 4] = ["pool", "identity_pool_id", "identity_id", "dataset_name"];
+
+/// Returns whether a filter on a column selects whole datasets, so that it is pushed down to every part.
+fn is_of_dataset(column: &str) -> bool {
+    column == "pool" || DATASET.contains(&column)
+}
 
 /// The latest change of every key, removed keys included, and the latest removal of every dataset (a row without a
 /// key).
@@ -292,16 +295,7 @@ impl TableProvider for Resolved {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        // A filter without columns selects no datasets. A filter that is pushed down here is evaluated again above.
-        let whole = |filter: &&Expr| {
-            let mut columns = filter.column_refs().into_iter().peekable();
-            let of_dataset = columns.peek().is_some() && columns.all(|c| OF_A_DATASET.contains(&c.name.as_str()));
-            match of_dataset && is_plain(filter) {
-                true => TableProviderFilterPushDown::Inexact,
-                false => TableProviderFilterPushDown::Unsupported,
-            }
-        };
-        Ok(filters.iter().map(whole).collect())
+        Ok(pushed_down(filters, is_of_dataset))
     }
 
     async fn scan(
@@ -314,7 +308,8 @@ impl TableProvider for Resolved {
         let all: Vec<usize> = (0..self.schema.fields().len()).collect();
         let names = projection.unwrap_or(&all).iter().map(|&n| self.schema.field(n).name().as_str());
         let wanted: Vec<&str> = names.collect();
-        let filters: Vec<Expr> = filters.iter().filter(|f| is_plain(f)).map(unqualified).collect::<Result<_>>()?;
+        let is_whole = |filter: &&Expr| is_plain_on(filter, is_of_dataset);
+        let filters: Vec<Expr> = filters.iter().filter(is_whole).map(unqualified).collect::<Result<_>>()?;
         let filter = filters.into_iter().reduce(Expr::and);
         let session = session.as_any().downcast_ref::<SessionState>();
         let session = session.ok_or_else(|| DataFusionError::Internal("a session of another kind".to_owned()))?;
