@@ -375,7 +375,7 @@ impl<'a> Target<'a> {
         bounds: Option<(Vec<u8>, Vec<u8>)>,
     ) -> Result<(), ParquetError> {
         let page = Raw::Data { body, rows: count(rows)? };
-        let mut packed = self.pack(page.body())?;
+        let packed = self.pack(page.body())?;
         if self.data_pages == 0 {
             let dictionary = self.dictionary.take();
             let packed_dictionary = dictionary.as_ref().map(|page| self.pack(page.body())).transpose()?.flatten();
@@ -387,7 +387,7 @@ impl<'a> Target<'a> {
                 self.dictionary_offset = Some(self.write(dictionary, packed_dictionary)?.0);
             }
         }
-        let (offset, size) = self.write(page, packed.take())?;
+        let (offset, size) = self.write(page, packed)?;
         self.data_offset.get_or_insert(offset);
         self.data_pages += 1;
         self.offsets.append_offset_and_size(offset, size);
