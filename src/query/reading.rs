@@ -184,7 +184,7 @@ mod tests {
     use crate::aws::AwsSettings;
     use crate::ingest::{self, IngestOptions, Source};
     use crate::lake::Location;
-    use crate::lake::store::tests::with_listings_watched;
+    use crate::lake::store::tests::{Request, watched};
     use crate::payload::PayloadOptions;
     use crate::query::state::refresh;
     use crate::query::{Engine, Limits, Scope};
@@ -218,14 +218,16 @@ mod tests {
         ingest(&lake, folder.path(), "02").await;
 
         let listed = Arc::new(Mutex::new(Vec::new()));
-        let before_listing = {
+        let before_request = {
             let listed = listed.clone();
-            move |prefix| {
-                listed.lock().unwrap().push(prefix);
+            move |request| {
+                if let Request::List(prefix) = request {
+                    listed.lock().unwrap().push(prefix);
+                }
                 Box::pin(async {}) as futures::future::BoxFuture<'static, ()>
             }
         };
-        let lake = with_listings_watched(&lake, Box::new(before_listing));
+        let lake = watched(&lake, Box::new(before_request));
         let engine = Engine::open(&lake, &Limits::default(), Scope::default()).await.unwrap();
         for (sql, rows) in [
             ("select * from sync_records", 2),

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
     use crate::aws::AwsSettings;
     use crate::lake::Location;
-    use crate::lake::store::tests::with_listings_watched;
+    use crate::lake::store::tests::{Request, watched};
 
     fn fences(shard: &str) -> Fences {
         BTreeMap::from([(ShardKey::new("stream", shard).unwrap(), 1)])
@@ -129,10 +129,13 @@ mod tests {
         let lake = Store::create(&Location::Folder(folder.path().into()), &AwsSettings::default()).await.unwrap();
         let (gate, started) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
         let [running, most, all] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
-        let before_listing = {
+        let before_request = {
             let (gate, started) = (gate.clone(), started.clone());
             let (running, most, all) = (running.clone(), most.clone(), all.clone());
-            move |_| {
+            move |request| {
+                if matches!(request, Request::Read(_)) {
+                    return Box::pin(async {}) as futures::future::BoxFuture<'static, ()>;
+                }
                 all.fetch_add(1, SeqCst);
                 most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
                 started.notify_one();
@@ -141,10 +144,10 @@ mod tests {
                     drop(gate.acquire().await.unwrap());
                     running.fetch_sub(1, SeqCst);
                 };
-                Box::pin(opened) as futures::future::BoxFuture<'static, ()>
+                Box::pin(opened)
             }
         };
-        let lake = with_listings_watched(&lake, Box::new(before_listing));
+        let lake = watched(&lake, Box::new(before_request));
         let mut sweeper = Sweeper::new(&lake, Table::SyncRecords);
         sweeper.ask(fences("a"));
         started.notified().await;
