@@ -4,14 +4,17 @@
 #[path = "../../src/decode"]
 pub mod decode {
     pub mod aggregate;
+    pub mod checks;
     pub mod event;
+    pub mod extra;
     pub mod fast;
     pub mod reject;
     pub mod rows;
 
     pub use aggregate::{Part, parts};
+    pub use extra::{Flags, write_extra};
     pub use reject::{Reason, Reject};
-    pub use rows::{Event, Flags, Row, decode, decode_with, payload_url, write_extra};
+    pub use rows::{Event, Row, decode, decode_with, payload_url};
 }
 
 // An inline module, because a file that `path` names looks for its modules beside itself, not in `redact`.

@@ -1,4 +1,4 @@
-//! Checks an event and turns its wire form into rows.
+//! Turns the wire form of an event into rows.
 //!
 //! | `payloadType` | records | URL | result |
 //! |---|---|---|---|
@@ -16,44 +16,25 @@
 //! ([`Reason::ExpandsTooMuch`]) before any of them is made. Each text has a limit far above the service's own.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use chrono::{DateTime, NaiveDate};
 use serde::de::IgnoredAny;
 
-use super::event::{DUPLICATE, Extra, MISSING, Records, TOO_MANY, WireEvent, WireRecord};
+use super::checks::{
+    KEY_BYTES_MAX, NAME_BYTES_MAX, OPERATION_BYTES_MAX, VALUE_BYTES_MAX, count, device_date, few_days, missing,
+    no_longer, repeated, server_date, service_id,
+};
+use super::event::{DUPLICATE, MISSING, Records, TOO_MANY, WireEvent, WireRecord};
+use super::extra::{Flags, members, write_extra};
 use super::fast;
 use super::reject::{Reason, Reject, shown};
-use crate::redact::{self, redact_payload, redact_url};
+use crate::redact::{self, redact_url};
 
 /// Value of `op` and `operation` that removes.
 pub(crate) const REMOVE: &str = "remove";
 /// Value of `op` and `operation` that sets.
 pub(crate) const REPLACE: &str = "replace";
-
-/// 9999-12-31T23:59:59.999Z, the last instant that every reader of the lake can show.
-const MS_MAX: i64 = 253_402_300_799_999;
-/// 0001-01-01T00:00:00Z.
-const MS_MIN: i64 = -62_135_596_800_000;
-/// 2200-01-01T00:00:00Z: no server's clock is that wrong, and every reader can show this time in nanoseconds.
-const SERVER_MS_END: i64 = 7_258_118_400_000;
-
-/// Longest dataset name, in bytes. The service's limit is 128 characters, and 184 after a merge of identities.
-const NAME_BYTES_MAX: usize = 1 << 10;
-/// Longest `operation` or `op`, in bytes. The service writes `replace` and `remove`.
-const OPERATION_BYTES_MAX: usize = 1 << 10;
-/// Longest key, in bytes. The service's limit is 1,024 characters.
-const KEY_BYTES_MAX: usize = 64 << 10;
-/// Longest value, in bytes. The service's limit is 1,048,575 characters.
-const VALUE_BYTES_MAX: usize = 16 << 20;
-/// Most UTC days that the rows of one event may span, because each day becomes a file: twice the records that the
-/// service allows in a dataset.
-const DAYS_MAX: usize = 2_048;
-/// The texts of an event, repeated in all its rows, may have this many times the bytes of the record,
-const REPEATED_FACTOR: usize = 16;
-/// plus this many bytes.
-const REPEATED_BYTES: usize = 64 << 10;
 
 /// A decoded event. Texts borrow from the record where possible.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,49 +78,6 @@ pub struct Row<'a> {
     pub flags: Flags,
     /// Unknown fields of the record, as members of a JSON object, redacted.
     pub extra: Option<String>,
-}
-
-/// Anomalies of an accepted row.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Flags(u8);
-
-impl Flags {
-    const NAMES: [&str; 4] = ["unknown_operation", "unknown_payload_type", "device_date_out_of_range", "unknown_op"];
-    const UNKNOWN_OPERATION: u8 = 1;
-    const UNKNOWN_PAYLOAD_TYPE: u8 = 2;
-    const DEVICE_DATE_OUT_OF_RANGE: u8 = 4;
-    const UNKNOWN_OP: u8 = 8;
-
-    fn with(self, flag: u8, is_set: bool) -> Self {
-        Self(self.0 | if is_set { flag } else { 0 })
-    }
-}
-
-/// Writes the column `extra`: `{"record":{…},"event":{…},"flags":[…]}`, only with the parts that are not empty. Returns
-/// `false` if all parts are empty.
-pub fn write_extra(out: &mut String, record: Option<&str>, event: Option<&str>, flags: Flags) -> bool {
-    let mut separator = "{";
-    for (name, members) in [("record", record), ("event", event)] {
-        if let Some(members) = members {
-            out.extend([separator, "\"", name, "\":{", members, "}"]);
-            separator = ",";
-        }
-    }
-    let mut before = "\"flags\":[\"";
-    for (bit, name) in Flags::NAMES.iter().enumerate() {
-        if flags.0 & (1 << bit) != 0 {
-            out.extend([separator, before, name, "\""]);
-            (separator, before) = ("", ",\"");
-        }
-    }
-    if flags != Flags::default() {
-        out.push(']');
-    }
-    let is_any = separator != "{";
-    if is_any {
-        out.push('}');
-    }
-    is_any
 }
 
 impl<'a> Event<'a> {
@@ -342,39 +280,8 @@ fn rows_of<'a>(records: Vec<WireRecord<'a>>, shared: &Shared<'_>) -> Result<Vec<
         row(index, record, Some(key), shared)
     });
     let rows = rows.collect::<Result<Vec<_>, _>>()?;
-    // With fewer rows than `DAYS_MAX` there cannot be more days.
-    if rows.len() > DAYS_MAX {
-        let days = rows.iter().map(Row::day).collect::<HashSet<_>>().len();
-        if days > DAYS_MAX {
-            let detail = format!("its rows lie in {days} days, more than {DAYS_MAX}");
-            return Err(Reject::new(Reason::ExpandsTooMuch, detail));
-        }
-    }
+    few_days(&rows)?;
     Ok(rows)
-}
-
-/// Rejects an event whose own texts, repeated in its rows, would outgrow the record.
-///
-/// In the table, each row repeats from its event the dataset name, the operation, `op` if it has none of its own, and
-/// the unknown fields. A name of 128 characters still fits rows of 12 bytes, the shortest possible.
-fn repeated(event: &Event<'_>, rows: usize, bytes: usize) -> Result<(), Reject> {
-    let operation = event.operation.as_deref().map_or(0, str::len);
-    let text = event.dataset_name.len() + 2 * operation + event.extra.as_deref().map_or(0, str::len);
-    let limit = REPEATED_FACTOR * bytes + REPEATED_BYTES;
-    if rows * text > limit {
-        let detail =
-            format!("{text} bytes of its event would stand in each of {rows} rows, together more than {limit}");
-        return Err(Reject::new(Reason::ExpandsTooMuch, detail));
-    }
-    Ok(())
-}
-
-fn no_longer(field: &str, text: &str, max: usize) -> Result<(), Reject> {
-    if text.len() > max {
-        let detail = format!("{field} has {} bytes, more than {max}", text.len());
-        return Err(Reject::new(Reason::InvalidField, detail));
-    }
-    Ok(())
 }
 
 fn inline_records<'a>(
@@ -452,89 +359,4 @@ fn row<'a>(
         flags,
         extra: members(&record.extra, odd_device),
     })
-}
-
-/// Returns unknown fields as members of a JSON object, redacted. `odd_device` is a client date that cannot be
-/// represented.
-fn members(fields: &Extra<'_>, odd_device: Option<&str>) -> Option<String> {
-    if fields.is_empty() && odd_device.is_none() {
-        return None;
-    }
-    let mut text = String::from("{");
-    let fields = fields.iter().map(|(name, raw)| (&**name, raw.get()));
-    for (name, raw) in fields.chain(odd_device.map(|raw| ("deviceLastModifiedDate", raw))) {
-        if text.len() > 1 {
-            text.push(',');
-        }
-        text.push_str(&serde_json::Value::from(name).to_string());
-        text.push(':');
-        text.push_str(raw);
-    }
-    text.push('}');
-    if let Cow::Owned(clean) = redact_payload(text.as_bytes()) {
-        text = String::from_utf8_lossy(&clean).into_owned();
-    }
-    text.pop();
-    text.remove(0);
-    Some(text)
-}
-
-fn missing(field: &str) -> Reject {
-    Reject::new(Reason::MissingField, format!("{field} is missing or null"))
-}
-
-/// Class of the bytes of a region.
-const REGION: u8 = 1;
-/// Class of the bytes of a GUID.
-const GUID: u8 = 2;
-/// Classes of each byte; those beyond ASCII have none.
-const CLASSES: [u8; 256] = {
-    let mut classes = [0; 256];
-    let mut byte = 0u8;
-    while byte < 128 {
-        let is_region = byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-        let is_guid = byte.is_ascii_digit() || (b'a' <= byte && byte <= b'f') || byte == b'-';
-        classes[byte as usize] = if is_region { REGION } else { 0 } | if is_guid { GUID } else { 0 };
-        byte += 1;
-    }
-    classes
-};
-
-/// Checks `[\w-]+:[0-9a-f-]+` of at most 55 characters: the service's own pattern, which also keeps `/`, `=`, `%` and
-/// `.` out of the folder names made from pool ids.
-fn service_id<'a>(field: &str, id: Option<Cow<'a, str>>) -> Result<Cow<'a, str>, Reject> {
-    let id = id.ok_or_else(|| missing(field))?;
-    let well_formed = id.len() <= 55
-        && id.split_once(':').is_some_and(|(region, guid)| {
-            let all = |text: &str, class: u8| {
-                !text.is_empty() && text.bytes().fold(class, |all, byte| all & CLASSES[usize::from(byte)]) != 0
-            };
-            all(region, REGION) && all(guid, GUID)
-        });
-    if !well_formed {
-        let detail = format!("{field} {} is not [\\w-]+:[0-9a-f-]+ of at most 55 characters", shown(&id));
-        return Err(Reject::new(Reason::InvalidId, detail));
-    }
-    Ok(id)
-}
-
-fn count(field: impl Fn() -> String, n: i64) -> Result<i64, Reject> {
-    if n < 0 {
-        let field = field();
-        return Err(Reject::new(Reason::InvalidField, format!("{field} {n} is negative")));
-    }
-    Ok(n)
-}
-
-fn server_date(field: impl Fn() -> String, ms: i64) -> Result<i64, Reject> {
-    if !(0..SERVER_MS_END).contains(&ms) {
-        let field = field();
-        return Err(Reject::new(Reason::InvalidField, format!("{field} {ms} is not between 1970 and 2200")));
-    }
-    Ok(ms * 1_000)
-}
-
-fn device_date(raw: &str) -> Option<i64> {
-    let ms: i64 = raw.parse().ok()?;
-    (MS_MIN..=MS_MAX).contains(&ms).then(|| ms * 1_000)
 }
