@@ -44,6 +44,7 @@ pub(super) mod order;
 mod overlay;
 mod parts;
 pub mod refresh;
+mod shared;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,7 @@ mod tests;
 use boundary::Boundary;
 use deferred::{Deferred, Parts};
 use order::{ORDER, PREFIX_COLUMNS};
+use shared::Tails;
 
 /// The advice for an unreadable table `state`.
 pub const REBUILD: &str = "cannot read the table state; run `synclake refresh --rebuild` to rebuild it";
@@ -77,6 +79,8 @@ pub struct Resolved {
     /// The advice in errors of reading the maintained state.
     remedy: String,
     schema: SchemaRef,
+    /// The tails that plans over this table hold in memory.
+    tails: Arc<Tails>,
 }
 
 impl Resolved {
@@ -91,7 +95,7 @@ impl Resolved {
             _ => field.clone(),
         };
         let fields: Vec<Field> = Table::State.schema().fields().iter().map(|field| view(field)).collect();
-        Self { tail, state, remedy: remedy.into(), schema: Arc::new(Schema::new(fields)) }
+        Self { tail, state, remedy: remedy.into(), schema: Arc::new(Schema::new(fields)), tails: Arc::default() }
     }
 
     fn plan(&self, wanted: &[&str], filter: Option<&Expr>) -> Result<LogicalPlan> {
@@ -115,13 +119,15 @@ impl Resolved {
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let (Some(state), Some(tail)) = (&self.state, &self.tail) else { return Ok(None) };
         let input = read(state, &with_order(&ORDER[..PREFIX_COLUMNS], wanted), filter)?.build()?;
-        let rows = read(tail, &of_tail(wanted), filter)?.build()?;
+        let of_tail = of_tail(wanted);
+        let rows = read(tail, &of_tail, filter)?.build()?;
         let tail = session.create_physical_plan(&rows);
         let in_small_parts = in_small_parts(session);
         let state = in_small_parts.create_physical_plan(&input);
         let (tail, state) = futures::try_join!(tail, state)?;
         let fields: Result<Vec<_>, _> = wanted.iter().map(|name| self.schema.field_with_name(name).cloned()).collect();
-        let parts = Parts { resolved: self.clone(), filter: filter.cloned(), session: session.clone() };
+        let shared = self.tails.share(filter, &of_tail);
+        let parts = Parts { resolved: self.clone(), shared, filter: filter.cloned(), session: session.clone() };
         Ok(Some(Arc::new(Deferred::new(state, tail, Arc::new(parts), Arc::new(Schema::new(fields?))))))
     }
 

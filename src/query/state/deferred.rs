@@ -1,7 +1,8 @@
 //! The state and the tail, combined when the query runs. A plan reads no data, so `EXPLAIN` reads none.
 //!
-//! **The tail is read once, by the first partition that runs**: whether it fits into memory decides how it is combined. If it
-//! fits, it is laid over the state ([`Overlay`]); otherwise both are resolved together.
+//! **The tail is read once, by the first partition that runs** of all scans that share it ([`SharedTail`]). Whether the tail
+//! fits into memory decides how it is combined. If it fits, it is laid over the state ([`Overlay`]); otherwise both are
+//! resolved together.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,16 +25,19 @@ use futures::TryStreamExt;
 use futures::stream::select_all;
 use tokio::sync::OnceCell;
 
-use super::Resolved;
 use super::intake::Intake;
 use super::overlay::{Overlay, Sides};
+use super::shared::SharedTail;
 use super::tail::Tail;
+use super::{Resolved, read};
 
 /// The two parts, and how they are read.
 #[derive(Debug)]
 pub(super) struct Parts {
     /// The maintained state and the tail.
     pub resolved: Resolved,
+    /// The tail, which other scans may read too.
+    pub shared: Arc<SharedTail>,
     /// A filter on whole datasets, if there is one.
     pub filter: Option<Expr>,
     /// The session that plans and reads.
@@ -89,18 +93,35 @@ impl Parts {
         self.resolved.together(&wanted, self.filter.as_ref(), &self.session).await
     }
 
-    /// Reads the tail into memory. Returns `None` if it does not fit.
-    async fn hold(&self, tail: Arc<dyn ExecutionPlan>) -> Result<Option<Tail>> {
-        let context = self.session.task_ctx();
-        let mut intake = Intake::new(MemoryConsumer::new("tail").register(context.memory_pool()));
-        let mut batches = execute_stream(tail, context)?;
-        while let Some(batch) = batches.try_next().await? {
-            if !intake.push(batch)? {
-                return Ok(None);
+    /// Returns the tail in memory, or `None` if it does not fit. `own` reads the columns of this scan.
+    async fn hold(&self, own: Arc<dyn ExecutionPlan>) -> Result<Option<Arc<Tail>>> {
+        let begin = |columns: Vec<String>| {
+            let (tail, filter, session) = (self.resolved.tail.clone(), self.filter.clone(), self.session.clone());
+            async move {
+                let plan = match tail.filter(|_| columns.len() > own.schema().fields().len()) {
+                    Some(tail) => {
+                        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+                        session.create_physical_plan(&read(&tail, &columns, filter.as_ref())?.build()?).await?
+                    }
+                    None => own,
+                };
+                hold(plan, session.task_ctx()).await
             }
-        }
-        Ok(Some(intake.done()))
+        };
+        self.shared.read(begin).await
     }
+}
+
+/// Reads the tail into memory. Returns `None` if it does not fit.
+async fn hold(tail: Arc<dyn ExecutionPlan>, context: Arc<TaskContext>) -> Result<Option<Tail>> {
+    let mut intake = Intake::new(MemoryConsumer::new("tail").register(context.memory_pool()));
+    let mut batches = execute_stream(tail, context)?;
+    while let Some(batch) = batches.try_next().await? {
+        if !intake.push(batch)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(intake.done()))
 }
 
 impl fmt::Debug for Deferred {

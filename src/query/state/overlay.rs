@@ -56,7 +56,7 @@ const LOOKUPS_MAX: usize = if cfg!(test) { 1 } else { 16 * LOOKUPS };
 #[derive(Debug)]
 pub(super) struct Sides {
     /// The latest row of each key of the tail.
-    pub tail: Tail,
+    pub tail: Arc<Tail>,
     /// The maintained state.
     pub state: Arc<dyn TableProvider>,
     /// The advice in errors of reading the state.

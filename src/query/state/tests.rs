@@ -1,11 +1,18 @@
 //! Every way to resolve the state of the keys gives the same rows, however the changes are split, repeated and tied.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, LazyLock};
 
 use arrow::array::RecordBatch;
+use datafusion::catalog::streaming::StreamingTable;
 use datafusion::datasource::MemTable;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::TryStreamExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -158,6 +165,60 @@ async fn a_dataset_without_a_name_or_an_identity_is_a_dataset() {
         for parts in [[0, 0, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [2, 0, 2, 1]] {
             check(changes.clone(), parts.to_vec()).await;
         }
+    }
+}
+
+/// A table that counts how often it is read.
+#[derive(Debug)]
+struct Counted {
+    table: Arc<dyn TableProvider>,
+    reads: Arc<AtomicUsize>,
+}
+
+impl PartitionStream for Counted {
+    fn schema(&self) -> &SchemaRef {
+        static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| Table::SyncRecords.schema());
+        &SCHEMA
+    }
+
+    fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        self.reads.fetch_add(1, SeqCst);
+        let table = self.table.clone();
+        let rows = async move {
+            let plan = table.scan(&session().state(), None, &[], None).await?;
+            execute_stream(plan, context)
+        };
+        Box::pin(RecordBatchStreamAdapter::new(self.schema().clone(), futures::stream::once(rows).try_flatten()))
+    }
+}
+
+#[tokio::test]
+async fn a_query_reads_its_tail_once_and_holds_it_no_longer() {
+    let of = |key: &'static str, count: i64| {
+        row([Some("p"), Some("a"), Some("x"), Some(key)], Some("replace"), "v", [count, 0, 0], &count.to_string(), 0)
+    };
+    let (old, new) = ([of("k", 1), of("l", 1)], [of("k", 2), of("m", 1)]);
+    let reads = Arc::new(AtomicUsize::new(0));
+    let counted = Counted { table: table(&new.iter().collect::<Vec<_>>()), reads: reads.clone() };
+    let tail = StreamingTable::try_new(Table::SyncRecords.schema(), vec![Arc::new(counted)]).unwrap();
+    let state = maintained(&old.iter().collect::<Vec<_>>()).await;
+    let context = session();
+    context.register_table("key_state", Arc::new(Resolved::new(Some(Arc::new(tail)), Some(state), ""))).unwrap();
+    let collect = async |sql: &str| context.sql(sql).await.unwrap().collect().await.unwrap();
+    let twice = [
+        // The same columns, other columns, and a table that the first stage of a plan and the second read.
+        "select a.key from key_state a join key_state b on a.key = b.key",
+        "select a.key from key_state a join key_state b on a.key = b.key where a.value <> b.op",
+        "select key from key_state where sync_count <= (select max(sync_count) from key_state) order by value",
+        "select key from key_state where key in (select key from key_state union select op from key_state)",
+    ];
+    for (sql, expected) in twice.into_iter().zip(1..) {
+        collect(&format!("explain {sql}")).await;
+        assert_eq!(reads.load(SeqCst), expected - 1, "a plan reads nothing: {sql}");
+        let rows = collect(sql).await;
+        assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 3, "{sql}");
+        assert_eq!(reads.load(SeqCst), expected, "{sql}");
+        assert_eq!(context.runtime_env().memory_pool.reserved(), 0, "{sql}");
     }
 }
 
