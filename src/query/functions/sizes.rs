@@ -180,14 +180,14 @@ fn ranged(args: &[ColumnarValue], rows: usize) -> u64 {
         _ => (moments(args, 0), moments(args, 1)),
     };
     let steps = moments(args, 2);
-    let at = |column: &[i64], row: usize, otherwise: i64| match column {
+    let at = |column: &[i128], row: usize, otherwise: i128| match column {
         [] => otherwise,
         [one] => *one,
         all => all.get(row).copied().unwrap_or(otherwise),
     };
     total(rows, |row| {
-        let span = i128::from(at(&last, row, 0)) - i128::from(at(&first, row, 0));
-        let step = i128::from(at(&steps, row, 1));
+        let span = at(&last, row, 0) - at(&first, row, 0);
+        let step = at(&steps, row, 1);
         // A step of zero, or away from the end, makes an empty list.
         let count = if step == 0 { 0 } else { (span / step).max(-1) + 1 };
         // The widest range has one element more than `u64` can count; saturation is right for an upper bound. No count is
@@ -197,25 +197,27 @@ fn ranged(args: &[ColumnarValue], rows: usize) -> u64 {
     })
 }
 
-/// Returns integers, instants and intervals as numbers that can be divided by one another.
-fn moments(args: &[ColumnarValue], at: usize) -> Vec<i64> {
+/// Returns integers, instants and intervals as numbers that can be divided by one another: of instants and intervals,
+/// the nanoseconds. In 64 bits, these reach only from 1677 to 2262.
+fn moments(args: &[ColumnarValue], at: usize) -> Vec<i128> {
     let Some(array) = args.get(at).and_then(array) else { return Vec::new() };
-    match array.data_type() {
-        DataType::Date32 | DataType::Date64 | DataType::Timestamp(..) => {
-            let nanos = cast(&array, &DataType::Timestamp(TimeUnit::Nanosecond, None));
-            nanos.map_or_else(|_| vec![0; array.len()], |nanos| integers(&nanos))
-        }
+    let nanos = match array.data_type() {
+        DataType::Date32 => i128::from(NANOSECONDS_IN_DAY),
+        DataType::Date64 | DataType::Timestamp(TimeUnit::Millisecond, _) => 1_000_000,
+        DataType::Timestamp(TimeUnit::Second, _) => 1_000_000_000,
+        DataType::Timestamp(TimeUnit::Microsecond, _) => 1_000,
         DataType::Interval(IntervalUnit::MonthDayNano) => {
             let nanos = array.as_primitive::<IntervalMonthDayNanoType>().iter().map(|interval| {
                 interval.map_or(0, |i| {
-                    let days = i64::from(i.months).saturating_mul(28).saturating_add(i64::from(i.days));
-                    days.saturating_mul(NANOSECONDS_IN_DAY).saturating_add(i.nanoseconds)
+                    let days = i128::from(i.months) * 28 + i128::from(i.days);
+                    days * i128::from(NANOSECONDS_IN_DAY) + i128::from(i.nanoseconds)
                 })
             });
-            nanos.collect()
+            return nanos.collect();
         }
-        _ => integers(&array),
-    }
+        _ => 1,
+    };
+    integers(&array).into_iter().map(|number| i128::from(number) * nanos).collect()
 }
 
 #[cfg(test)]
@@ -246,6 +248,15 @@ mod tests {
         assert_eq!(of("range", &[number(0), number(100), number(10)]), 3 * 11 * 8);
         assert_eq!(of("range", &[number(0), number(100), number(-1)]), 0);
         assert_eq!(of("range", &[number(i64::MIN), number(i64::MAX)]), u64::MAX);
+        // The days from year 1 to year 9999, which as nanoseconds exceed 64 bits.
+        let day = |days: i32| ColumnarValue::Scalar(ScalarValue::Date32(Some(days)));
+        let second = |seconds: i64| ColumnarValue::Scalar(ScalarValue::TimestampSecond(Some(seconds), None));
+        let (first, last) = (-719_162, 2_932_896);
+        let daily = ColumnarValue::Scalar(ScalarValue::new_interval_mdn(0, 1, 0));
+        let days = (i64::from(last) - i64::from(first) + 1) as u64;
+        assert_eq!(of("range", &[day(first), day(last), daily.clone()]), 3 * days * 8);
+        let seconds = [first, last].map(|days| second(i64::from(days) * 86_400));
+        assert_eq!(of("generate_series", &[seconds[0].clone(), seconds[1].clone(), daily]), 3 * days * 8);
         assert_eq!(of("array_repeat", &[text("ab"), number(5)]), 3 * 50);
         assert!(of("array_resize", &[text("ab"), number(1 << 40)]) > 1 << 40);
     }
