@@ -126,8 +126,8 @@ impl Attempt<'_> {
     /// commit, or `None` if that version belongs to another commit.
     async fn put(&mut self, known: &mut Transactions, draft: Draft) -> Result<Option<u64>, LakeError> {
         let ids = draft.ids.clone();
+        let version = known.next_version(self.store)?;
         let (bytes, in_commit_ms) = encode(self.table, self.store, known, draft)?;
-        let version = known.version + 1;
         let path = paths::commit(version);
         // The same bytes are retried until some commit takes that version.
         while known.version + 1 == version {

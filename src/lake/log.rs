@@ -91,10 +91,23 @@ impl Transactions {
         due
     }
 
+    /// Returns the version of the next commit.
+    ///
+    /// # Errors
+    /// The log is at the largest version. No series of commits gets there, so an object of the log has a wrong name.
+    pub fn next_version(&self, store: &Store) -> Result<u64, LakeError> {
+        if self.version < paths::VERSION_MAX {
+            return Ok(self.version + 1);
+        }
+        let path = format!("{}_delta_log", store.url());
+        let reason = format!("version {} is the last that the Delta protocol allows; delete its objects", self.version);
+        Err(LakeError::Log { path, reason })
+    }
+
     /// Encodes the next commit. Returns its bytes, and its in-commit timestamp if the table requires one.
     ///
     /// # Errors
-    /// The commit cannot be encoded (never in practice).
+    /// The newest commit has the largest timestamp, or the commit cannot be encoded (never in practice).
     pub fn encode(
         &self,
         table: Table,
@@ -105,15 +118,31 @@ impl Transactions {
         let partition_by = Some(table.partition_columns().iter().map(|c| (*c).to_owned()).collect());
         let operation = DeltaOperation::Write { mode, partition_by, predicate };
         let mut commit = CommitData::new(actions, operation, HashMap::new(), Vec::new());
-        let now_ms = Utc::now().timestamp_millis();
-        // The timestamp must be later than the previous one, whatever the clocks say.
-        let next_ms = self.in_commit_ms.map_or(now_ms, |last_ms| now_ms.max(last_ms + 1));
-        let in_commit_ms = self.requirements.have_in_commit_timestamps().then_some(next_ms);
+        let in_commit_ms = match self.requirements.have_in_commit_timestamps() {
+            true => Some(self.next_ms(store)?),
+            false => None,
+        };
         if let Some(Action::CommitInfo(info)) = commit.actions.first_mut() {
             info.in_commit_timestamp = in_commit_ms;
         }
         let bytes = commit.get_bytes().map_err(|e| LakeError::delta("encode commit of", store, e.into()))?;
         Ok((bytes, in_commit_ms))
+    }
+
+    /// Returns the in-commit timestamp of the next commit. It must be later than the previous one, whatever the clocks
+    /// say.
+    fn next_ms(&self, store: &Store) -> Result<i64, LakeError> {
+        let now_ms = Utc::now().timestamp_millis();
+        match self.in_commit_ms.map(|last_ms| last_ms.checked_add(1)) {
+            Some(Some(next_ms)) => Ok(now_ms.max(next_ms)),
+            None => Ok(now_ms),
+            Some(None) => {
+                let path = format!("{}{}", store.url(), paths::commit(self.version));
+                let reason = "no in-commit timestamp is later than that of this version; set the table property \
+                              delta.enableInCommitTimestamps to false";
+                Err(LakeError::Log { path, reason: reason.to_owned() })
+            }
+        }
     }
 
     /// Applies an action of a checkpoint.
@@ -188,6 +217,7 @@ pub(crate) async fn read_transactions(table: &Store) -> Result<Option<Transactio
     }
     let mut found = found.unwrap_or_default();
     found.unusable = unusable;
+    found.unusable.append(&mut listing.misnamed);
     let first = found.checkpoint.map_or(0, |v| v + 1);
     let versions: Vec<u64> = listing.commits.range(first..).copied().collect();
     let hole = (first..).zip(&versions).find(|(next, version)| next != *version);
@@ -274,6 +304,8 @@ pub(crate) async fn last_checkpoint(table: &Store) -> Result<Option<u64>, LakeEr
 /// The objects of a log.
 #[derive(Default)]
 struct Listing {
+    /// Objects whose numbers are no versions. deltalake would take them for the newest versions.
+    misnamed: Vec<String>,
     commits: BTreeSet<u64>,
     /// Checkpoints with all their parts. A version may have several.
     checkpoints: BTreeMap<u64, Vec<Vec<String>>>,
@@ -289,6 +321,10 @@ impl Listing {
         for (path, _) in table.list_after("_delta_log", offset.as_deref()).await? {
             // Sidecars and staged commits are in subfolders.
             let Some(name) = path.strip_prefix("_delta_log/").filter(|name| !name.contains('/')) else { continue };
+            if name.get(..20).and_then(|digits| digits.parse::<u64>().ok()).is_some_and(|n| n > paths::VERSION_MAX) {
+                found.misnamed.push(path);
+                continue;
+            }
             if let Some(version) = paths::commit_version(name) {
                 found.commits.insert(version);
                 continue;
@@ -402,60 +438,4 @@ fn terms_of(batch: &RecordBatch) -> Result<Vec<Value>, ParquetError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::aws::AwsSettings;
-    use crate::lake::Location;
-
-    /// Creates a table whose first commit sets an id, and whose second commit sets the id again.
-    async fn table(folder: &std::path::Path) -> Store {
-        let lake = Store::create(&Location::Folder(folder.into()), &AwsSettings::default()).await.unwrap();
-        Table::Gaps.ensure(&lake).await.unwrap();
-        let table = Table::Gaps.store(&lake);
-        for version in 1..=2 {
-            let text = format!("{{\"txn\":{{\"appId\":\"a\",\"version\":{version}}}}}\n");
-            table.put_new(&paths::commit(version), text.into()).await.unwrap();
-        }
-        table
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn checkpoints_of_both_kinds_are_read_and_missing_ones_passed_over() {
-        let folder = tempfile::tempdir().unwrap();
-        let table = table(folder.path()).await;
-        let whole = read_transactions(&table).await.unwrap().unwrap();
-        assert_eq!((whole.version, whole.ids["a"], whole.requirements.are_known()), (2, 2, true));
-        // A v2 checkpoint in JSON, with the file actions in a sidecar.
-        let first = table.get(&paths::commit(0)).await.unwrap().unwrap();
-        let first = String::from_utf8(first.to_vec()).unwrap();
-        let state: String = first.lines().filter(|l| !l.contains("commitInfo")).map(|l| format!("{l}\n")).collect();
-        let more = "{\"checkpointMetadata\":{\"version\":2}}\n{\"sidecar\":{\"path\":\"x.parquet\",\"sizeInBytes\":1,\"modificationTime\":1}}\n";
-        let text = format!("{state}{more}{{\"txn\":{{\"appId\":\"b\",\"version\":7}}}}\n");
-        let name = "_delta_log/00000000000000000001.checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.json";
-        table.put_new(name, text.into()).await.unwrap();
-        table.put(HINT, "{\"version\":1,\"size\":4}".into()).await.unwrap();
-        let found = read_transactions(&table).await.unwrap().unwrap();
-        assert_eq!((found.checkpoint, found.version, found.ids["a"], found.ids["b"]), (Some(1), 2, 2, 7));
-        assert_eq!(found.requirements, whole.requirements);
-        // The checkpoint disappears, and the hint stays.
-        table.delete(name).await.unwrap();
-        let found = read_transactions(&table).await.unwrap().unwrap();
-        assert_eq!(
-            (found.checkpoint, found.version, found.ids, found.requirements),
-            (None, 2, whole.ids, whole.requirements)
-        );
-        assert_eq!(found.unusable, [HINT]);
-        let loaded = crate::lake::snapshot::load(&table, None).await.unwrap().unwrap();
-        assert_eq!(loaded.version(), Some(2), "deltalake passes over it as well");
-        // deltalake writes a checkpoint with the requirements; the commits that it covers may then be cleaned up.
-        crate::lake::snapshot::checkpoint(&table).await.unwrap();
-        for version in 0..=2 {
-            table.delete(&paths::commit(version)).await.unwrap();
-        }
-        let found = read_transactions(&table).await.unwrap().unwrap();
-        assert_eq!(
-            (found.checkpoint, found.ids["a"], found.requirements.refusal(Table::Gaps, true)),
-            (Some(2), 2, None)
-        );
-    }
-}
+mod tests;

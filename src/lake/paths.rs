@@ -97,10 +97,15 @@ pub fn commit(version: u64) -> String {
     format!("_delta_log/{version:020}.json")
 }
 
-/// Returns the version of a commit object's file name, or `None` for every other file of the log.
+/// The largest version of a log. The Delta protocol stores a version as an i64.
+pub const VERSION_MAX: u64 = i64::MAX as u64;
+
+/// Returns the version of a commit object's file name, or `None` for every other file of the log. A number above
+/// [`VERSION_MAX`] is no version.
 pub fn commit_version(file_name: &str) -> Option<u64> {
     let digits = file_name.strip_suffix(".json")?;
-    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok()).flatten()
+    let is_number = digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit());
+    is_number.then(|| digits.parse().ok()).flatten().filter(|version| *version <= VERSION_MAX)
 }
 
 #[cfg(test)]
@@ -126,6 +131,10 @@ mod tests {
         assert_eq!(commit(12), "_delta_log/00000000000000000012.json");
         assert_eq!(commit_version("00000000000000000012.json"), Some(12));
         assert_eq!(commit_version("00000000000000000012.checkpoint.parquet"), None);
+        assert_eq!(commit_version("09223372036854775807.json"), Some(VERSION_MAX));
+        for none in ["09223372036854775808.json", "18446744073709551615.json", "99999999999999999999.json"] {
+            assert_eq!(commit_version(none), None);
+        }
     }
 
     #[test]
