@@ -179,8 +179,9 @@ impl Limits {
     /// Returns limits for the rows of some files, given as numbers of rows and bytes. A sort or a merge holds several
     /// batches at a time, and DataFusion bounds a batch by its rows alone.
     pub fn for_rows_of(&self, files: impl IntoIterator<Item = (u64, u64)>) -> Self {
-        let (rows, bytes) =
-            files.into_iter().fold((0_u64, 0_u64), |(rows, bytes), file| (rows + file.0, bytes.saturating_add(file.1)));
+        // The log of a foreign writer may state any number.
+        let add = |sum: (u64, u64), file: (u64, u64)| (sum.0.saturating_add(file.0), sum.1.saturating_add(file.1));
+        let (rows, bytes) = files.into_iter().fold((0, 0), add);
         let row_bytes = (bytes / rows.max(1)).saturating_mul(PACKED).max(1);
         let fit = self.memory_bytes as u64 / BATCHES_HELD / row_bytes;
         let batch_rows = fit.clamp(BATCH_ROWS_MIN as u64, BATCH_ROWS as u64) as usize;
@@ -415,4 +416,17 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
     functions::register(&context)?;
     context.register_udf(recursive::mark());
     Ok(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_a_foreign_log_states_do_not_overflow() {
+        let limits = Limits::default().for_rows_of([(u64::MAX, 1), (u64::MAX, u64::MAX)]);
+        assert_eq!(limits.batch_rows, BATCH_ROWS);
+        let limits = Limits::default().for_rows_of([(1, u64::MAX), (0, u64::MAX)]);
+        assert_eq!(limits.batch_rows, BATCH_ROWS_MIN);
+    }
 }

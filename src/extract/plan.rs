@@ -163,7 +163,9 @@ fn late(changes: &TableChanges, base: NaiveDate) -> BTreeMap<NaiveDate, u64> {
     let mut late = BTreeMap::new();
     for file in changes.new.values() {
         if let Some(day) = day_in(&file.partition, "event_date").filter(|day| *day <= base) {
-            *late.entry(day).or_default() += file.rows;
+            let rows: &mut u64 = late.entry(day).or_default();
+            // The log of a foreign writer may state any number.
+            *rows = rows.saturating_add(file.rows);
         }
     }
     late
@@ -375,6 +377,7 @@ mod tests {
     use crate::aws::AwsSettings;
     use crate::ids::StartAt;
     use crate::lake::ledger::{ShardState, encode_state};
+    use crate::lake::since::NewFile;
     use crate::lake::{Location, paths};
 
     async fn commit(lake: &Store, read_to_ms: i64) -> u64 {
@@ -387,6 +390,16 @@ mod tests {
         let (bytes, _) = known.encode(Table::SyncRecords, &store, actions, (SaveMode::Append, None)).unwrap();
         store.put_new(&paths::commit(known.version + 1), bytes).await.unwrap();
         known.version + 1
+    }
+
+    #[test]
+    fn rows_that_a_foreign_log_states_do_not_overflow() {
+        let partition = [("event_date".to_owned(), Some("2026-01-01".to_owned()))].into_iter().collect();
+        let file = NewFile { version: 1, removed_at: None, partition, rows: u64::MAX, bytes: 1 };
+        let new = ["a", "b"].map(|path| (path.to_owned(), file.clone())).into_iter().collect();
+        let date = NaiveDate::from_ymd_opt(2026, 1, 1).unwrap();
+        let changes = TableChanges { new, ..TableChanges::default() };
+        assert_eq!(late(&changes, date), BTreeMap::from([(date, u64::MAX)]));
     }
 
     /// A shard is read to the end of the day while the day is planned. The plan has its rows, or is marked as not

@@ -149,7 +149,7 @@ impl Run<'_> {
         let mut pools: BTreeMap<String, Pool> = BTreeMap::new();
         for file in records.iter().filter(|f| self.reading.tail.as_ref().is_none_or(|tail| tail.contains(&f.path))) {
             report.files_read += 1;
-            report.bytes_read += file.size;
+            report.bytes_read = report.bytes_read.saturating_add(file.size);
             let pool = pools.entry(pool_of(file)).or_default();
             pool.tail.insert(file.path.clone());
             pool.tail_sizes.push(file.rows_and_bytes());
@@ -275,10 +275,12 @@ async fn mark_touched(
             }
         }
     }
+    let touched = files.iter().filter(|file| file.is_touched);
     tracing::debug!(
         files = files.len(),
-        touched = files.iter().filter(|file| file.is_touched).count(),
-        rows = files.iter().filter(|file| file.is_touched).map(|file| file.rows).sum::<u64>(),
+        touched = touched.clone().count(),
+        // The log of a foreign writer may state any number.
+        rows = touched.fold(0_u64, |sum, file| sum.saturating_add(file.rows)),
         "files of the state that the changes touch"
     );
     Ok(())
