@@ -227,6 +227,12 @@ impl Interrupts {
         Ok(waiting)
     }
 
+    /// Returns whether a callback is set.
+    #[cfg(test)]
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Sets the callback for signals, or none.
     pub fn set(&self, callback: Option<SignalCallback>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = callback;

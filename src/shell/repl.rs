@@ -146,28 +146,37 @@ impl<'a> Session<'a> {
     /// Sends a job and waits for its answer or for Ctrl-C.
     fn ask(&mut self, ask: Ask) -> Result<Box<Answer>, QueryError> {
         let (reply, events) = mpsc::channel();
-        let cancel = CancellationToken::new();
         let tell = reply.clone();
         self.interrupts.set(Some(Box::new(move |_| drop(tell.send(Event::Interrupt)))));
+        let answer = self.wait(ask, reply, &events);
+        self.interrupts.set(None);
+        answer
+    }
+
+    fn wait(
+        &mut self,
+        ask: Ask,
+        reply: mpsc::Sender<Event>,
+        events: &mpsc::Receiver<Event>,
+    ) -> Result<Box<Answer>, QueryError> {
+        let cancel = CancellationToken::new();
         let sent = self.worker.jobs.send(Job { ask, cancel: cancel.clone(), reply });
         let event = sent.map_err(|_| mpsc::RecvError).and_then(|()| events.recv());
-        let answer = match event {
-            Ok(Event::Done(answer)) => answer,
+        match event {
+            Ok(Event::Done(answer)) => Ok(answer),
             Ok(Event::Interrupt) => {
                 cancel.cancel();
                 let until = Instant::now() + GRACE;
                 while let Ok(Event::Interrupt) = events.recv_timeout(until.saturating_duration_since(Instant::now())) {}
                 // The query's tasks may hold their threads for long, so the next query gets new ones.
                 self.worker = Worker::start(self.opening.clone())?;
-                Box::new(refused("cancelled"))
+                Ok(Box::new(refused("cancelled")))
             }
             Err(_) => {
                 self.worker = Worker::start(self.opening.clone())?;
-                Box::new(refused("the threads for queries could not be started; try again"))
+                Ok(Box::new(refused("the threads for queries could not be started; try again")))
             }
-        };
-        self.interrupts.set(None);
-        Ok(answer)
+        }
     }
 
     /// Runs a backslash command and reports its error.
@@ -277,4 +286,37 @@ fn history_file() -> Option<PathBuf> {
         state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?.join("synclake");
     std::fs::create_dir_all(&folder).ok()?;
     Some(folder.join("history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::print::Format;
+
+    #[test]
+    fn no_callback_stays_when_no_thread_starts() {
+        // No address space holds such a stack.
+        let opening = Opening {
+            location: Location::Folder("lake".into()),
+            aws: AwsSettings::default(),
+            limits: Limits::default(),
+            scope: Scope::default(),
+            stack_bytes: 1 << 47,
+        };
+        let (jobs, ended) = mpsc::channel();
+        drop(ended);
+        let worker = Worker { jobs, thread: std::thread::spawn(|| ()) };
+        let settings = Settings {
+            format: Format::Csv,
+            raw: false,
+            guards_formulas: false,
+            output: None,
+            timing: false,
+            quiet: true,
+        };
+        let interrupts = Interrupts::default();
+        let mut session = Session { opening: &opening, interrupts: interrupts.clone(), worker, engine: None, settings };
+        assert!(session.ask(Ask::Open).is_err());
+        assert!(!interrupts.is_set());
+    }
 }
