@@ -104,6 +104,9 @@ pub enum LakeError {
         #[source]
         source: parquet::errors::ParquetError,
     },
+    /// The folder of a lake does not exist.
+    #[error("folder {} does not exist; give the folder that `synclake ingest --lake` wrote", .0.display())]
+    NoFolder(PathBuf),
     /// The location holds no lake.
     #[error("{0} is not a lake: it has no tables; give the folder or prefix that `synclake ingest --lake` wrote")]
     NoLake(String),

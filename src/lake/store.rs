@@ -174,7 +174,10 @@ impl Store {
 
     fn open_folder(folder: &FsPath) -> Result<Self, LakeError> {
         let fail = |source| LakeError::Folder { action: "open folder", path: folder.to_owned(), source };
-        let folder = folder.canonicalize().map_err(fail)?;
+        let folder = folder.canonicalize().map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => LakeError::NoFolder(folder.to_owned()),
+            _ => fail(source),
+        })?;
         let shown = folder.display().to_string();
         let escape = |at: usize| shown[at + 1..].bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
         if shown.contains('\\') || shown.match_indices('%').any(|(at, _)| escape(at)) {

@@ -36,7 +36,7 @@ fn command_lines() {
         (&["simulate", "--duplicates", "1.5"], 2, &["1.5"]),
         (&["simulate", "--events", "-1"], 2, &["-1"]),
         (&["simulate", "--to", "sqs:x"], 2, &["kinesis:<stream>"]),
-        (&["extract", "--lake", &nowhere, "--date", "yesterday"], 1, &["nowhere"]),
+        (&["extract", "--lake", &nowhere, "--date", "yesterday"], 1, &["nowhere does not exist", "synclake ingest"]),
         (&["extract", "--lake", here, "--date", "yesterday"], 1, &["is not a lake", "synclake ingest"]),
         (&["--config", &nowhere, "extract", "--lake", here, "--date", "yesterday"], 2, &["nowhere"]),
         (&["ingest", "--source", "file:/etc/hostname", "--lake", "/proc/lake"], 1, &["/proc/lake"]),
