@@ -46,6 +46,14 @@ impl AwsSettings {
         Err(format!("--profile {name:?} is not in the AWS config and credentials files; there is {known}"))
     }
 
+    /// Checks that there is a region. Every service but S3 needs one.
+    ///
+    /// # Errors
+    /// Returns one line that says how to give it.
+    pub async fn check_region(&self) -> Result<(), String> {
+        check_region_of(&self.load().await)
+    }
+
     /// Loads region, credentials and endpoint like the AWS command line.
     pub async fn load(&self) -> aws_config::SdkConfig {
         let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
@@ -68,6 +76,14 @@ impl AwsSettings {
             .or_else("EcsContainer", EcsCredentialsProvider::builder().configure(&at).build())
             .or_else("Ec2InstanceMetadata", ImdsCredentialsProvider::builder().configure(&at).build());
         config.into_builder().credentials_provider(SharedCredentialsProvider::new(chain)).build()
+    }
+}
+
+/// Checks that a loaded configuration has a region.
+pub(crate) fn check_region_of(config: &aws_config::SdkConfig) -> Result<(), String> {
+    match config.region() {
+        Some(_) => Ok(()),
+        None => Err("no AWS region found; give --region or set AWS_REGION".to_owned()),
     }
 }
 

@@ -72,9 +72,7 @@ impl Kinesis {
             return Err(SourceError::Invalid(message));
         }
         let config = aws.load().await;
-        if config.region().is_none() {
-            return Err(SourceError::Invalid("no AWS region found; give --region or set AWS_REGION".to_owned()));
-        }
+        crate::aws::check_region_of(&config).map_err(SourceError::Invalid)?;
         // [`Retry`] alone decides what is retried and for how long, so the SDK does not retry. Every call has a
         // timeout.
         let timeouts = TimeoutConfig::builder().operation_attempt_timeout(KINESIS_CALL_TIMEOUT).build();

@@ -207,11 +207,9 @@ fn sigterm_ends_a_run_that_cannot_reach_its_stream() {
     let sent = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    let no_region = synclake()
-        .env_remove("AWS_REGION")
-        .args(["ingest", "--source", "kinesis:a", "--lake"])
-        .arg(folder.path())
-        .output()
-        .unwrap();
-    crate::harness::refused(&no_region, 1, &["--region"]);
+    let lake = folder.path().to_str().unwrap();
+    for args in [&["ingest", "--source", "kinesis:a", "--lake", lake][..], &["simulate", "--to", "kinesis:a"]] {
+        let no_region = synclake().env_remove("AWS_REGION").args(args).output().unwrap();
+        crate::harness::refused(&no_region, 2, &["--region"]);
+    }
 }

@@ -67,6 +67,7 @@ impl Plan {
                 let message = format!("--source {source:?}: a stream's name is 1 to 128 of [A-Za-z0-9_.-]");
                 return Err(Unusable(message).into());
             }
+            aws.check_region().await.map_err(Unusable)?;
             let stream = reading.open(name, &aws).await?;
             retries = stream.kinesis.retries();
             ingest::Source::Stream(Box::new(stream))

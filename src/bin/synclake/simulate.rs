@@ -82,6 +82,7 @@ async fn publish(
     let stream = to.strip_prefix("kinesis:").filter(|s| !s.is_empty());
     let stream = stream.ok_or_else(|| Unusable(format!("--to {to:?} is not kinesis:<stream>")))?;
     let aws = aws_settings(aws, file).await?;
+    aws.check_region().await.map_err(Unusable)?;
     let (events, mut received) = tokio::sync::mpsc::channel::<(String, Vec<u8>)>(1_000);
     let maker = tokio::task::spawn_blocking(move || {
         let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
