@@ -54,9 +54,9 @@ bench-commits: tools ## commit latency with 1, 4 and 16 writers, on a folder and
 	$(CARGO) build --locked --features failpoints --example commit_bench
 	$(VENV)/bin/python tests/tools/with_servers.py tests/tools/commits.sh "$(CARGO_TARGET_DIR)/debug/examples/commit_bench"
 
-bench: tools ## measure against DuckDB on this machine (optimised build); BENCH=--short leaves the long histories out
+bench: $(TOOLS)/python.stamp $(TOOLS)/bench.stamp $(TOOLS)/ferrokinesis.stamp ## measure, beside DuckDB (optimised build); BENCH=--short leaves out what takes long, BENCH=--help has more
 	$(CARGO) build --locked --release --bins
-	$(VENV)/bin/python tests/tools/bench.py "$(CARGO_TARGET_DIR)/release" $${BENCH:-}
+	$(TOOLS)/bench/bin/python tests/tools/bench.py "$(CARGO_TARGET_DIR)/release" $${BENCH:-}
 
 install: ## optimised programs into ~/.cargo/bin
 	$(CARGO) install --locked --path .
@@ -74,6 +74,18 @@ $(TOOLS)/python.stamp: tests/tools/requirements.lock
 $(TOOLS)/spark.stamp: tests/tools/requirements-spark.lock
 	python3 -m venv $(TOOLS)/spark
 	$(TOOLS)/spark/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# The newest DuckDB, for the benchmarks only.
+$(TOOLS)/bench.stamp: tests/tools/requirements-bench.lock
+	python3 -m venv $(TOOLS)/bench
+	$(TOOLS)/bench/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# A Kinesis server that is fast enough to measure a reader, for the benchmarks only.
+$(TOOLS)/ferrokinesis.stamp: tests/tools/loopback.c
+	CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/ferrokinesis" $(CARGO) install --quiet --locked --root $(TOOLS)/ferrokinesis ferrokinesis@0.7.0
+	$(CC) -O2 -shared -fPIC -o $(TOOLS)/ferrokinesis/loopback.so $< -ldl
 	touch $@
 
 # Delta for that Spark, from Maven.

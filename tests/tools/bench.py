@@ -1,164 +1,123 @@
-"""Compares synclake with DuckDB on this machine, in one run: bench.py BIN_FOLDER [EVENTS] [--short]
+"""Measures synclake on this machine, beside DuckDB where both can do it: see `bench.py --help`.
 
-Makes a file of about 1 GB of events, converts it into partitioned zstd Parquet with both, and computes the current
-views with both over the same lake (bench_pairs). Then the state and the extract as history grows (bench_state), unless --short.
-Writes docs/benchmarks.md. The figures hold for this machine and this run only.
+Each part is a section of docs/benchmarks.md, between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`. A run replaces
+the sections of the parts that it measured, and nothing else. The figures hold for this machine and this run only.
 """
 
+import argparse
 import datetime
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
-import sys
 import time
 
+import bench_commits
 import bench_pairs
+import bench_questions
+import bench_sizes
 import bench_state
+import bench_stream
+from bench_measure import Bench, once, rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = pathlib.Path(sys.argv[1])
-SHORT = "--short" in sys.argv
-EVENTS = next((int(word) for word in sys.argv[2:] if word.isdigit()), 1_150_000)
-DATA = ROOT / "bench-data"
-RUNS = 3
-DAYS = 30
-# Factor for events, users and days in the measurements that must not grow with them.
-MORE = 10
-SIMULATE = [
-    "simulate", "--seed", "7", "--events", str(EVENTS), "--identities", "50000", "--pools", "3", "--days", str(DAYS),
-    "--bulk-copies", "0.005",
-]
+EVENTS = 1_150_000
+COMMITS = 1_500
+RUNS = 5
+PARTS = {
+    "pairs": bench_pairs.part,
+    "questions": bench_questions.part,
+    "sizes": bench_sizes.part,
+    "stream": bench_stream.part,
+    "commits": bench_commits.part,
+    "history": bench_state.part,
+}
+LONG_ONLY = {"history"}
+BY_HAND = "<!-- by hand -->"
 
 
-def measure(command, prepare=lambda: None):
-    """Returns the best wall time of RUNS runs (s), their peak of resident memory (MiB), and the last output."""
-    walls, peak = [], 0
-    for _ in range(RUNS):
-        prepare()
-        began = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-            out = process.stdout.read()
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        walls.append(time.perf_counter() - began)
-        peak = max(peak, usage.ru_maxrss / 1024)
-        if process.returncode != 0:
-            sys.exit(f"{command} failed")
-    return min(walls), peak, out.decode()
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programs", type=pathlib.Path, help="folder with the optimised synclake and synclake-query")
+    parser.add_argument("--short", action="store_true", help="leave out the largest inputs and the long histories")
+    parser.add_argument("--only", help=f"parts to measure, separated by commas: {', '.join(PARTS)}")
+    parser.add_argument("--events", type=int, default=EVENTS, help=f"synchronizations of the main input [{EVENTS}]")
+    parser.add_argument("--commits", type=int, default=COMMITS, help=f"commits of the lake of many commits [{COMMITS}]")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"runs of each command [{RUNS}]")
+    parser.add_argument("--data", type=pathlib.Path, default=ROOT / "bench-data", help="folder for inputs and lakes")
+    parser.add_argument(
+        "--out", type=pathlib.Path,
+        help="document to update [docs/benchmarks.md; benchmarks.md in --data if --events, --commits or --runs differ]",
+    )
+    options = parser.parse_args()
+    usual = (options.events, options.commits, options.runs) == (EVENTS, COMMITS, RUNS)
+    options.out = options.out or (ROOT / "docs/benchmarks.md" if usual else options.data / "benchmarks.md")
+    names = options.only.split(",") if options.only else [name for name in PARTS if not (options.short and name in LONG_ONLY)]
+    unknown = set(names) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    options.parts = [name for name in PARTS if name in names]
+    return options
 
 
-def duckdb(sql):
-    return [sys.executable, "-c", f"import duckdb\nc = duckdb.connect()\nc.execute('set threads = 2'); c.execute('set enable_progress_bar = false')\nprint(c.execute({sql!r}).fetchall())"]
+def field(path, name, otherwise):
+    """Returns the value of the first line `name : value` of a file of /proc."""
+    with open(path) as lines:
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), otherwise)
+
+
+def machine(bench):
+    """Returns the section that describes the machine, and the line that each section ends with."""
+    cpu = field("/proc/cpuinfo", "model name", platform.machine())
+    memory = int(field("/proc/meminfo", "MemTotal", "0 kB").split()[0]) / 2**20
+    duckdb = rows(once(bench.duckdb("select version()")).out)[0][0]
+    synclake = once(bench.synclake("--version")).out.strip()
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    described = f"""## Machine and method
+
+{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, Linux {platform.release()}, local disk. {synclake}; DuckDB {duckdb} with 2 threads, from
+Python {platform.python_version()}.
+
+`make bench` measures whole processes, all of a line in turn, {bench.runs} times. The figures are medians of wall and CPU time (user and system), and
+the peak of resident memory. The line below each section names its run.
+"""
+    return described, f"*{datetime.date.today()}, {synclake}{f' ({commit})' if commit else ''}, DuckDB {duckdb}.*"
+
+
+def replaced(text, name, body):
+    """Returns the document with the section `name` replaced, or added before the sections that follow it."""
+    begin, end = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->\n"
+    section = f"{begin}{body.strip()}\n{end}"
+    if begin in text:
+        before, _, rest = text.partition(begin)
+        return before + section + rest.partition(end)[2]
+    order = ["machine", *PARTS]
+    later = [f"<!-- bench:{other} -->\n" for other in order[order.index(name) + 1 :]] + [BY_HAND]
+    at = min(text.index(marker) for marker in later if marker in text)
+    return f"{text[:at]}{section}\n{text[at:]}"
+
+
+def write(path, name, body):
+    """Updates a section at once, so that a part that fails later costs nothing of the others."""
+    text = path.read_text() if path.exists() else f"# Benchmarks\n\n{BY_HAND}\n"
+    path.write_text(replaced(text, name, body))
 
 
 def main():
-    import duckdb as duck
-
-    DATA.mkdir(exist_ok=True)
-    events = DATA / f"events-{EVENTS}.ndjson"
-    if not events.exists():
-        subprocess.run([BIN / "synclake", *SIMULATE, "--out", DATA / "part"], check=True)
-        (DATA / "part").rename(events)
-    size = events.stat().st_size
-
-    transform = """
-        copy (
-          select replace(identityPoolId, ':', '_') as pool,
-                 cast(make_timestamp(r.lastModifiedDate * 1000) as date) as event_date,
-                 identityPoolId, identityId, coalesce(dataSetName, datasetName_1) as dataset_name, operation,
-                 r.key as key, r.value as value, r.op as op, r.syncCount as sync_count,
-                 make_timestamp(r.lastModifiedDate * 1000) as last_modified_date,
-                 make_timestamp(r.deviceLastModifiedDate * 1000) as device_last_modified_date,
-                 syncCount as event_sync_count, make_timestamp(lastModifiedDate * 1000) as event_last_modified_date
-          from (
-            select * exclude kinesisSyncRecords, unnest(kinesisSyncRecords) as r
-            from read_json('{events}', format = 'newline_delimited', columns = {{
-              identityPoolId: 'VARCHAR', identityId: 'VARCHAR', dataSetName: 'VARCHAR', datasetName_1: 'VARCHAR',
-              operation: 'VARCHAR', lastModifiedDate: 'BIGINT', syncCount: 'BIGINT',
-              kinesisSyncRecords: 'STRUCT(key VARCHAR, value VARCHAR, syncCount BIGINT, lastModifiedDate BIGINT, deviceLastModifiedDate BIGINT, op VARCHAR)[]'
-            }}))
-        ) to '{other}' (format parquet, compression zstd, partition_by (pool, event_date))
-    """
-    pairs, summary = bench_pairs.table(BIN, DATA, events, transform)
-    arg_max = bench_pairs.VIEWS[0][2]
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
-    head = f"""# Benchmarks
-
-`make bench`, {datetime.date.today()}, {os.cpu_count()} cores ({cpu}), DuckDB {duck.__version__} with 2 threads, local
-disk. Whole processes, synclake and DuckDB in turn, {bench_pairs.RUNS} times; medians of wall and CPU time, peak of resident memory.
-
-Input: `synclake {" ".join(SIMULATE)}`: {size / 1e9:.2f} GB,
-{summary["records"]:,} events, {summary["rows"]:,} rows, {summary["files"]} files.
-
-{pairs}
-DuckDB's questions are its best forms over the same files (`tests/tools/bench_pairs.py`); both give the same answers. Its table of the
-first line is not sorted and has fewer columns. synclake also checks every id and date, keeps unknown fields, sequence numbers and
-arrival times, hashes the file to know it again, writes Bloom filters and page indexes, and syncs each file to disk.
-"""
-    if SHORT:
-        write(head, None)
-        return
-    tail_lake, refreshed, tail_rows, by_tail, duck_tail = bench_state.tail(
-        BIN, DATA, events, DAYS, measure, duckdb, arg_max
+    options = arguments()
+    options.data.mkdir(parents=True, exist_ok=True)
+    bench = Bench(
+        programs=options.programs.resolve(), data=options.data.resolve(), plots=options.out.resolve().parent / "plots",
+        events=options.events, runs=options.runs, commits=options.commits, long=not options.short,
     )
-    longer = [BIN / "synclake", *SIMULATE, "--out", "-"]
-    longer[longer.index(str(EVENTS))] = str(MORE * EVENTS)
-    longer[longer.index("--days") + 1] = str(MORE * DAYS)
-    history_lake, history_rows, by_history, duck_history = bench_state.history(
-        BIN, DATA, longer, MORE * DAYS, measure, duckdb, arg_max
-    )
-    small = bench_state.lookup(BIN, tail_lake, measure)
-    many = DATA / "many-lake"
-    if not many.exists():
-        simulate = [BIN / "synclake", *SIMULATE, "--out", "-"]
-        simulate[simulate.index(str(EVENTS))] = str(MORE * EVENTS)
-        simulate[simulate.index("50000")] = "500000"
-        with subprocess.Popen(simulate, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as source:
-            subprocess.run([BIN / "synclake", "ingest", "--source", "file:-", "--lake", many], stdin=source.stdout, check=True, stdout=subprocess.DEVNULL)
-    large = bench_state.lookup(BIN, many, measure)
-    rows_of = lambda place: int(bench_state.run(BIN / "synclake-query", "--lake", place, "--format", "csv", "-c", "select count(*) from sync_records").split()[1])
-    all_history = rows_of(history_lake)
-    growth = bench_state.growth(BIN, DATA, 4000)
-    long = f"""
-## State and history
-
-{datetime.date.today()}. Best of {RUNS} runs each.
-
-| what | synclake | DuckDB |
-|---|---|---|
-| the first `synclake refresh` (all rows but the last day's) | {refreshed[0]:.2f} s, {refreshed[1]:.0f} MiB | |
-| current state with that and the last day's {tail_rows:,} rows since, wall (DuckDB from all rows) | {by_tail[0]:.2f} s | {duck_tail[0]:.2f} s |
-| the same, peak memory | {by_tail[1]:.0f} MiB | {duck_tail[1]:.0f} MiB |
-| the same of the same users after {MORE * DAYS} days, {all_history:,} rows in all and {history_rows:,} since, wall | {by_history[0]:.2f} s | {duck_history[0]:.2f} s |
-| the same, peak memory | {by_history[1]:.0f} MiB | {duck_history[1]:.0f} MiB |
-
-One dataset of one identity out of `current_state`, after a refresh, the whole process:
-
-| rows in `sync_records` | wall | bytes read of data files |
-|---|---|---|
-| {rows_of(tail_lake):,} | {small[0][0] * 1000:.0f} ms | {small[1]:,} |
-| {rows_of(many):,} | {large[0][0] * 1000:.0f} ms | {large[1]:,} |
-
-Equal days (4,000 events each), `synclake refresh` and `synclake extract` of one more day; bytes of the *changes* that are
-read (what the state or the day before has is read on top):
-
-| day | refresh | extract | changes of the day | live keys at its end |
-|---|---|---|---|---|
-{"".join(f"| {day} | {read:,} | {change:,} | {changes:,} | {state:,} |" + chr(10) for day, read, change, changes, state in growth)}
-"""
-    write(head, long)
+    described, run = machine(bench)
+    write(options.out, "machine", described)
+    for name in options.parts:
+        began = time.monotonic()
+        body = PARTS[name](bench)
+        print(f"{body}\n{name}: {time.monotonic() - began:.0f} s\n", flush=True)
+        write(options.out, name, f"{body.strip()}\n\n{run}")
 
 
-def write(head, long):
-    """Writes docs/benchmarks.md. Without a long part, the one that is there stays, and so does what is written by hand."""
-    path = ROOT / "docs/benchmarks.md"
-    text = path.read_text()
-    rest = text.index("<!-- by hand -->")
-    kept = text[text.index("\n## State and history") : rest] if "\n## State and history" in text else "\n"
-    path.write_text(head + (kept if long is None else long + "\n") + text[rest:])
-    print(head)
-
-
-main()
+if __name__ == "__main__":
+    main()

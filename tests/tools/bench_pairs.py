@@ -1,18 +1,9 @@
-"""Measures synclake and DuckDB in turn: ingest, each view, the first refresh and the start. Part of bench.py.
-
-Each pair runs RUNS times, synclake and DuckDB one after the other, so that both see the same machine. The figures are
-medians: wall seconds, CPU seconds (user and system), and the peak of resident memory over all runs.
-"""
+"""Measures synclake and DuckDB in turn: ingest, each view, the first refresh and the start. Part of bench.py."""
 
 import json
-import os
 import shutil
-import statistics
-import subprocess
-import sys
-import time
 
-RUNS = 5
+from bench_measure import PAIRED, check_equal, line, once
 
 FILES = "read_parquet('{lake}/sync_records/*/*/*.parquet', hive_partitioning = true)"
 ORDER = "(sync_count, last_modified_date, arrived_at, length(sequence_number), sequence_number, coalesce(sub_sequence, -1), record_index, shard_id)"
@@ -50,118 +41,82 @@ VIEWS = [
               select count(*) as n, arg_max(struct_pack(v := value), place).v as v, max(sync_count) as c
               from ({CHANGES}) group by pool, event_date, identity_id, dataset_name, key)""",
     ),
-    (
-        "active identities by day",
-        "select sum(n) from (select event_date, count(distinct identity_id) as n from sync_records group by event_date)",
-        f"select sum(n) from (select event_date, count(distinct identity_id) as n from {FILES} group by event_date)",
-    ),
 ]
 
-
-def once(command):
-    """Runs a command; returns wall seconds, CPU seconds, peak memory (MiB) and its output."""
-    began = time.perf_counter()
-    with subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        out, err = process.stdout.read(), process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        sys.exit(f"{command} failed: {err.decode()[-2000:]}")
-    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, out.decode()
-
-
-class Figure:
-    """The runs of one command."""
-
-    def __init__(self):
-        self.runs = []
-
-    def add(self, run):
-        self.runs.append(run)
-
-    @property
-    def wall(self):
-        return statistics.median(run[0] for run in self.runs)
-
-    @property
-    def cpu(self):
-        return statistics.median(run[1] for run in self.runs)
-
-    @property
-    def peak(self):
-        return max(run[2] for run in self.runs)
-
-    @property
-    def out(self):
-        return self.runs[-1][3]
+TRANSFORM = """
+    copy (
+      select replace(identityPoolId, ':', '_') as pool,
+             cast(make_timestamp(r.lastModifiedDate * 1000) as date) as event_date,
+             identityPoolId, identityId, coalesce(dataSetName, datasetName_1) as dataset_name, operation,
+             r.key as key, r.value as value, r.op as op, r.syncCount as sync_count,
+             make_timestamp(r.lastModifiedDate * 1000) as last_modified_date,
+             make_timestamp(r.deviceLastModifiedDate * 1000) as device_last_modified_date,
+             syncCount as event_sync_count, make_timestamp(lastModifiedDate * 1000) as event_last_modified_date
+      from (
+        select * exclude kinesisSyncRecords, unnest(kinesisSyncRecords) as r
+        from read_json({files}, format = 'newline_delimited', columns = {{
+          identityPoolId: 'VARCHAR', identityId: 'VARCHAR', dataSetName: 'VARCHAR', datasetName_1: 'VARCHAR',
+          operation: 'VARCHAR', lastModifiedDate: 'BIGINT', syncCount: 'BIGINT',
+          kinesisSyncRecords: 'STRUCT(key VARCHAR, value VARCHAR, syncCount BIGINT, lastModifiedDate BIGINT, deviceLastModifiedDate BIGINT, op VARCHAR)[]'
+        }}))
+    ) to '{folder}' (format parquet, compression zstd, partition_by (pool, event_date))
+"""
+SUMS = "select count(*), sum(sync_count), sum({length}(value)), count(distinct {identity}) from {rows} where key is not null"
 
 
-def pair(ours, theirs, prepare=lambda: None):
-    """Runs two commands in turn. The second may be None."""
-    figures = Figure(), Figure()
-    for _ in range(RUNS):
-        prepare()
-        figures[0].add(once(ours))
-        if theirs:
-            figures[1].add(once(theirs))
-    return figures
+def view(name):
+    """Returns the question to a view and DuckDB's form of it."""
+    return next((sql, best) for known, sql, best in VIEWS if known == name)
 
 
-def duckdb(sql):
-    script = (
-        "import duckdb\nc = duckdb.connect()\nc.execute('set threads = 2'); c.execute('set enable_progress_bar = false')\n"
-        f"print(c.execute({sql!r}).fetchall())"
-    )
-    return [sys.executable, "-c", script]
+def transform(bench, files, folder):
+    """Returns DuckDB's command that converts files of events into partitioned Parquet."""
+    return bench.duckdb(TRANSFORM.format(files=[str(file) for file in files], folder=folder))
 
 
-def answer(ours, theirs):
-    """Returns both answers as comparable texts."""
-    mine = ours.strip().splitlines()[-1]
-    return mine, ",".join(str(int(value)) for value in eval(theirs.strip().splitlines()[-1])[0])
-
-
-def line(what, ours, theirs=None, note=""):
-    cells = [f"| {what} | {ours.wall:.2f} s, {ours.cpu:.1f} CPU-s, {ours.peak:.0f} MiB{note} "]
-    if theirs:
-        cells.append(f"| {theirs.wall:.2f} s, {theirs.cpu:.1f} CPU-s, {theirs.peak:.0f} MiB ")
-        cells.append(f"| {theirs.wall / ours.wall:.2f} | {ours.cpu / theirs.cpu:.2f} |\n")
-    else:
-        cells.append("| | | |\n")
-    return "".join(cells)
-
-
-def table(binary, data, events, transform):
-    """Returns the table of all pairs, and the summary of the ingest."""
-    lake, other = data / "lake", data / "duckdb"
+def ingests(bench, events, lake, folder):
+    """Measures the ingest of a file beside DuckDB's conversion of it, and compares what they wrote."""
 
     def clean():
         shutil.rmtree(lake, ignore_errors=True)
-        shutil.rmtree(other, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
-    rows = ["| what | synclake | DuckDB | wall, DuckDB ÷ synclake | CPU, synclake ÷ DuckDB |\n|---|---|---|---|---|\n"]
+    ours, theirs = bench.in_turn(bench.ingest(events, lake), transform(bench, [events], folder), prepare=clean)
+    compare(bench, lake, folder)
+    return ours, theirs
+
+
+def compare(bench, lake, folder):
+    mine = once(bench.query(lake, SUMS.format(length="octet_length", identity="identity_id", rows="sync_records")))
+    same = SUMS.format(length="strlen", identity="identityId", rows=f"read_parquet('{folder}/*/*/*.parquet')")
+    check_equal("the rows of the ingest", mine, once(bench.duckdb(same)))
+
+
+def part(bench):
+    """Returns the section with the table of all pairs."""
+    events, lake, folder = bench.input(), bench.data / f"lake-{bench.events}", bench.data / f"duckdb-{bench.events}"
     size = events.stat().st_size / 1e6
-    ingest = [binary / "synclake", "ingest", "--source", f"file:{events}", "--lake", lake]
-    ours, theirs = pair(ingest, duckdb(transform.format(events=events, other=other)), clean)
+    ours, theirs = bench.shared["ingest"] = ingests(bench, events, lake, folder)
     summary = json.loads(ours.out)
-    sums = "count(*), sum(sync_count), sum({length}(value)), count(distinct identity_id)"
-    query = [binary / "synclake-query", "--lake", lake, "--format", "csv", "-c"]
-    mine = once(query + [f"select {sums.format(length='octet_length')} from sync_records where key is not null"])[3]
-    same = once(duckdb(f"select {sums.format(length='strlen').replace('identity_id', 'identityId')} from read_parquet('{other}/*/*/*.parquet') where key is not null"))[3]
-    if len(set(answer(mine, same))) != 1:
-        sys.exit(f"the two ingests disagree: {answer(mine, same)}")
-    rows.append(line(f"{size / 1e3:.2f} GB of NDJSON to Parquet by pool and date", ours, theirs, f" ({size / ours.wall:.0f} MB/s)"))
-    bytes_of = lambda folder: sum(file.stat().st_size for file in folder.rglob("*.parquet"))
-    sizes = bytes_of(lake / "sync_records") / 1e6, bytes_of(other) / 1e6
-    rows.append(f"| size of the files | {sizes[0]:.0f} MB | {sizes[1]:.0f} MB | | |\n")
+    table = [PAIRED, line(f"{size / 1e3:.2f} GB of NDJSON to Parquet by pool and date", ours, theirs, f" ({size / ours.wall:.0f} MB/s)")]
+    sizes = [sum(file.stat().st_size for file in place.rglob("*.parquet")) / 1e6 for place in (lake / "sync_records", folder)]
+    table.append(f"| size of the files | {sizes[0]:.0f} MB | {sizes[1]:.0f} MB | | |\n")
     for name, sql, best in VIEWS:
-        ours, theirs = pair(query + [sql], duckdb(best.format(lake=lake)))
-        if len(set(answer(ours.out, theirs.out))) != 1:
-            sys.exit(f"the two disagree about {name}: {answer(ours.out, theirs.out)}")
-        rows.append(line(f"`{name}` over all rows" if "_" in name or name == "changes" else name, ours, theirs))
-    ours, theirs = pair(query + ["select 1"], duckdb("select 1"))
-    rows.append(line("`select 1`, whole process", ours, theirs))
-    refresh = [binary / "synclake", "refresh", "--lake", lake]
-    ours, _ = pair(refresh, None, lambda: shutil.rmtree(lake / "state", ignore_errors=True))
-    rows.append(line("the first `synclake refresh`", ours))
-    return "".join(rows), summary
+        ours, theirs = bench.in_turn(bench.query(lake, sql), bench.duckdb(best.format(lake=lake)))
+        check_equal(name, ours, theirs)
+        table.append(line(f"`{name}` over all rows", ours, theirs))
+    table.append(line("`select 1`, whole process", *bench.in_turn(bench.query(lake, "select 1"), bench.duckdb("select 1"))))
+    refresh = bench.synclake("refresh", "--lake", lake)
+    (ours,) = bench.in_turn(refresh, prepare=lambda: shutil.rmtree(lake / "state", ignore_errors=True))
+    table.append(line("the first `synclake refresh`", ours))
+    arguments = " ".join(str(word) for word in bench.stream())
+    return f"""## Beside DuckDB
+
+Input: `synclake {arguments}`: {size / 1e3:.2f} GB,
+{summary["records"]:,} events, {summary["rows"]:,} rows, {summary["files"]} files.
+
+{"".join(table)}
+DuckDB's questions are its best forms over the same files (`tests/tools/bench_pairs.py`); both give the same answers. Its table of the
+first line is not sorted and has fewer columns. synclake also checks every id and date, keeps unknown fields, sequence numbers and
+arrival times, hashes the file to know it again, writes Bloom filters and page indexes, and syncs each file to disk.
+"""

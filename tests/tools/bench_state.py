@@ -1,4 +1,4 @@
-"""Measures the current state and the daily extract as history grows, and next to DuckDB. Part of bench.py."""
+"""Measures the current state and the daily extract as history grows, and beside DuckDB. Part of bench.py."""
 
 import datetime
 import json
@@ -7,15 +7,13 @@ import shutil
 import subprocess
 import sys
 
+import bench_pairs
+import bench_questions
+from bench_measure import DAYS, check_equal, once, rows, seconds
+
 FIRST_DAY = datetime.date(2026, 1, 1)
-ASK = "select count(*) as n, sum(sync_count) as s, count(value) as v from current_state"
-
-
-def run(*command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{command} failed: {done.stderr}")
-    return done.stdout
+# Factor for events, users and days in the measurements that must not grow with them.
+MORE = 10
 
 
 def day_start(days):
@@ -43,33 +41,43 @@ def split(events, folder, cuts):
     return [folder / f"split-{n}.ndjson" for n in range(len(cuts) + 1)]
 
 
-def scanned(binary, lake, sql):
+def scanned(bench, lake, sql):
     """Returns the bytes of data files that a query reads, footers included, from the metrics of the query."""
-    plan = run(binary / "synclake-query", "--lake", lake, "--format", "csv", "-c", f"explain analyze {sql}")
+    plan = once(bench.query(lake, f"explain analyze {sql}")).out
     units = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "K": 1e3, "M": 1e6, "": 1}
-    total = 0.0
-    for number, unit in re.findall(r"bytes_scanned=([\d.]+) ?([KMG]?B?)", plan):
-        total += float(number) * units[unit]
-    return int(total)
+    found = re.findall(r"bytes_scanned=([\d.]+) ?([KMG]?B?)", plan)
+    if not found:
+        sys.exit(f"the plan of {sql} has no bytes_scanned")
+    return int(sum(float(number) * units[unit] for number, unit in found))
 
 
-def tail(binary, data, events, days, measure, duckdb, arg_max):
-    """Measures current_state from a maintained state and a tail of the last day, and DuckDB over all rows."""
-    lake = data / "tail-lake"
+def beside(bench, lake, last):
+    """Adds the last day to a lake with a maintained state; measures the current state, beside DuckDB over all rows."""
+    tail_rows = json.loads(once(bench.ingest(last, lake)).out)["rows"]
+    sql, best = bench_pairs.view("current_state")
+    ours, theirs = bench.in_turn(bench.query(lake, sql), bench.duckdb(best.format(lake=lake)))
+    check_equal("the current state", ours, theirs)
+    return tail_rows, ours, theirs
+
+
+def tail(bench):
+    """Measures current_state from a maintained state and a tail of the last day. Also returns the lake and its first refresh."""
+    lake = bench.data / "tail-lake"
     shutil.rmtree(lake, ignore_errors=True)
-    before, last = split(events, data, [days - 1])
-    run(binary / "synclake", "ingest", "--source", f"file:{before}", "--lake", lake)
-    whole = measure([str(binary / "synclake"), "refresh", "--lake", str(lake)], lambda: shutil.rmtree(lake / "state", ignore_errors=True))
-    tail_rows, ours, theirs = beside(binary, lake, last, measure, duckdb, arg_max)
-    return lake, whole, tail_rows, ours, theirs
+    before, last = split(bench.input(), bench.data, [DAYS - 1])
+    once(bench.ingest(before, lake))
+    forget = lambda: shutil.rmtree(lake / "state", ignore_errors=True)
+    (refresh,) = bench.in_turn(bench.synclake("refresh", "--lake", lake), prepare=forget)
+    return lake, refresh, *beside(bench, lake, last)
 
 
-def history(binary, data, simulate, days, measure, duckdb, arg_max):
-    """Measures the same for the same users after `days` days, of which the state covers all but the last."""
-    lake, last = data / "history-lake", data / "history-last.ndjson"
+def history(bench):
+    """Measures the same for the same users after ten times the days, of which the state covers all but the last."""
+    lake, last = bench.data / "history-lake", bench.data / "history-last.ndjson"
     shutil.rmtree(lake, ignore_errors=True)
-    end = day_start(days - 1)
-    ingest = [binary / "synclake", "ingest", "--source", "file:-", "--lake", lake]
+    end = day_start(MORE * DAYS - 1)
+    simulate = [str(word) for word in bench.synclake(*bench.stream(MORE * bench.events, MORE * DAYS), "--out", "-")]
+    ingest = [str(word) for word in bench.ingest("-", lake)]
     with (
         subprocess.Popen(simulate, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as source,
         subprocess.Popen(ingest, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sink,
@@ -79,50 +87,78 @@ def history(binary, data, simulate, days, measure, duckdb, arg_max):
             (late if date_of(line) >= end else sink.stdin).write(line)
     if source.returncode or sink.returncode:
         sys.exit("the long history failed")
-    run(binary / "synclake", "refresh", "--lake", lake)
-    return lake, *beside(binary, lake, last, measure, duckdb, arg_max)
+    once(bench.synclake("refresh", "--lake", lake))
+    return lake, *beside(bench, lake, last)
 
 
-def beside(binary, lake, last, measure, duckdb, arg_max):
-    tail_rows = json.loads(run(binary / "synclake", "ingest", "--source", f"file:{last}", "--lake", lake))["rows"]
-    ours = measure([str(binary / "synclake-query"), "--lake", str(lake), "--format", "csv", "-c", ASK])
-    theirs = measure(duckdb(arg_max.replace("{lake}", str(lake))))
-    answers = ours[2].split("\n")[1], ",".join(str(int(v)) for v in eval(theirs[2].strip().splitlines()[-1])[0])
-    if answers[0] != answers[1]:
-        sys.exit(f"the two disagree on the current state: {answers}")
-    return tail_rows, ours, theirs
+def many_users(bench):
+    """Returns a lake of ten times the events and users, in the same days."""
+    lake = bench.data / f"many-lake-{bench.events}"
+    if not lake.exists():
+        simulate = bench.synclake(*bench.stream(MORE * bench.events, identities=500_000), "--out", "-")
+        command = [str(word) for word in simulate]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as source:
+            once(bench.ingest("-", lake), stdin=source.stdout)
+    return lake
 
 
-def lookup(binary, lake, measure):
-    """Measures a query for one dataset of one identity, with a maintained state that covers all rows."""
-    run(binary / "synclake", "refresh", "--lake", lake)
-    row = run(binary / "synclake-query", "--lake", lake, "--format", "csv", "-c",
-              "select identity_id, dataset_name from current_state order by md5(identity_id) limit 1").split("\n")[1]
-    identity, dataset = row.split(",")
-    sql = f"select key, value from current_state where identity_id = '{identity}' and dataset_name = '{dataset}'"
-    wall = measure([str(binary / "synclake-query"), "--lake", str(lake), "--format", "csv", "-c", sql])
-    return wall, scanned(binary, lake, sql)
+def lookup(bench, lake):
+    """Returns the line of a query for one dataset of one identity, with a maintained state that covers all rows."""
+    once(bench.synclake("refresh", "--lake", lake))
+    sql = bench_questions.lookup(bench, lake)
+    (figure,) = bench.in_turn(bench.query(lake, sql))
+    return f"| {all_rows(bench, lake):,} | {seconds(figure.wall)} | {scanned(bench, lake, sql):,} |\n"
 
 
-def growth(binary, data, events_a_day):
-    """Measures refresh and extract of day 30 and of day 300 of one stream."""
+def all_rows(bench, lake):
+    return int(rows(once(bench.query(lake, "select count(*) from sync_records")).out)[0][0])
+
+
+def growth(bench):
+    """Returns the lines of refresh and extract of day 30 and of day 300 of one stream."""
+    a_day = max(100, min(4000, bench.events // 250))
     # No copies of a bulk publish: their number grows with the users' datasets, so the days would not be equal.
-    events = data / f"growth-{events_a_day}-plain.ndjson"
-    if not events.exists():
-        run(binary / "synclake", "simulate", "--seed", "9", "--events", 300 * events_a_day, "--identities", 5000,
-            "--days", 300, "--reorder", "100", "--late", "0", "--bulk-copies", "0", "--out", events)
+    stream = bench.stream(300 * a_day, 300, 5000, "0", 9) + ["--reorder", "100", "--late", "0"]
+    events = bench.simulated(f"growth-{a_day}-plain", stream)
     found = []
-    parts = split(events, data, [29, 30, 299])
+    parts = split(events, bench.data, [29, 30, 299])
     for day, before, then in ((30, parts[:1], parts[1]), (300, parts[:3], parts[3])):
-        lake = data / f"growth-lake-{day}"
+        lake = bench.data / f"growth-lake-{day}"
         shutil.rmtree(lake, ignore_errors=True)
-        date = lambda n: str(FIRST_DAY + datetime.timedelta(n - 1))
-        for part in before:
-            run(binary / "synclake", "ingest", "--source", f"file:{part}", "--lake", lake)
-        run(binary / "synclake", "refresh", "--lake", lake)
-        run(binary / "synclake", "extract", "--lake", lake, "--date", date(day - 1))
-        run(binary / "synclake", "ingest", "--source", f"file:{then}", "--lake", lake)
-        refresh = json.loads(run(binary / "synclake", "refresh", "--lake", lake))
-        extract = json.loads(run(binary / "synclake", "extract", "--lake", lake, "--date", date(day)))
-        found.append((day, refresh["bytes_read"], extract["change_bytes"], extract["change_rows"], extract["state_rows"]))
-    return found
+        extract = lambda n: bench.synclake("extract", "--lake", lake, "--date", FIRST_DAY + datetime.timedelta(n - 1))
+        for file in before:
+            once(bench.ingest(file, lake))
+        once(bench.synclake("refresh", "--lake", lake))
+        once(extract(day - 1))
+        once(bench.ingest(then, lake))
+        read = json.loads(once(bench.synclake("refresh", "--lake", lake)).out)["bytes_read"]
+        done = json.loads(once(extract(day)).out)
+        found.append(f"| {day} | {read:,} | {done['change_bytes']:,} | {done['change_rows']:,} | {done['state_rows']:,} |\n")
+    return a_day, "".join(found)
+
+
+def part(bench):
+    """Returns the section about state and history."""
+    tail_lake, refresh, tail_rows, by_tail, duck_tail = tail(bench)
+    history_lake, history_rows, by_history, duck_history = history(bench)
+    lookups = lookup(bench, tail_lake) + lookup(bench, many_users(bench))
+    a_day, days = growth(bench)
+    return f"""## State and history
+
+| what | synclake | DuckDB |
+|---|---|---|
+| the first `synclake refresh` (all rows but the last day's) | {refresh} | |
+| current state with that and the last day's {tail_rows:,} rows since (DuckDB from all rows) | {by_tail} | {duck_tail} |
+| the same of the same users after {MORE * DAYS} days, {all_rows(bench, history_lake):,} rows in all and {history_rows:,} since | {by_history} | {duck_history} |
+
+One dataset of one identity out of `current_state`, after a refresh, the whole process:
+
+| rows in `sync_records` | wall | bytes read of data files |
+|---|---|---|
+{lookups}
+Equal days ({a_day:,} events each), `synclake refresh` and `synclake extract` of one more day; bytes of the *changes* that are
+read (what the state or the day before has is read on top):
+
+| day | refresh | extract | changes of the day | live keys at its end |
+|---|---|---|---|---|
+{days}"""

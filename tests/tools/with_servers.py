@@ -1,6 +1,8 @@
 """Starts the test servers on free loopback ports, runs a command with their addresses in the environment, stops them.
 
     python with_servers.py COMMAND [ARGUMENT …]
+
+bench_stream.py imports `Servers`.
 """
 
 import os
@@ -49,61 +51,95 @@ def wait_ready(name, url, process, log, seconds=60):
     sys.exit(f"{name} was not ready at {url} within {seconds} s")
 
 
-def main():
-    command = sys.argv[1:]
-    if not command:
-        sys.exit(__doc__)
-    scratch = tempfile.mkdtemp(prefix="synclake-test-")
-    s3, kinesis, kinesis_tls = free_port(), free_port(), free_port()
-    servers = []
+class Servers:
+    """Servers that run until the end of a `with` block. Their logs are in a temporary folder, which stays."""
 
-    def start(name, args, env, url):
-        log = f"{scratch}/{name}.log"
+    def __init__(self):
+        self.scratch = tempfile.mkdtemp(prefix="synclake-test-")
+        self.processes = []
+        # End the block on SIGTERM too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def start(self, name, args, env, url):
+        """Starts a server, waits until `url` answers, and returns the process."""
+        log = f"{self.scratch}/{name}.log"
         process = subprocess.Popen(
             args, env={**os.environ, **env}, stdout=open(log, "wb"), stderr=subprocess.STDOUT,
-            start_new_session=True, cwd=scratch,
+            start_new_session=True, cwd=self.scratch,
         )
-        servers.append(process)
+        self.processes.append(process)
         wait_ready(name, url, process, log)
+        return process
 
-    status = 1
-    # Stop the servers on SIGTERM too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        start(
+    def start_ministack(self):
+        """Starts ministack, for S3 and DynamoDB; returns its address and the process."""
+        port = free_port()
+        process = self.start(
             "ministack", [str(TOOLS / "venv/bin/ministack")],
-            {"GATEWAY_PORT": str(s3), "BIND_HOST": "127.0.0.1", "LOG_LEVEL": "WARNING", "TMPDIR": scratch},
-            f"http://127.0.0.1:{s3}/_ministack/health",
+            {"GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "LOG_LEVEL": "WARNING", "TMPDIR": self.scratch},
+            f"http://127.0.0.1:{port}/_ministack/health",
         )
-        start(
+        return f"http://127.0.0.1:{port}", process
+
+    def start_kinesis_local(self):
+        """Starts kinesis-local; returns its address."""
+        port, tls_port = free_port(), free_port()
+        self.start(
             "kinesis-local",
             ["node", "-r", str(ROOT / "tests/tools/loopback.cjs"), str(TOOLS / "node/node_modules/kinesis-local/main.js")],
             {
-                "KINESIS_MOCK_PLAIN_PORT": str(kinesis), "KINESIS_MOCK_TLS_PORT": str(kinesis_tls),
+                "KINESIS_MOCK_PLAIN_PORT": str(port), "KINESIS_MOCK_TLS_PORT": str(tls_port),
                 "KINESIS_MOCK_CERT_PATH": str(TOOLS / "node/node_modules/kinesis-local/server.json"),
                 "CREATE_STREAM_DURATION": "20ms", "SPLIT_SHARD_DURATION": "20ms", "MERGE_SHARDS_DURATION": "20ms",
                 "SHARD_LIMIT": "500", "LOG_LEVEL": "ERROR",
             },
-            f"http://127.0.0.1:{kinesis}/healthcheck",
+            f"http://127.0.0.1:{port}/healthcheck",
         )
+        return f"http://127.0.0.1:{port}"
+
+    def start_ferrokinesis(self):
+        """Starts ferrokinesis, the fast Kinesis server of the benchmarks; returns its address and the process."""
+        port = free_port()
+        process = self.start(
+            "ferrokinesis", [str(TOOLS / "ferrokinesis/bin/ferrokinesis"), "--port", str(port), "--log-level", "error"],
+            {
+                "LD_PRELOAD": str(TOOLS / "ferrokinesis/loopback.so"),
+                "FERROKINESIS_CREATE_STREAM_MS": "20", "AWS_REGION": "us-east-1",
+            },
+            f"http://127.0.0.1:{port}/_health/ready",
+        )
+        return f"http://127.0.0.1:{port}", process
+
+
+def main():
+    command = sys.argv[1:]
+    if not command:
+        sys.exit(__doc__)
+    with Servers() as servers:
+        s3, _ = servers.start_ministack()
         env = {
             **os.environ,
-            "SYNCLAKE_TEST_S3": f"http://127.0.0.1:{s3}",
-            "SYNCLAKE_TEST_KINESIS": f"http://127.0.0.1:{kinesis}",
+            "SYNCLAKE_TEST_S3": s3,
+            "SYNCLAKE_TEST_KINESIS": servers.start_kinesis_local(),
             "SYNCLAKE_TEST_PYTHON": sys.executable,
             "SYNCLAKE_TEST_SPARK": str(TOOLS / "spark/bin/python"),
             "SYNCLAKE_TEST_TOOLS": str(TOOLS),
         }
         status = subprocess.run(command, env=env, check=False).returncode
-    finally:
-        for process in servers:
-            process.terminate()
-        for process in servers:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
     sys.exit(status)
 
 
-main()
+if __name__ == "__main__":
+    main()

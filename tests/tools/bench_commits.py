@@ -1,0 +1,153 @@
+"""Measures a lake of many small commits: what a commit costs, and what the lake costs its readers. Part of bench.py."""
+
+import itertools
+import shutil
+import subprocess
+import sys
+import time
+
+import bench_pairs
+import bench_questions
+from bench_measure import check_equal, once, seconds
+from bench_plots import Series, plot
+
+WRITERS = 4
+EVENTS_A_COMMIT = 40
+LEVELS = (10, 100, 1000, 3000)
+
+
+class Growing:
+    """A lake that grows by commits of few events each. Four writers, because one alone waits for its pipe most of the time."""
+
+    def __init__(self, bench, commits):
+        self.bench = bench
+        self.lake = bench.data / "commits-lake"
+        shutil.rmtree(self.lake, ignore_errors=True)
+        events = EVENTS_A_COMMIT * (commits + 100)
+        self.lines = open(bench.simulated(f"day-{events}", bench.stream(events=events, days=1)), "rb")
+        # All events that the lake has, for the lake of one commit.
+        self.fed = bench.data / "commits-fed.ndjson"
+        self.fed.write_bytes(b"")
+        self.commits = 0
+
+    def piece(self):
+        """Returns the events of one commit."""
+        text = b"".join(itertools.islice(self.lines, EVENTS_A_COMMIT))
+        if not text:
+            sys.exit("the events of the day do not suffice for so many commits")
+        with open(self.fed, "ab") as fed:
+            fed.write(text)
+        return text
+
+    def counted(self):
+        """Returns the number of commits to `sync_records`, the table's creation not counted."""
+        log = self.lake / "sync_records/_delta_log"
+        while (log / f"{self.commits + 1:020}.json").exists():
+            self.commits += 1
+        return self.commits
+
+    def grow(self, commits):
+        """Adds commits until there are so many. A writer gets its next events when all have committed the last ones."""
+        ingest = [str(word) for word in self.bench.ingest("-", self.lake, "--flush-bytes", "1KiB")]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        writers = [subprocess.Popen(ingest, stdin=subprocess.PIPE, **quiet) for _ in range(WRITERS)]
+        while self.counted() < commits:
+            aim, deadline = min(self.commits + WRITERS, commits), time.monotonic() + 60
+            for writer in writers:
+                writer.stdin.write(self.piece())
+                writer.stdin.flush()
+            while self.counted() < aim:
+                if time.monotonic() > deadline:
+                    sys.exit(f"no commit to {self.lake} within 60 s")
+                time.sleep(0.002)
+        for writer in writers:
+            writer.stdin.close()
+        if any([writer.wait() for writer in writers]):
+            sys.exit(f"a writer to {self.lake} failed")
+        return self.counted()
+
+    def level(self):
+        """Measures an ingest of a small file, and a query that reads no data. The ingests add commits."""
+        small = self.bench.data / "commits-small.ndjson"
+        commits = self.counted()
+        (ingest,) = self.bench.in_turn(self.bench.ingest(small, self.lake), prepare=lambda: small.write_bytes(self.piece()))
+        (select,) = self.bench.in_turn(self.bench.query(self.lake, "select 1"))
+        return commits, ingest, select
+
+
+def sizes(lake):
+    """Returns the number of data files, their MB, and the MB of the log."""
+    table = lake / "sync_records"
+    log = sum(file.stat().st_size for file in (table / "_delta_log").iterdir() if file.is_file())
+    data = [file.stat().st_size for file in table.glob("pool=*/*/*.parquet")]
+    return len(data), sum(data) / 1e6, log / 1e6
+
+
+def beside(bench, many, one):
+    """Returns the lines of a table that compares the lake of many commits with the same events in one commit."""
+    shutil.rmtree(one, ignore_errors=True)
+    once(bench.ingest(bench.data / "commits-fed.ndjson", one))
+    table = []
+    for name in ("current_state", "changes"):
+        sql, best = bench_pairs.view(name)
+        figures = bench.in_turn(*(bench.query(lake, sql) for lake in (many, one)), *(bench.duckdb(best.format(lake=lake)) for lake in (many, one)))
+        check_equal(name, *figures)
+        table.append(f"| `{name}` over all rows | {' | '.join(map(str, figures))} |\n")
+    lookup = bench_questions.lookup(bench, many)
+
+    def compare(what, sql):
+        figures = bench.in_turn(*(bench.query(lake, sql) for lake in (many, one)))
+        check_equal(what, *figures)
+        table.append(f"| {what} | {' | '.join(map(str, figures))} | | |\n")
+
+    compare("one dataset of one identity", lookup)
+    compare("`select 1`, whole process (aim: 50 ms)", "select 1")
+
+    def forget():
+        for lake in (many, one):
+            shutil.rmtree(lake / "state", ignore_errors=True)
+
+    figures = bench.in_turn(*(bench.synclake("refresh", "--lake", lake) for lake in (many, one)), prepare=forget)
+    table.append(f"| the first `synclake refresh` | {' | '.join(map(str, figures))} | | |\n")
+    compare("one dataset of one identity, after it", lookup)
+    forget()
+    shape = [f"{files:,} files, {data:.1f} MB, log {log:.1f} MB" for files, data, log in map(sizes, (many, one))]
+    return "".join([f"| `sync_records` | {shape[0]} | {shape[1]} | | |\n", *table])
+
+
+def part(bench):
+    """Returns the section with both tables; writes the plot of the second."""
+    levels = [level for level in LEVELS if level < bench.commits or (bench.long and level <= 2 * bench.commits)]
+    growing = Growing(bench, max([bench.commits, *levels]))
+    began = time.monotonic()
+    comparison, found = None, []
+    for commits in sorted({bench.commits, *levels}):
+        growing.grow(commits)
+        if commits == bench.commits:
+            print(f"{growing.counted()} commits after {time.monotonic() - began:.0f} s", flush=True)
+            reached = growing.counted()
+            comparison = beside(bench, growing.lake, bench.data / "commits-one-lake")
+        found.append(growing.level())
+    series = [
+        Series("ingest of 40 events", [(commits, ingest.wall * 1000) for commits, ingest, _ in found]),
+        Series("select 1", [(commits, select.wall * 1000) for commits, _, select in found]),
+    ]
+    plot(bench.plots / "commits.svg", "A lake of many commits", "commits", "milliseconds, whole process", series)
+    table = "".join(
+        f"| {commits:,} | {seconds(ingest.wall)}, {ingest.cpu:.2f} CPU-s | {seconds(select.wall)}, {select.cpu:.2f} CPU-s |\n"
+        for commits, ingest, select in found
+    )
+    return f"""## Many commits
+
+{reached:,} commits of about {EVENTS_A_COMMIT} events of one day each, by {WRITERS} writers in turn, beside the same events in one ingest. No compaction.
+
+| what | {reached:,} commits | one commit | DuckDB, files of the first | DuckDB, files of the second |
+|---|---|---|---|---|
+{comparison}
+What a small ingest ({EVENTS_A_COMMIT} events, a file) and `select 1` take as the number of commits grows:
+
+| commits | `synclake ingest` | `select 1` |
+|---|---|---|
+{table}
+![Wall time of a small ingest and of select 1 against the number of commits](plots/commits.svg)
+"""
