@@ -30,16 +30,17 @@ PARTS = {
     "sizes": bench_sizes.part,
     "stream": bench_stream.part,
     "commits": bench_commits.part,
+    "cost": bench_commits.cost,
     "history": bench_state.part,
 }
-LONG_ONLY = {"history"}
+LONG_ONLY = {"sizes", "cost", "history"}
 BY_HAND = "<!-- by hand -->"
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", type=pathlib.Path, help="folder with the optimised synclake and synclake-query")
-    parser.add_argument("--short", action="store_true", help="leave out the largest inputs and the long histories")
+    parser.add_argument("--short", action="store_true", help=f"leave out the parts that take long: {', '.join(sorted(LONG_ONLY))}")
     parser.add_argument("--only", help=f"parts to measure, separated by commas: {', '.join(PARTS)}")
     parser.add_argument("--events", type=int, default=EVENTS, help=f"synchronizations of the main input [{EVENTS}]")
     parser.add_argument("--commits", type=int, default=COMMITS, help=f"commits of the lake of many commits [{COMMITS}]")
@@ -70,7 +71,7 @@ def machine(bench):
     """Returns the section that describes the machine, and the line that each section ends with."""
     cpu = field("/proc/cpuinfo", "model name", platform.machine())
     memory = int(field("/proc/meminfo", "MemTotal", "0 kB").split()[0]) / 2**20
-    duckdb = rows(once(bench.duckdb("select version()")).out)[0][0]
+    duckdb = rows(once(bench.duckdb("select version()")).out)[0][0].removeprefix("v")
     synclake = once(bench.synclake("--version")).out.strip()
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     described = f"""## Machine and method
@@ -100,6 +101,7 @@ def replaced(text, name, body):
 def write(path, name, body):
     """Updates a section at once, so that a part that fails later costs nothing of the others."""
     text = path.read_text() if path.exists() else f"# Benchmarks\n\n{BY_HAND}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(replaced(text, name, body))
 
 

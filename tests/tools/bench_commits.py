@@ -8,12 +8,12 @@ import time
 
 import bench_pairs
 import bench_questions
-from bench_measure import check_equal, once, seconds
+from bench_measure import check_equal, in_turn, once, seconds
 from bench_plots import Series, plot
 
 WRITERS = 4
 EVENTS_A_COMMIT = 40
-LEVELS = (10, 100, 1000, 3000)
+LEVELS = (10, 100, 300, 1000, 3000)
 
 
 class Growing:
@@ -90,13 +90,13 @@ def beside(bench, many, one):
     table = []
     for name in ("current_state", "changes"):
         sql, best = bench_pairs.view(name)
-        figures = bench.in_turn(*(bench.query(lake, sql) for lake in (many, one)), *(bench.duckdb(best.format(lake=lake)) for lake in (many, one)))
+        figures = in_turn(bench.few, *(bench.query(lake, sql) for lake in (many, one)), *(bench.duckdb(best.format(lake=lake)) for lake in (many, one)))
         check_equal(name, *figures)
         table.append(f"| `{name}` over all rows | {' | '.join(map(str, figures))} |\n")
     lookup = bench_questions.lookup(bench, many)
 
     def compare(what, sql):
-        figures = bench.in_turn(*(bench.query(lake, sql) for lake in (many, one)))
+        figures = in_turn(bench.few, *(bench.query(lake, sql) for lake in (many, one)))
         check_equal(what, *figures)
         table.append(f"| {what} | {' | '.join(map(str, figures))} | | |\n")
 
@@ -107,7 +107,7 @@ def beside(bench, many, one):
         for lake in (many, one):
             shutil.rmtree(lake / "state", ignore_errors=True)
 
-    figures = bench.in_turn(*(bench.synclake("refresh", "--lake", lake) for lake in (many, one)), prepare=forget)
+    figures = in_turn(bench.few, *(bench.synclake("refresh", "--lake", lake) for lake in (many, one)), prepare=forget)
     table.append(f"| the first `synclake refresh` | {' | '.join(map(str, figures))} | | |\n")
     compare("one dataset of one identity, after it", lookup)
     forget()
@@ -116,20 +116,32 @@ def beside(bench, many, one):
 
 
 def part(bench):
-    """Returns the section with both tables; writes the plot of the second."""
-    levels = [level for level in LEVELS if level < bench.commits or (bench.long and level <= 2 * bench.commits)]
-    growing = Growing(bench, max([bench.commits, *levels]))
+    """Returns the section about a lake of many commits beside the same events in one commit."""
+    growing = Growing(bench, bench.commits)
     began = time.monotonic()
-    comparison, found = None, []
-    for commits in sorted({bench.commits, *levels}):
+    commits = growing.grow(bench.commits)
+    print(f"{commits} commits after {time.monotonic() - began:.0f} s", flush=True)
+    table = beside(bench, growing.lake, bench.data / "commits-one-lake")
+    return f"""## Many commits
+
+{commits:,} commits of about {EVENTS_A_COMMIT} events of one day each, by {WRITERS} writers in turn, beside the same events in one ingest. No compaction;
+{bench.few} runs.
+
+| what | {commits:,} commits | one commit | DuckDB, files of the first | DuckDB, files of the second |
+|---|---|---|---|---|
+{table}"""
+
+
+def cost(bench):
+    """Returns the section about the cost of a commit as their number grows; writes the plot of it."""
+    levels = [level for level in LEVELS if level <= 2 * bench.commits]
+    growing = Growing(bench, levels[-1])
+    found = []
+    for commits in levels:
         growing.grow(commits)
-        if commits == bench.commits:
-            print(f"{growing.counted()} commits after {time.monotonic() - began:.0f} s", flush=True)
-            reached = growing.counted()
-            comparison = beside(bench, growing.lake, bench.data / "commits-one-lake")
         found.append(growing.level())
     series = [
-        Series("ingest of 40 events", [(commits, ingest.wall * 1000) for commits, ingest, _ in found]),
+        Series(f"ingest of {EVENTS_A_COMMIT} events", [(commits, ingest.wall * 1000) for commits, ingest, _ in found]),
         Series("select 1", [(commits, select.wall * 1000) for commits, _, select in found]),
     ]
     plot(bench.plots / "commits.svg", "A lake of many commits", "commits", "milliseconds, whole process", series)
@@ -137,14 +149,9 @@ def part(bench):
         f"| {commits:,} | {seconds(ingest.wall)}, {ingest.cpu:.2f} CPU-s | {seconds(select.wall)}, {select.cpu:.2f} CPU-s |\n"
         for commits, ingest, select in found
     )
-    return f"""## Many commits
+    return f"""## Cost of a commit
 
-{reached:,} commits of about {EVENTS_A_COMMIT} events of one day each, by {WRITERS} writers in turn, beside the same events in one ingest. No compaction.
-
-| what | {reached:,} commits | one commit | DuckDB, files of the first | DuckDB, files of the second |
-|---|---|---|---|---|
-{comparison}
-What a small ingest ({EVENTS_A_COMMIT} events, a file) and `select 1` take as the number of commits grows:
+What a small ingest ({EVENTS_A_COMMIT} events, a file) and `select 1` take as the number of commits grows, without a maintained state:
 
 | commits | `synclake ingest` | `select 1` |
 |---|---|---|

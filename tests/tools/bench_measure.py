@@ -125,6 +125,11 @@ class Bench:
     # Figures that one part measures and another one uses too.
     shared: dict = dataclasses.field(default_factory=dict)
 
+    @property
+    def few(self):
+        """Number of runs where a short benchmark would take too long with all."""
+        return self.runs if self.long else min(self.runs, 3)
+
     def synclake(self, *words):
         return [self.programs / "synclake", *words]
 

@@ -63,10 +63,11 @@ def plot(path, title, x_name, y_name, series):
     for x in sorted({x for x, _ in every}):
         out.append(f'<text x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{number(x)}</text>')
     out.append(f'<text x="{LEFT}" y="50">{escape(y_name)}</text>')
-    names = [f'<tspan dx="18" style="fill: var(--s{n})">●</tspan> {escape(line.name)}' for n, line in enumerate(series)]
-    out.append(f'<text x="{WIDTH - RIGHT}" y="50" text-anchor="end">{"".join(names)}</text>')
+    widths = [34 + 8 * len(line.name) for line in series]
     for n, line in enumerate(series):
-        colour = f"var(--s{n})"
+        colour, legend = f"var(--s{n})", WIDTH - RIGHT - sum(widths[n:])
+        out.append(f'<circle cx="{legend + 20}" cy="45.5" r="5" style="fill: {colour}"/>')
+        out.append(f'<text x="{legend + 30}" y="50">{escape(line.name)}</text>')
         path_data = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in line.points)
         out.append(f'<polyline class="line" style="stroke: {colour}" points="{path_data}"/>')
         for x, y in line.points:
