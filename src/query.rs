@@ -34,6 +34,7 @@ mod parse;
 pub(crate) mod reading;
 pub(crate) mod recheck;
 mod rules;
+mod sorted;
 mod spill;
 pub mod state;
 pub mod views;

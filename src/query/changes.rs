@@ -1,8 +1,8 @@
 //! The views `changes` and `daily_changes`, without a sort of the whole table.
 //!
 //! A change and its copies have the same pool and date, so they are in one partition of `sync_records`. The scan
-//! gathers whole partitions into groups, sorts each group, and compares neighbours (`runs`). A sort holds one group per
-//! thread, and spills if a group is larger than the memory.
+//! gathers whole partitions into groups, sorts each group (`group`), and compares neighbours (`runs`). A sort holds one
+//! group per thread, and spills if a group is larger than the memory.
 //!
 //! `sql/views/changes.sql` and `sql/views/daily_changes.sql` define the same rows. They are used where this is not
 //! (`--as-of`, other engines), and the random queries compare both.
@@ -18,20 +18,22 @@ use datafusion::common::DFSchema;
 use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, col, lit};
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, col};
 use datafusion::physical_plan::ExecutionPlan;
 use deltalake::DeltaTable;
 
 use super::reading;
 use super::recheck::{is_plain_on, pushed_down};
 use super::state::order::ORDER;
-use super::state::unqualified;
+use super::state::{counts, unqualified};
 use crate::lake::snapshot::{self, ActiveFile};
 use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 
+mod group;
 mod runs;
 
+use group::Group;
 use runs::{Runs, RunsExec};
 
 /// Columns whose values identify a key of a day. Sorted by them, the changes of a key of a day are neighbours.
@@ -42,6 +44,8 @@ const OF_A_COPY: [&str; 3] = ["sync_count", "op", "value"];
 const GROUP_ROWS: u64 = 250_000;
 /// Bytes of the files of a group.
 const GROUP_BYTES: u64 = 32 << 20;
+/// A partition of this many groups' rows or bytes is not sorted in memory.
+const GROUPS_IN_MEMORY: u64 = 4;
 
 /// Which of the views a table is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,22 +97,23 @@ impl Changes {
 
     async fn group(
         &self,
-        files: BTreeSet<String>,
+        files: Files,
         names: &[&str],
         filter: Option<&Expr>,
         session: &SessionState,
-    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        let Some(files) = reading::files_of(&self.records, session, &files).await? else { return Ok(None) };
-        // A row without a key that is no removal marks an event without records. Such an event changes nothing.
-        let counts = col("key").is_not_null().or(col("op").eq(lit("remove")));
-        let filter = filter.cloned().into_iter().fold(counts, Expr::and);
-        let order = KEY_OF_A_DAY.iter().chain(["sync_count"].iter()).map(|name| col(*name).sort(true, true));
+    ) -> Result<Option<Group>> {
+        let fits = files.rows <= GROUPS_IN_MEMORY * GROUP_ROWS && files.bytes <= GROUPS_IN_MEMORY * GROUP_BYTES;
+        let Some(files) = reading::files_of(&self.records, session, &files.paths).await? else { return Ok(None) };
+        let filter = filter.cloned().into_iter().fold(counts(), Expr::and);
         let rows = LogicalPlanBuilder::scan("sync_records", provider_as_source(files), None)?
             .filter(filter)?
-            .project(names.iter().map(|name| col(*name)).collect::<Vec<_>>())?
-            .sort(order.collect::<Vec<_>>())?
-            .build()?;
-        session.create_physical_plan(&rows).await.map(Some)
+            .project(names.iter().map(|name| col(*name)).collect::<Vec<_>>())?;
+        let order = KEY_OF_A_DAY.map(|name| col(name).sort(true, true));
+        let order = order.into_iter().chain([col("sync_count").sort(false, true)]);
+        let sorted = rows.clone().sort(order.collect::<Vec<_>>())?.build()?;
+        let sorted = session.create_physical_plan(&sorted).await?;
+        let rows = if fits { Some(session.create_physical_plan(&rows.build()?).await?) } else { None };
+        Ok(Some(Group { rows, sorted }))
     }
 }
 
@@ -123,28 +128,40 @@ fn columns<'a>(wanted: impl Iterator<Item = &'a str>, count: &str) -> Vec<&'a st
     names
 }
 
+/// Files of whole partitions, and what the log says of their size.
+#[derive(Default)]
+struct Files {
+    paths: BTreeSet<String>,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Files {
+    fn extend(&mut self, more: Self) {
+        self.paths.extend(more.paths);
+        self.rows = self.rows.saturating_add(more.rows);
+        self.bytes = self.bytes.saturating_add(more.bytes);
+    }
+
+    fn has_room_for(&self, more: &Self) -> bool {
+        self.rows.saturating_add(more.rows) <= GROUP_ROWS && self.bytes.saturating_add(more.bytes) <= GROUP_BYTES
+    }
+}
+
 /// Gathers the files of whole partitions into groups.
-fn groups(files: Vec<ActiveFile>) -> Vec<BTreeSet<String>> {
-    let mut partitions: BTreeMap<[Option<String>; 2], Vec<ActiveFile>> = BTreeMap::new();
+fn groups(files: Vec<ActiveFile>) -> Vec<Files> {
+    let mut partitions: BTreeMap<[Option<String>; 2], Files> = BTreeMap::new();
     for file in files {
         let value = |name: &str| file.partition.get(name).cloned().flatten();
-        partitions.entry([value("pool"), value("event_date")]).or_default().push(file);
+        let (rows, bytes) = file.rows_and_bytes();
+        let file = Files { paths: BTreeSet::from([file.path.clone()]), rows, bytes };
+        partitions.entry([value("pool"), value("event_date")]).or_default().extend(file);
     }
-    let (mut groups, mut rows, mut bytes) = (Vec::<BTreeSet<String>>::new(), 0u64, 0u64);
-    for files in partitions.into_values() {
-        let sizes = files.iter().map(ActiveFile::rows_and_bytes);
-        let (more_rows, more_bytes) =
-            sizes.fold((0u64, 0u64), |sum, size| (sum.0.saturating_add(size.0), sum.1.saturating_add(size.1)));
-        let fits = rows.saturating_add(more_rows) <= GROUP_ROWS && bytes.saturating_add(more_bytes) <= GROUP_BYTES;
-        match groups.last_mut().filter(|_| fits) {
-            Some(group) => {
-                group.extend(files.into_iter().map(|file| file.path));
-                (rows, bytes) = (rows + more_rows, bytes + more_bytes);
-            }
-            None => {
-                groups.push(files.into_iter().map(|file| file.path).collect());
-                (rows, bytes) = (more_rows, more_bytes);
-            }
+    let mut groups = Vec::<Files>::new();
+    for partition in partitions.into_values() {
+        match groups.last_mut().filter(|group| group.has_room_for(&partition)) {
+            Some(group) => group.extend(partition),
+            None => groups.push(partition),
         }
     }
     groups

@@ -43,6 +43,7 @@ mod names;
 pub(super) mod order;
 mod overlay;
 mod parts;
+mod ranges;
 pub mod refresh;
 mod shared;
 mod tail;
@@ -167,15 +168,19 @@ impl Resolved {
 }
 
 fn tail_rows(tail: &Arc<dyn TableProvider>, names: &[&str], filter: Option<&Expr>) -> Result<LogicalPlanBuilder> {
-    // A row without a key that is no removal marks an event without records. Such an event changes nothing.
-    let counts = col("key").is_not_null().or(col("op").eq(lit("remove")));
-    let filter = filter.cloned().into_iter().fold(counts, Expr::and);
+    let filter = filter.cloned().into_iter().fold(counts(), Expr::and);
     let rows = LogicalPlanBuilder::scan("tail", provider_as_source(tail.clone()), None)?.filter(filter)?;
     let typed = names.iter().map(|name| match *name {
         "is_after_removal" => lit(false).alias(*name),
         _ => same(name),
     });
     rows.project(typed.collect::<Vec<_>>())
+}
+
+/// Returns the filter of the rows that change something. A row without a key that is no removal marks an event without
+/// records.
+pub(super) fn counts() -> Expr {
+    col("key").is_not_null().or(col("op").eq(lit("remove")))
 }
 
 fn read(table: &Arc<dyn TableProvider>, names: &[&str], filter: Option<&Expr>) -> Result<LogicalPlanBuilder> {

@@ -16,15 +16,15 @@ use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning, PlanProperties,
-    ReplaceChildrenOptions,
+    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, ReplaceChildrenOptions,
 };
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use hashbrown::HashMap;
 
+use super::group::Group;
 use super::{KEY_OF_A_DAY, OF_A_COPY};
-use crate::query::state::order::{OrderPrefixes, TieBreakers, column, order_prefixes, tie_breakers};
+use crate::query::state::order::{RowOrder, column};
 
 /// Rows, and how many rows of the input each of them stands for.
 struct Counted {
@@ -103,7 +103,7 @@ impl Runs {
             let done = (last > 0).then(|| all.slice(0, last));
             return Ok((done, all.slice(last, count - last)));
         }
-        let order = Order::of(&all.rows)?;
+        let order = RowOrder::of(&all.rows)?;
         let mut kept = Kept::default();
         let mut last_kept = 0;
         starts.push(count);
@@ -138,25 +138,6 @@ impl Counted {
     }
 }
 
-/// The columns that order the changes of a key.
-struct Order {
-    prefixes: OrderPrefixes,
-    rest: Vec<ArrayRef>,
-}
-
-impl Order {
-    fn of(rows: &RecordBatch) -> Result<Self> {
-        let rest = tie_breakers(rows);
-        let rest = rest.ok_or_else(|| DataFusionError::Internal("a column of the order is missing".to_owned()))?;
-        Ok(Self { prefixes: order_prefixes(rows)?, rest })
-    }
-
-    fn compare(&self, a: usize, b: usize) -> Ordering {
-        let rest = TieBreakers(&self.rest);
-        self.prefixes.get(a).cmp(&self.prefixes.get(b)).then_with(|| rest.compare(a, &rest, b))
-    }
-}
-
 /// The rows that stay, and their counts.
 #[derive(Default)]
 struct Kept {
@@ -172,7 +153,7 @@ impl Kept {
     }
 
     /// Keeps the latest row of a run.
-    fn push_latest(&mut self, run: std::ops::Range<usize>, all: &Counted, order: &Order) {
+    fn push_latest(&mut self, run: std::ops::Range<usize>, all: &Counted, order: &RowOrder) {
         let count = all.counts[run.clone()].iter().sum();
         if let Some(latest) = run.max_by(|a, b| order.compare(*a, *b)) {
             self.push(latest, count);
@@ -180,7 +161,7 @@ impl Kept {
     }
 
     /// Keeps the latest row of each `op` and `value` of a run.
-    fn push_apart(&mut self, run: std::ops::Range<usize>, all: &Counted, order: &Order) -> Result<()> {
+    fn push_apart(&mut self, run: std::ops::Range<usize>, all: &Counted, order: &RowOrder) -> Result<()> {
         let texts = OF_A_COPY[1..].iter().map(|name| Ok(column(&all.rows, name)?.slice(run.start, run.len())));
         let texts = texts.collect::<Result<Vec<_>>>()?;
         let converter = arrow::row::RowConverter::new(
@@ -210,7 +191,7 @@ impl Kept {
 
 /// The plan node that reduces the rows of its inputs. Every input is sorted, and no run crosses two inputs.
 pub(super) struct RunsExec {
-    inputs: Vec<Arc<dyn ExecutionPlan>>,
+    inputs: Vec<Group>,
     steps: Vec<Runs>,
     /// Name of the column with the counts.
     count: &'static str,
@@ -220,7 +201,7 @@ pub(super) struct RunsExec {
 impl RunsExec {
     /// Creates a node with the columns of `schema`, which reads at most `threads` inputs at a time.
     pub(super) fn new(
-        inputs: Vec<Arc<dyn ExecutionPlan>>,
+        inputs: Vec<Group>,
         steps: Vec<Runs>,
         count: &'static str,
         schema: SchemaRef,
@@ -289,13 +270,8 @@ impl ExecutionPlan for RunsExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let mine: Vec<_> = self.inputs.iter().skip(partition).step_by(self.partitions()).cloned().collect();
         let (steps, count, schema) = (self.steps.clone(), self.count, self.schema());
-        let of_input = move |input: Arc<dyn ExecutionPlan>| {
-            let partitions = input.output_partitioning().partition_count();
-            if partitions != 1 {
-                return Err(DataFusionError::Internal(format!("a sorted input has {partitions} partitions")));
-            }
-            let rows = input.execute(0, context.clone())?;
-            let mut reduced = rows.map_ok(Counted::once).boxed();
+        let of_input = move |input: Group| {
+            let mut reduced = input.execute(context.clone()).map_ok(Counted::once).boxed();
             for step in &steps {
                 // Each step counts the rows of the step before it.
                 reduced = step.reduce(reduced.map_ok(|rows| Counted::once(rows.rows)).boxed());

@@ -101,3 +101,29 @@ pub(in crate::query) fn order_prefixes(batch: &RecordBatch) -> Result<OrderPrefi
 pub(in crate::query) fn tie_breakers(batch: &RecordBatch) -> Option<Vec<ArrayRef>> {
     ORDER[PREFIX_COLUMNS..].iter().map(|name| batch.column_by_name(name).cloned()).collect()
 }
+
+/// The order of the rows of a batch.
+pub(in crate::query) struct RowOrder {
+    prefixes: OrderPrefixes,
+    rest: Vec<ArrayRef>,
+}
+
+impl RowOrder {
+    /// Finds the columns of the order.
+    pub(in crate::query) fn of(rows: &RecordBatch) -> Result<Self> {
+        let rest = tie_breakers(rows);
+        let rest = rest.ok_or_else(|| DataFusionError::Internal("a column of the order is missing".to_owned()))?;
+        Ok(Self { prefixes: order_prefixes(rows)?, rest })
+    }
+
+    /// Returns the order prefix of a row.
+    pub(super) fn prefix(&self, row: usize) -> OrderPrefix {
+        self.prefixes.get(row)
+    }
+
+    /// Compares two rows; the greater row is the later one.
+    pub(in crate::query) fn compare(&self, a: usize, b: usize) -> Ordering {
+        let rest = TieBreakers(&self.rest);
+        self.prefixes.get(a).cmp(&self.prefixes.get(b)).then_with(|| rest.compare(a, &rest, b))
+    }
+}

@@ -30,7 +30,8 @@ use crate::query::reading::{self, COVERS, REFRESHED, Reading};
 use crate::query::{Limits, QueryError, session};
 use crate::schema::Table;
 
-use super::{REBUILD, Resolved};
+use super::REBUILD;
+use super::ranges::{self, PoolRows, Wanted};
 
 /// Encoded bytes of one file of the state.
 const FILE_BYTES: usize = 64 << 20;
@@ -111,8 +112,7 @@ struct Run<'a> {
 #[derive(Default)]
 struct Pool {
     tail: BTreeSet<String>,
-    /// The rows and the bytes of each of those files.
-    tail_sizes: Vec<(u64, u64)>,
+    tail_files: Vec<ActiveFile>,
     /// Files of the state, sorted by their lowest identity.
     files: Vec<StateFile>,
 }
@@ -147,12 +147,13 @@ impl Run<'_> {
         let records = Table::SyncRecords.store(self.lake);
         let records = snapshot::files(&records, &self.reading.sync_records).await?;
         let mut pools: BTreeMap<String, Pool> = BTreeMap::new();
-        for file in records.iter().filter(|f| self.reading.tail.as_ref().is_none_or(|tail| tail.contains(&f.path))) {
+        for file in records.into_iter().filter(|f| self.reading.tail.as_ref().is_none_or(|tail| tail.contains(&f.path)))
+        {
             report.files_read += 1;
             report.bytes_read = report.bytes_read.saturating_add(file.size);
-            let pool = pools.entry(pool_of(file)).or_default();
+            let pool = pools.entry(pool_of(&file)).or_default();
             pool.tail.insert(file.path.clone());
-            pool.tail_sizes.push(file.rows_and_bytes());
+            pool.tail_files.push(file);
         }
         let mut removes = Vec::new();
         let is_known = self.reading.state.is_some();
@@ -192,7 +193,8 @@ impl Run<'_> {
         adds: &mut Vec<Add>,
     ) -> Result<(), RefreshError> {
         let of_state = pool.files.iter().map(|file| file.living.rows_and_bytes());
-        let context = session(&self.limits.for_rows_of(pool.tail_sizes.iter().copied().chain(of_state)))?;
+        let of_tail = pool.tail_files.iter().map(ActiveFile::rows_and_bytes);
+        let context = session(&self.limits.for_rows_of(of_tail.chain(of_state)))?;
         let state = context.state();
         let tail = reading::files_of(&self.reading.sync_records, &state, &pool.tail).await?;
         let Some(tail) = tail else { return Ok(()) };
@@ -200,17 +202,13 @@ impl Run<'_> {
         if !pool.files.is_empty() {
             mark_touched(&context, tail.clone(), &mut pool.files).await?;
         }
-        let touched = pool.files.iter().filter(|file| file.is_touched).map(|file| file.living.path.clone()).collect();
-        let maintained = match &self.reading.state {
-            Some(state_table) => reading::files_of(&state_table.table, &state, &touched).await?,
-            None => None,
-        };
+        let touched = pool.files.iter().filter(|file| file.is_touched).map(|file| &file.living);
+        let maintained = self.reading.state.as_ref().map(|state| (state.table.clone(), touched.collect()));
+        let rows = PoolRows::new(self.reading.sync_records.clone(), pool.tail_files.iter(), maintained);
         // The lowest identities of the unchanged files. No new file spans one of them, so that ranges do not overlap.
         let stays: Vec<&str> = pool.files.iter().filter(|f| !f.is_touched).map(|f| f.low.as_str()).collect();
-        let order = ["identity_id", "dataset_name", "key"].map(|name| col(name).sort(true, true));
-        let resolved = Resolved::new(Some(tail), maintained, REBUILD);
-        let rows = context.read_table(Arc::new(resolved))?.sort(order.to_vec())?;
-        let mut batches = rows.execute_stream().await?;
+        let wanted = Wanted::new(Table::State.schema(), None, REBUILD.to_owned(), &state);
+        let mut batches = ranges::in_order(rows, wanted, context.task_ctx(), self.limits.threads).await?;
         let schema = Table::State.file_schema();
         let mut files = Files { store: Table::State.store(self.lake), pool: name, version, open: None, adds };
         while let Some(batch) = batches.next().await {

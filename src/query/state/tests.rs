@@ -7,6 +7,8 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::RecordBatch;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::datasource::MemTable;
+use datafusion::execution::memory_pool::{MemoryPool, MemoryReservation};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -16,6 +18,7 @@ use futures::TryStreamExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::ranges::{Range, Wanted};
 use super::*;
 
 const ALL_TIES: [&str; 7] = ["pool", "identity_id", "dataset_name", "key", "value", "op", "is_after_removal"];
@@ -116,6 +119,71 @@ async fn maintained(changes: &[&Value]) -> Arc<dyn TableProvider> {
     Arc::new(MemTable::try_new(schema, partitions).unwrap())
 }
 
+/// A memory pool without room for sorted rows.
+#[derive(Debug)]
+struct NoRoom;
+
+impl std::fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no room")
+    }
+}
+
+impl MemoryPool for NoRoom {
+    fn name(&self) -> &str {
+        "no room"
+    }
+
+    fn grow(&self, _: &MemoryReservation, _: usize) {}
+
+    fn shrink(&self, _: &MemoryReservation, _: usize) {}
+
+    fn try_grow(&self, reservation: &MemoryReservation, _: usize) -> Result<()> {
+        match reservation.consumer().name() {
+            "sorted rows" => Err(DataFusionError::ResourcesExhausted("no room".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    fn reserved(&self) -> usize {
+        0
+    }
+}
+
+/// Resolves one pool by two ranges of identities, in memory or by the aggregate.
+async fn by_ranges(parts: &Resolved, pool: &str, columns: &[&str], has_room: bool) -> Vec<RecordBatch> {
+    let context = match has_room {
+        true => session(),
+        false => {
+            let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(NoRoom)).build_arc().unwrap();
+            SessionContext::new_with_config_rt(SessionConfig::new().with_batch_size(3), runtime)
+        }
+    };
+    let fields: Vec<Field> = columns.iter().map(|name| parts.schema.field_with_name(name).unwrap().clone()).collect();
+    let filter = col("identity_pool_id").eq(lit(pool));
+    let wanted = Wanted::new(Arc::new(Schema::new(fields)), Some(filter), String::new(), &context.state());
+    let wanted = Arc::new(wanted);
+    let mut found = Vec::new();
+    for (low, high) in [(None, Some("b")), (Some("b"), None)] {
+        let range = Range { low: low.map(str::to_owned), high: high.map(str::to_owned) };
+        let rows = range.resolved(parts.clone(), wanted.clone(), context.task_ctx()).await.unwrap();
+        found.extend(rows.try_collect::<Vec<_>>().await.unwrap());
+    }
+    let sorted = [col("identity_id"), col("dataset_name"), col("key")].map(|column| column.sort(true, true));
+    if ["identity_id", "dataset_name", "key"].iter().all(|name| columns.contains(name)) && !found.is_empty() {
+        let rows = MemTable::try_new(found[0].schema(), vec![found.clone()]).unwrap();
+        let rows =
+            session().read_table(Arc::new(rows)).unwrap().sort(sorted.to_vec()).unwrap().collect().await.unwrap();
+        let in_order = |rows: &[RecordBatch]| {
+            let keys = ["identity_id", "dataset_name", "key"].map(|name| rows[0].schema().index_of(name).unwrap());
+            let rows: Vec<_> = rows.iter().map(|batch| batch.project(&keys).unwrap()).collect();
+            arrow::util::pretty::pretty_format_batches(&rows).unwrap().to_string()
+        };
+        assert_eq!(in_order(&found), in_order(&rows), "sorted");
+    }
+    found
+}
+
 async fn check(changes: Vec<Value>, parts: Vec<u8>) {
     let part = |wanted: u8| -> Vec<&Value> {
         // 0: before the refresh, 1: after it, 2: in both.
@@ -134,6 +202,11 @@ async fn check(changes: Vec<Value>, parts: Vec<u8>) {
         let together = laid_over().plan(columns, None).unwrap();
         let together = context.execute_logical_plan(together).await.unwrap().collect().await.unwrap();
         assert_eq!(texts(&together), expected, "resolved together, {columns:?}");
+        for has_room in [true, false] {
+            let mut found = by_ranges(&laid_over(), "p", columns, has_room).await;
+            found.extend(by_ranges(&laid_over(), "q", columns, has_room).await);
+            assert_eq!(texts(&found), expected, "by ranges, {columns:?}, with room: {has_room}");
+        }
         let counted = session().read_table(Arc::new(laid_over())).unwrap().count().await.unwrap();
         assert_eq!(counted, expected.len());
     }
