@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, UInt32Array};
-use arrow::compute::take_record_batch;
+use arrow::array::RecordBatch;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
@@ -39,10 +38,12 @@ impl Group {
 
 /// Returns sorted rows as batches that share no memory with each other.
 fn batches(sorted: SortedRows, batch_rows: usize) -> BoxStream<'static, Result<RecordBatch>> {
+    let Some(schema) = sorted.batches.first().map(RecordBatch::schema) else { return futures::stream::empty().boxed() };
     let starts = (0..sorted.order.len()).step_by(batch_rows);
     let batch = move |start: usize| {
-        let end = sorted.order.len().min(start + batch_rows);
-        Ok(take_record_batch(&sorted.rows, &UInt32Array::from(sorted.order[start..end].to_vec()))?)
+        let places = &sorted.order[start..sorted.order.len().min(start + batch_rows)];
+        let columns = schema.fields().iter().map(|field| sorted.values(field.name(), places));
+        Ok(RecordBatch::try_new(schema.clone(), columns.collect::<Result<Vec<_>>>()?)?)
     };
     futures::stream::iter(starts).map(batch).boxed()
 }

@@ -155,7 +155,7 @@ impl Kept {
     /// Keeps the latest row of a run.
     fn push_latest(&mut self, run: std::ops::Range<usize>, all: &Counted, order: &RowOrder) {
         let count = all.counts[run.clone()].iter().sum();
-        if let Some(latest) = run.max_by(|a, b| order.compare(*a, *b)) {
+        if let Some(latest) = run.max_by(|a, b| order.compare(*a, order, *b)) {
             self.push(latest, count);
         }
     }
@@ -175,7 +175,7 @@ impl Kept {
                 None => self.push(row, all.counts[row]),
                 Some(known) => {
                     self.counts[place] += all.counts[row];
-                    if order.compare(row, known) == Ordering::Greater {
+                    if order.compare(row, order, known) == Ordering::Greater {
                         self.rows[place] = row as u32;
                     }
                 }

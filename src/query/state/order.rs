@@ -121,9 +121,9 @@ impl RowOrder {
         self.prefixes.get(row)
     }
 
-    /// Compares two rows; the greater row is the later one.
-    pub(in crate::query) fn compare(&self, a: usize, b: usize) -> Ordering {
-        let rest = TieBreakers(&self.rest);
-        self.prefixes.get(a).cmp(&self.prefixes.get(b)).then_with(|| rest.compare(a, &rest, b))
+    /// Compares a row with a row of another batch, or of this one; the greater row is the later one.
+    pub(in crate::query) fn compare(&self, row: usize, other: &Self, at: usize) -> Ordering {
+        let rest = || TieBreakers(&self.rest).compare(row, &TieBreakers(&other.rest), at);
+        self.prefixes.get(row).cmp(&other.prefixes.get(at)).then_with(rest)
     }
 }

@@ -9,8 +9,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
-use arrow::compute::{cast, take};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::datasource::provider_as_source;
@@ -26,7 +26,7 @@ use super::order::{RowOrder, column};
 use super::{Resolved, counts, needed, told};
 use crate::lake::snapshot::ActiveFile;
 use crate::query::reading;
-use crate::query::sorted::{SortColumns, SortedRows};
+use crate::query::sorted::{At, SortColumns, SortedRows};
 use crate::schema::Table;
 
 /// Rows of a range, as the log counts them.
@@ -238,32 +238,33 @@ async fn plans(parts: &Resolved, wanted: &Wanted, filter: Option<&Expr>) -> Resu
 
 /// The latest row of each key of sorted rows, and of the removals of each dataset.
 struct Latest {
-    rows: Vec<u32>,
+    rows: Vec<At>,
     /// Whether the row comes after the removals of its dataset.
     is_after_removal: Vec<bool>,
 }
 
 impl Latest {
     fn of(sorted: &SortedRows) -> Result<Self> {
-        let columns = SortColumns::of(&sorted.rows, &[])?;
-        let order = RowOrder::of(&sorted.rows)?;
+        let columns = SortColumns::of(&sorted.batches, &[])?;
+        let orders = sorted.batches.iter().map(RowOrder::of).collect::<Result<Vec<_>>>()?;
+        let order = |at: &At| (&orders[at.batch as usize], at.row as usize);
+        let later = |a: &&At, b: &&At| {
+            let ((of_a, a), (of_b, b)) = (order(a), order(b));
+            of_a.compare(a, of_b, b)
+        };
         let (mut rows, mut is_after_removal) = (Vec::new(), Vec::new());
         let mut removal = None;
         let mut rest = sorted.order.as_slice();
-        let mut before: Option<usize> = None;
-        while let Some(first) = rest.first().map(|row| *row as usize) {
+        let mut before: Option<At> = None;
+        while let Some(&first) = rest.first() {
             if before.is_none_or(|before| !columns.is_same_dataset(before, first)) {
                 removal = None;
             }
-            let is_same = |row: &u32| {
-                let row = *row as usize;
-                columns.is_same_key(first, row) && columns.is_same_dataset(first, row)
-            };
-            let count = 1 + rest[1..].iter().take_while(|row| is_same(row)).count();
-            let (run, others) = rest.split_at(count);
-            let latest = run.iter().max_by(|a, b| order.compare(**a as usize, **b as usize));
-            let latest = latest.map_or(first, |row| *row as usize);
-            let moment = order.prefix(latest).moment();
+            let is_same = |row: &&At| columns.is_same_key(first, **row) && columns.is_same_dataset(first, **row);
+            let (run, others) = rest.split_at(1 + rest[1..].iter().take_while(is_same).count());
+            let latest = run.iter().max_by(later).copied().unwrap_or(first);
+            let (of_latest, row) = order(&latest);
+            let moment = of_latest.prefix(row).moment();
             // The removals have no key, so they come first.
             if columns.has_key(first) {
                 is_after_removal.push(removal.is_none_or(|removal| moment > removal));
@@ -271,7 +272,7 @@ impl Latest {
                 removal = Some(moment);
                 is_after_removal.push(false);
             }
-            rows.push(latest as u32);
+            rows.push(latest);
             (rest, before) = (others, Some(first));
         }
         Ok(Self { rows, is_after_removal })
@@ -287,13 +288,13 @@ impl Latest {
         let starts = (0..self.rows.len()).step_by(batch_rows);
         let batch = move |start: usize| {
             let chosen = start..self.rows.len().min(start + batch_rows);
-            let rows = UInt32Array::from(self.rows[chosen.clone()].to_vec());
+            let rows = &self.rows[chosen.clone()];
             let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
             let columns = schema.fields().iter().map(|field| -> Result<ArrayRef> {
                 if field.name() == "is_after_removal" {
                     return Ok(Arc::new(BooleanArray::from(self.is_after_removal[chosen.clone()].to_vec())));
                 }
-                Ok(cast(&take(column(&sorted.rows, field.name())?, &rows, None)?, field.data_type())?)
+                Ok(cast(&sorted.values(field.name(), rows)?, field.data_type())?)
             });
             Ok(RecordBatch::try_new_with_options(schema.clone(), columns.collect::<Result<Vec<_>>>()?, &options)?)
         };
