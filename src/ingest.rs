@@ -41,6 +41,7 @@ mod from_stream;
 pub mod monitor;
 mod writer;
 
+pub(crate) use decoding::{Partitions, decode_part};
 pub(crate) use writer::files::write_partition;
 
 use crate::timeouts::{HEARTBEAT_INTERVAL, IDLE_FLUSH, STOP_TIMEOUT};

@@ -20,6 +20,7 @@
 //! | [`extract`] | daily extracts, and deliveries to consumers | |
 //! | [`ddl`] | tables and views for other engines | read a lake |
 //! | [`simulate`] | a stream from a seed, and its true end state | use any of the above |
+//! | [`steps`] | shows the steps of ingest to measurements | be used by a program |
 //!
 //! `docs/architecture.md` is the map with its invariants.
 
@@ -47,6 +48,7 @@ pub mod schema;
 pub mod shell;
 pub mod simulate;
 pub mod source;
+pub mod steps;
 pub mod terminal;
 pub(crate) mod text;
 pub mod timeouts;

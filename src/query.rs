@@ -127,6 +127,8 @@ pub struct Limits {
     pub threads: usize,
     /// Rows of a batch.
     pub batch_rows: usize,
+    /// Rows of the partitions that `changes` and `daily_changes` sort together.
+    pub group_rows: u64,
     /// Whether the optimizer may skip files, pages and rows, and use statistics. Tests compare both settings.
     pub has_shortcuts: bool,
     /// Guards against wrong answers.
@@ -170,6 +172,7 @@ impl Default for Limits {
             memory_bytes: memory_default(),
             threads,
             batch_rows: BATCH_ROWS,
+            group_rows: changes::GROUP_ROWS,
             has_shortcuts: true,
             guards: Guards::default(),
         }
@@ -265,7 +268,8 @@ impl Engine {
             for view in [View::Changes, View::DailyChanges] {
                 // The schema is that of the definition in SQL.
                 if let Some(defined) = context.deregister_table(view.name())? {
-                    let table = Changes::new(view, reading.sync_records.clone(), lake, defined.schema());
+                    let (records, schema) = (reading.sync_records.clone(), defined.schema());
+                    let table = Changes::new(view, records, lake, schema, limits.group_rows);
                     context.register_table(view.name(), Arc::new(table))?;
                 }
             }

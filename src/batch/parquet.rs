@@ -43,8 +43,20 @@ fn writer(schema: SchemaRef, properties: WriterProperties) -> Result<ArrowWriter
 /// # Errors
 /// The library rejects the columns (a bug, never the data).
 pub(crate) fn encode_partition(key: &PartitionKey, parts: &[Partition]) -> Result<(Bytes, Value), ParquetError> {
-    let sorted = Sorted::new(parts);
-    Ok((file::encode(key, &sorted, properties().build())?, delta_statistics(&sorted.statistics())))
+    encode_sorted(key, &sort_partition(parts))
+}
+
+/// Sorts the buffers of a partition of `sync_records`.
+pub(crate) fn sort_partition(parts: &[Partition]) -> Sorted<'_> {
+    Sorted::new(parts)
+}
+
+/// Encodes sorted rows of a partition of `sync_records`. Returns the file and its statistics.
+///
+/// # Errors
+/// As [`encode_partition`].
+pub(crate) fn encode_sorted(key: &PartitionKey, sorted: &Sorted<'_>) -> Result<(Bytes, Value), ParquetError> {
+    Ok((file::encode(key, sorted, properties().build())?, delta_statistics(&sorted.statistics())))
 }
 
 /// Encodes batches that share a schema.

@@ -90,7 +90,7 @@ pub(super) struct SortedRow {
 
 /// A partition's rows in their final order.
 #[derive(Debug)]
-pub(super) struct Sorted<'a> {
+pub(crate) struct Sorted<'a> {
     parts: &'a [Partition],
     /// Number of the first event of each buffer.
     first_events: Vec<u32>,
@@ -157,7 +157,7 @@ impl<'a> Sorted<'a> {
     }
 
     /// Returns the number of rows.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows.len()
     }
 

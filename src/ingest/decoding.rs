@@ -53,7 +53,7 @@ pub(super) fn rejected_bytes(rejected: &Rejected) -> usize {
 
 /// Decodes a chunk, except the records in `skip`, which the quarantine already holds.
 pub(super) fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
-    let mut partitions = Partitions { shard: chunk.shard.clone(), index: HashMap::new(), found: Vec::new() };
+    let mut partitions = Partitions::new(chunk.shard.clone());
     let mut rejected = Vec::new();
     let mut rows = 0;
     for record in &chunk.records {
@@ -77,11 +77,9 @@ pub(super) fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
             }
         }
     }
-    // These buffers wait for more of their partitions.
-    partitions.found.iter_mut().for_each(|(_, partition)| partition.shrink());
     Decoded {
         position: chunk.position.clone(),
-        partitions: partitions.found,
+        partitions: partitions.finish(),
         rejected,
         rows,
         records: chunk.records.len() as u64,
@@ -89,7 +87,11 @@ pub(super) fn decode_chunk(chunk: &Chunk, skip: &Skip) -> Decoded {
     }
 }
 
-fn decode_part<'a>(record: &'a Record, part: &'a Part) -> Result<Event<'a>, Reject> {
+/// Decodes a user record, with its payload.
+///
+/// # Errors
+/// The reason why it is no event.
+pub(crate) fn decode_part<'a>(record: &'a Record, part: &'a Part) -> Result<Event<'a>, Reject> {
     if let Some(cut) = &record.cut {
         return Err(Reject::new(Reason::TooLong, cut.clone()));
     }
@@ -102,19 +104,32 @@ fn decode_part<'a>(record: &'a Record, part: &'a Part) -> Result<Event<'a>, Reje
     }
 }
 
-struct Partitions {
+/// The rows of a chunk by partition.
+pub(crate) struct Partitions {
     shard: ShardKey,
     index: HashMap<Arc<str>, BTreeMap<NaiveDate, usize>>,
     found: Vec<(PartitionKey, Partition)>,
 }
 
 impl Partitions {
-    fn push(&mut self, record: &Record, sub_sequence: Option<i64>, event: &Event<'_>) {
+    /// Creates the partitions of a chunk of this shard.
+    pub(crate) fn new(shard: ShardKey) -> Self {
+        Self { shard, index: HashMap::new(), found: Vec::new() }
+    }
+
+    /// Adds the rows of an event.
+    pub(crate) fn push(&mut self, record: &Record, sub_sequence: Option<i64>, event: &Event<'_>) {
         let meta = Meta { sequence_number: &record.sequence_number, sub_sequence, arrived_at: record.arrived_at };
         for rows in event.rows_by_day().chunk_by(|a, b| a.day() == b.day()) {
             let partition = self.partition(&event.identity_pool_id, rows[0].event_date());
             partition.push(&meta, event, rows.iter().copied());
         }
+    }
+
+    /// Returns the partitions. These buffers wait for more of their partitions, so they hold no spare memory.
+    pub(crate) fn finish(mut self) -> Vec<(PartitionKey, Partition)> {
+        self.found.iter_mut().for_each(|(_, partition)| partition.shrink());
+        self.found
     }
 
     fn partition(&mut self, pool: &str, date: NaiveDate) -> &mut Partition {

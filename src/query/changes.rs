@@ -40,8 +40,8 @@ use runs::{Runs, RunsExec};
 const KEY_OF_A_DAY: [&str; 5] = ["pool", "event_date", "identity_id", "dataset_name", "key"];
 /// Columns in which copies of a change agree, beside those of the key.
 const OF_A_COPY: [&str; 3] = ["sync_count", "op", "value"];
-/// Rows of a group of partitions.
-const GROUP_ROWS: u64 = 250_000;
+/// Rows of a group of partitions, if no test wants fewer.
+pub(super) const GROUP_ROWS: u64 = 250_000;
 /// Bytes of the files of a group.
 const GROUP_BYTES: u64 = 32 << 20;
 /// A partition of this many groups' rows or bytes is not sorted in memory.
@@ -87,12 +87,13 @@ pub(crate) struct Changes {
     records: DeltaTable,
     store: Store,
     schema: SchemaRef,
+    group_rows: u64,
 }
 
 impl Changes {
     /// Creates the view over a loaded `sync_records`. `schema` is that of its definition in SQL.
-    pub(crate) fn new(view: View, records: DeltaTable, lake: &Store, schema: SchemaRef) -> Self {
-        Self { view, records, store: Table::SyncRecords.store(lake), schema }
+    pub(crate) fn new(view: View, records: DeltaTable, lake: &Store, schema: SchemaRef, group_rows: u64) -> Self {
+        Self { view, records, store: Table::SyncRecords.store(lake), schema, group_rows }
     }
 
     async fn group(
@@ -143,13 +144,13 @@ impl Files {
         self.bytes = self.bytes.saturating_add(more.bytes);
     }
 
-    fn has_room_for(&self, more: &Self) -> bool {
-        self.rows.saturating_add(more.rows) <= GROUP_ROWS && self.bytes.saturating_add(more.bytes) <= GROUP_BYTES
+    fn has_room_for(&self, more: &Self, rows_max: u64) -> bool {
+        self.rows.saturating_add(more.rows) <= rows_max && self.bytes.saturating_add(more.bytes) <= GROUP_BYTES
     }
 }
 
-/// Gathers the files of whole partitions into groups.
-fn groups(files: Vec<ActiveFile>) -> Vec<Files> {
+/// Gathers the files of whole partitions into groups of at most `rows_max` rows.
+fn groups(files: Vec<ActiveFile>, rows_max: u64) -> Vec<Files> {
     let mut partitions: BTreeMap<[Option<String>; 2], Files> = BTreeMap::new();
     for file in files {
         let value = |name: &str| file.partition.get(name).cloned().flatten();
@@ -159,7 +160,7 @@ fn groups(files: Vec<ActiveFile>) -> Vec<Files> {
     }
     let mut groups = Vec::<Files>::new();
     for partition in partitions.into_values() {
-        match groups.last_mut().filter(|group| group.has_room_for(&partition)) {
+        match groups.last_mut().filter(|group| group.has_room_for(&partition, rows_max)) {
             Some(group) => group.extend(partition),
             None => groups.push(partition),
         }
@@ -233,7 +234,7 @@ impl TableProvider for Changes {
         let filter = filters.into_iter().reduce(Expr::and);
         let names = columns(schema.fields().iter().map(|field| field.name().as_str()), self.view.count());
         let mut inputs = Vec::new();
-        for files in groups(files) {
+        for files in groups(files, self.group_rows) {
             inputs.extend(self.group(files, &names, filter.as_ref(), &session).await?);
         }
         let mut steps = vec![Runs::copies()];
