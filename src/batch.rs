@@ -9,10 +9,11 @@
 //! A partition buffer never mixes shards. When a shard is lost, only its buffers are dropped.
 
 pub(crate) mod columns;
-mod file;
+pub(crate) mod file;
 pub(crate) mod parquet;
 pub(crate) mod roll;
 mod sorted;
+pub(crate) mod stored;
 
 pub(crate) use columns::{Meta, Partition, PartitionKey, Rejected};
 pub(crate) use roll::{Batches, Buffers, Limits};

@@ -39,6 +39,9 @@ pub const NAMES: &[&str] = &[
     "consumer/written",
     "extract/planned",
     "extract/committed",
+    "compact/written",
+    "compact/before",
+    "compact/after",
 ];
 
 /// Performs the test's action here; does nothing in a release.

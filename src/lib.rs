@@ -29,6 +29,7 @@ pub(crate) mod backoff;
 pub(crate) mod batch;
 pub(crate) mod budget;
 pub(crate) mod causes;
+pub mod compact;
 pub mod config;
 pub mod cpu;
 pub mod ddl;

@@ -54,9 +54,9 @@ pub struct TableReport {
     pub files: usize,
     /// Rows of the active files.
     pub rows: u64,
-    /// Files written by ingest that no commit lists or listed.
+    /// Files written by ingest or a compaction that no commit lists or listed.
     pub orphans: usize,
-    /// Files written by ingest that a rewrite took out, and that stay for older versions until vacuum.
+    /// Files written by ingest or a compaction that a rewrite took out, and that stay for older versions until vacuum.
     pub superseded: usize,
     /// The oldest version whose commit the log still holds. Earlier commits cannot be checked.
     pub log_from: u64,
@@ -122,7 +122,7 @@ pub async fn run(lake: &Store, deep: bool) -> Result<VerifyReport, LakeError> {
         let listed: BTreeSet<&str> = live.iter().map(|file| file.path.as_str()).collect();
         let mut objects = store.listed("", None);
         while let Some((path, _)) = objects.try_next().await? {
-            let is_ours = path.rsplit('/').next().is_some_and(|name| PartName::parse(name).is_some());
+            let is_ours = path.rsplit('/').next().is_some_and(paths::is_ours);
             match is_ours && !listed.contains(path.as_str()) {
                 true if removed.contains(&path) => found.superseded += 1,
                 true => found.orphans += 1,

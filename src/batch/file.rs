@@ -15,22 +15,23 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::types::SchemaDescriptor;
 
 use super::columns::PartitionKey;
-use super::sorted::{Sorted, SortedRow};
+use super::sorted::Sorted;
 use crate::schema::Table;
 
 mod chunk;
 mod hybrid;
+pub(crate) mod stored;
 
 pub(super) use chunk::{Coded, Column, NULL};
 use chunk::{Target, Value};
 
 /// Maximum rows of a row group: few enough for a cheap point lookup, enough for a fast scan.
-const GROUP_ROWS: usize = 131_072;
+pub(crate) const GROUP_ROWS: usize = 131_072;
 /// Maximum bytes of a row group, counted as a reader decodes them. A reader's batch never crosses a row group, and no
 /// column of a batch may reach 2 GiB.
-const GROUP_BYTES: usize = 256 << 20;
+pub(crate) const GROUP_BYTES: usize = 256 << 20;
 /// Smaller files are not compressed: a reader's zstd setup per column costs more than the saved bytes.
-const COMPRESSED_BYTES_MIN: usize = 64 << 10;
+pub(crate) const COMPRESSED_BYTES_MIN: usize = 64 << 10;
 /// Level of zstd.
 const LEVEL: i32 = 1;
 
@@ -93,7 +94,7 @@ fn write_group<'a>(
     let constant = vec![0; rows.len()];
     group.write(&constant, &[&*key.identity_pool_id], None)?;
     let identities = sorted.identities(rows.clone());
-    group.write(&identities.codes, identities.values, Some(filter(&identities)?))?;
+    group.write(&identities.codes, identities.values, Some(filter(&identities.codes, identities.values)?))?;
     group.coded(&sorted.datasets(rows.clone()))?;
     group.coded(&sorted.spread(rows.clone(), &events.operation))?;
     group.coded(&sorted.keys(rows.clone()))?;
@@ -113,10 +114,11 @@ fn write_group<'a>(
 }
 
 /// Returns a filter that knows the identities of a row group.
-fn filter(identities: &Coded<'_, &str>) -> Result<Sbbf, ParquetError> {
+fn filter(codes: &[u32], values: &[&str]) -> Result<Sbbf, ParquetError> {
+    // The code of a null has no value.
     let distinct: Vec<&str> =
-        identities.codes.chunk_by(|a, b| a == b).map(|run| identities.values[run[0] as usize]).collect();
-    let mut filter = Sbbf::new_with_ndv_fpp(distinct.len() as u64, DEFAULT_BLOOM_FILTER_FPP)?;
+        codes.chunk_by(|a, b| a == b).filter_map(|run| values.get(run[0] as usize).copied()).collect();
+    let mut filter = Sbbf::new_with_ndv_fpp(distinct.len().max(1) as u64, DEFAULT_BLOOM_FILTER_FPP)?;
     distinct.iter().for_each(|identity| filter.insert(identity.as_bytes()));
     Ok(filter)
 }
@@ -149,10 +151,10 @@ impl Group<'_> {
         self.append(encoded)
     }
 
-    fn rendered(
+    fn rendered<R>(
         &mut self,
-        rows: std::slice::Iter<'_, SortedRow>,
-        text: impl FnMut(&SortedRow, &mut String) -> bool,
+        rows: impl ExactSizeIterator<Item = R>,
+        text: impl FnMut(R, &mut String) -> bool,
     ) -> Result<(), ParquetError> {
         let encoded = chunk::encode_rendered(self.target(), rows, text)?;
         self.append(encoded)

@@ -7,7 +7,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use bytes::Bytes;
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, Datelike, SecondsFormat};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
@@ -24,7 +24,7 @@ use crate::schema::Table;
 /// Rows of a row group: few enough for a cheap point lookup, enough for a fast scan.
 const ROW_GROUP_ROWS: usize = 131_072;
 
-fn properties() -> WriterPropertiesBuilder {
+pub(super) fn properties() -> WriterPropertiesBuilder {
     WriterProperties::builder()
         .set_created_by(concat!("synclake ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_writer_version(WriterVersion::PARQUET_1_0)
@@ -176,7 +176,7 @@ pub(crate) fn row_count_statistics(rows: usize) -> Value {
 }
 
 /// Converts statistics of a partition of `sync_records` to the form of the Delta protocol.
-fn delta_statistics(statistics: &Statistics) -> Value {
+pub(super) fn delta_statistics(statistics: &Statistics) -> Value {
     let (mut low, mut high) = (Map::new(), Map::new());
     let mut put = |name: &str, range: Option<(Value, Value)>| {
         if let Some((min, max)) = range {
@@ -188,7 +188,8 @@ fn delta_statistics(statistics: &Statistics) -> Value {
         let range = range.as_ref().filter(|(a, b)| a.len() <= 256 && b.len() <= 256)?;
         Some((Value::from(range.0.as_str()), Value::from(range.1.as_str())))
     };
-    let instants = |range: Option<(i64, i64)>| Some((instant(range?.0)?, instant(range?.1)?));
+    // The log has whole milliseconds. Rows of other writers may have more digits, which the bounds must include.
+    let instants = |range: Option<(i64, i64)>| Some((instant(range?.0)?, instant(range?.1.checked_add(999)?)?));
     put("identity_id", texts(&statistics.identity_id));
     put("dataset_name", texts(&statistics.dataset_name));
     put("sync_count", statistics.sync_count.map(|(a, b)| (a.into(), b.into())));
@@ -199,20 +200,20 @@ fn delta_statistics(statistics: &Statistics) -> Value {
         "minValues": low,
         "maxValues": high,
         "nullCount": {
-            "identity_id": 0,
-            "dataset_name": 0,
+            "identity_id": statistics.null_identities,
+            "dataset_name": statistics.null_datasets,
             "key": statistics.null_keys,
             "value": statistics.null_values,
-            "sync_count": 0,
-            "last_modified_date": 0,
+            "sync_count": statistics.null_sync_counts,
+            "last_modified_date": statistics.null_dates,
             "device_last_modified_date": statistics.null_device_dates,
         },
     })
 }
 
-/// Formats a timestamp for the log. The Delta protocol writes milliseconds; all dates here are whole milliseconds, so
-/// nothing is truncated.
+/// Formats a timestamp for the log, rounded down to milliseconds. All dates of ingest are whole milliseconds. A year that
+/// other readers could not parse has no form.
 fn instant(micros: i64) -> Option<Value> {
-    let instant = DateTime::from_timestamp_micros(micros)?;
+    let instant = DateTime::from_timestamp_micros(micros).filter(|instant| (0..=9_999).contains(&instant.year()))?;
     Some(Value::from(instant.to_rfc3339_opts(SecondsFormat::Millis, true)))
 }

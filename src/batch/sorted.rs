@@ -15,20 +15,25 @@ use super::file::{Coded, Column, NULL};
 use crate::decode::write_extra;
 
 /// Approximate bytes of a row's columns, without its text.
-const ROW_BYTES: usize = 256;
+pub(super) const ROW_BYTES: usize = 256;
 /// Values after which it is known whether a column repeats its values.
 const PROBE: usize = 2_048;
 
 /// Distinct texts in their order, and the rank of the text of each event or row; [`NULL`] for null.
 #[derive(Debug)]
-struct Ranked<'a> {
-    ranks: Vec<u32>,
+pub(super) struct Ranked<'a> {
+    pub(super) ranks: Vec<u32>,
     texts: Vec<&'a str>,
 }
 
 impl<'a> Ranked<'a> {
     fn new(texts: impl Iterator<Item = Option<&'a str>>) -> Self {
-        let Column { codes, values } = distinct(texts);
+        Self::of(distinct(texts))
+    }
+
+    /// Ranks the values of a column.
+    pub(super) fn of(column: Column<&'a str>) -> Self {
+        let Column { codes, values } = column;
         let mut order: Vec<u32> = (0..index(values.len())).collect();
         order.sort_unstable_by_key(|code| values[*code as usize]);
         let mut rank_of = vec![0; values.len()];
@@ -56,7 +61,7 @@ fn distinct<V: Copy + Eq + Hash>(values: impl Iterator<Item = Option<V>>) -> Col
 }
 
 /// Returns a column. After [`PROBE`] values of which most are new, every further value gets a code of its own.
-fn column<V: Copy + Eq + Hash>(values: impl Iterator<Item = Option<V>>) -> Column<V> {
+pub(super) fn column<V: Copy + Eq + Hash>(values: impl Iterator<Item = Option<V>>) -> Column<V> {
     gather(values, PROBE)
 }
 
@@ -291,6 +296,10 @@ impl<'a> Sorted<'a> {
             sync_count: range(|r| Some(r.sync_count)),
             last_modified_date: range(|r| Some(r.last_modified_date)),
             device_last_modified_date: range(|r| r.device_last_modified_date),
+            null_identities: 0,
+            null_datasets: 0,
+            null_sync_counts: 0,
+            null_dates: 0,
             null_keys: nulls(|r| r.key.is_null()),
             null_values: nulls(|r| r.value.is_null()),
             null_device_dates: nulls(|r| r.device_last_modified_date.is_none()),
@@ -299,7 +308,7 @@ impl<'a> Sorted<'a> {
 }
 
 /// Ranges (lowest, highest) and null counts of one file.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Statistics {
     /// Number of rows.
     pub rows: usize,
@@ -313,6 +322,14 @@ pub(crate) struct Statistics {
     pub last_modified_date: Option<(i64, i64)>,
     /// Range of device_last_modified_date, µs.
     pub device_last_modified_date: Option<(i64, i64)>,
+    /// Rows without an identity.
+    pub null_identities: usize,
+    /// Rows without a dataset.
+    pub null_datasets: usize,
+    /// Rows without a sync count.
+    pub null_sync_counts: usize,
+    /// Rows without a server date.
+    pub null_dates: usize,
     /// Rows without a key.
     pub null_keys: usize,
     /// Rows without a value.

@@ -371,7 +371,7 @@ fn watermarks(known: &Transactions, date: NaiveDate) -> Vec<ShardWatermark> {
 #[cfg(feature = "failpoints")]
 mod tests {
     use deltalake::kernel::{Action, Transaction};
-    use deltalake::protocol::SaveMode;
+    use deltalake::protocol::{DeltaOperation, SaveMode};
 
     use super::*;
     use crate::aws::AwsSettings;
@@ -387,7 +387,8 @@ mod tests {
             ShardState { epoch: 1, owner: 1, position: None, from: StartAt::TrimHorizon, read_to_ms, parts_done: 0 };
         let ids = encode_state(&ShardKey::new("stream", "shard").unwrap(), &state).unwrap();
         let actions = ids.into_iter().map(|(id, value)| Action::Txn(Transaction::new(id, value))).collect();
-        let (bytes, _) = known.encode(Table::SyncRecords, &store, actions, (SaveMode::Append, None)).unwrap();
+        let append = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
+        let (bytes, _) = known.encode(&store, actions, append).unwrap();
         store.put_new(&paths::commit(known.version + 1), bytes).await.unwrap();
         known.version + 1
     }

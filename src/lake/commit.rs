@@ -11,7 +11,7 @@
 //!   that was idle for that long could put a version there. That is detected, undone and retried at the newest version.
 
 use deltalake::kernel::{Action, Add, Remove, Transaction};
-use deltalake::protocol::SaveMode;
+use deltalake::protocol::{DeltaOperation, SaveMode};
 use object_store::Error;
 use rand::RngExt;
 use tokio::time::Instant;
@@ -32,9 +32,36 @@ pub(crate) struct Draft {
     pub adds: Vec<Add>,
     /// Transaction ids to set.
     pub ids: Vec<(String, i64)>,
-    /// `Some` if the log records the commit as an overwrite; then the predicate of the replaced files, if one predicate
-    /// selects them.
-    pub replaces: Option<Option<String>>,
+    /// The operation that the log names.
+    pub operation: Operation,
+}
+
+/// The operation that the log names for a commit.
+#[derive(Debug, Default, Clone)]
+pub(crate) enum Operation {
+    /// Adds rows.
+    #[default]
+    Append,
+    /// Replaces files, which a predicate may select.
+    Overwrite(Option<String>),
+    /// Moves rows into files of about this many bytes.
+    Compact(u64),
+}
+
+impl Operation {
+    fn of_table(self, table: Table) -> DeltaOperation {
+        let (mode, predicate) = match self {
+            Self::Append => (SaveMode::Append, None),
+            Self::Overwrite(predicate) => (SaveMode::Overwrite, predicate),
+            Self::Compact(target_bytes) => {
+                // The protocol stores the size as an i64; the size is for people only.
+                let target_size = i64::try_from(target_bytes).unwrap_or(i64::MAX);
+                return DeltaOperation::Optimize { predicate: None, target_size };
+            }
+        };
+        let partition_by = Some(table.partition_columns().iter().map(|c| (*c).to_owned()).collect());
+        DeltaOperation::Write { mode, partition_by, predicate }
+    }
 }
 
 /// A commit that a writer wants to make.
@@ -205,11 +232,7 @@ fn encode(
     let mut actions: Vec<Action> = draft.removes.into_iter().map(Action::Remove).collect();
     actions.extend(draft.adds.into_iter().map(Action::Add));
     actions.extend(draft.ids.into_iter().map(|(id, version)| Action::Txn(Transaction::new(id, version))));
-    let mode = match draft.replaces {
-        Some(predicate) => (SaveMode::Overwrite, predicate),
-        None => (SaveMode::Append, None),
-    };
-    known.encode(table, store, actions, mode)
+    known.encode(store, actions, draft.operation.of_table(table))
 }
 
 /// Reads the log forward. Returns the version that carries the token, if there is one.

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use deltalake::kernel::Action;
 use deltalake::kernel::transaction::CommitData;
-use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::protocol::DeltaOperation;
 use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::ProjectionMask;
 use parquet::errors::ParquetError;
@@ -110,13 +110,10 @@ impl Transactions {
     /// The newest commit has the largest timestamp, or the commit cannot be encoded (never in practice).
     pub fn encode(
         &self,
-        table: Table,
         store: &Store,
         actions: Vec<Action>,
-        (mode, predicate): (SaveMode, Option<String>),
+        operation: DeltaOperation,
     ) -> Result<(Bytes, Option<i64>), LakeError> {
-        let partition_by = Some(table.partition_columns().iter().map(|c| (*c).to_owned()).collect());
-        let operation = DeltaOperation::Write { mode, partition_by, predicate };
         let mut commit = CommitData::new(actions, operation, HashMap::new(), Vec::new());
         let in_commit_ms = match self.requirements.have_in_commit_timestamps() {
             true => Some(self.next_ms(store)?),

@@ -92,6 +92,36 @@ impl fmt::Display for PartName {
     }
 }
 
+/// The name of a file that a compaction wrote: `compact-<token>-<index>.parquet`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompactName {
+    /// Token of the run.
+    pub run: u64,
+    /// Index among the files of the run.
+    pub index: u64,
+}
+
+impl CompactName {
+    /// Parses a file name without a folder. Returns `None` if no compaction wrote the file.
+    pub fn parse(file_name: &str) -> Option<Self> {
+        let stem = file_name.strip_prefix("compact-")?.strip_suffix(".parquet")?;
+        let (run, index) = stem.split_once('-')?;
+        let run = (run.len() == 16).then(|| u64::from_str_radix(run, 16).ok()).flatten()?;
+        Some(Self { run, index: index.parse().ok()? })
+    }
+}
+
+impl fmt::Display for CompactName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "compact-{:016x}-{:05}.parquet", self.run, self.index)
+    }
+}
+
+/// Returns whether synclake gave a data file of `sync_records` its name (without a folder).
+pub fn is_ours(file_name: &str) -> bool {
+    PartName::parse(file_name).is_some() || CompactName::parse(file_name).is_some()
+}
+
 /// Returns the path of the commit object of a version, relative to the table.
 pub fn commit(version: u64) -> String {
     format!("_delta_log/{version:020}.json")
@@ -128,6 +158,10 @@ mod tests {
         );
         assert_eq!(PartName::parse(&name.to_string()), Some(name));
         assert_eq!(PartName::parse("part-00000-abc.snappy.parquet"), None);
+        let name = CompactName { run: 0xab, index: 7 };
+        assert_eq!(name.to_string(), "compact-00000000000000ab-00007.parquet");
+        assert_eq!(CompactName::parse(&name.to_string()), Some(name));
+        assert_eq!(CompactName::parse("compact-ab-00007.parquet"), None);
         assert_eq!(commit(12), "_delta_log/00000000000000000012.json");
         assert_eq!(commit_version("00000000000000000012.json"), Some(12));
         assert_eq!(commit_version("00000000000000000012.checkpoint.parquet"), None);

@@ -5,9 +5,10 @@
 
 use std::collections::HashSet;
 
+use chrono::{TimeDelta, Utc};
 use deltalake::kernel::{Add, Remove};
 
-use super::commit::{self, Draft, Proposal};
+use super::commit::{self, Draft, Operation, Proposal};
 use super::log::{self, Transactions};
 use super::snapshot::{self, ActiveFile};
 use super::{LakeError, Store};
@@ -31,7 +32,7 @@ pub(crate) async fn replace(
     let predicate = format!("{column} = '{value}'");
     let select =
         |living: Vec<ActiveFile>| Some(living.into_iter().filter(in_partition).map(|file| file.remove).collect());
-    let version = rewrite(lake, table, Some(predicate), files, ids, select).await?;
+    let version = rewrite(lake, table, Operation::Overwrite(Some(predicate)), files, ids, select).await?;
     version.ok_or_else(|| LakeError::Invalid("a replacement that selects nothing was refused".to_owned()))
 }
 
@@ -52,7 +53,40 @@ pub(crate) async fn swap(
             living.into_iter().filter(|file| wanted.contains(file.path.as_str())).map(|file| file.remove).collect();
         (found.len() == wanted.len()).then_some(found)
     };
-    rewrite(lake, table, None, files, |_| Vec::new(), select).await
+    rewrite(lake, table, Operation::Overwrite(None), files, |_| Vec::new(), select).await
+}
+
+/// The age at which a written file must not be committed any more. It is far below the age at which
+/// [`super::sweep::sweep_compactions`] deletes unlisted files.
+const MOVE_TIMEOUT: TimeDelta = TimeDelta::days(1);
+
+/// Moves the rows of exactly the files `old` to `files`, without a change of data. Returns the version, or `None` if
+/// one of the old files is not active any more, or lost rows to a deletion vector.
+///
+/// # Errors
+/// As [`replace`].
+pub(crate) async fn move_rows(
+    lake: &Store,
+    table: Table,
+    old: &[String],
+    mut files: Vec<Add>,
+    target_bytes: u64,
+) -> Result<Option<u64>, LakeError> {
+    files.iter_mut().for_each(|file| file.data_change = false);
+    let wanted: HashSet<&str> = old.iter().map(String::as_str).collect();
+    let written_at = Utc::now();
+    let select = |living: Vec<ActiveFile>| {
+        let is_whole = |file: &ActiveFile| file.remove.deletion_vector.is_none();
+        let found: Vec<Remove> = living
+            .into_iter()
+            .filter(|file| wanted.contains(file.path.as_str()) && is_whole(file))
+            .map(|file| Remove { data_change: false, ..file.remove })
+            .collect();
+        // The machine may have slept since the files were written.
+        let is_recent = Utc::now() - written_at < MOVE_TIMEOUT;
+        (is_recent && found.len() == wanted.len()).then_some(found)
+    };
+    rewrite(lake, table, Operation::Compact(target_bytes), files, |_| Vec::new(), select).await
 }
 
 /// Commits exactly version `version` of a table, with transaction ids. Returns `false` if another writer took that
@@ -85,7 +119,7 @@ impl Proposal for Exactly {
             removes: self.removes.clone(),
             adds: self.files.clone(),
             ids: self.ids.clone(),
-            replaces: Some(None),
+            operation: Operation::Overwrite(None),
         };
         Ok((known.version + 1 == self.version).then(draft))
     }
@@ -104,18 +138,18 @@ async fn propose(lake: &Store, table: Table, proposal: &impl Proposal) -> Result
 async fn rewrite(
     lake: &Store,
     table: Table,
-    predicate: Option<String>,
+    operation: Operation,
     files: Vec<Add>,
     ids: impl Fn(i64) -> Vec<(String, i64)> + Sync,
     select: impl Fn(Vec<ActiveFile>) -> Option<Vec<Remove>> + Sync,
 ) -> Result<Option<u64>, LakeError> {
-    propose(lake, table, &Rewrite { lake, table, predicate, files, ids, select }).await
+    propose(lake, table, &Rewrite { lake, table, operation, files, ids, select }).await
 }
 
 struct Rewrite<'a, I, S> {
     lake: &'a Store,
     table: Table,
-    predicate: Option<String>,
+    operation: Operation,
     files: Vec<Add>,
     ids: I,
     select: S,
@@ -132,7 +166,7 @@ where
         let loaded = loaded.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
         let living = snapshot::files(&store, &loaded).await?;
         let ids = (self.ids)(log::id_value(known.version + 1)?);
-        let draft = |removes| Draft { removes, adds: self.files.clone(), ids, replaces: Some(self.predicate.clone()) };
+        let draft = |removes| Draft { removes, adds: self.files.clone(), ids, operation: self.operation.clone() };
         Ok((self.select)(living).map(draft))
     }
 }

@@ -13,8 +13,7 @@ use deltalake::kernel::{Action, Add};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use super::paths::PartName;
-use super::{LakeError, Store, log};
+use super::{LakeError, Store, log, paths};
 
 /// Commits that are read concurrently.
 const READS: usize = 16;
@@ -172,7 +171,7 @@ impl Kind {
 
 fn is_named_by_us(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    PartName::parse(name).is_some() || name.starts_with("redrive-")
+    paths::is_ours(name) || name.starts_with("redrive-")
 }
 
 fn operation_of(actions: &[Action]) -> String {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::TryStreamExt;
 use object_store::ObjectMeta;
 
-use super::paths::PartName;
+use super::paths::{CompactName, PartName};
 use super::{LakeError, Store, snapshot};
 use crate::ids::ShardKey;
 
@@ -47,6 +47,16 @@ pub(crate) async fn sweep_attempts(table: &Store, stem: &str) -> Result<usize, L
 pub(crate) async fn sweep_forgotten(table: &Store) -> Result<usize, LakeError> {
     let long_ago = chrono::Utc::now() - chrono::Duration::days(7);
     let is_ours = |name: &str| published_name(name).starts_with("part-") && published_name(name).ends_with(".parquet");
+    delete_unlisted(table, |name, object| is_ours(name) && object.last_modified < long_ago).await
+}
+
+/// Deletes files of compactions older than a week that no commit lists.
+///
+/// # Errors
+/// As [`sweep`].
+pub(crate) async fn sweep_compactions(table: &Store) -> Result<usize, LakeError> {
+    let long_ago = chrono::Utc::now() - chrono::Duration::days(7);
+    let is_ours = |name: &str| CompactName::parse(published_name(name)).is_some();
     delete_unlisted(table, |name, object| is_ours(name) && object.last_modified < long_ago).await
 }
 

@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Redrive(RedriveArgs),
     /// Update the maintained state, so that querying the current state costs only what changed since.
     Refresh(RefreshArgs),
+    /// Merge small files of sync_records into sorted files of a target size.
+    Compact(CompactArgs),
     /// Print tables and views for Athena, Spark, Trino, DuckDB or Redshift.
     Ddl(DdlArgs),
 }
@@ -275,6 +277,59 @@ pub(crate) struct RefreshArgs {
     pub rebuild: bool,
     #[command(flatten)]
     pub aws: AwsArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake compact --lake lake --dry-run
+  synclake compact --lake s3://bucket/lake --to yesterday --max-duration 30m
+  synclake compact --lake lake --pool us-east-1:0a1b… --from 2026-11-01 --to 2026-11-20 --target-size 64MiB
+
+Files of less than half of the target size are merged, by pool and day. The rows stay the same, each in its order, and no
+consumer gets a row again. Each group of files is one commit, so a run that is stopped or killed keeps what it committed,
+and the next run does the rest. On SIGTERM or SIGINT the program commits the groups that it is merging, and exits with 0.
+It may run beside an ingest, a refresh, extracts and deliveries. Replaced files stay until a vacuum.")]
+pub(crate) struct CompactArgs {
+    /// Lake: s3://bucket/prefix, or a folder.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    pub lake: Option<String>,
+    /// Table to compact.
+    #[arg(long, value_enum, default_value = "sync_records")]
+    pub table: CompactTable,
+    /// Only this pool.
+    #[arg(long, value_name = "POOL")]
+    pub pool: Option<String>,
+    /// First day (UTC): YYYY-MM-DD, yesterday or today.
+    #[arg(long, value_name = "DATE", value_parser = extract::parse_date)]
+    pub from: Option<chrono::NaiveDate>,
+    /// Last day.
+    #[arg(long, value_name = "DATE", value_parser = extract::parse_date)]
+    pub to: Option<chrono::NaiveDate>,
+    /// Size of the new files, compressed.
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = config::parse_bytes)]
+    pub target_size: u64,
+    /// Limit the memory for files and rows to this many bytes; at least four times the target size.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = config::parse_bytes)]
+    pub memory: u64,
+    /// Report what would be merged, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Start no further group after this long.
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
+    pub max_duration: Option<std::time::Duration>,
+    /// Format of the report.
+    #[arg(long, value_enum, default_value = "json")]
+    pub format: ReportFormat,
+    #[command(flatten)]
+    pub aws: AwsArgs,
+}
+
+/// A table whose files can be merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum CompactTable {
+    #[value(name = "sync_records")]
+    SyncRecords,
 }
 
 #[derive(Debug, Args)]

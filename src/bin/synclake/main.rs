@@ -74,6 +74,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Verify(args) => upkeep::verify(args, &file).await,
         Command::Redrive(args) => upkeep::redrive(args, &file).await,
         Command::Refresh(args) => upkeep::refresh(args, &file).await,
+        Command::Compact(args) => upkeep::compact(args, &file).await,
         Command::Ddl(args) => upkeep::ddl(&args, &file),
     }
 }

@@ -1,12 +1,12 @@
-//! `synclake verify`, `redrive`, `refresh` and `ddl`.
+//! `synclake verify`, `redrive`, `refresh`, `compact` and `ddl`.
 
 use anyhow::{Context, Result};
 use synclake::config::{File, Unusable};
 use synclake::lake::Location;
 use synclake::query::state::refresh;
-use synclake::{ddl, query, redrive, terminal, verify};
+use synclake::{compact, ddl, query, redrive, terminal, verify};
 
-use crate::args::{DdlArgs, RedriveArgs, RefreshArgs, ReportFormat, VerifyArgs};
+use crate::args::{CompactArgs, CompactTable, DdlArgs, RedriveArgs, RefreshArgs, ReportFormat, VerifyArgs};
 use crate::output::{mib, print_line, print_report};
 use crate::settings::{location, open_lake, required};
 
@@ -89,6 +89,74 @@ pub(crate) async fn refresh(args: RefreshArgs, file: &File) -> Result<()> {
         report.covers
     ));
     print_report(&report)
+}
+
+/// Runs `synclake compact`.
+pub(crate) async fn compact(args: CompactArgs, file: &File) -> Result<()> {
+    let CompactTable::SyncRecords = args.table;
+    let options = compact::CompactOptions {
+        pool: args.pool,
+        from: args.from,
+        to: args.to,
+        target_bytes: args.target_size,
+        memory_bytes: args.memory,
+        dry_run: args.dry_run,
+        max_duration: args.max_duration,
+    };
+    options.check().map_err(Unusable)?;
+    let lake = open_lake(args.lake, args.aws, file).await?;
+    let stop = terminal::stop_on_signals().context("listen to signals")?;
+    let bar = terminal::progress(Some(0), "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
+    let draw = |progress: compact::CompactProgress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    };
+    let report = compact::run(&lake, &options, draw, &stop).await;
+    bar.finish_and_clear();
+    let report = report?;
+    let summary = compact_summary(&report);
+    if args.format == ReportFormat::Json {
+        terminal::print_message(&summary);
+        print_report(&report)?;
+    } else {
+        print_line(&summary)?;
+        for (reason, files) in &report.files_left {
+            print_line(&format!("left alone: {files} files, each {reason}"))?;
+        }
+        for fault in &report.faults {
+            print_line(&format!("FAULT {fault}"))?;
+        }
+    }
+    match report.faults.len() {
+        0 => Ok(()),
+        faults => {
+            anyhow::bail!("{faults} damaged files were left alone, listed on standard output; run `synclake verify`")
+        }
+    }
+}
+
+/// Returns the report of a compaction as a sentence.
+fn compact_summary(report: &compact::CompactReport) -> String {
+    let mut text = format!(
+        "{} {} files ({}) {} {} ({}), {} rows",
+        if report.dry_run { "would replace" } else { "replaced" },
+        report.files_removed,
+        mib(report.bytes_removed),
+        if report.dry_run { "by at most" } else { "by" },
+        report.files_added,
+        mib(report.bytes_added),
+        report.rows
+    );
+    for (count, what) in [
+        (report.groups_changed, "groups changed meanwhile"),
+        (report.groups_left, "groups are left to the next run"),
+        (report.files_left.values().sum(), "small files cannot be merged"),
+    ] {
+        if count > 0 {
+            text += &format!("; {count} {what}");
+        }
+    }
+    text
 }
 
 /// Runs `synclake ddl`.

@@ -1,5 +1,6 @@
 //! Logs with checkpoints of both kinds, with holes, and with numbers that no writer reaches.
 
+use deltalake::protocol::SaveMode;
 use serde_json::json;
 
 use super::*;
@@ -32,7 +33,10 @@ async fn a_timestamp_that_no_other_follows_is_an_error() {
     metadata["metaData"]["configuration"]["delta.enableInCommitTimestamps"] = json!("true");
     known.take(&protocol).unwrap();
     known.take(&metadata).unwrap();
-    let encode = |known: &Transactions| known.encode(Table::Gaps, &store, Vec::new(), (SaveMode::Append, None));
+    let encode = |known: &Transactions| {
+        let append = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
+        known.encode(&store, Vec::new(), append)
+    };
     known.in_commit_ms = Some(i64::MAX - 1);
     assert_eq!(encode(&known).unwrap().1, Some(i64::MAX));
     known.in_commit_ms = Some(i64::MAX);

@@ -1,0 +1,117 @@
+//! Encodes rows that were read back from data files: the same columns, encodings, filters and statistics as a file of
+//! ingest.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parquet::errors::ParquetError;
+use parquet::file::writer::SerializedFileWriter;
+
+use super::{Column, Group, LEVEL, NULL, SCHEMA, filter};
+use crate::batch::parquet::{delta_statistics, properties};
+use crate::batch::sorted::Statistics;
+use crate::batch::stored::{Ordered, at};
+
+/// A data file that is being encoded.
+pub(crate) struct StoredWriter {
+    file: SerializedFileWriter<Vec<u8>>,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    statistics: Statistics,
+}
+
+impl StoredWriter {
+    /// Creates a file without rows. `capacity` is its expected size.
+    ///
+    /// # Errors
+    /// The library rejects the schema (a bug).
+    pub(crate) fn new(capacity: usize, is_compressed: bool) -> Result<Self, ParquetError> {
+        let schema = SCHEMA.as_ref().map_err(|error| ParquetError::General(error.clone()))?;
+        let properties = Arc::new(properties().build());
+        let file = SerializedFileWriter::new(Vec::with_capacity(capacity), schema.root_schema_ptr(), properties)?;
+        let zstd = if is_compressed { Some(zstd::bulk::Compressor::new(LEVEL)?) } else { None };
+        Ok(Self { file, zstd, statistics: Statistics::default() })
+    }
+
+    /// Writes rows as one row group. They must not sort before the rows that were written.
+    ///
+    /// # Errors
+    /// The library rejects the columns (a bug, never the data).
+    pub(crate) fn write(&mut self, rows: &Ordered<'_>, range: Range<usize>) -> Result<(), ParquetError> {
+        let schema = SCHEMA.as_ref().map_err(|error| ParquetError::General(error.clone()))?;
+        let mut group = Group { schema, zstd: self.zstd.as_mut(), writer: self.file.next_row_group()?, next: 0 };
+        let statistics = &mut self.statistics;
+        let texts = |column| rows.texts(column, range.clone());
+        let longs = |column| rows.longs(column, range.clone());
+        group.column(&texts(at::IDENTITY_POOL_ID))?;
+        let identities = texts(at::IDENTITY_ID);
+        note(&identities, &mut statistics.identity_id, &mut statistics.null_identities, |text| (*text).to_owned());
+        group.write(&identities.codes, &identities.values, Some(filter(&identities.codes, &identities.values)?))?;
+        let datasets = texts(at::DATASET_NAME);
+        note(&datasets, &mut statistics.dataset_name, &mut statistics.null_datasets, |text| (*text).to_owned());
+        group.column(&datasets)?;
+        group.column(&texts(at::OPERATION))?;
+        let keys = texts(at::KEY);
+        statistics.null_keys += nulls(&keys);
+        group.column(&keys)?;
+        let values = rows.long_texts(at::VALUE, range.clone());
+        statistics.null_values += nulls(&values);
+        group.long(&values)?;
+        group.column(&texts(at::OP))?;
+        let counts = longs(at::SYNC_COUNT);
+        note(&counts, &mut statistics.sync_count, &mut statistics.null_sync_counts, |number| *number);
+        group.column(&counts)?;
+        let dates = longs(at::LAST_MODIFIED_DATE);
+        note(&dates, &mut statistics.last_modified_date, &mut statistics.null_dates, |number| *number);
+        group.column(&dates)?;
+        let dates = longs(at::DEVICE_LAST_MODIFIED_DATE);
+        note(&dates, &mut statistics.device_last_modified_date, &mut statistics.null_device_dates, |number| *number);
+        group.column(&dates)?;
+        group.column(&longs(at::EVENT_SYNC_COUNT))?;
+        group.column(&longs(at::EVENT_LAST_MODIFIED_DATE))?;
+        group.column(&texts(at::SHARD_ID))?;
+        group.column(&texts(at::SEQUENCE_NUMBER))?;
+        group.column(&longs(at::SUB_SEQUENCE))?;
+        group.column(&rows.ints(at::RECORD_INDEX, range.clone()))?;
+        group.column(&longs(at::ARRIVED_AT))?;
+        group.rendered(rows.places(range.clone()), |place, text| {
+            let extra = rows.text(at::EXTRA, *place);
+            text.push_str(extra.unwrap_or_default());
+            extra.is_some()
+        })?;
+        group.writer.close()?;
+        Ok(())
+    }
+
+    /// Finishes the file. Returns its bytes, its statistics for the log, and the number of its rows.
+    ///
+    /// # Errors
+    /// The library cannot finish the file.
+    pub(crate) fn finish(mut self) -> Result<(Bytes, serde_json::Value, u64), ParquetError> {
+        let rows: i64 = self.file.flushed_row_groups().iter().map(|group| group.num_rows()).sum();
+        let rows = u64::try_from(rows).unwrap_or(0);
+        self.statistics.rows = usize::try_from(rows).unwrap_or(0);
+        Ok((self.file.into_inner()?.into(), delta_statistics(&self.statistics), rows))
+    }
+}
+
+fn nulls<V>(column: &Column<V>) -> usize {
+    column.codes.iter().filter(|code| **code == NULL).count()
+}
+
+/// Adds the values of a column to its range, and its nulls to their count.
+fn note<V: Ord, S: Ord>(
+    column: &Column<V>,
+    range: &mut Option<(S, S)>,
+    null_count: &mut usize,
+    owned: impl Fn(&V) -> S,
+) {
+    *null_count += nulls(column);
+    if let (Some(low), Some(high)) = (column.values.iter().min(), column.values.iter().max()) {
+        let (low, high) = (owned(low), owned(high));
+        *range = Some(match range.take() {
+            None => (low, high),
+            Some(known) => (known.0.min(low), known.1.max(high)),
+        });
+    }
+}

@@ -1,0 +1,366 @@
+//! Compaction: merges small files of a partition of `sync_records` into sorted files of a target size.
+//!
+//! 1. Plan: small files of each partition are packed into groups, from the log alone.
+//! 2. Merge: the files of a group become one file, in the order of ingest ([`merge`]).
+//! 3. Commit: one commit removes the files of a group and adds the new one, both without a change of data.
+//!
+//! # Invariants
+//! - The rows of a new file are the rows of the files that it replaces. Each file is counted against the log, and the
+//!   new file against their sum, before anything is written.
+//! - Each commit says `dataChange = false`, so a reader of changes sees no row again.
+//! - A commit removes only files that are active, and without deletion vectors, at the version before it. Of two
+//!   compactions of a file, one succeeds, and the other deletes its new file.
+//! - A killed run leaves committed groups, and at most one unlisted file per processor. The next run does the rest.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::NaiveDate;
+use deltalake::kernel::Add;
+use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::lake::ledger::new_token;
+use crate::lake::paths::CompactName;
+use crate::lake::{LakeError, Store, data_file, log, replace, snapshot, sweep};
+use crate::schema::Table;
+use crate::{cpu, failpoint};
+
+mod merge;
+mod plan;
+
+use merge::{Input, MergeError, MergeLimits, Merged, merge};
+use plan::{Group, Source, plan};
+
+/// The files to compact, and the limits of a run.
+#[derive(Debug, Clone)]
+pub struct CompactOptions {
+    /// Only this pool: its id or its partition value.
+    pub pool: Option<String>,
+    /// Only this day and later ones.
+    pub from: Option<NaiveDate>,
+    /// Only this day and earlier ones.
+    pub to: Option<NaiveDate>,
+    /// Size of the new files, in bytes. Files of less than half of it are merged.
+    pub target_bytes: u64,
+    /// Limit of the memory for files and rows, in bytes.
+    pub memory_bytes: u64,
+    /// Whether to plan only.
+    pub dry_run: bool,
+    /// Start no group after this time.
+    pub max_duration: Option<Duration>,
+}
+
+impl CompactOptions {
+    /// Default size of the new files.
+    pub const TARGET_BYTES: u64 = 128 << 20;
+    /// Default limit of memory.
+    pub const MEMORY_BYTES: u64 = 512 << 20;
+    /// Lowest limit of memory.
+    pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
+
+    /// Checks the limits.
+    ///
+    /// # Errors
+    /// Returns one line that says which limit to change.
+    pub fn check(&self) -> Result<(), String> {
+        if self.memory_bytes < Self::MEMORY_BYTES_MIN {
+            return Err(format!("--memory must be at least {} MiB", Self::MEMORY_BYTES_MIN >> 20));
+        }
+        if self.target_bytes > self.memory_bytes / 4 {
+            let needed = self.target_bytes.saturating_mul(4).div_ceil(1 << 20);
+            return Err(format!("--target-size is more than a quarter of --memory; raise --memory to {needed}MiB"));
+        }
+        match (self.from, self.to) {
+            (Some(from), Some(to)) if from > to => Err(format!("--from {from} is after --to {to}; exchange them")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The result of a run.
+#[derive(Debug, Default, Serialize, PartialEq, Eq)]
+pub struct CompactReport {
+    /// The table.
+    pub table: &'static str,
+    /// Whether nothing was changed because only a plan was wanted. Then the other numbers are those of the plan.
+    pub dry_run: bool,
+    /// Active files of the selected partitions before the run.
+    pub files: u64,
+    /// Groups of files that were merged; one commit each.
+    pub groups: u64,
+    /// Files that were replaced.
+    pub files_removed: u64,
+    /// Bytes of those files.
+    pub bytes_removed: u64,
+    /// Files that replace them.
+    pub files_added: u64,
+    /// Bytes of those files; in a plan, the most that they can be.
+    pub bytes_added: u64,
+    /// Rows that were moved.
+    pub rows: u64,
+    /// Groups of which another writer replaced a file meanwhile.
+    pub groups_changed: u64,
+    /// Groups that were planned and not merged: the time was over, or a signal came.
+    pub groups_left: u64,
+    /// Small files that are left alone, by the reason.
+    pub files_left: BTreeMap<String, u64>,
+    /// Damaged files, one line each. Their groups are left alone.
+    pub faults: Vec<String>,
+}
+
+/// The progress of a run, in bytes of the files to merge.
+#[derive(Debug, Clone, Copy)]
+pub struct CompactProgress {
+    /// Bytes that are merged and committed.
+    pub done: u64,
+    /// All bytes of the plan.
+    pub total: u64,
+}
+
+/// Plans are made anew at most this often in a run, because merged files may be small too.
+const PASSES: usize = 4;
+/// Files of a group that are fetched at a time.
+const FETCHES: usize = 32;
+/// Least memory for decoding and sorting a group.
+const WORK_BYTES_MIN: u64 = 32 << 20;
+
+/// Compacts `sync_records` once.
+///
+/// # Errors
+/// The lake cannot be read or written. What is committed stays; run again for the rest.
+pub async fn run(
+    lake: &Store,
+    options: &CompactOptions,
+    progress: impl Fn(CompactProgress) + Sync,
+    stop: &CancellationToken,
+) -> Result<CompactReport, LakeError> {
+    options.check().map_err(LakeError::Invalid)?;
+    let table = Table::SyncRecords;
+    let store = table.store(lake);
+    let known = log::read_transactions(&store).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
+    known.admit(table, &store, false)?;
+    let mut run = Run {
+        lake,
+        store,
+        options,
+        token: new_token(),
+        next_file: 0,
+        memory: Arc::new(Semaphore::new(permits(usable_bytes(options)))),
+        deadline: options.max_duration.map(|limit| Instant::now() + limit),
+        unfit: HashSet::new(),
+        done: 0,
+        report: CompactReport { table: table.name(), dry_run: options.dry_run, ..CompactReport::default() },
+    };
+    for pass in 0..PASSES {
+        let loaded = table.load(lake, None).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
+        let plan = plan(snapshot::files(&run.store, &loaded).await?, options, &run.unfit);
+        if pass == 0 {
+            (run.report.files, run.report.files_left) = (plan.files, plan.left);
+        }
+        if options.dry_run {
+            run.report.count(&plan.groups);
+            return Ok(run.report);
+        }
+        let before = (run.report.groups, run.unfit.len());
+        run.report.groups_left = run.merge_all(plan.groups, &progress, stop).await?;
+        // Without a file that is left alone, the rest of its group can be merged.
+        if (run.report.groups, run.unfit.len()) == before || run.report.groups_left > 0 {
+            break;
+        }
+    }
+    // Files that cannot be deleted now are left to the next run.
+    match sweep::sweep_compactions(&run.store).await {
+        Ok(0) => {}
+        Ok(files) => tracing::info!(table = table.name(), files, "deleted files that no commit lists"),
+        Err(error) => tracing::warn!(%error, "left files of killed compactions that no commit lists"),
+    }
+    Ok(run.report)
+}
+
+impl CompactReport {
+    /// Counts groups as if they were merged.
+    fn count(&mut self, groups: &[Group]) {
+        for group in groups {
+            self.groups += 1;
+            self.files_removed += group.sources.len() as u64;
+            self.bytes_removed += group.bytes();
+            self.files_added += 1;
+            self.bytes_added += group.bytes();
+            self.rows += group.sources.iter().filter_map(|source| source.rows).sum::<u64>();
+        }
+    }
+}
+
+/// Returns the memory for groups. The rest is for the log and for what the allocator holds back.
+fn usable_bytes(options: &CompactOptions) -> u64 {
+    options.memory_bytes / 4 * 3
+}
+
+/// Returns the memory for decoding and sorting a group, beside the group's files and the new file.
+fn work_bytes(group: &Group, options: &CompactOptions) -> u64 {
+    (WORK_BYTES_MIN + 16 * group.bytes()).min(options.memory_bytes / 4)
+}
+
+/// Returns the permits that stand for bytes: one per KiB.
+fn permits(bytes: u64) -> usize {
+    usize::try_from(bytes >> 10).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize))
+}
+
+struct Run<'a> {
+    lake: &'a Store,
+    store: Store,
+    options: &'a CompactOptions,
+    token: u64,
+    next_file: u64,
+    memory: Arc<Semaphore>,
+    deadline: Option<Instant>,
+    /// Files that are not read again in this run.
+    unfit: HashSet<String>,
+    /// Bytes of the groups that are done.
+    done: u64,
+    report: CompactReport,
+}
+
+/// A group whose new file is written.
+struct Written {
+    group: Group,
+    merged: Merged,
+    add: Option<Add>,
+}
+
+/// A group that could not be merged.
+#[derive(Debug, thiserror::Error)]
+enum GroupError {
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    #[error("a file is damaged: {1}")]
+    Damaged(Box<Group>, String, String),
+}
+
+impl Run<'_> {
+    /// Merges groups, several at a time, and commits each when it is merged. Returns the number of groups that were not
+    /// started.
+    async fn merge_all(
+        &mut self,
+        groups: Vec<Group>,
+        progress: &(impl Fn(CompactProgress) + Sync),
+        stop: &CancellationToken,
+    ) -> Result<u64, LakeError> {
+        let total = self.done + groups.iter().map(Group::bytes).sum::<u64>();
+        progress(CompactProgress { done: self.done, total });
+        let mut waiting = groups.into_iter();
+        let mut running = JoinSet::new();
+        loop {
+            let is_over = || stop.is_cancelled() || self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            while running.len() < cpu::processors() && !is_over() {
+                let Some(group) = waiting.next() else { break };
+                let name = CompactName { run: self.token, index: self.next_file };
+                self.next_file += 1;
+                let (store, memory) = (self.store.clone(), self.memory.clone());
+                let work_bytes = work_bytes(&group, self.options);
+                running.spawn(async move {
+                    let needed = permits(2 * group.bytes() + work_bytes);
+                    // The semaphore is never closed.
+                    let _memory = memory.acquire_many_owned(u32::try_from(needed).unwrap_or(u32::MAX)).await.ok();
+                    write_group(&store, name, group, work_bytes).await
+                });
+            }
+            let Some(ended) = running.join_next().await else { break };
+            let ended = ended.map_err(|source| {
+                let source = object_store::Error::JoinError { source };
+                LakeError::Storage { action: "merge files of", path: self.store.url().to_string(), source }
+            })?;
+            self.done += self.finish(ended).await?;
+            progress(CompactProgress { done: self.done, total });
+        }
+        Ok(waiting.len() as u64)
+    }
+
+    /// Commits a group. Returns its bytes.
+    async fn finish(&mut self, ended: Result<Written, GroupError>) -> Result<u64, LakeError> {
+        let Written { group, merged, add } = match ended {
+            Ok(written) => written,
+            Err(GroupError::Lake(error)) => return Err(error),
+            Err(GroupError::Damaged(group, path, fault)) => {
+                self.unfit.insert(path);
+                self.report.faults.push(format!("{}: {fault}", self.report.table));
+                return Ok(group.bytes());
+            }
+        };
+        for (path, reason) in &merged.left {
+            *self.report.files_left.entry(reason.clone()).or_default() += 1;
+            self.unfit.insert(path.clone());
+        }
+        let (Some(add), Some(file)) = (add, &merged.file) else { return Ok(group.bytes()) };
+        let (path, size) = (add.path.clone(), u64::try_from(add.size).unwrap_or(0));
+        failpoint::hit("compact/before");
+        let target_bytes = self.options.target_bytes;
+        let version = replace::move_rows(self.lake, Table::SyncRecords, &merged.paths, vec![add], target_bytes).await?;
+        failpoint::hit("compact/after");
+        if version.is_none() {
+            self.report.groups_changed += 1;
+            // No commit lists the file, and none will.
+            if let Err(error) = self.store.delete(&path).await {
+                tracing::warn!(path, %error, "left a file of sync_records that no commit lists");
+            }
+            return Ok(group.bytes());
+        }
+        let moved: HashSet<&str> = merged.paths.iter().map(String::as_str).collect();
+        let removed = group.sources.iter().filter(|source| moved.contains(source.path.as_str()));
+        self.report.groups += 1;
+        self.report.files_removed += merged.paths.len() as u64;
+        self.report.bytes_removed += removed.map(|source| source.bytes).sum::<u64>();
+        self.report.files_added += 1;
+        self.report.bytes_added += size;
+        self.report.rows += file.rows;
+        Ok(group.bytes())
+    }
+}
+
+/// Fetches the files of a group.
+async fn fetch(store: &Store, group: &Group) -> Result<Vec<Input>, GroupError> {
+    let fetches = futures::stream::iter(group.sources.clone()).map(|Source { path, rows, .. }| async move {
+        match store.get(&path).await? {
+            Some(bytes) => Ok(Input { path, bytes, rows }),
+            None => {
+                let fault = format!("{path}: the log lists this file, but it does not exist");
+                Err(GroupError::Damaged(Box::new(group.clone()), path, fault))
+            }
+        }
+    });
+    fetches.buffered(FETCHES).try_collect().await
+}
+
+/// Fetches the files of a group, merges them, and writes the new file.
+async fn write_group(store: &Store, name: CompactName, group: Group, work_bytes: u64) -> Result<Written, GroupError> {
+    let inputs = fetch(store, &group).await?;
+    let limits = MergeLimits::new(group.bytes(), work_bytes);
+    let merged = cpu::run(move || merge(inputs, limits)).await;
+    let mut merged = match merged {
+        Ok(merged) => merged,
+        Err(error @ MergeError::Damaged { .. }) => {
+            let fault = error.to_string();
+            let MergeError::Damaged { path, .. } = error else { return Err(LakeError::Invalid(fault).into()) };
+            return Err(GroupError::Damaged(Box::new(group), path, fault));
+        }
+        Err(MergeError::Encode(source)) => {
+            return Err(LakeError::Parquet { action: "encode", path: store.url().to_string(), source }.into());
+        }
+        Err(error @ MergeError::Lost { .. }) => return Err(LakeError::Invalid(error.to_string()).into()),
+    };
+    let Some(file) = &mut merged.file else { return Ok(Written { group, merged, add: None }) };
+    let folder = format!("pool={}/event_date={}", group.pool, group.event_date);
+    let path = format!("{folder}/{name}");
+    let values = [("pool", group.pool.clone()), ("event_date", group.event_date.clone())];
+    let (bytes, statistics) = (std::mem::take(&mut file.bytes), std::mem::take(&mut file.statistics));
+    let encoded = data_file::encode(store, &path, move || Ok((bytes, statistics))).await?;
+    let add = data_file::write(store, path, &values, encoded).await?;
+    failpoint::hit("compact/written");
+    Ok(Written { group, merged, add: Some(add) })
+}
