@@ -239,8 +239,10 @@ struct Written {
 enum GroupError {
     #[error(transparent)]
     Lake(#[from] LakeError),
-    #[error("a file is damaged: {1}")]
+    #[error("{2}")]
     Damaged(Box<Group>, String, String),
+    #[error("{1} does not exist")]
+    Missing(Box<Group>, String),
 }
 
 impl Run<'_> {
@@ -282,6 +284,21 @@ impl Run<'_> {
         Ok(waiting.len() as u64)
     }
 
+    /// Notes a file that does not exist: another writer replaced and vacuumed it meanwhile, or it is lost.
+    async fn note_missing(&mut self, path: String) -> Result<(), LakeError> {
+        let loaded = snapshot::load(&self.store, None).await?;
+        let loaded = loaded.ok_or_else(|| LakeError::NoLake(self.store.to_string()))?;
+        match snapshot::active_paths(&self.store, &loaded).await?.contains(&path) {
+            true => {
+                let table = self.report.table;
+                self.report.faults.push(format!("{table}: {path}: the log lists this file, but it does not exist"));
+                self.unfit.insert(path);
+            }
+            false => self.report.groups_changed += 1,
+        }
+        Ok(())
+    }
+
     /// Commits a group. Returns its bytes.
     async fn finish(&mut self, ended: Result<Written, GroupError>) -> Result<u64, LakeError> {
         let Written { group, merged, add } = match ended {
@@ -290,6 +307,10 @@ impl Run<'_> {
             Err(GroupError::Damaged(group, path, fault)) => {
                 self.unfit.insert(path);
                 self.report.faults.push(format!("{}: {fault}", self.report.table));
+                return Ok(group.bytes());
+            }
+            Err(GroupError::Missing(group, path)) => {
+                self.note_missing(path).await?;
                 return Ok(group.bytes());
             }
         };
@@ -328,10 +349,7 @@ async fn fetch(store: &Store, group: &Group) -> Result<Vec<Input>, GroupError> {
     let fetches = futures::stream::iter(group.sources.clone()).map(|Source { path, rows, .. }| async move {
         match store.get(&path).await? {
             Some(bytes) => Ok(Input { path, bytes, rows }),
-            None => {
-                let fault = format!("{path}: the log lists this file, but it does not exist");
-                Err(GroupError::Damaged(Box::new(group.clone()), path, fault))
-            }
+            None => Err(GroupError::Missing(Box::new(group.clone()), path)),
         }
     });
     fetches.buffered(FETCHES).try_collect().await

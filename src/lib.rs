@@ -18,6 +18,7 @@
 //! | [`ingest`] | the loop over the modules above | |
 //! | [`query`] | views over one lake snapshot | write; import `source`; list folders |
 //! | [`extract`] | daily extracts, and deliveries to consumers | |
+//! | [`compact`] | merges small files, and their rows stay the same | change a row |
 //! | [`ddl`] | tables and views for other engines | read a lake |
 //! | [`simulate`] | a stream from a seed, and its true end state | use any of the above |
 //! | [`steps`] | shows the steps of ingest to measurements | be used by a program |

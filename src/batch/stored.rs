@@ -175,8 +175,13 @@ impl StoredRows {
 
     /// Returns the bytes of a row as a reader gets it.
     fn row_bytes(&self, row: usize) -> usize {
+        let length = |column: usize| match &self.cells[column] {
+            // The lowest 32 bits of a view are the length of its text.
+            Cells::Text(cells) => cells.views()[row] as u32 as usize,
+            Cells::Long(_) | Cells::Int(_) => 0,
+        };
         let texts = [at::KEY, at::VALUE, at::OP, at::EXTRA, at::DATASET_NAME, at::OPERATION];
-        texts.iter().map(|column| self.text(*column, row).map_or(0, str::len)).sum::<usize>() + ROW_BYTES
+        texts.into_iter().map(length).sum::<usize>() + ROW_BYTES
     }
 }
 

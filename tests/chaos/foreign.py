@@ -137,7 +137,7 @@ def work(lakes, number, options):
     subprocess.run([options.synclake, *made, "--identities", "30", "--poison", "0.02", "--out", str(events)], check=True)
     lakes.run(["ingest", "--source", f"file:{events}"], lakes.peace)
     lakes.run_killed(["ingest", "--source", f"file:{events}"])
-    steps = [["refresh"], ["extract", "--date", f"2026-01-{1 + number % DAYS:02}"], ["redrive"], lakes.consume]
+    steps = [["refresh"], ["extract", "--date", f"2026-01-{1 + number % DAYS:02}"], ["redrive"], ["compact"], lakes.consume]
     lakes.rng.shuffle(steps)
     for step in steps:
         lakes.run_killed(step)

@@ -11,6 +11,7 @@ use crate::harness::{
     assert_every_event_once, assert_state_is_oracle, count, ingest_file, ok, query, refused, rows, setting, simulate,
     synclake, text,
 };
+use crate::kinesis::make_bucket;
 
 /// Splits a file of events into files of about as many lines.
 fn parts(events: &Path, parts: usize) -> Vec<PathBuf> {
@@ -430,4 +431,22 @@ fn what_cannot_be_compacted_is_refused() {
     let before = files(&lake.path);
     refused(&run(&lake.path, &[]), 1, &["fromTheFuture"]);
     assert_eq!(files(&lake.path), before);
+}
+
+/// A lake on S3 is compacted like one in a folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lake_on_s3_is_compacted() {
+    let lake = Lake::new(&["--events", "600", "--seed", "4", "--days", "2"], 3);
+    let (name, endpoint) = ("s3://compact-bucket/deep/lake", setting("SYNCLAKE_TEST_S3"));
+    make_bucket("compact-bucket").await;
+    let run = |args: &[&str]| ok(synclake().args(args).args(["--lake", name, "--endpoint-url", &endpoint]));
+    for part in &lake.parts {
+        run(&["ingest", "--source", &format!("file:{}", part.display())]);
+    }
+    let before = rows(name, "select * from sync_records order by shard_id, sequence_number, record_index");
+    let report: Value = serde_json::from_str(&run(&["compact"])).unwrap();
+    assert!(report["groups"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(rows(name, "select * from sync_records order by shard_id, sequence_number, record_index"), before);
+    assert_state_is_oracle(name, &[&lake.oracle]);
+    run(&["verify", "--deep"]);
 }
