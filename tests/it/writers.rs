@@ -266,17 +266,8 @@ fn deletion_vector() -> (Vec<u8>, i32) {
     ([&[1][..], &size.to_be_bytes(), &bitmap, &crc.sum().to_be_bytes()].concat(), size)
 }
 
-/// A refresh does not deadlock when there are more deletion vectors than threads that wait for them.
-#[test]
-fn no_thread_waits_for_itself() {
-    let folder = tempfile::tempdir().unwrap();
-    let (events, _) = simulate(folder.path(), &["--events", "900", "--seed", "8", "--days", "20"]);
-    let lake = folder.path().join("lake");
-    ingest_file(&events, &lake);
-    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
-    let path = lake.to_str().unwrap();
-    let (before, files) = (count(path, "select count(*) from sync_records"), listed(&lake, "sync_records"));
-    assert!(files.len() > 16);
+/// Deletes a row of each file by a deletion vector.
+fn delete_a_row_of_each(lake: &Path, files: &BTreeMap<String, Value>) {
     let (bytes, size) = deletion_vector();
     let name = "deletion_vector_00000000-0000-0000-0000-000000000000.bin";
     std::fs::write(lake.join("sync_records").join(name), bytes).unwrap();
@@ -292,7 +283,59 @@ fn no_thread_waits_for_itself() {
         });
         all.push(json!({ "add": add }));
     }
-    commit(&lake, "sync_records", "DELETE", &all);
+    commit(lake, "sync_records", "DELETE", &all);
+}
+
+/// Files that got deletion vectors while they were merged, or before, are not compacted: no deleted row comes back.
+#[test]
+fn rows_deleted_by_vectors_do_not_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, more) = lake(folder.path());
+    more();
+    let path = lake.to_str().unwrap();
+    let (before, files) = (count(path, "select count(*) from sync_records"), listed(&lake, "sync_records"));
+    let report = |output: std::process::Output| -> Value { serde_json::from_slice(&output.stdout).unwrap() };
+    let mut compact = synclake();
+    compact.args(["compact", "--lake"]).arg(&lake);
+    let planned = report(compact.arg("--dry-run").output().unwrap());
+    let mut compact = synclake();
+    compact.args(["compact", "--lake"]).arg(&lake);
+    compact.env("FAILPOINTS", "compact/before=1*sleep(6000)").stdout(std::process::Stdio::piped());
+    let compacting = compact.spawn().unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !std::fs::read_dir(lake.join("sync_records")).unwrap().any(|pool| has_compacted(&pool.unwrap().path())) {
+        assert!(std::time::Instant::now() < deadline, "no file in a minute");
+    }
+    delete_a_row_of_each(&lake, &files);
+    let raced = report(compacting.wait_with_output().unwrap());
+    assert_eq!((&raced["groups"], &raced["groups_changed"]), (&0.into(), &planned["groups"]));
+    let later = report(compact.env_remove("FAILPOINTS").output().unwrap());
+    assert_eq!(later["files_left"], json!({ "has a deletion vector": files.len() }));
+    assert_eq!(count(path, "select count(*) from sync_records"), before - files.len() as i64);
+    let verified = ok(synclake().args(["verify", "--format", "json", "--lake"]).arg(&lake));
+    let verified: Value = serde_json::from_str(&verified).unwrap();
+    assert_eq!((&verified["faults"], &verified["tables"]["sync_records"]["orphans"]), (&json!([]), &0.into()));
+}
+
+fn has_compacted(pool: &Path) -> bool {
+    let days = std::fs::read_dir(pool).into_iter().flatten().map(|day| day.unwrap().path());
+    let mut names =
+        days.flat_map(|day| std::fs::read_dir(day).into_iter().flatten()).map(|file| file.unwrap().file_name());
+    names.any(|name| name.to_string_lossy().starts_with("compact-"))
+}
+
+/// A refresh does not deadlock when there are more deletion vectors than threads that wait for them.
+#[test]
+fn no_thread_waits_for_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, _) = simulate(folder.path(), &["--events", "900", "--seed", "8", "--days", "20"]);
+    let lake = folder.path().join("lake");
+    ingest_file(&events, &lake);
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    let path = lake.to_str().unwrap();
+    let (before, files) = (count(path, "select count(*) from sync_records"), listed(&lake, "sync_records"));
+    assert!(files.len() > 16);
+    delete_a_row_of_each(&lake, &files);
     let (done, ends) = std::sync::mpsc::channel();
     let at = lake.clone();
     std::thread::spawn(move || {
