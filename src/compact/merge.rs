@@ -53,7 +53,7 @@ impl MergeLimits {
     pub(super) fn new(input_bytes: u64, work_bytes: u64) -> Self {
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         Self {
-            chunk_bytes: bytes(work_bytes / 2),
+            chunk_bytes: bytes(work_bytes / 8 * 5),
             rows_bytes: bytes(work_bytes / 4 * 3),
             large_bytes: bytes(input_bytes / 8).max(1 << 20),
             fan_in: 16,
