@@ -319,7 +319,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn a_file_holds_the_rows_of_its_partition(
             events in prop::collection::vec(("[0-3]", prop::collection::vec(record(), 1..8)), 1..60),
