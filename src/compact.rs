@@ -1,7 +1,7 @@
 //! Compaction: merges small files of a partition of `sync_records` into sorted files of a target size.
 //!
 //! 1. Plan: small files of each partition are packed into groups, from the log alone.
-//! 2. Merge: the files of a group become one file, in the order of ingest ([`merge`]).
+//! 2. Merge: the files of a group become one file, in the order of ingest (`merge`).
 //! 3. Commit: one commit removes the files of a group and adds the new one, both without a change of data.
 //!
 //! # Invariants
