@@ -42,6 +42,7 @@ pub const NAMES: &[&str] = &[
     "compact/written",
     "compact/before",
     "compact/after",
+    "vacuum/batch",
 ];
 
 /// Performs the test's action here; does nothing in a release.
@@ -69,6 +70,20 @@ pub fn refuses(_name: &str) -> bool {
 pub fn refuses(name: &str) -> bool {
     fail::fail_point!(name, |_| true);
     false
+}
+
+/// Returns by how many seconds a test wants the clock of the store to be ahead; always 0 in a release.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn seconds_ahead() -> i64 {
+    0
+}
+
+/// Returns by how many seconds a test wants the clock of the store to be ahead: `FAILPOINTS=store/clock=return(86400)`.
+#[cfg(feature = "failpoints")]
+pub fn seconds_ahead() -> i64 {
+    fail::fail_point!("store/clock", |text| text.and_then(|text| text.parse().ok()).unwrap_or(0));
+    0
 }
 
 /// Returns whether a test wants these bytes refused, as by a decoder that cannot decode them yet; always `false` in a

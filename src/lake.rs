@@ -12,6 +12,7 @@ use object_store::ObjectStore;
 use crate::causes::causes;
 
 mod bucket;
+pub(crate) mod bulk;
 pub(crate) mod commit;
 pub(crate) mod data_file;
 pub(crate) mod fault;

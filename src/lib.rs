@@ -54,4 +54,5 @@ pub mod steps;
 pub mod terminal;
 pub(crate) mod text;
 pub mod timeouts;
+pub mod vacuum;
 pub mod verify;

@@ -64,6 +64,15 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(660);
 /// Longest time of a client, from its connection to its response.
 pub const MONITOR_CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
+// Vacuum.
+
+/// Retention of a vacuum unless the user gives another one.
+pub const VACUUM_RETENTION: Duration = Duration::from_secs(7 * 86_400);
+/// Shortest retention of a vacuum. Queries that run at that time may read what was replaced meanwhile.
+pub const VACUUM_RETENTION_MIN: Duration = Duration::from_secs(3_600);
+/// Age of an unlisted file, at least, if only its age tells that no writer will list it any more.
+pub const VACUUM_UNPROVEN_AGE_MIN: Duration = Duration::from_secs(86_400);
+
 // Messages about failures.
 
 /// A failure is logged at WARN after this time; failures that pass sooner need no attention.
@@ -98,6 +107,13 @@ const _: () = {
     assert!(is_less(PAYLOAD_CONNECT_TIMEOUT, PAYLOAD_TIMEOUT) && is_less(PAYLOAD_TIMEOUT, PAYLOAD_COLD_TIMEOUT));
     assert!(is_less(PAYLOAD_COLD_TIMEOUT, PAYLOAD_OUTAGE_MAX));
     assert!(is_less(WARN_AFTER, WARN_INTERVAL) && is_less(WARN_INTERVAL, ERROR_AFTER));
+    // A file is written, and its commit is tried, within the shortest retention: with the retries of the last try.
+    assert!(
+        FILE_TIMEOUT.as_secs() + COMMIT_TIMEOUT.as_secs() + 2 * STORE_RETRY_TIMEOUT.as_secs()
+            < VACUUM_RETENTION_MIN.as_secs()
+    );
+    assert!(is_less(VACUUM_RETENTION_MIN, VACUUM_UNPROVEN_AGE_MIN));
+    assert!(is_less(VACUUM_UNPROVEN_AGE_MIN, VACUUM_RETENTION));
     // Docs tell operators to allow 60 s for a stop.
     assert!(STOP_TIMEOUT.as_secs() + LEASE_CLOSE_TIMEOUT.as_secs() < 60);
 };

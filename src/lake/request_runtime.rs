@@ -16,7 +16,7 @@ use futures::stream::BoxStream;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -51,16 +51,17 @@ impl<S: ObjectStore> OnRequestRuntime<S> {
         Self(Arc::new(store))
     }
 
-    /// Runs a listing on the request runtime. The stream is created in the task that polls it.
-    fn forward(
+    /// Runs a listing, or another stream of answers, on the request runtime. The stream is created in the task that
+    /// polls it.
+    fn forward<T: Send + 'static>(
         &self,
-        list: impl FnOnce(&S) -> BoxStream<'static, Result<ObjectMeta>> + Send + 'static,
-    ) -> BoxStream<'static, Result<ObjectMeta>> {
-        let Some(runtime) = &*REQUESTS else { return list(&self.0) };
+        answers: impl FnOnce(&S) -> BoxStream<'static, Result<T>> + Send + 'static,
+    ) -> BoxStream<'static, Result<T>> {
+        let Some(runtime) = &*REQUESTS else { return answers(&self.0) };
         let (names, taken) = tokio::sync::mpsc::channel(NAMES_MAX);
         let store = self.0.clone();
         runtime.spawn(async move {
-            let mut found = list(&store);
+            let mut found = answers(&store);
             while let Some(name) = found.next().await {
                 if names.send(name).await.is_err() {
                     return;
@@ -116,16 +117,9 @@ impl<S: ObjectStore> ObjectStore for OnRequestRuntime<S> {
         on_request_runtime(async move { store.get_ranges(&location, &ranges).await }).await
     }
 
+    /// Deletes objects; S3 takes a thousand names in one request.
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        let store = self.0.clone();
-        let delete = move |location: Result<Path>| {
-            let store = store.clone();
-            async move {
-                let location = location?;
-                on_request_runtime(async move { store.delete(&location).await.map(|()| location) }).await
-            }
-        };
-        locations.map(delete).buffered(10).boxed()
+        self.forward(move |store| store.delete_stream(locations))
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

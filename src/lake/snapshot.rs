@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use deltalake::DeltaTable;
-use deltalake::kernel::{Remove, StorageType};
+use deltalake::kernel::{DeletionVectorDescriptor, Remove, StorageType};
 use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
@@ -147,6 +147,42 @@ pub(crate) async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<Acti
         remove: view.remove_action(true),
     });
     living.try_collect().await.map_err(fail)
+}
+
+/// Calls `visit` with the path and the deletion vector of each active file of the loaded version. Nothing is held.
+///
+/// # Errors
+/// The log cannot be read, or `visit` failed.
+pub(crate) async fn visit_active(
+    table: &Store,
+    loaded: &DeltaTable,
+    mut visit: impl FnMut(&str, Option<&DeletionVectorDescriptor>) -> Result<(), LakeError>,
+) -> Result<(), LakeError> {
+    let fail = |source| LakeError::delta("list the files of", table, source);
+    let log_store = loaded.log_store();
+    let mut views = loaded.snapshot().map_err(fail)?.snapshot().file_views(log_store.as_ref(), None);
+    while let Some(view) = views.try_next().await.map_err(fail)? {
+        visit(&view.path(), view.deletion_vector_descriptor().as_ref())?;
+    }
+    Ok(())
+}
+
+/// Calls `visit` with the path and the time of removal, in milliseconds, of each recently removed file.
+///
+/// # Errors
+/// The log cannot be read.
+pub(crate) async fn visit_removed(
+    table: &Store,
+    loaded: &DeltaTable,
+    mut visit: impl FnMut(&str, Option<i64>),
+) -> Result<(), LakeError> {
+    let fail = |source| LakeError::delta("list the removed files of", table, source);
+    let log_store = loaded.log_store();
+    let mut removed = loaded.snapshot().map_err(fail)?.all_tombstones(log_store.as_ref());
+    while let Some(file) = removed.try_next().await.map_err(fail)? {
+        visit(&file.path(), file.deletion_timestamp());
+    }
+    Ok(())
 }
 
 /// Returns the paths of recently removed files. Older versions still list them.

@@ -90,7 +90,7 @@ pub(crate) async fn delete_unlisted(
 }
 
 /// Returns the final name of a staged file of a local folder (`.<name>.<token>.tmp`), or the name itself.
-fn published_name(name: &str) -> &str {
+pub(crate) fn published_name(name: &str) -> &str {
     let staged = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp")).and_then(|n| n.rsplit_once('.'));
     staged.map_or(name, |(published, _)| published)
 }

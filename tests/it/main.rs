@@ -31,6 +31,7 @@ mod stores;
 mod streams;
 mod suites;
 mod trimming;
+mod vacuum;
 mod verify;
 mod views;
 mod writers;

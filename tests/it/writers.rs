@@ -26,7 +26,7 @@ fn actions(commit: &Path) -> Vec<Value> {
 }
 
 /// Returns the active files of a table by path.
-fn listed(lake: &Path, table: &str) -> BTreeMap<String, Value> {
+pub(crate) fn listed(lake: &Path, table: &str) -> BTreeMap<String, Value> {
     let mut files = BTreeMap::new();
     for action in log(lake, table).iter().flat_map(|commit| actions(commit)) {
         let path = |action: &Value| action["path"].as_str().unwrap().to_owned();
@@ -46,14 +46,14 @@ fn newest(lake: &Path, table: &str, name: &str) -> Value {
     all.iter().rev().find(|action| action[name].is_object()).unwrap().clone()
 }
 
-fn commit(lake: &Path, table: &str, operation: &str, actions: &[Value]) {
+pub(crate) fn commit(lake: &Path, table: &str, operation: &str, actions: &[Value]) {
     let next = log(lake, table).len();
     let info = json!({"commitInfo": {"operation": operation, "timestamp": 1}});
     let text: String = [info].iter().chain(actions).map(|action| format!("{action}\n")).collect();
     std::fs::write(lake.join(table).join(format!("_delta_log/{next:020}.json")), text).unwrap();
 }
 
-fn remove(add: &Value, data_change: bool) -> Value {
+pub(crate) fn remove(add: &Value, data_change: bool) -> Value {
     json!({"remove": {
         "path": add["path"], "dataChange": data_change, "deletionTimestamp": 1_767_000_000_000_i64,
         "extendedFileMetadata": true, "partitionValues": add["partitionValues"], "size": add["size"],
@@ -61,7 +61,7 @@ fn remove(add: &Value, data_change: bool) -> Value {
 }
 
 /// Copies a data file under another name and returns its `add` action.
-fn copy(lake: &Path, add: &Value, data_change: bool) -> Value {
+pub(crate) fn copy(lake: &Path, add: &Value, data_change: bool) -> Value {
     let (mut add, from) = (add.clone(), add["path"].as_str().unwrap());
     let to = format!("{}/compacted-{}", from.rsplit_once('/').unwrap().0, from.rsplit_once('/').unwrap().1);
     std::fs::copy(lake.join("sync_records").join(from), lake.join("sync_records").join(&to)).unwrap();
@@ -72,7 +72,7 @@ fn copy(lake: &Path, add: &Value, data_change: bool) -> Value {
 }
 
 /// Returns a lake of a first file of events, and a function that ingests a second file.
-fn lake(folder: &Path) -> (PathBuf, impl Fn()) {
+pub(crate) fn lake(folder: &Path) -> (PathBuf, impl Fn()) {
     let (events, _) = simulate(folder, &["--events", "600", "--seed", "8", "--days", "3"]);
     let text = std::fs::read_to_string(&events).unwrap();
     let half = text[..text.len() / 2].rfind('\n').unwrap() + 1;
@@ -85,7 +85,7 @@ fn lake(folder: &Path) -> (PathBuf, impl Fn()) {
     (lake, move || drop(ingest_file(&second, &at)))
 }
 
-fn consume(lake: &Path, out: &Path) -> Value {
+pub(crate) fn consume(lake: &Path, out: &Path) -> Value {
     let mut command = synclake();
     command.args(["deliver", "--consumer", "c", "--format", "ndjson", "--out"]).arg(out).arg("--lake").arg(lake);
     serde_json::from_str(&ok(&mut command)).unwrap()

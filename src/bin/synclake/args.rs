@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use synclake::decode::Reason;
-use synclake::{config, ddl, extract};
+use synclake::schema::Table;
+use synclake::{config, ddl, extract, vacuum};
 
 /// Export Amazon Cognito Sync streams to a Parquet lake, each record exactly once.
 #[derive(Debug, Parser)]
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Refresh(RefreshArgs),
     /// Merge small files of sync_records into sorted files of a target size.
     Compact(CompactArgs),
+    /// Delete files that no version of a table within the retention lists.
+    Vacuum(VacuumArgs),
     /// Print tables and views for Athena, Spark, Trino, DuckDB or Redshift.
     Ddl(DdlArgs),
 }
@@ -325,6 +328,39 @@ pub(crate) struct CompactArgs {
     pub aws: AwsArgs,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake vacuum --lake s3://bucket/lake --dry-run
+  synclake vacuum --lake lake --retain 30d
+  synclake vacuum --lake lake --table state --table daily_state --retain 1h
+
+Deletes files that a commit removed before the retention began, and files of killed runs that are older and that nobody
+can commit any more. Versions within the retention stay readable; a query of an older version may miss files. It may run
+beside everything. On SIGTERM or SIGINT it ends after the current batch.")]
+pub(crate) struct VacuumArgs {
+    /// Lake: s3://bucket/prefix, or a folder.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    pub lake: Option<String>,
+    /// Only this table; repeat the flag for several tables.
+    #[arg(long, value_name = "TABLE", value_parser = table)]
+    pub table: Vec<Table>,
+    /// Keep every file that a version of this last time lists, at least 1h.
+    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = vacuum::parse_retention)]
+    pub retain: std::time::Duration,
+    /// Also delete files whose rows a consumer of `synclake deliver` has not got yet; such a consumer must start over.
+    #[arg(long)]
+    pub ignore_consumers: bool,
+    /// Delete nothing, and list the files that would be deleted.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Format of the report.
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: ReportFormat,
+    #[command(flatten)]
+    pub aws: AwsArgs,
+}
+
 /// A table whose files can be merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum CompactTable {
@@ -351,6 +387,12 @@ pub(crate) struct DdlArgs {
     /// Database or schema of the tables and views.
     #[arg(long, value_name = "NAME", default_value = "cognito")]
     pub database: String,
+}
+
+fn table(text: &str) -> Result<Table, String> {
+    let known = || Table::ALL.map(Table::name).join(", ");
+    let found = Table::ALL.into_iter().find(|table| table.name() == text);
+    found.ok_or_else(|| format!("{text:?} is no table; there are {}", known()))
 }
 
 fn reason(text: &str) -> Result<Reason, String> {

@@ -20,6 +20,7 @@ mod refreshing;
 mod settings;
 mod simulate;
 mod upkeep;
+mod vacuum;
 
 use args::{Cli, Command};
 
@@ -75,6 +76,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Redrive(args) => upkeep::redrive(args, &file).await,
         Command::Refresh(args) => upkeep::refresh(args, &file).await,
         Command::Compact(args) => upkeep::compact(args, &file).await,
+        Command::Vacuum(args) => vacuum::run(args, &file).await,
         Command::Ddl(args) => upkeep::ddl(&args, &file),
     }
 }

@@ -1,0 +1,382 @@
+//! Tests of `synclake vacuum`. Where files must be old, `FAILPOINTS=store/clock=return(SECONDS)` puts the clock of the
+//! store ahead: then everything that exists is that old.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::harness::{count, ingest_file, ok, query, refused, rows, setting, simulate, synclake, text};
+use crate::kinesis::make_bucket;
+use crate::writers::{commit, consume, copy, lake as two_files, listed, remove};
+
+const DAY: &str = "2026-01-02";
+/// The clock of the store, eight days ahead.
+const LATER: &str = "store/clock=return(691200)";
+
+/// Adds the lake, and the address of the server if the lake is on S3.
+fn at(command: &mut Command, lake: &str) {
+    command.args(["--lake", lake]);
+    if lake.starts_with("s3://") {
+        command.args(["--endpoint-url", &setting("SYNCLAKE_TEST_S3")]);
+    }
+}
+
+fn run(lake: &str, args: &[&str]) -> String {
+    let mut command = synclake();
+    at(command.args(args), lake);
+    ok(&mut command)
+}
+
+fn vacuum(lake: &str, failpoints: &str, more: &[&str]) -> Vec<Value> {
+    let mut command = synclake();
+    at(command.args(["vacuum", "--format", "json"]).args(more).env("FAILPOINTS", failpoints), lake);
+    ok(&mut command).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Vacuums and returns the report, which is the last line.
+fn report(lake: &str, failpoints: &str, more: &[&str]) -> Value {
+    vacuum(lake, failpoints, more).pop().unwrap()
+}
+
+fn sum(report: &Value, name: &str) -> u64 {
+    report["tables"].as_object().unwrap().values().map(|table| table[name].as_u64().unwrap()).sum()
+}
+
+/// Returns all files of a local lake, without its logs.
+fn files(lake: &Path) -> BTreeSet<String> {
+    fn add(root: &Path, folder: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true if path.ends_with("_delta_log") => {}
+                true => add(root, &path, found),
+                false => drop(found.insert(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned())),
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    add(lake, lake, &mut found);
+    found
+}
+
+/// Returns the rows of all views and tables, sorted.
+fn contents(lake: &str) -> Vec<Vec<String>> {
+    let views = ["sync_records", "current_state", "dataset_state", "changes", "daily_changes", "daily_extract"];
+    let of = |view: &str| {
+        let mut rows: Vec<String> = rows(lake, &format!("select * from {view}")).iter().map(Value::to_string).collect();
+        rows.sort();
+        rows
+    };
+    views.into_iter().chain(["daily_state", "quarantine", "gaps"]).map(of).collect()
+}
+
+fn verify(lake: &str) -> Value {
+    serde_json::from_str(&run(lake, &["verify", "--deep", "--format", "json"])).unwrap()
+}
+
+/// Ingests two files; refreshes after each of them, and extracts a day twice.
+fn worked_on(folder: &Path, lake: &str) {
+    for seed in ["1", "2"] {
+        let (events, _) = simulate(folder, &["--events", "150", "--days", "2", "--seed", seed]);
+        run(lake, &["ingest", "--source", &format!("file:{}", events.display())]);
+        run(lake, &["refresh"]);
+        run(lake, &["extract", "--no-refresh", "--date", DAY]);
+    }
+}
+
+/// Deletes what a lake does not need any more, in a dry run first, and checks that nothing is missing then.
+fn replaced_files_go(lake: &str) -> BTreeSet<String> {
+    let before = contents(lake);
+    let young = report(lake, "", &["--retain", "1h"]);
+    assert_eq!((sum(&young, "files"), sum(&young, "bytes")), (0, 0), "nothing is old: {young}");
+    assert!(sum(&young, "kept_recent") > 0, "{young}");
+    let mut dry = vacuum(lake, LATER, &["--dry-run"]);
+    let dry_report = dry.pop().unwrap();
+    let place = |file: &Value| format!("{}/{}", file["table"].as_str().unwrap(), file["path"].as_str().unwrap());
+    let named: BTreeSet<String> = dry.iter().map(place).collect();
+    assert!(named.iter().any(|path| path.starts_with("state/")), "{named:?}");
+    assert!(named.iter().any(|path| path.starts_with("daily_state/")), "{named:?}");
+    let again: BTreeSet<String> = vacuum(lake, LATER, &["--dry-run"])[..dry.len()].iter().map(place).collect();
+    assert_eq!(again, named, "a dry run deletes nothing");
+    let done = report(lake, LATER, &[]);
+    assert_eq!((&done["dry_run"], &dry_report["dry_run"]), (&json!(false), &json!(true)));
+    assert_eq!(done["tables"], dry_report["tables"]);
+    assert_eq!(sum(&done, "files"), named.len() as u64);
+    assert_eq!(sum(&report(lake, LATER, &[]), "files"), 0, "nothing is left to do");
+    assert_eq!(contents(lake), before);
+    let verified = verify(lake);
+    assert_eq!(verified["faults"], json!([]));
+    let superseded: u64 =
+        verified["tables"].as_object().unwrap().values().map(|table| table["superseded"].as_u64().unwrap()).sum();
+    assert_eq!(superseded, 0);
+    named
+}
+
+/// Replaced files of the state and of extracts go once they are older than the retention, and all rows stay.
+#[test]
+fn what_no_version_within_the_retention_lists_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().join("lake");
+    let path = lake.to_str().unwrap();
+    worked_on(folder.path(), path);
+    let before = files(&lake);
+    let named = replaced_files_go(path);
+    assert_eq!(files(&lake), before.difference(&named).cloned().collect());
+    // delta-rs reads what is left, and finds nothing to vacuum.
+    let script = "import sys; from deltalake import DeltaTable\n\
+        for table in sys.argv[2:]:\n    t = DeltaTable(sys.argv[1] + '/' + table); t.to_pyarrow_table()\n    \
+        print(len(t.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)))";
+    let mut python = Command::new(setting("SYNCLAKE_TEST_PYTHON"));
+    let tables = ["sync_records", "state", "daily_state"];
+    assert_eq!(ok(python.args(["-c", script, path]).args(tables)), "0\n0\n0\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lake_on_s3_is_vacuumed_like_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    make_bucket("vacuum-bucket").await;
+    worked_on(folder.path(), "s3://vacuum-bucket/deep/lake");
+    replaced_files_go("s3://vacuum-bucket/deep/lake");
+}
+
+/// A removal counts by the later one of its two times: the one that its writer gave, and the one of the commit's object.
+#[test]
+fn a_removal_is_as_old_as_the_later_one_of_its_times() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = two_files(folder.path());
+    let path = lake.to_str().unwrap();
+    let (old_name, add) = listed(&lake, "sync_records").pop_first().unwrap();
+    // Its writer says that the file was removed long ago.
+    let moved = [remove(&add, false), copy(&lake, &add, false)];
+    commit(&lake, "sync_records", "OPTIMIZE", &moved);
+    let long_ago = SystemTime::now() - Duration::from_secs(30 * 86_400);
+    let age = |path: &Path| std::fs::File::options().append(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    let old = lake.join("sync_records").join(&old_name);
+    age(&old);
+    let kept = report(path, "", &[]);
+    assert_eq!(sum(&kept, "files"), 0, "the commit is young: {kept}");
+    for entry in std::fs::read_dir(lake.join("sync_records/_delta_log")).unwrap() {
+        age(&entry.unwrap().path());
+    }
+    let kept = report(path, "", &["--retain", "4000000h"]);
+    assert_eq!(sum(&kept, "files"), 0, "the retention is longer than that: {kept}");
+    let done = report(path, "", &[]);
+    assert_eq!(sum(&done, "files"), 1, "{done}");
+    assert!(!old.exists());
+    assert_eq!(verify(path)["faults"], json!([]));
+}
+
+/// Starts an ingest that stops itself between the last file and the commit that lists it.
+fn stopped_before_commit(events: &Path, lake: &Path) -> std::process::Child {
+    let source = format!("file:{}", events.display());
+    let mut command = synclake();
+    command.args(["ingest", "--source", &source, "--lake"]).arg(lake).env("FAILPOINTS", "commit/before=1*return(stop)");
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let stat = format!("/proc/{}/stat", child.id());
+    let is_stopped = || std::fs::read_to_string(&stat).unwrap().rsplit_once(')').unwrap().1.starts_with(" T");
+    let began = std::time::Instant::now();
+    while !is_stopped() {
+        assert!(began.elapsed() < Duration::from_secs(60), "the ingest did not stop itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child
+}
+
+/// Files that a writer has written and not committed stay, however long the writer sleeps in between.
+#[test]
+fn a_file_that_may_still_be_committed_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = two_files(folder.path());
+    let path = lake.to_str().unwrap();
+    let second = folder.path().join("second.ndjson");
+    let before = files(&lake);
+    let sleeping = stopped_before_commit(&second, &lake);
+    let written: BTreeSet<String> = files(&lake).difference(&before).cloned().collect();
+    assert!(!written.is_empty());
+    let young = report(path, "", &["--retain", "1h"]);
+    assert_eq!(sum(&young, "files"), 0, "{young}");
+    let old = report(path, "store/clock=return(31536000)", &["--retain", "1h"]);
+    assert_eq!((sum(&old, "files"), sum(&old, "kept_pending")), (0, written.len() as u64), "{old}");
+    assert!(Command::new("kill").args(["-CONT", &sleeping.id().to_string()]).status().unwrap().success());
+    let output = sleeping.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(verify(path)["faults"], json!([]));
+    assert!(written.iter().all(|file| listed(&lake, "sync_records").contains_key(&file["sync_records/".len()..])));
+    let events = std::fs::read_to_string(folder.path().join("events.ndjson")).unwrap().lines().count();
+    assert_eq!(count(path, "select count(distinct sequence_number) from sync_records"), events as i64);
+}
+
+/// Files of killed runs go once nobody can commit them any more. Nothing else is touched.
+#[test]
+fn leftovers_of_killed_runs_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, more) = two_files(folder.path());
+    let path = lake.to_str().unwrap();
+    let killed = |args: &[&str], failpoint: &str| {
+        let before = files(&lake);
+        let output = synclake().args(args).args(["--lake", path]).env("FAILPOINTS", failpoint).output().unwrap();
+        assert_eq!(output.status.code(), None, "{failpoint}: {}", text(&output.stderr));
+        let left: BTreeSet<String> = files(&lake).difference(&before).cloned().collect();
+        assert!(!left.is_empty(), "{failpoint}");
+        left
+    };
+    let source = format!("file:{}", folder.path().join("second.ndjson").display());
+    let of_ingest = killed(&["ingest", "--source", &source], "commit/before=1*return(kill)");
+    let of_refresh = killed(&["refresh"], "refresh/before=1*return(kill)");
+    let of_extract = killed(&["extract", "--no-refresh", "--date", DAY], "file/after=1*return(kill)");
+    let foreign = ["part-00000-0b5f.c000.snappy.parquet", "deletion_vector_0b5f.bin", "pool=p/.part-1.parquet.0f.tmp"];
+    let kept = ["notes.txt", "_temporary/part-0.parquet", ".part-0.parquet.crc", "_delta_log/part-0.parquet"];
+    let outside = folder.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("part-0.parquet"), "x").unwrap();
+    std::os::unix::fs::symlink(&outside, lake.join("sync_records/link")).unwrap();
+    for name in foreign.iter().chain(&kept) {
+        let place = lake.join("sync_records").join(name);
+        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+        std::fs::write(place, "x").unwrap();
+    }
+    let retain = ["--retain", "1h"];
+    assert_eq!(sum(&report(path, "", &retain), "files"), 0, "all are young");
+    let hours = report(path, "store/clock=return(7200)", &retain);
+    assert_eq!(sum(&hours, "files"), 0, "two hours tell nothing of files whose names tell nothing: {hours}");
+    let old = report(path, LATER, &retain);
+    let pending = (of_ingest.len() + of_refresh.len()) as u64;
+    assert_eq!(sum(&old, "kept_pending"), pending, "their writers may be asleep: {old}");
+    assert_eq!(sum(&old, "files"), (of_extract.len() + foreign.len()) as u64, "{old}");
+    // The next runs take over the shard and the version; their own sweeps are refused.
+    let unswept = |args: &[&str]| {
+        ok(synclake().args(args).args(["--lake", path]).env("FAILPOINTS", "store/delete=return"));
+    };
+    unswept(&["ingest", "--source", &source]);
+    unswept(&["refresh"]);
+    assert!(of_ingest.union(&of_refresh).all(|file| lake.join(file).exists()));
+    let old = report(path, LATER, &retain);
+    assert_eq!((sum(&old, "files"), sum(&old, "kept_pending")), (pending, 0), "{old}");
+    let left = files(&lake);
+    assert!(of_ingest.union(&of_refresh).chain(&of_extract).all(|file| !left.contains(file)));
+    assert!(foreign.iter().all(|name| !lake.join("sync_records").join(name).exists()));
+    assert!(kept.iter().all(|name| lake.join("sync_records").join(name).exists()));
+    assert!(outside.join("part-0.parquet").exists());
+    more();
+    let verified = verify(path);
+    assert_eq!((&verified["faults"], &verified["tables"]["sync_records"]["orphans"]), (&json!([]), &json!(0)));
+}
+
+/// A deletion vector stays as long as a version within the retention needs it.
+#[test]
+fn deletion_vectors_stay_with_their_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = two_files(folder.path());
+    let path = lake.to_str().unwrap();
+    let vector = |digit: u8| format!("sync_records/ab/deletion_vector_{}.bin", uuid(digit));
+    std::fs::create_dir_all(lake.join("sync_records/ab")).unwrap();
+    [0, 1, 2].iter().for_each(|digit| std::fs::write(lake.join(vector(*digit)), "x").unwrap());
+    let features = json!(["deletionVectors"]);
+    let protocol = json!({"protocol": {
+        "minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": features, "writerFeatures": features,
+    }});
+    let add = listed(&lake, "sync_records").into_values().next().unwrap();
+    // Vector 0 is replaced by vector 1 in a later commit, and no commit lists vector 2.
+    let mut before = vec![protocol, remove(&add, true)];
+    for digit in [0, 1] {
+        let mut next = add.clone();
+        let id = format!("ab{}", z85_of(digit));
+        next["deletionVector"] = json!({
+            "storageType": "u", "pathOrInlineDv": id, "offset": 1, "sizeInBytes": 34, "cardinality": 1,
+        });
+        before.push(json!({ "add": next }));
+        commit(&lake, "sync_records", "DELETE", &before);
+        let mut gone = remove(&next, true);
+        gone["remove"]["deletionVector"] = next["deletionVector"].clone();
+        before = vec![gone];
+    }
+    let long_ago = SystemTime::now() - Duration::from_secs(30 * 86_400);
+    for digit in [0, 1, 2] {
+        let file = std::fs::File::options().append(true).open(lake.join(vector(digit))).unwrap();
+        file.set_modified(long_ago).unwrap();
+    }
+    let there = || [0, 1, 2].map(|digit| lake.join(vector(digit)).exists());
+    report(path, "", &[]);
+    assert_eq!(there(), [true, true, false]);
+    report(path, LATER, &[]);
+    assert_eq!(there(), [false, true, false]);
+}
+
+/// Returns the identifier whose bytes are all the same.
+fn uuid(byte: u8) -> String {
+    [4, 2, 2, 2, 6].map(|bytes| format!("{byte:02x}").repeat(bytes)).join("-")
+}
+
+/// Returns the same identifier as the log encodes it: groups of five digits to the base 85.
+fn z85_of(byte: u8) -> String {
+    let mut number = u32::from_be_bytes([byte; 4]);
+    let mut digits = [b'0'; 5];
+    for digit in digits.iter_mut().rev() {
+        *digit = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+            [(number % 85) as usize];
+        number /= 85;
+    }
+    text(&digits).repeat(4)
+}
+
+/// Files that a compaction replaced stay until every consumer has their rows.
+#[test]
+fn a_consumer_gets_its_rows_also_after_a_vacuum() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, more) = two_files(folder.path());
+    let (path, out) = (lake.to_str().unwrap(), folder.path().join("out"));
+    let delivered = consume(&lake, &out)["rows"].as_i64().unwrap();
+    let old = listed(&lake, "sync_records");
+    more();
+    let compacted: Vec<Value> = listed(&lake, "sync_records").into_values().collect();
+    let moved: Vec<Value> = compacted.iter().flat_map(|add| [remove(add, false), copy(&lake, add, false)]).collect();
+    commit(&lake, "sync_records", "OPTIMIZE", &moved);
+    let done = report(path, LATER, &["--table", "sync_records"]);
+    let kept = (compacted.len() - old.len()) as u64;
+    assert_eq!((sum(&done, "files"), sum(&done, "kept_undelivered")), (old.len() as u64, kept), "{done}");
+    let all = count(path, "select count(*) from sync_records");
+    assert_eq!(consume(&lake, &out)["rows"], all - delivered);
+    let done = report(path, LATER, &["--table", "sync_records"]);
+    assert_eq!((sum(&done, "files"), sum(&done, "kept_undelivered")), (kept, 0), "{done}");
+    // A consumer that does not matter any more.
+    let more = copy(&lake, &listed(&lake, "sync_records").into_values().next().unwrap(), true);
+    commit(&lake, "sync_records", "WRITE", std::slice::from_ref(&more));
+    commit(&lake, "sync_records", "OPTIMIZE", &[remove(&more["add"], false)]);
+    assert_eq!(sum(&report(path, LATER, &["--ignore-consumers"]), "kept_undelivered"), 0);
+}
+
+/// A missing file is explained, and a signal ends a vacuum after its batch.
+#[test]
+fn what_is_said_and_when_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().join("lake");
+    let path = lake.to_str().unwrap();
+    for short in ["59m", "0s"] {
+        let output = synclake().args(["vacuum", "--retain", short, "--lake", path]).output().unwrap();
+        refused(&output, 2, &["--retain", "is shorter than 1h"]);
+    }
+    let output = synclake().args(["vacuum", "--table", "nothing", "--lake", path]).output().unwrap();
+    refused(&output, 2, &["is no table; there are sync_records"]);
+    std::fs::create_dir(&lake).unwrap();
+    refused(&synclake().args(["vacuum", "--lake", path]).output().unwrap(), 1, &["is not a lake"]);
+    worked_on(folder.path(), path);
+    let denied = format!("{LATER};store/delete=return");
+    let output = synclake().args(["vacuum", "--lake", path]).env("FAILPOINTS", denied).output().unwrap();
+    refused(&output, 1, &["a test refuses it"]);
+    let stopped = report(path, &format!("{LATER};vacuum/batch=1*return(terminate)"), &[]);
+    assert_eq!(stopped["stopped"], true, "{stopped}");
+    assert_eq!(stopped["tables"].as_object().unwrap().len(), 3, "daily_state, the third table, is the first batch");
+    assert!(sum(&stopped, "files") > 0, "{stopped}");
+    let printed = run(path, &["vacuum"]);
+    assert_eq!(printed.lines().count(), 5, "{printed}");
+    assert!(printed.contains("deleted 0 files (0.0 MiB), "), "{printed}");
+    assert!(printed.contains(" kept for versions since "), "{printed}");
+    let active = listed(&lake, "sync_records").into_keys().next().unwrap();
+    std::fs::remove_file(lake.join("sync_records").join(&active)).unwrap();
+    let output = query().args(["--lake", path, "-c", "select sum(sync_count) from sync_records"]).output().unwrap();
+    refused(&output, 1, &[&active, "a vacuum deletes files that only versions older than its retention list (7 days"]);
+    assert!(!ingest_file(&folder.path().join("events.ndjson"), &lake).is_null());
+}
