@@ -37,6 +37,7 @@ mod plan;
 pub use files::ManifestEntry;
 use files::Writer;
 pub use plan::ShardWatermark;
+pub(crate) use plan::recorded;
 use plan::{Plan, covers_id, extracted_id, stale_id};
 
 /// The reason why an extract failed. The table and an earlier manifest are unchanged.

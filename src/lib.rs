@@ -19,6 +19,7 @@
 //! | [`query`] | views over one lake snapshot | write; import `source`; list folders |
 //! | [`extract`] | daily extracts, and deliveries to consumers | |
 //! | [`compact`] | merges small files, and their rows stay the same | change a row |
+//! | [`status`] | what an operator wants to know of a lake | open a data file |
 //! | [`ddl`] | tables and views for other engines | read a lake |
 //! | [`simulate`] | a stream from a seed, and its true end state | use any of the above |
 //! | [`steps`] | shows the steps of ingest to measurements | be used by a program |
@@ -51,6 +52,7 @@ pub mod shell;
 pub mod simulate;
 pub mod source;
 pub mod steps;
+pub mod status;
 pub mod terminal;
 pub(crate) mod text;
 pub mod timeouts;

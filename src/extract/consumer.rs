@@ -41,6 +41,7 @@ use super::files::{ManifestEntry, encode, extension};
 use super::{ExtractError, encode_error};
 use crate::batch::parquet::conform;
 use crate::failpoint;
+use crate::lake::log::Transactions;
 use crate::lake::since::{Change, TableChanges, changes_between};
 use crate::lake::snapshot::ActiveFile;
 use crate::lake::{LakeError, Store, log, replace, snapshot};
@@ -140,7 +141,30 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
     Ok(delivery)
 }
 
-fn id(name: &str) -> String {
+/// The cursor of a consumer, as the log of `daily_state` records it.
+pub(crate) struct Cursor {
+    /// Name of the consumer.
+    pub name: String,
+    /// The version of `sync_records` up to which the consumer has all rows; `None` before its first delivery.
+    pub version: Option<u64>,
+    /// The version that an unfinished delivery will reach.
+    pub unfinished_to: Option<u64>,
+}
+
+/// Returns the cursors of all consumers, by name.
+pub(crate) fn cursors(known: &Transactions) -> Vec<Cursor> {
+    let name = |id: &String| id.strip_prefix("consumer/")?.split('/').next().map(str::to_owned);
+    let names: BTreeSet<String> = known.ids.keys().filter_map(name).collect();
+    let version = |id: &str| known.ids.get(id).and_then(|version| u64::try_from(*version).ok());
+    let cursor = |name: String| {
+        let (version, to) = (version(&id(&name)), version(&format!("{}/to", id(&name))));
+        Cursor { name, version, unfinished_to: to.filter(|to| version.is_none_or(|version| version < *to)) }
+    };
+    names.into_iter().map(cursor).collect()
+}
+
+/// Returns the transaction id of a consumer's cursor.
+pub(crate) fn id(name: &str) -> String {
     format!("consumer/{name}")
 }
 

@@ -45,6 +45,24 @@ pub(super) fn stale_id(date: NaiveDate) -> String {
     format!("stale/{date}")
 }
 
+/// The extracts that the log of `daily_state` records, by day.
+pub(crate) struct RecordedExtracts {
+    /// The version of `sync_records` that each extract covers.
+    pub covers: BTreeMap<NaiveDate, u64>,
+    /// The version of `daily_state` that committed each extract.
+    pub committed: BTreeMap<NaiveDate, u64>,
+    /// Days that were found stale and not extracted since.
+    pub stale: Vec<NaiveDate>,
+}
+
+/// Returns the extracts that the log of `daily_state` records.
+pub(crate) fn recorded(known: &Transactions) -> RecordedExtracts {
+    let (covers, stale) = (days(known, "extract/"), days(known, "stale/"));
+    let is_stale = |(day, covers): &(&NaiveDate, &u64)| stale.get(day).is_some_and(|version| version > *covers);
+    let stale = covers.iter().filter(is_stale).map(|(day, _)| *day).collect();
+    RecordedExtracts { covers, committed: days(known, "extracted/"), stale }
+}
+
 /// The watermark of a shard when a day was extracted.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 pub struct ShardWatermark {

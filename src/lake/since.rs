@@ -169,7 +169,19 @@ impl Kind {
     }
 }
 
-fn is_named_by_us(path: &str) -> bool {
+/// Returns the rows and the bytes that a commit adds: those of its files of new rows, as far as the log states them.
+pub(crate) fn new_rows(actions: &[Action]) -> (u64, u64) {
+    if Kind::of(actions) != Kind::New {
+        return (0, 0);
+    }
+    let adds = actions.iter().filter_map(|action| if let Action::Add(add) = action { Some(add) } else { None });
+    adds.filter(|add| add.data_change).fold((0, 0), |(rows, bytes): (u64, u64), add| {
+        (rows.saturating_add(rows_of(add)), bytes.saturating_add(u64::try_from(add.size).unwrap_or(0)))
+    })
+}
+
+/// Returns whether ingest or a redrive gave the file its name.
+pub(crate) fn is_named_by_us(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     paths::is_ours(name) || name.starts_with("redrive-")
 }

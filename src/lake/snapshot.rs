@@ -149,6 +149,49 @@ pub(crate) async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<Acti
     living.try_collect().await.map_err(fail)
 }
 
+/// What a version states of an active file.
+#[derive(Debug, Clone)]
+pub(crate) struct ListedFile {
+    /// Path relative to the table.
+    pub path: String,
+    /// Values of the partition columns.
+    pub partition: HashMap<String, Option<String>>,
+    /// Size in bytes.
+    pub size: u64,
+    /// Time at which the file was written, in milliseconds since the Unix epoch.
+    pub modified_ms: i64,
+    /// Rows that a deletion vector has taken out.
+    pub deleted: u64,
+    /// Statistics of the rows, as they are in the log.
+    pub statistics: Option<String>,
+}
+
+/// Calls `visit` for each active file of the loaded version. The files are not collected, because a lake may have many.
+///
+/// # Errors
+/// The log cannot be read.
+pub(crate) async fn visit_files(
+    table: &Store,
+    loaded: &DeltaTable,
+    mut visit: impl FnMut(ListedFile),
+) -> Result<(), LakeError> {
+    let fail = |source| LakeError::delta("list the files of", table, source);
+    let log_store = loaded.log_store();
+    let mut views = loaded.snapshot().map_err(fail)?.snapshot().file_views(log_store.as_ref(), None);
+    while let Some(view) = views.try_next().await.map_err(fail)? {
+        let deleted = view.deletion_vector_descriptor().map_or(0, |vector| vector.cardinality);
+        visit(ListedFile {
+            path: view.path().into_owned(),
+            partition: view.partition_values_map(),
+            size: u64::try_from(view.size()).unwrap_or(0),
+            modified_ms: view.modification_time(),
+            deleted: u64::try_from(deleted).unwrap_or(0),
+            statistics: view.stats(),
+        });
+    }
+    Ok(())
+}
+
 /// Calls `visit` with the path and the deletion vector of each active file of the loaded version. Nothing is held.
 ///
 /// # Errors

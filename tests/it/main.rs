@@ -27,6 +27,7 @@ mod redrive;
 mod schemas;
 mod shell;
 mod state;
+mod status;
 mod stores;
 mod streams;
 mod suites;

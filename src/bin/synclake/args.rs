@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Deliver(DeliverArgs),
     /// Generate a realistic stream from a seed.
     Simulate(SimulateArgs),
+    /// Show the status of a lake, and what to do next.
+    Status(StatusArgs),
     /// Check the lake's integrity.
     Verify(VerifyArgs),
     /// Decode the quarantined records again, and move those that now succeed.
@@ -213,6 +215,34 @@ pub(crate) struct DeliverArgs {
     /// Format of the files.
     #[arg(long, value_enum, default_value = "parquet")]
     pub format: FileFormat,
+    #[command(flatten)]
+    pub aws: AwsArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake status --lake lake
+  synclake status --lake s3://bucket/lake --verbose
+  synclake status --lake s3://bucket/lake --format json | jq '.next[].text'
+  synclake status --lake s3://bucket/lake --commits 50000       exact growth of a busy week
+  watch -n 60 synclake status --lake s3://bucket/lake
+
+Reads only the logs of the tables, no data file. Times are those of the commits, and ages refer to the clock of this
+machine. A number after >= is a lower bound. Exits with 0 if the lake could be read, whatever there is to do.")]
+pub(crate) struct StatusArgs {
+    /// Lake: s3://bucket/prefix, or a folder.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    pub lake: Option<String>,
+    /// Format of the report.
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: ReportFormat,
+    /// Also list all pools, ended shards and single files, with epochs, owners and positions.
+    #[arg(long)]
+    pub verbose: bool,
+    /// Read at most this many of the newest commits, for growth, last commits of shards and rows behind.
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub commits: u32,
     #[command(flatten)]
     pub aws: AwsArgs,
 }

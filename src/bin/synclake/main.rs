@@ -19,6 +19,7 @@ mod query;
 mod refreshing;
 mod settings;
 mod simulate;
+mod status;
 mod upkeep;
 mod vacuum;
 
@@ -72,6 +73,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Extract(args) => extract::run(args, &file).await,
         Command::Deliver(args) => extract::deliver(args, &file).await,
         Command::Simulate(args) => simulate::run(args, &file).await,
+        Command::Status(args) => status::run(args, &file).await,
         Command::Verify(args) => upkeep::verify(args, &file).await,
         Command::Redrive(args) => upkeep::redrive(args, &file).await,
         Command::Refresh(args) => upkeep::refresh(args, &file).await,
