@@ -168,24 +168,6 @@ pub(crate) fn id(name: &str) -> String {
     format!("consumer/{name}")
 }
 
-/// How far a consumer is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cursor {
-    /// The version up to which the consumer has all rows; `None` before its first delivery is done.
-    pub from: Option<u64>,
-    /// The version that its last delivery reaches.
-    pub to: Option<u64>,
-}
-
-/// Returns the cursors of all consumers, from the transaction ids of `daily_state`.
-pub(crate) fn cursors(known: &log::Transactions) -> Vec<Cursor> {
-    let version = |id: &str| known.ids.get(id).and_then(|version| u64::try_from(*version).ok());
-    let names: BTreeSet<&str> =
-        known.ids.keys().filter_map(|id| id.strip_prefix("consumer/")?.split('/').next()).collect();
-    let cursor = |name: &str| Cursor { from: version(&id(name)), to: version(&format!("{}/to", id(name))) };
-    names.into_iter().map(cursor).collect()
-}
-
 struct Intent {
     from: Option<u64>,
     to: u64,

@@ -16,14 +16,14 @@ pub(super) async fn find(lake: &Store, newest: u64, mut keep: impl FnMut(&str)) 
     let cursors = consumer::cursors(&known);
     let records = Table::SyncRecords.store(lake);
     // Every file that a later cursor needs is among those of the earliest one.
-    let earliest = cursors.iter().filter_map(|cursor| cursor.from).min().filter(|from| *from < newest);
+    let earliest = cursors.iter().filter_map(|cursor| cursor.version).min().filter(|from| *from < newest);
     if let Some(from) = earliest
         && let Some(changes) = changes_between(&records, from, newest).await?
     {
         changes.new.iter().filter(|(_, file)| file.removed_at.is_some()).for_each(|(path, _)| keep(path));
     }
     // A delivery that was not finished reads the version that it reaches.
-    for to in cursors.iter().filter(|cursor| cursor.from < cursor.to).filter_map(|cursor| cursor.to) {
+    for to in cursors.iter().filter_map(|cursor| cursor.unfinished_to) {
         match snapshot::load(&records, Some(to)).await {
             Ok(Some(loaded)) => {
                 snapshot::visit_active(&records, &loaded, |path, _| {
