@@ -350,7 +350,7 @@ mod tests {
         grid.row(["b\n\u{1b}[31m".to_owned(), "1".to_owned()]);
         let mut out = String::new();
         grid.write(&mut out);
-        assert_eq!(out, "\nNAME             rows\na               12345\nb\\n\\u{1b}[31m      1\n");
+        assert_eq!(out, "\nNAME            rows\na              12345\nb\\n\\u{1b}[31m      1\n");
     }
 
     #[test]
