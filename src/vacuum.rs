@@ -148,6 +148,7 @@ pub async fn run(
         }
         let store = table.store(lake);
         let Some(mut listed) = Listed::read(&store, cutoffs).await? else { continue };
+        listed.admit(table, &store)?;
         if table == Table::SyncRecords && options.keeps_undelivered {
             undelivered::find(lake, listed.version, |path| listed.keep_undelivered(path)).await?;
         }

@@ -50,24 +50,11 @@ pub(crate) fn sentence(error: &(dyn Error + 'static)) -> Option<String> {
         if let Some(fault) = cause.downcast_ref::<s3::Fault>() {
             return Some(fault.to_string());
         }
-        if let Some(object_store::Error::NotFound { path, .. }) = cause.downcast_ref::<object_store::Error>()
-            && path.ends_with(".parquet")
-        {
-            return Some(missing_file(path));
-        }
         if let Some(io) = cause.downcast_ref::<std::io::Error>().filter(|_| in_store && !by_network) {
             return advice(io.kind()).map(|(_, advice)| advice.to_owned());
         }
     }
     None
-}
-
-/// Explains why a data file that a version lists may be missing.
-fn missing_file(path: &str) -> String {
-    format!(
-        "data file {path} does not exist: a vacuum deletes files that only versions older than its retention list (7 days, \
-         or its --retain); run the command again to read the newest version, and `synclake verify` if that fails too"
-    )
 }
 
 /// Classifies file system errors: whether the error is permanent, and what to do.
@@ -124,8 +111,5 @@ mod tests {
         assert_eq!(sentence(&by_s3(s3::Kind::NoBucket)), Some(fault(s3::Kind::NoBucket).to_string()));
         assert!(sentence(&stored(io(ErrorKind::ReadOnlyFilesystem))).unwrap().contains("read-only"));
         assert_eq!(sentence(&io(ErrorKind::ReadOnlyFilesystem)), None, "not of a lake");
-        let missing = |path: &str| object_store::Error::NotFound { path: path.to_owned(), source: "gone".into() };
-        assert!(sentence(&missing("state/part-0.parquet")).unwrap().contains("a vacuum deletes files"));
-        assert_eq!(sentence(&missing("state/_delta_log/0.json")), None);
     }
 }

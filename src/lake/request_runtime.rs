@@ -41,6 +41,20 @@ async fn on_request_runtime<T: Send + 'static>(request: impl Future<Output = Res
     }
 }
 
+/// Adds the likely reason to an error about a data file that does not exist. Readers turn such an error into text early,
+/// so the reason must be in the error itself.
+fn explained(error: Error) -> Error {
+    match error {
+        Error::NotFound { path, .. } if path.ends_with(".parquet") && !path.contains("_delta_log/") => {
+            let reason = "a vacuum deletes files that only versions older than its retention list (7 days, or its \
+                          --retain); run the command again to read the newest version, and `synclake verify` if that \
+                          fails too";
+            Error::NotFound { path, source: reason.into() }
+        }
+        other => other,
+    }
+}
+
 /// A store that runs its requests on the request runtime, apart from the tasks that wait for them.
 #[derive(Debug)]
 pub(crate) struct OnRequestRuntime<S>(Arc<S>);
@@ -99,7 +113,7 @@ impl<S: ObjectStore> ObjectStore for OnRequestRuntime<S> {
         let (store, location) = (self.0.clone(), location.clone());
         on_request_runtime(async move {
             let is_head = options.head;
-            let found = store.get_opts(&location, options).await?;
+            let found = store.get_opts(&location, options).await.map_err(explained)?;
             if is_head {
                 return Ok(found);
             }
@@ -114,7 +128,7 @@ impl<S: ObjectStore> ObjectStore for OnRequestRuntime<S> {
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         let (store, location, ranges) = (self.0.clone(), location.clone(), ranges.to_vec());
-        on_request_runtime(async move { store.get_ranges(&location, &ranges).await }).await
+        on_request_runtime(async move { store.get_ranges(&location, &ranges).await.map_err(explained) }).await
     }
 
     /// Deletes objects; S3 takes a thousand names in one request.

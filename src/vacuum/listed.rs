@@ -15,6 +15,7 @@ use crate::ids::ShardKey;
 use crate::lake::ledger::decode_state;
 use crate::lake::log::{self, Transactions};
 use crate::lake::{LakeError, Store, paths, snapshot};
+use crate::schema::Table;
 use crate::timeouts::VACUUM_UNPROVEN_AGE_MIN;
 
 /// Commits that are read concurrently.
@@ -111,6 +112,14 @@ impl Listed {
         .await?;
         listed.read_recent_commits(table).await?;
         Ok(Some(listed))
+    }
+
+    /// Checks that the table requires nothing that this version does not know. It could be about files.
+    ///
+    /// # Errors
+    /// The table requires such a thing.
+    pub(super) fn admit(&self, table: Table, store: &Store) -> Result<(), LakeError> {
+        self.known.admit(table, store, false)
     }
 
     /// Adds the files of the commits that the store got within the retention.
