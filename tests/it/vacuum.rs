@@ -131,7 +131,7 @@ fn what_no_version_within_the_retention_lists_goes() {
     // delta-rs reads what is left, and finds nothing to vacuum.
     let script = "import sys; from deltalake import DeltaTable\n\
         for table in sys.argv[2:]:\n    t = DeltaTable(sys.argv[1] + '/' + table); t.to_pyarrow_table()\n    \
-        print(len(t.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)))";
+        print(len(t.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False, full=True)))";
     let mut python = Command::new(setting("SYNCLAKE_TEST_PYTHON"));
     let tables = ["sync_records", "state", "daily_state"];
     assert_eq!(ok(python.args(["-c", script, path]).args(tables)), "0\n0\n0\n");
