@@ -450,3 +450,25 @@ async fn a_lake_on_s3_is_compacted() {
     assert_state_is_oracle(name, &[&lake.oracle]);
     run(&["verify", "--deep"]);
 }
+
+/// A round of care refreshes, merges and vacuums. The next one finds nothing to do.
+#[test]
+fn a_round_of_care_leaves_nothing_to_do() {
+    let lake = Lake::ingested(&SMALL, 6);
+    let care = || -> Value {
+        let report = ok(synclake().args(["care", "--lake"]).arg(&lake.path));
+        serde_json::from_str(&report).unwrap()
+    };
+    let (rows, first) = (lake.rows(), care());
+    assert!(first["refresh"]["rows_written"].as_u64().unwrap() > 0, "{first}");
+    let number = |name: &str| first["compact"][name].as_u64().unwrap();
+    assert!(number("files_removed") > 2 * number("files_added"), "{first}");
+    assert_eq!(first["vacuum"]["tables"]["sync_records"]["files"], 0, "replaced files stay for a week: {first}");
+    assert_eq!(lake.rows(), rows);
+    lake.assert_whole();
+    let second = care();
+    assert_eq!((&second["refresh"]["files_read"], &second["compact"]["groups"]), (&json!(0), &json!(0)), "{second}");
+    lake.assert_whole();
+    let output = synclake().args(["care", "--retain", "1m", "--lake"]).arg(&lake.path).output().unwrap();
+    refused(&output, 2, &["shorter than 1h"]);
+}

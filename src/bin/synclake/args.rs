@@ -57,12 +57,14 @@ pub(crate) enum Command {
     Compact(CompactArgs),
     /// Delete files that no version of a table within the retention lists.
     Vacuum(VacuumArgs),
+    /// Refresh, compact and vacuum once, from cron or by hand.
+    Care(CareArgs),
     /// Print tables and views for Athena, Spark, Trino, DuckDB or Redshift.
     Ddl(DdlArgs),
 }
 
 /// How to reach AWS. Unset values, and credentials, come from the usual AWS configuration.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct AwsArgs {
     /// AWS region.
     #[arg(long, env = "SYNCLAKE_REGION", value_name = "REGION", help_heading = "AWS")]
@@ -396,6 +398,30 @@ pub(crate) struct VacuumArgs {
 pub(crate) enum CompactTable {
     #[value(name = "sync_records")]
     SyncRecords,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake care --lake lake
+  synclake care --lake s3://bucket/lake --retain 30d --max-duration 30m
+  17 * * * *  synclake care --lake s3://bucket/lake --quiet          every hour, from cron
+
+Does what refresh, compact and vacuum do, in this order and with their defaults. It may run beside everything, also beside
+another round: of two that replace the same files, one does. On SIGTERM or SIGINT it commits what it is merging, and exits
+with 0; the next round does the rest. The report has one object for each step, null for a step that was not begun.")]
+pub(crate) struct CareArgs {
+    /// Lake: s3://bucket/prefix, or a folder.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    pub lake: Option<String>,
+    /// Keep every file that a version of this last time lists, at least 1h.
+    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = vacuum::parse_retention)]
+    pub retain: std::time::Duration,
+    /// Start to merge no further files after this long.
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
+    pub max_duration: Option<std::time::Duration>,
+    #[command(flatten)]
+    pub aws: AwsArgs,
 }
 
 #[derive(Debug, Args)]

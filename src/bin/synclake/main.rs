@@ -10,6 +10,7 @@ use synclake::config::File;
 use synclake::{cpu, terminal, timeouts};
 
 mod args;
+mod care;
 #[cfg(test)]
 mod configuration;
 mod extract;
@@ -79,6 +80,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Refresh(args) => upkeep::refresh(args, &file).await,
         Command::Compact(args) => upkeep::compact(args, &file).await,
         Command::Vacuum(args) => vacuum::run(args, &file).await,
+        Command::Care(args) => care::run(args, &file).await,
         Command::Ddl(args) => upkeep::ddl(&args, &file),
     }
 }

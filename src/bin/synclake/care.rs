@@ -1,0 +1,75 @@
+//! `synclake care`: one round of what keeps a lake fast: refresh, compaction, vacuum.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use synclake::compact::{self, CompactOptions, CompactReport};
+use synclake::config::File;
+use synclake::lake::Store;
+use synclake::query::Limits;
+use synclake::query::state::refresh::{self, RefreshReport};
+use synclake::terminal;
+use synclake::vacuum::{self, VacuumOptions, VacuumReport};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::CareArgs;
+use crate::output::print_report;
+use crate::settings::open_lake;
+
+/// The reports of the steps; `None` for a step that a signal left to the next round.
+#[derive(Debug, Default, Serialize)]
+struct CareReport {
+    refresh: Option<RefreshReport>,
+    compact: Option<CompactReport>,
+    vacuum: Option<VacuumReport>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: CareArgs, file: &File) -> Result<()> {
+    let lake = open_lake(args.lake.clone(), args.aws.clone(), file).await?;
+    let stop = terminal::stop_on_signals().context("listen to signals")?;
+    let bar = terminal::progress(None, "{spinner} {msg} {elapsed}");
+    let mut report = CareReport::default();
+    let done = steps(&lake, &args, &stop, &mut report, |step| bar.set_message(step)).await;
+    bar.finish_and_clear();
+    // What was done is told also if a later step failed.
+    print_report(&report)?;
+    done?;
+    match report.compact.map_or(0, |compact| compact.faults.len()) {
+        0 => Ok(()),
+        faults => anyhow::bail!("{faults} damaged files of {lake} were left alone; run `synclake verify --deep`"),
+    }
+}
+
+async fn steps(
+    lake: &Store,
+    args: &CareArgs,
+    stop: &CancellationToken,
+    report: &mut CareReport,
+    show: impl Fn(&'static str),
+) -> Result<()> {
+    show("refreshing the state");
+    let limits = Limits::default();
+    tokio::select! {
+        done = refresh::run(lake, &limits, false) => report.refresh = Some(done.context("refresh the state")?),
+        // A refresh that is dropped midway changes nothing.
+        () = stop.cancelled() => return Ok(()),
+    }
+    show("merging small files");
+    let options = CompactOptions {
+        pool: None,
+        from: None,
+        to: None,
+        target_bytes: CompactOptions::TARGET_BYTES,
+        memory_bytes: CompactOptions::MEMORY_BYTES,
+        dry_run: false,
+        max_duration: args.max_duration,
+    };
+    report.compact = Some(compact::run(lake, &options, |_| (), stop).await.context("compact sync_records")?);
+    if stop.is_cancelled() {
+        return Ok(());
+    }
+    show("deleting old files");
+    let options = VacuumOptions { retention: args.retain, ..VacuumOptions::default() };
+    report.vacuum = Some(vacuum::run(lake, &options, stop, |_| ()).await.context("vacuum")?);
+    Ok(())
+}
