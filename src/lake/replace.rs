@@ -56,9 +56,9 @@ pub(crate) async fn swap(
     rewrite(lake, table, Operation::Overwrite(None), files, |_| Vec::new(), select).await
 }
 
-/// The age at which a written file must not be committed any more. It is far below the age at which
-/// [`super::sweep::sweep_compactions`] deletes unlisted files.
-const MOVE_TIMEOUT: TimeDelta = TimeDelta::days(1);
+/// The age at which a written file must not be committed any more. It is far below the ages at which a vacuum (a day) and
+/// [`super::sweep::sweep_compactions`] (a week) delete unlisted files.
+const MOVE_TIMEOUT: TimeDelta = TimeDelta::hours(12);
 
 /// Moves the rows of exactly the files `old` to `files`, without a change of data. Returns the version, or `None` if
 /// one of the old files is not active any more, or lost rows to a deletion vector.

@@ -1,6 +1,7 @@
 """Measures a lake of many small commits: what a commit costs, and what the lake costs its readers. Part of bench.py."""
 
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -75,44 +76,49 @@ class Growing:
         return commits, ingest, select
 
 
-def sizes(lake):
-    """Returns the number of data files, their MB, and the MB of the log."""
-    table = lake / "sync_records"
-    log = sum(file.stat().st_size for file in (table / "_delta_log").iterdir() if file.is_file())
-    data = [file.stat().st_size for file in table.glob("pool=*/*/*.parquet")]
-    return len(data), sum(data) / 1e6, log / 1e6
+def sizes(bench, lake):
+    """Returns the number of active data files, their MB, and the MB of the log."""
+    table = json.loads(once(bench.synclake("status", "--format", "json", "--lake", lake)).out)["tables"]["sync_records"]
+    log = sum(file.stat().st_size for file in (lake / "sync_records/_delta_log").iterdir() if file.is_file())
+    return f"{table['files']:,} files, {table['bytes'] / 1e6:.1f} MB, log {log / 1e6:.1f} MB"
 
 
-def beside(bench, many, one):
-    """Returns the lines of a table that compares the lake of many commits with the same events in one commit."""
-    shutil.rmtree(one, ignore_errors=True)
+def beside(bench, many, cared, one):
+    """Returns the lines of a table: the lake of many commits, a copy of it after care, and the same events in one commit."""
+    for lake in (cared, one):
+        shutil.rmtree(lake, ignore_errors=True)
     once(bench.ingest(bench.data / "commits-fed.ndjson", one))
+    shutil.copytree(many, cared)
+    care = in_turn(1, bench.synclake("care", "--lake", cared))[0]
+    lakes = (many, cared, one)
+
+    def forget():
+        for lake in lakes:
+            shutil.rmtree(lake / "state", ignore_errors=True)
+
+    forget()
     table = []
     for name in ("current_state", "changes"):
         sql, best = bench_pairs.view(name)
-        figures = in_turn(bench.few, *(bench.query(lake, sql) for lake in (many, one)), *(bench.duckdb(best.format(lake=lake)) for lake in (many, one)))
+        figures = in_turn(bench.few, *(bench.query(lake, sql) for lake in lakes), *(bench.duckdb(best.format(lake=lake)) for lake in (many, one)))
         check_equal(name, *figures)
         table.append(f"| `{name}` over all rows | {' | '.join(map(str, figures))} |\n")
     lookup = bench_questions.lookup(bench, many)
 
     def compare(what, sql):
-        figures = in_turn(bench.few, *(bench.query(lake, sql) for lake in (many, one)))
+        figures = in_turn(bench.few, *(bench.query(lake, sql) for lake in lakes))
         check_equal(what, *figures)
         table.append(f"| {what} | {' | '.join(map(str, figures))} | | |\n")
 
     compare("one dataset of one identity", lookup)
     compare("`select 1`, whole process (aim: 50 ms)", "select 1")
-
-    def forget():
-        for lake in (many, one):
-            shutil.rmtree(lake / "state", ignore_errors=True)
-
-    figures = in_turn(bench.few, *(bench.synclake("refresh", "--lake", lake) for lake in (many, one)), prepare=forget)
+    figures = in_turn(bench.few, *(bench.synclake("refresh", "--lake", lake) for lake in lakes), prepare=forget)
     table.append(f"| the first `synclake refresh` | {' | '.join(map(str, figures))} | | |\n")
     compare("one dataset of one identity, after it", lookup)
     forget()
-    shape = [f"{files:,} files, {data:.1f} MB, log {log:.1f} MB" for files, data, log in map(sizes, (many, one))]
-    return "".join([f"| `sync_records` | {shape[0]} | {shape[1]} | | |\n", *table])
+    shape = " | ".join(sizes(bench, lake) for lake in lakes)
+    table.append(f"| `synclake care` itself | | {care} | | | |\n")
+    return "".join([f"| `sync_records` | {shape} | | |\n", *table])
 
 
 def part(bench):
@@ -121,14 +127,14 @@ def part(bench):
     began = time.monotonic()
     commits = growing.grow(bench.commits)
     print(f"{commits} commits after {time.monotonic() - began:.0f} s", flush=True)
-    table = beside(bench, growing.lake, bench.data / "commits-one-lake")
+    table = beside(bench, growing.lake, bench.data / "commits-cared-lake", bench.data / "commits-one-lake")
     return f"""## Many commits
 
-{commits:,} commits of about {EVENTS_A_COMMIT} events of one day each, by {WRITERS} writers in turn, beside the same events in one ingest. No compaction;
-{bench.few} runs.
+{commits:,} commits of about {EVENTS_A_COMMIT} events of one day each, by {WRITERS} writers in turn, beside a copy of that lake after
+`synclake care`, and the same events in one ingest. The views are computed from all rows; {bench.few} runs.
 
-| what | {commits:,} commits | one commit | DuckDB, files of the first | DuckDB, files of the second |
-|---|---|---|---|---|
+| what | {commits:,} commits | after care | one commit | DuckDB, {commits:,} commits | DuckDB, one commit |
+|---|---|---|---|---|---|
 {table}"""
 
 
