@@ -5,8 +5,9 @@
 //! 3. Commit: one commit removes the files of a group and adds the new one, both without a change of data.
 //!
 //! # Invariants
-//! - The rows of a new file are the rows of the files that it replaces. Each file is counted against the log, and the
-//!   new file against their sum, before anything is written.
+//! - The rows of a new file are the rows of the files that it replaces. The bytes of each file are those that the log
+//!   states the digest of, its rows are counted against the log, and the new file against their sum, before anything is
+//!   written.
 //! - Each commit says `dataChange = false`, so a reader of changes sees no row again.
 //! - A commit removes only files that are active, and without deletion vectors, at the version before it. Of two
 //!   compactions of a file, one succeeds, and the other deletes its new file.
@@ -161,7 +162,8 @@ pub async fn run(
     };
     for pass in 0..PASSES {
         let loaded = table.load(lake, None).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
-        let plan = plan(snapshot::files(&run.store, &loaded).await?, options, &run.unfit);
+        let digests = snapshot::digests(&run.store, &loaded).await?;
+        let plan = plan(snapshot::files(&run.store, &loaded).await?, digests, options, &run.unfit);
         if pass == 0 {
             (run.report.files, run.report.files_left) = (plan.files, plan.left);
         }
@@ -352,9 +354,9 @@ impl Run<'_> {
 
 /// Fetches the files of a group.
 async fn fetch(store: &Store, group: &Group) -> Result<Vec<Input>, GroupError> {
-    let fetches = futures::stream::iter(group.sources.clone()).map(|Source { path, rows, .. }| async move {
+    let fetches = futures::stream::iter(group.sources.clone()).map(|Source { path, rows, sha256, .. }| async move {
         match store.get(&path).await? {
-            Some(bytes) => Ok(Input { path, bytes, rows }),
+            Some(bytes) => Ok(Input { path, bytes, rows, sha256 }),
             None => Err(GroupError::Missing(Box::new(group.clone()), path)),
         }
     });

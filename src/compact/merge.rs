@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::batch::file::stored::StoredWriter;
 use crate::batch::file::{COMPRESSED_BYTES_MIN, GROUP_BYTES, GROUP_ROWS};
 use crate::batch::stored::{Ordered, StoredReader, StoredRows, Unfit};
+use crate::lake::files::sha256_of;
 
 /// A file to merge.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub(super) struct Input {
     pub bytes: Bytes,
     /// The rows that the log claims, if it does.
     pub rows: Option<u64>,
+    /// The SHA-256 that the log claims, if it does.
+    pub sha256: Option<String>,
 }
 
 /// Limits of a merge.
@@ -114,6 +117,13 @@ pub(super) fn merge(inputs: Vec<Input>, limits: MergeLimits) -> Result<Merged, M
     let mut sorter = Sorter { limits, chunk: Vec::new(), seen: HashSet::new(), bytes: 0, runs: Vec::new() };
     let mut expected = 0;
     for input in inputs {
+        // Damage that is merged gets a digest of its own, and nobody could find it any more.
+        if let Some(committed) = &input.sha256
+            && sha256_of(&input.bytes) != *committed
+        {
+            let reason = "holds other bytes than were committed, by their SHA-256; run `synclake verify --deep`";
+            return Err(MergeError::Damaged { path: input.path, reason: reason.to_owned() });
+        }
         let reader = match StoredReader::open(input.bytes.clone(), limits.batch_bytes()) {
             Ok(reader) => reader,
             Err(Unfit::Foreign(reason)) => {

@@ -1,6 +1,6 @@
 //! Selects the files to merge, from the log alone.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::NaiveDate;
 
@@ -18,6 +18,8 @@ pub(super) struct Source {
     pub bytes: u64,
     /// Rows, if the log states them.
     pub rows: Option<u64>,
+    /// SHA-256 of the bytes, if the log states it.
+    pub sha256: Option<String>,
 }
 
 /// Files of one partition that become one file.
@@ -52,8 +54,13 @@ pub(super) struct Plan {
 /// A file is small if it has less than this part of the target size.
 const SMALL_PART: u64 = 2;
 
-/// Plans from the active files of a version. Files of `unfit` are left alone.
-pub(super) fn plan(files: Vec<ActiveFile>, options: &CompactOptions, unfit: &HashSet<String>) -> Plan {
+/// Plans from the active files of a version, and their digests. Files of `unfit` are left alone.
+pub(super) fn plan(
+    files: Vec<ActiveFile>,
+    mut digests: HashMap<String, String>,
+    options: &CompactOptions,
+    unfit: &HashSet<String>,
+) -> Plan {
     let mut plan = Plan::default();
     let mut partitions: BTreeMap<(String, String), Vec<Source>> = BTreeMap::new();
     let wanted_pool = options.pool.as_deref().map(pool_partition);
@@ -81,7 +88,8 @@ pub(super) fn plan(files: Vec<ActiveFile>, options: &CompactOptions, unfit: &Has
             continue;
         };
         let rows = file.statistics["numRecords"].as_u64();
-        partitions.entry((pool, date)).or_default().push(Source { path: file.path, bytes: file.size, rows });
+        let source = Source { bytes: file.size, rows, sha256: digests.remove(&file.path), path: file.path };
+        partitions.entry((pool, date)).or_default().push(source);
     }
     for ((pool, event_date), sources) in partitions {
         for sources in packed(sources, options.target_bytes) {
@@ -121,7 +129,7 @@ mod tests {
     use super::*;
 
     fn source(path: &str, bytes: u64) -> Source {
-        Source { path: path.to_owned(), bytes, rows: Some(1) }
+        Source { path: path.to_owned(), bytes, rows: Some(1), sha256: None }
     }
 
     #[test]

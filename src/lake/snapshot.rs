@@ -10,6 +10,7 @@ use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
 
+use super::files::SHA256;
 use super::request_runtime::HidingStore;
 use super::{LakeError, Objects, Store, log, paths};
 
@@ -147,6 +148,24 @@ pub(crate) async fn files(table: &Store, loaded: &DeltaTable) -> Result<Vec<Acti
         remove: view.remove_action(true),
     });
     living.try_collect().await.map_err(fail)
+}
+
+/// Returns the SHA-256 of each active file, by its path, as far as the log states it.
+///
+/// # Errors
+/// The log cannot be read.
+pub(crate) async fn digests(table: &Store, loaded: &DeltaTable) -> Result<HashMap<String, String>, LakeError> {
+    let fail = |source| LakeError::delta("list the files of", table, source);
+    let log_store = loaded.log_store();
+    let views = loaded.snapshot().map_err(fail)?.snapshot().file_views(log_store.as_ref(), None);
+    let digests = views.try_filter_map(|view| {
+        // There is no other way to the tags.
+        #[expect(deprecated)]
+        let tags = view.add_action().tags.unwrap_or_default();
+        let digest = tags.get(SHA256).cloned().flatten();
+        std::future::ready(Ok(digest.map(|digest| (view.path().into_owned(), digest))))
+    });
+    digests.try_collect().await.map_err(fail)
 }
 
 /// What a version states of an active file.

@@ -36,7 +36,7 @@ pub(crate) async fn run(args: CareArgs, file: &File) -> Result<()> {
     done?;
     match report.compact.map_or(0, |compact| compact.faults.len()) {
         0 => Ok(()),
-        faults => anyhow::bail!("{faults} damaged files of {lake} were left alone; run `synclake verify --deep`"),
+        faults => anyhow::bail!("damaged files of {lake} were left alone ({faults}); run `synclake verify --deep`"),
     }
 }
 

@@ -130,7 +130,9 @@ pub(crate) async fn compact(args: CompactArgs, file: &File) -> Result<()> {
     match report.faults.len() {
         0 => Ok(()),
         faults => {
-            anyhow::bail!("{faults} damaged files were left alone, listed on standard output; run `synclake verify`")
+            anyhow::bail!(
+                "damaged files were left alone ({faults}), listed on standard output; run `synclake verify --deep`"
+            )
         }
     }
 }

@@ -73,7 +73,7 @@ fn sorted(mut rows: Vec<(usize, Row)>) -> Vec<(usize, Row)> {
 
 fn input(path: usize, rows: &[(usize, Row)]) -> Input {
     let bytes = encode_batches(Table::SyncRecords.file_schema(), &[batch(rows)]).unwrap();
-    Input { path: path.to_string(), bytes, rows: Some(rows.len() as u64) }
+    Input { path: path.to_string(), bytes, rows: Some(rows.len() as u64), sha256: None }
 }
 
 fn read(file: Bytes) -> RecordBatch {
@@ -173,7 +173,8 @@ fn a_file_with_columns_of_others_stays_as_it_is() {
     let retyped = encode_batches(retyped.schema(), &[retyped]).unwrap();
     let fewer = rows.project(&(0..17).collect::<Vec<_>>()).unwrap();
     let fewer = encode_batches(fewer.schema(), &[fewer]).unwrap();
-    let other = |path: &str, bytes: &Bytes| Input { path: path.to_owned(), bytes: bytes.clone(), rows: None };
+    let other =
+        |path: &str, bytes: &Bytes| Input { path: path.to_owned(), bytes: bytes.clone(), rows: None, sha256: None };
     let merged =
         merge(vec![input(0, &some_rows(10..20)), other("noted", &noted), other("retyped", &retyped)], LIMITS).unwrap();
     assert!(merged.file.is_none(), "one file is not merged with itself");
