@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lake::ledger::new_token;
 use crate::lake::paths::CompactName;
-use crate::lake::{LakeError, Store, data_file, log, replace, snapshot, sweep};
+use crate::lake::{LakeError, Store, data_file, log, manifest, replace, snapshot, sweep};
 use crate::schema::Table;
 use crate::{cpu, failpoint};
 
@@ -184,6 +184,7 @@ pub async fn run(
         Ok(files) => tracing::info!(table = table.name(), files, "deleted files that no commit lists"),
         Err(error) => tracing::warn!(%error, "left files of killed compactions that no commit lists"),
     }
+    manifest::follow_commit(lake, table).await;
     Ok(run.report)
 }
 

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::failpoint;
 use crate::lake::snapshot::ActiveFile;
-use crate::lake::{LakeError, Store, log, replace, sweep};
+use crate::lake::{LakeError, Store, log, manifest, replace, sweep};
 use crate::print::Format;
 use crate::query::state::{Resolved, is_damage};
 use crate::query::{Limits, QueryError, reading, session, views};
@@ -211,6 +211,7 @@ async fn day(
     };
     report.version = replace::replace(lake, Table::DailyState, "extract_date", &date, files, ids).await?;
     failpoint::hit("extract/committed");
+    manifest::follow_commit(lake, Table::DailyState).await;
     report.manifest = writer.publish(about).await?;
     Ok(report)
 }

@@ -43,6 +43,8 @@ pub const NAMES: &[&str] = &[
     "compact/before",
     "compact/after",
     "vacuum/batch",
+    "manifest/written",
+    "manifest/record",
 ];
 
 /// Performs the test's action here; does nothing in a release.

@@ -36,7 +36,7 @@ use crate::failpoint;
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::write_partition;
 use crate::lake::ledger::{Ledger, new_token};
-use crate::lake::{LakeError, Store, data_file, log, replace, snapshot, sweep};
+use crate::lake::{LakeError, Store, data_file, log, manifest, replace, snapshot, sweep};
 use crate::query::{Limits, reading, session};
 use crate::schema::Table;
 use crate::verify::comparable;
@@ -102,6 +102,9 @@ pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport
         if let Some((staged, taken)) = stage(lake, &path, &held, &chosen).await? {
             finish(lake, &mut ledger, &staged, &taken, &mut report).await?;
         }
+    }
+    for table in [Table::Quarantine, Table::SyncRecords] {
+        manifest::follow_commit(lake, table).await;
     }
     Ok(report)
 }

@@ -291,7 +291,9 @@ mod tests {
         assert_eq!(report.tables["sync_records"].commits_since_checkpoint, 0);
         let requests = requests.lock().unwrap();
         let is_log = |request: &&Request| match request {
-            Request::List(path) | Request::Read(path) => path.split('/').any(|part| part == "_delta_log"),
+            Request::List(path) | Request::Read(path) | Request::Write(path) => {
+                path.split('/').any(|part| part == "_delta_log")
+            }
         };
         assert_eq!(requests.iter().filter(|request| !is_log(request)).collect::<Vec<_>>(), Vec::<&Request>::new());
         // Twenty of them are the newest commits; the others do not grow with the files.

@@ -28,7 +28,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::failpoint;
-use crate::lake::{LakeError, Store};
+use crate::lake::{LakeError, Store, manifest};
 use crate::schema::Table;
 use crate::timeouts::{VACUUM_RETENTION, VACUUM_RETENTION_MIN};
 use listed::{Cutoffs, Listed, Verdict};
@@ -147,6 +147,10 @@ pub async fn run(
             break;
         }
         let store = table.store(lake);
+        if !options.is_dry_run {
+            // No manifest may list a file that is deleted.
+            manifest::follow(lake, table).await?;
+        }
         let Some(mut listed) = Listed::read(&store, cutoffs).await? else { continue };
         listed.admit(table, &store)?;
         if table == Table::SyncRecords && options.keeps_undelivered {

@@ -1,7 +1,11 @@
--- DuckDB over the plain Parquet files of sync_records, without an extension.
--- NOT EXACT: DuckDB reads the Parquet files without the Delta log. The result includes files that are not committed
--- yet, and files that a crashed worker left behind, until a sweep deletes them. The views collapse the copies of a
--- change. Counts of sync_records include the copies.
--- Do not read state, daily_state or quarantine in this way. Their replaced files stay until a vacuum deletes them.
+-- DuckDB over the Parquet files of sync_records that the manifests list, without an extension: exact, as of the last
+-- `synclake manifest` or `synclake care`. Run one of them first. Run these statements in each session, because the view
+-- reads the list of files from a variable.
+SET VARIABLE sync_records_files = (
+  SELECT list(file) FROM (
+    SELECT unnest(string_split(content, chr(10))) AS file
+    FROM read_text('${lake}/sync_records/_symlink_format_manifest/*/*/manifest')
+  ) WHERE file <> ''
+);
 CREATE OR REPLACE VIEW sync_records AS
-SELECT * FROM read_parquet('${lake}/sync_records/*/*/*.parquet', hive_partitioning = true, hive_types = {'pool': VARCHAR, 'event_date': DATE});
+SELECT * FROM read_parquet(getvariable('sync_records_files'), hive_partitioning = true, hive_types = {'pool': VARCHAR, 'event_date': DATE});

@@ -1,7 +1,8 @@
 -- Spark without Delta Lake, over the plain Parquet files of sync_records.
--- NOT EXACT: Spark reads the Parquet files without the Delta log. The result includes files that are not committed yet,
--- and files that a crashed worker left behind, until a sweep deletes them. The views collapse the copies of a change.
--- Counts of sync_records include the copies.
+-- NOT EXACT: Spark reads the Parquet files without the Delta log, and its Hive reader cannot read the timestamps of files
+-- that manifests list. The result includes files that are not committed yet, files that a crashed worker left behind, and,
+-- until a vacuum, files that a compaction replaced. The views collapse the copies of a change. Counts of sync_records
+-- include the copies. Use Delta Lake (`--engine spark`) if you can.
 -- Do not read state, daily_state or quarantine in this way. Their replaced files stay until a vacuum deletes them.
 CREATE DATABASE IF NOT EXISTS ${database};
 CREATE TABLE IF NOT EXISTS ${db}sync_records (

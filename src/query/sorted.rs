@@ -1,10 +1,10 @@
 //! Rows of whole files, sorted in memory.
 //!
 //! The files of a partition are sorted already, so their rows are a few sorted runs. The standard library's stable sort
-//! finds such runs and merges them, with far fewer comparisons than a sort of single rows would take. It needs all rows
+//! finds such runs and merges them, with far fewer comparisons than a sort of single rows would take. Texts are compared
+//! once, to give each distinct text its rank; rows are compared by ranks. It needs all rows
 //! in memory: the caller has another way for rows that do not fit. The rows stay in the batches in which they were read.
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
@@ -16,6 +16,7 @@ use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use futures::TryStreamExt;
+use hashbrown::HashMap;
 
 use super::state::order::column;
 
@@ -34,6 +35,8 @@ pub(super) struct SortedRows {
     pub(super) batches: Vec<RecordBatch>,
     /// The places of the rows, in order.
     pub(super) order: Vec<At>,
+    heads: Vec<Vec<Head>>,
+    counts: Vec<Int64Array>,
     /// Counts the rows as memory of the query for as long as they are held.
     _reservation: MemoryReservation,
 }
@@ -48,8 +51,15 @@ impl SortedRows {
     ) -> Result<Option<Self>> {
         let reservation = MemoryConsumer::new("sorted rows").register(context.memory_pool());
         let Some(batches) = gathered(plans, context, &reservation).await? else { return Ok(None) };
-        let order = SortColumns::of(&batches, first)?.sorted();
-        Ok(Some(Self { batches, order, _reservation: reservation }))
+        let heads = heads(&batches, first)?;
+        let counts = batches.iter().map(counts).collect::<Result<Vec<_>>>()?;
+        let order = SortColumns { heads: &heads, counts: &counts }.sorted();
+        Ok(Some(Self { batches, order, heads, counts, _reservation: reservation }))
+    }
+
+    /// Returns the columns that order the rows.
+    pub(super) fn columns(&self) -> SortColumns<'_> {
+        SortColumns { heads: &self.heads, counts: &self.counts }
     }
 
     /// Returns the values of a column at some places.
@@ -60,8 +70,9 @@ impl SortedRows {
     }
 }
 
-/// Bytes of the order, for each row: the places, and what is sorted.
-const ORDER_BYTES: usize = 40;
+/// Bytes of the order, for each row: the place and the head, a copy of both that is sorted, and what finds the ranks of
+/// its values if they are distinct.
+const ORDER_BYTES: usize = 112;
 
 /// Collects batches that have rows, one file after the other.
 async fn gathered(
@@ -87,119 +98,112 @@ async fn gathered(
     Ok(Some(batches))
 }
 
-/// The columns of a batch that order rows.
-struct OfBatch<'a> {
-    identity: &'a StringArray,
-    dataset: &'a StringArray,
-    key: &'a StringArray,
-    count: &'a Int64Array,
-}
+/// The ranks of a row's values among those of all rows, 32 bits each: the first columns of the order, the identity, the
+/// dataset, the key. A null has rank 0. Batches together have fewer than 2³² rows: the memory of a query holds no more.
+type Head = u128;
 
-/// What decides most comparisons: the first columns of the order as a rank, and the bytes of the identity that follow the
-/// bytes that all identities begin with.
-type Head = (u32, u64);
-
-/// The columns that order rows.
+/// The columns that order rows: integers in place of texts.
+#[derive(Clone, Copy)]
 pub(super) struct SortColumns<'a> {
-    batches: Vec<OfBatch<'a>>,
-    heads: Vec<Vec<Head>>,
+    heads: &'a [Vec<Head>],
+    counts: &'a [Int64Array],
 }
 
-impl<'a> SortColumns<'a> {
-    /// Finds the columns of batches.
-    pub(super) fn of(rows: &'a [RecordBatch], first: &[&str]) -> Result<Self> {
-        let batches = rows.iter().map(OfBatch::new).collect::<Result<Vec<_>>>()?;
-        let common = common_bytes(&batches);
-        let ranks = ranks(rows, first)?;
-        let heads = batches.iter().zip(ranks).map(|(batch, ranks)| {
-            let identities = batch.identity.iter().map(|identity| head(identity, common));
-            ranks.into_iter().zip(identities).collect()
-        });
-        Ok(Self { heads: heads.collect(), batches })
-    }
-
-    fn sorted(&self) -> Vec<At> {
+impl SortColumns<'_> {
+    fn sorted(self) -> Vec<At> {
         let of_batch = |(batch, heads): (u32, &Vec<Head>)| {
             let at = move |(row, head): (u32, Head)| (head, At { batch, row });
             (0..).zip(heads.clone()).map(at).collect::<Vec<_>>()
         };
-        let mut order: Vec<(Head, At)> = (0..).zip(&self.heads).flat_map(of_batch).collect();
-        order.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| self.compare(a.1, b.1)));
+        let mut order: Vec<(Head, At)> = (0..).zip(self.heads).flat_map(of_batch).collect();
+        order.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| self.count(b.1).cmp(&self.count(a.1))));
         order.into_iter().map(|(_, at)| at).collect()
     }
 
-    fn get(&self, at: At) -> (&OfBatch<'a>, usize) {
-        (&self.batches[at.batch as usize], at.row as usize)
+    fn count(&self, at: At) -> Option<i64> {
+        let counts = &self.counts[at.batch as usize];
+        counts.is_valid(at.row as usize).then(|| counts.value(at.row as usize))
     }
 
-    /// Compares two rows with equal heads.
-    fn compare(&self, a: At, b: At) -> Ordering {
-        let ((of_a, a), (of_b, b)) = (self.get(a), self.get(b));
-        let texts = |x: &StringArray, y: &StringArray| text(x, a).cmp(&text(y, b));
-        texts(of_a.identity, of_b.identity)
-            .then_with(|| texts(of_a.dataset, of_b.dataset))
-            .then_with(|| texts(of_a.key, of_b.key))
-            .then_with(|| number(of_b.count, b).cmp(&number(of_a.count, a)))
+    fn head(&self, at: At) -> Head {
+        self.heads[at.batch as usize][at.row as usize]
     }
 
     /// Returns whether two rows agree in the first columns of the order, the identity and the dataset.
     pub(super) fn is_same_dataset(&self, a: At, b: At) -> bool {
-        let head = |at: At| self.heads[at.batch as usize][at.row as usize];
-        let is_same_head = head(a) == head(b);
-        let ((of_a, a), (of_b, b)) = (self.get(a), self.get(b));
-        let same = |x: &StringArray, y: &StringArray| text(x, a) == text(y, b);
-        is_same_head && same(of_a.dataset, of_b.dataset) && same(of_a.identity, of_b.identity)
+        self.head(a) >> 32 == self.head(b) >> 32
     }
 
-    /// Returns whether two rows of one dataset have the same key.
+    /// Returns whether two rows are of one dataset, and have the same key.
     pub(super) fn is_same_key(&self, a: At, b: At) -> bool {
-        let ((of_a, a), (of_b, b)) = (self.get(a), self.get(b));
-        text(of_a.key, a) == text(of_b.key, b)
+        self.head(a) == self.head(b)
     }
 
     /// Returns whether a row has a key.
     pub(super) fn has_key(&self, at: At) -> bool {
-        let (of_batch, row) = self.get(at);
-        of_batch.key.is_valid(row)
+        self.head(at) as u32 != 0
     }
 }
 
-impl<'a> OfBatch<'a> {
-    fn new(rows: &'a RecordBatch) -> Result<Self> {
-        let text = |name: &str| {
-            let missing = || DataFusionError::Internal(format!("the column {name} is no plain text"));
-            column(rows, name)?.as_string_opt::<i32>().ok_or_else(missing)
-        };
-        let count = column(rows, "sync_count")?.as_primitive_opt::<Int64Type>();
-        let count = count.ok_or_else(|| DataFusionError::Internal("sync_count is no integer".to_owned()))?;
-        Ok(Self { identity: text("identity_id")?, dataset: text("dataset_name")?, key: text("key")?, count })
+fn counts(rows: &RecordBatch) -> Result<Int64Array> {
+    let counts = column(rows, "sync_count")?.as_primitive_opt::<Int64Type>();
+    counts.cloned().ok_or_else(|| DataFusionError::Internal("sync_count is no integer".to_owned()))
+}
+
+/// Returns the heads of the rows of batches. `first` names the first columns of the order.
+fn heads(rows: &[RecordBatch], first: &[&str]) -> Result<Vec<Vec<Head>>> {
+    let widened = |ranks: Vec<u32>| ranks.into_iter().map(Head::from).collect();
+    let mut heads: Vec<Vec<Head>> = ranks(rows, first)?.into_iter().map(widened).collect();
+    for name in ["identity_id", "dataset_name", "key"] {
+        let missing = || DataFusionError::Internal(format!("the column {name} is no plain text"));
+        let text = |batch| column(batch, name)?.as_string_opt::<i32>().ok_or_else(missing);
+        let texts = rows.iter().map(text).collect::<Result<Vec<_>>>()?;
+        let codes = Codes::of(&texts);
+        for (heads, texts) in heads.iter_mut().zip(&codes.of_rows) {
+            for (head, code) in heads.iter_mut().zip(texts) {
+                *head = *head << 32 | Head::from(codes.ranks[*code as usize]);
+            }
+        }
     }
+    Ok(heads)
 }
 
-fn text(column: &StringArray, row: usize) -> Option<&[u8]> {
-    column.is_valid(row).then(|| column.value(row).as_bytes())
+/// Distinct texts, numbered as they were met. Number 0 is the null.
+struct Codes {
+    of_rows: Vec<Vec<u32>>,
+    /// The rank of each number's text.
+    ranks: Vec<u32>,
 }
 
-fn number(column: &Int64Array, row: usize) -> Option<i64> {
-    column.is_valid(row).then(|| column.value(row))
-}
-
-/// Returns how many first bytes all identities share.
-fn common_bytes(batches: &[OfBatch<'_>]) -> usize {
-    let mut present = batches.iter().flat_map(|batch| batch.identity.iter().flatten()).map(str::as_bytes);
-    let first = present.next().unwrap_or_default();
-    let equal = |a: &[u8], b: &[u8]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    present.fold(first.len(), |common, text| equal(&first[..common], text))
-}
-
-/// Returns the eight bytes of a text after those that all texts share. Where they differ, they have the order of the
-/// texts; a null counts as the least.
-fn head(text: Option<&str>, common: usize) -> u64 {
-    let rest = text.map_or(&[][..], |text| &text.as_bytes()[common..]);
-    let mut head = [0; 8];
-    let length = rest.len().min(head.len());
-    head[..length].copy_from_slice(&rest[..length]);
-    u64::from_be_bytes(head)
+impl Codes {
+    fn of(texts: &[&StringArray]) -> Self {
+        let mut known: HashMap<&str, u32> = HashMap::new();
+        let mut of_rows = Vec::with_capacity(texts.len());
+        for texts in texts {
+            // Rows of a file are sorted, so most rows repeat the text of the row before.
+            let mut last: Option<(&str, u32)> = None;
+            let codes = texts.iter().map(|text| {
+                let Some(text) = text else { return 0 };
+                match last {
+                    Some((before, code)) if before == text => code,
+                    _ => {
+                        let next = known.len() as u32 + 1;
+                        let code = *known.entry(text).or_insert(next);
+                        last = Some((text, code));
+                        code
+                    }
+                }
+            });
+            of_rows.push(codes.collect());
+        }
+        let mut sorted: Vec<(&str, u32)> = known.into_iter().collect();
+        sorted.sort_unstable();
+        let mut ranks = vec![0; sorted.len() + 1];
+        for (rank, (_, code)) in (1..).zip(sorted) {
+            ranks[code as usize] = rank;
+        }
+        Self { of_rows, ranks }
+    }
 }
 
 /// Returns for each row the rank of its values of some columns among those of all rows.

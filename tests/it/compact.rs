@@ -26,33 +26,40 @@ fn parts(events: &Path, parts: usize) -> Vec<PathBuf> {
 }
 
 /// A lake of several small ingests.
-struct Lake {
+pub(crate) struct Lake {
     folder: tempfile::TempDir,
-    path: PathBuf,
+    pub path: PathBuf,
     oracle: PathBuf,
-    parts: Vec<PathBuf>,
+    pub parts: Vec<PathBuf>,
 }
 
 impl Lake {
     /// Prepares the events, and ingests none.
-    fn new(args: &[&str], count: usize) -> Self {
+    pub(crate) fn new(args: &[&str], count: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (events, oracle) = simulate(folder.path(), args);
         let (path, parts) = (folder.path().join("lake"), parts(&events, count));
         Self { folder, path, oracle, parts }
     }
 
-    fn ingested(args: &[&str], count: usize) -> Self {
+    pub(crate) fn ingested(args: &[&str], count: usize) -> Self {
         let lake = Self::new(args, count);
         lake.parts.iter().for_each(|part| drop(ingest_file(part, &lake.path)));
         lake
+    }
+
+    /// Simulates other events, and returns their file.
+    pub(crate) fn made(&self, name: &str, args: &[&str]) -> PathBuf {
+        let folder = self.folder.path().join(name.replace('/', "-"));
+        std::fs::create_dir(&folder).unwrap();
+        simulate(&folder, args).0
     }
 
     fn name(&self) -> &str {
         self.path.to_str().unwrap()
     }
 
-    fn rows(&self) -> i64 {
+    pub(crate) fn rows(&self) -> i64 {
         count(self.name(), "select count(*) from sync_records")
     }
 
@@ -64,7 +71,7 @@ impl Lake {
     }
 }
 
-const SMALL: [&str; 8] = ["--events", "2400", "--seed", "11", "--days", "3", "--identities", "120"];
+pub(crate) const SMALL: [&str; 8] = ["--events", "2400", "--seed", "11", "--days", "3", "--identities", "120"];
 
 fn compact(lake: &Path, args: &[&str]) -> Value {
     serde_json::from_str(&ok(synclake().args(["compact", "--lake"]).arg(lake).args(args))).unwrap()

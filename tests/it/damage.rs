@@ -68,6 +68,17 @@ fn a_damaged_state_is_made_anew() {
     ok(synclake().args(["refresh", "--rebuild", "--lake"]).arg(&lake));
     assert_state_is_oracle(lake.to_str().unwrap(), &[&oracle]);
 
+    // A missing file of sync_records is no reason to rebuild the state.
+    std::fs::rename(&tail[0], aside(&tail[0])).unwrap();
+    let refused_rebuild = synclake().args(["refresh", "--rebuild", "--lake"]).arg(&lake).output().unwrap();
+    refused(&refused_rebuild, 1, &["not found", tail[0].file_name().unwrap().to_str().unwrap()]);
+    assert!(
+        !text(&refused_rebuild.stderr).contains("cannot read the table state"),
+        "{}",
+        text(&refused_rebuild.stderr)
+    );
+    std::fs::rename(aside(&tail[0]), &tail[0]).unwrap();
+
     std::fs::write(&log, "{\"add\":").unwrap();
     let state = lake.join("state");
     let said = [state.to_str().unwrap(), "delete that folder", log.file_name().unwrap().to_str().unwrap()];

@@ -7,6 +7,8 @@ use synclake::decode::Reason;
 use synclake::schema::Table;
 use synclake::{config, ddl, extract, vacuum};
 
+use crate::manifest::ManifestArgs;
+
 /// Export Amazon Cognito Sync streams to a Parquet lake, each record exactly once.
 #[derive(Debug, Parser)]
 #[command(
@@ -59,6 +61,8 @@ pub(crate) enum Command {
     Vacuum(VacuumArgs),
     /// Refresh, compact and vacuum once, from cron or by hand.
     Care(CareArgs),
+    /// Write manifests for engines that read Parquet without the Delta log.
+    Manifest(ManifestArgs),
     /// Print tables and views for Athena, Spark, Trino, DuckDB or Redshift.
     Ddl(DdlArgs),
 }
@@ -445,7 +449,7 @@ pub(crate) struct DdlArgs {
     pub database: String,
 }
 
-fn table(text: &str) -> Result<Table, String> {
+pub(crate) fn table(text: &str) -> Result<Table, String> {
     let known = || Table::ALL.map(Table::name).join(", ");
     let found = Table::ALL.into_iter().find(|table| table.name() == text);
     found.ok_or_else(|| format!("{text:?} is no table; there are {}", known()))

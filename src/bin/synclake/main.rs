@@ -15,6 +15,7 @@ mod care;
 mod configuration;
 mod extract;
 mod ingest;
+mod manifest;
 mod output;
 mod query;
 mod refreshing;
@@ -81,6 +82,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Compact(args) => upkeep::compact(args, &file).await,
         Command::Vacuum(args) => vacuum::run(args, &file).await,
         Command::Care(args) => care::run(args, &file).await,
+        Command::Manifest(args) => manifest::run(args, &file).await,
         Command::Ddl(args) => upkeep::ddl(&args, &file),
     }
 }

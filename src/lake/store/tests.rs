@@ -16,17 +16,25 @@ pub(crate) enum Request {
     List(String),
     /// A read of an object, or of a part of it.
     Read(String),
+    /// A write of an object in one request.
+    Write(String),
 }
 
 /// A callback that gets a request. The request starts when the future is ready.
 pub(crate) type BeforeRequest = Box<dyn Fn(Request) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// Returns the store with a callback before every listing and read, also before those of deltalake and DataFusion.
+/// Returns the store with a callback before every listing, read and write, also before those of deltalake and DataFusion.
 pub(crate) fn watched(store: &Store, before: BeforeRequest) -> Store {
     Store { objects: Arc::new(Watched { objects: store.objects(), before }), ..store.clone() }
 }
 
-/// The object store of tests, with a callback before every listing and read.
+/// Returns an empty store in memory, with the conditional writes of S3.
+pub(crate) fn in_memory() -> Store {
+    let (url, key) = s3_place("tests", "lake").unwrap();
+    Store::at(Arc::new(object_store::memory::InMemory::new()), url, key, None)
+}
+
+/// The object store of tests, with a callback before every listing, read and write.
 struct Watched {
     objects: Arc<dyn ObjectStore>,
     before: BeforeRequest,
@@ -53,6 +61,7 @@ impl fmt::Display for Watched {
 #[async_trait::async_trait]
 impl ObjectStore for Watched {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        (self.before)(Request::Write(location.to_string())).await;
         self.objects.put_opts(location, payload, options).await
     }
 

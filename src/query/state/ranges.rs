@@ -12,21 +12,22 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, SchemaRef};
-use datafusion::common::runtime::SpawnedTask;
 use datafusion::datasource::provider_as_source;
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::{self, Expr, LogicalPlan, LogicalPlanBuilder, col, lit};
+use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use deltalake::DeltaTable;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
+use super::boundary::Boundary;
 use super::order::{RowOrder, column};
-use super::{Resolved, counts, needed, told};
+use super::{Resolved, counts, needed};
 use crate::lake::snapshot::ActiveFile;
 use crate::query::reading;
-use crate::query::sorted::{At, SortColumns, SortedRows};
+use crate::query::sorted::{At, SortedRows};
 use crate::schema::Table;
 
 /// Rows of a range, as the log counts them.
@@ -143,7 +144,7 @@ impl Range {
         let filter = self.filter().into_iter().chain(wanted.filter.clone()).reduce(Expr::and);
         let plans = plans(&parts, &wanted, filter.as_ref()).await?;
         let schema = wanted.schema.clone();
-        if let Some(rows) = SortedRows::read(&plans, &[], &context).await.map_err(|e| told(e, &wanted.remedy))? {
+        if let Some(rows) = SortedRows::read(&plans, &[], &context).await? {
             return Ok(Latest::of(&rows)?.batches(rows, schema, context.session_config().batch_size()));
         }
         const ORDER: [&str; 3] = ["identity_id", "dataset_name", "key"];
@@ -217,21 +218,23 @@ impl RangeOfPool {
     }
 }
 
-/// Plans the reading of the rows of a range, as they lie in the files.
+/// Plans the reading of the rows of a range, as they lie in the files. Only errors of reading the state get the advice to
+/// rebuild it.
 async fn plans(parts: &Resolved, wanted: &Wanted, filter: Option<&Expr>) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
     let names = wanted.names();
     let columns = needed(&names).into_iter().filter(|name| *name != "is_after_removal");
     let columns: Vec<Expr> = columns.map(plain).collect();
-    let sides =
-        [parts.state.as_ref().map(|state| (state, None)), parts.tail.as_ref().map(|tail| (tail, Some(counts())))];
+    let of_state = parts.state.as_ref().map(|state| (state, None, Some(Arc::from(wanted.remedy.as_str()))));
+    let of_tail = parts.tail.as_ref().map(|tail| (tail, Some(counts()), None));
     let mut plans = Vec::new();
-    for (table, counts) in sides.into_iter().flatten() {
+    for (table, counts, remedy) in of_state.into_iter().chain(of_tail) {
         let mut rows = LogicalPlanBuilder::scan("rows", provider_as_source(table.clone()), None)?;
         if let Some(filter) = counts.into_iter().chain(filter.cloned()).reduce(Expr::and) {
             rows = rows.filter(filter)?;
         }
         let rows: LogicalPlan = rows.project(columns.clone())?.build()?;
-        plans.push(wanted.session.create_physical_plan(&rows).await?);
+        let rows = wanted.session.create_physical_plan(&rows).await?;
+        plans.push(if remedy.is_some() { Arc::new(Boundary::new(rows, remedy)) } else { rows });
     }
     Ok(plans)
 }
@@ -245,7 +248,7 @@ struct Latest {
 
 impl Latest {
     fn of(sorted: &SortedRows) -> Result<Self> {
-        let columns = SortColumns::of(&sorted.batches, &[])?;
+        let columns = sorted.columns();
         let orders = sorted.batches.iter().map(RowOrder::of).collect::<Result<Vec<_>>>()?;
         let order = |at: &At| (&orders[at.batch as usize], at.row as usize);
         let later = |a: &&At, b: &&At| {
@@ -260,7 +263,7 @@ impl Latest {
             if before.is_none_or(|before| !columns.is_same_dataset(before, first)) {
                 removal = None;
             }
-            let is_same = |row: &&At| columns.is_same_key(first, **row) && columns.is_same_dataset(first, **row);
+            let is_same = |row: &&At| columns.is_same_key(first, **row);
             let (run, others) = rest.split_at(1 + rest[1..].iter().take_while(is_same).count());
             let latest = run.iter().max_by(later).copied().unwrap_or(first);
             let (of_latest, row) = order(&latest);
@@ -309,7 +312,11 @@ fn show(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new_with_options(schema.clone(), columns.collect::<Result<Vec<_>>>()?, &options)?)
 }
 
-/// Resolves a pool range by range, several at a time. Returns the rows sorted by identity, dataset and key.
+/// Batches of a range that wait for the reader.
+const BATCHES_AHEAD: usize = 2;
+
+/// Resolves a pool range by range, several at a time. Returns the rows sorted by identity, dataset and key. Rows are put
+/// together on the threads that resolve, while the reader works.
 pub(super) async fn in_order(
     pool: PoolRows,
     wanted: Wanted,
@@ -319,8 +326,19 @@ pub(super) async fn in_order(
     let wanted = Arc::new(wanted);
     let ranges = wanted.ranges_of(&Arc::new(pool)).await?;
     let resolved = move |range: RangeOfPool| {
-        let task = SpawnedTask::spawn(range.resolved(wanted.clone(), context.clone()));
-        async move { task.join().await.map_err(|error| DataFusionError::External(Box::new(error)))? }
+        let mut ahead = RecordBatchReceiverStream::builder(wanted.schema.clone(), BATCHES_AHEAD);
+        let (sender, wanted, context) = (ahead.tx(), wanted.clone(), context.clone());
+        ahead.spawn(async move {
+            let mut rows = range.resolved(wanted, context).await?;
+            while let Some(batch) = rows.next().await {
+                // A reader that is gone wants no more.
+                if sender.send(batch).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        std::future::ready(ahead.build())
     };
-    Ok(futures::stream::iter(ranges).map(resolved).buffered(threads).try_flatten().boxed())
+    Ok(futures::stream::iter(ranges).map(resolved).buffered(threads).flatten().boxed())
 }

@@ -25,7 +25,7 @@ use crate::batch::parquet::{StateWriter, conform};
 use crate::failpoint;
 use crate::lake::ledger::new_token;
 use crate::lake::snapshot::{self, ActiveFile};
-use crate::lake::{LakeError, Store, data_file, log, replace};
+use crate::lake::{LakeError, Store, data_file, log, manifest, replace};
 use crate::query::reading::{self, COVERS, REFRESHED, Reading};
 use crate::query::{Limits, QueryError, session};
 use crate::schema::Table;
@@ -96,6 +96,7 @@ pub async fn run(lake: &Store, limits: &Limits, rebuild: bool) -> Result<Refresh
             if let Err(error) = sweep(lake, report.version).await {
                 tracing::warn!(%error, "left files of the state that no commit lists");
             }
+            manifest::follow_commit(lake, Table::State).await;
             return Ok(report);
         }
         tracing::info!("another refresh was faster, looking again");
