@@ -101,6 +101,9 @@ pub struct ShardKey {
     shard: Arc<str>,
 }
 
+/// The name that all files have in place of a stream.
+pub const FILES: &str = "file";
+
 impl ShardKey {
     /// Creates a key. Both names must be 1 to 128 of `[a-zA-Z0-9_.-]`, and the shard must have no `.`; otherwise
     /// returns `None`.
@@ -120,6 +123,11 @@ impl ShardKey {
     /// Returns the id of the shard inside its stream.
     pub fn shard(&self) -> &str {
         &self.shard
+    }
+
+    /// Returns what the rows came from: the name of the stream, or the id of the file.
+    pub fn source(&self) -> &str {
+        if &*self.stream == FILES { &self.shard } else { &self.stream }
     }
 }
 

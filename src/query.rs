@@ -38,6 +38,7 @@ mod sorted;
 mod spill;
 pub mod state;
 pub mod views;
+mod widened;
 
 /// An error of a query.
 #[derive(Debug, thiserror::Error)]

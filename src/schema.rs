@@ -7,6 +7,20 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
+/// The format of the tables that this version writes. A table states its format by the property [`FORMAT_PROPERTY`]; a
+/// table without it has format 1. A version of synclake reads and writes tables of its own format and of earlier ones.
+///
+/// | format | what came with it |
+/// |---|---|
+/// | 1 | |
+/// | 2 | `source` of `sync_records` |
+pub const FORMAT: u64 = 2;
+/// The table property that states the format.
+pub const FORMAT_PROPERTY: &str = "synclake.format";
+/// Columns that came after format 1. The first writer that knows such a column adds it to a table that lacks it; until
+/// then, and in older files, its values are null.
+pub(crate) const ADDED: [(Table, &str); 1] = [(Table::SyncRecords, "source")];
+
 /// A table of the lake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
@@ -48,6 +62,7 @@ static SYNC_RECORDS: LazyLock<SchemaRef> = LazyLock::new(|| {
         Field::new("record_index", DataType::Int32, true),
         Field::new("arrived_at", instant(), true),
         Field::new("extra", DataType::Utf8, true),
+        Field::new("source", DataType::Utf8, true),
     ]))
 });
 
@@ -134,6 +149,16 @@ impl Table {
             Self::Gaps => "gaps",
             Self::State => "state",
         }
+    }
+
+    /// Returns whether a column came after format 1, so that older tables lack it.
+    pub(crate) fn is_added(self, column: &str) -> bool {
+        ADDED.contains(&(self, column))
+    }
+
+    /// Returns the table that has these partition columns.
+    pub(crate) fn partitioned_by(columns: &[String]) -> Option<Self> {
+        Self::ALL.into_iter().find(|table| table.partition_columns() == columns)
     }
 
     /// Returns the columns, partition columns first.

@@ -11,7 +11,8 @@ CREATE EXTERNAL TABLE ${database}.sync_records (
   identity_pool_id varchar(65535), identity_id varchar(65535), dataset_name varchar(65535), operation varchar(65535), key varchar(65535), value varchar(65535),
   op varchar(65535), sync_count bigint, last_modified_date timestamp, device_last_modified_date timestamp,
   event_sync_count bigint, event_last_modified_date timestamp, shard_id varchar(65535), sequence_number varchar(65535),
-  sub_sequence bigint, record_index int, arrived_at timestamp, extra varchar(65535)
+  sub_sequence bigint, record_index int, arrived_at timestamp, extra varchar(65535),
+  source varchar(256)
 )
 PARTITIONED BY (pool varchar(256), event_date date)
 ROW FORMAT SERDE 'org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe'

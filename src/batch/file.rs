@@ -110,7 +110,8 @@ fn write_group<'a>(
     group.coded(&sorted.spread(rows.clone(), &events.sub_sequence))?;
     group.column(&sorted.row_numbers(rows.clone(), |row| Some(row.record_index)))?;
     group.coded(&sorted.spread(rows.clone(), &events.arrived_at))?;
-    group.rendered(sorted.rows(rows), |row, text| sorted.extra(row, text))
+    group.rendered(sorted.rows(rows), |row, text| sorted.extra(row, text))?;
+    group.write(&constant, &[key.shard.source()], None)
 }
 
 /// Returns a filter that knows the identities of a row group.
@@ -314,6 +315,7 @@ mod tests {
             Arc::new(Int32Array::from_iter_values(rows.iter().map(|(row, _)| row.record_index))),
             date(&|_, event| Some(event.arrived_at)),
             text(&extra),
+            text(&|_, _| Some("s".to_owned())),
         ];
         RecordBatch::try_new(Table::SyncRecords.file_schema(), columns).unwrap()
     }

@@ -1,7 +1,7 @@
 //! Rows of `sync_records` as they were read back from data files, and their order.
 //!
 //! The order is that of [`super::sorted`]: identity, dataset, key (nulls first), sync_count and server date descending.
-//! Rows that agree in these are ordered by shard, sequence number and place in the record. Rows of one shard arrive in
+//! Rows that agree in these are ordered by source, shard, sequence number and place in the record. Rows of one shard arrive in
 //! that order, so the files of ingest are sorted by it too.
 
 use std::cmp::{Ordering, Reverse};
@@ -43,6 +43,7 @@ pub(super) mod at {
     pub(in crate::batch) const RECORD_INDEX: usize = 15;
     pub(in crate::batch) const ARRIVED_AT: usize = 16;
     pub(in crate::batch) const EXTRA: usize = 17;
+    pub(in crate::batch) const SOURCE: usize = 18;
 }
 
 /// The reason why a file is not read.
@@ -165,8 +166,9 @@ impl StoredRows {
     fn compare_ties(&self, row: usize, other: &Self, at: usize) -> Ordering {
         let digits = |text: Option<&str>| text.map(str::len);
         let (mine, theirs) = (self.text(at::SEQUENCE_NUMBER, row), other.text(at::SEQUENCE_NUMBER, at));
-        self.text(at::SHARD_ID, row)
-            .cmp(&other.text(at::SHARD_ID, at))
+        self.text(at::SOURCE, row)
+            .cmp(&other.text(at::SOURCE, at))
+            .then_with(|| self.text(at::SHARD_ID, row).cmp(&other.text(at::SHARD_ID, at)))
             .then_with(|| digits(mine).cmp(&digits(theirs)))
             .then_with(|| mine.cmp(&theirs))
             .then_with(|| self.long(at::SUB_SEQUENCE, row).cmp(&other.long(at::SUB_SEQUENCE, at)))
@@ -421,6 +423,7 @@ mod tests {
             (at::RECORD_INDEX, "record_index"),
             (at::ARRIVED_AT, "arrived_at"),
             (at::EXTRA, "extra"),
+            (at::SOURCE, "source"),
         ];
         assert_eq!(names.len(), known.len());
         known.iter().for_each(|(column, name)| assert_eq!(names[*column], *name));

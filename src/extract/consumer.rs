@@ -308,7 +308,7 @@ async fn semi_join(
     context.register_table("rewritten", rewritten.into_view())?;
     context.register_table("originals", originals.into_view())?;
     let sql = "SELECT h.* FROM rewritten AS h LEFT SEMI JOIN originals AS o
-        ON h.shard_id = o.shard_id AND h.sequence_number = o.sequence_number
+        ON h.shard_id = o.shard_id AND h.sequence_number = o.sequence_number AND (h.source IS NOT DISTINCT FROM o.source)
         AND (h.sub_sequence IS NOT DISTINCT FROM o.sub_sequence) AND (h.record_index IS NOT DISTINCT FROM o.record_index)";
     // Without the parentheses, DataFusion's dialect takes everything that follows as the right-hand side.
     Ok(context.sql(sql).await?)

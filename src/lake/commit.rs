@@ -6,11 +6,13 @@
 //!   loses the race for the next version drafts again, or gives up.
 //! - **It is encoded once per version that is tried, and it carries its own token.** So its writer recognises the
 //!   commit when the answer was lost, whatever was committed after it.
+//! - **The table has the columns of the files that it adds.** If an older version of synclake made the table, a commit of
+//!   its own adds the missing ones first.
 //! - **The table's requirements allow it**, as they are at the version right before it.
 //! - **Every reader sees it.** Log clean-up deletes commits below the checkpoint at which all readers begin. A writer
 //!   that was idle for that long could put a version there. That is detected, undone and retried at the newest version.
 
-use deltalake::kernel::{Action, Add, Remove, Transaction};
+use deltalake::kernel::{Action, Add, DataType as DeltaType, Metadata, Remove, StructField, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use object_store::Error;
 use rand::RngExt;
@@ -32,6 +34,8 @@ pub(crate) struct Draft {
     pub adds: Vec<Add>,
     /// Transaction ids to set.
     pub ids: Vec<(String, i64)>,
+    /// New metadata of the table.
+    pub metadata: Option<Metadata>,
     /// The operation that the log names.
     pub operation: Operation,
 }
@@ -46,6 +50,8 @@ pub(crate) enum Operation {
     Overwrite(Option<String>),
     /// Moves rows into files of about this many bytes.
     Compact(u64),
+    /// Adds columns, whose values are null in all rows so far.
+    AddColumns(Vec<StructField>),
 }
 
 impl Operation {
@@ -53,6 +59,7 @@ impl Operation {
         let (mode, predicate) = match self {
             Self::Append => (SaveMode::Append, None),
             Self::Overwrite(predicate) => (SaveMode::Overwrite, predicate),
+            Self::AddColumns(fields) => return DeltaOperation::AddColumn { fields },
             Self::Compact(target_bytes) => {
                 // The protocol stores the size as an i64; the size is for people only.
                 let target_size = i64::try_from(target_bytes).unwrap_or(i64::MAX);
@@ -120,6 +127,9 @@ pub(crate) async fn commit(
     };
     while let Some(mut draft) = proposal.draft(known).await? {
         known.admit(table, store, draft.removes.iter().any(|remove| remove.data_change))?;
+        if attempt.upgrade(known).await? {
+            continue;
+        }
         draft.ids.push(attempt.token.clone());
         let Some(version) = attempt.put(known, draft).await? else { continue };
         // The commit is in the log. Nothing may be drafted again until it is known whether readers see the commit.
@@ -149,6 +159,31 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
+    /// Adds the columns that the table lacks because an older version of synclake made it, in a commit of its own.
+    /// Returns whether it lacked some.
+    async fn upgrade(&mut self, known: &mut Transactions) -> Result<bool, LakeError> {
+        let corrupt = |error: serde_json::Error| LakeError::Log {
+            path: format!("{}_delta_log", self.store.url()),
+            reason: format!("its metadata: {error}"),
+        };
+        let Some((action, names)) = known.requirements.upgrade(self.table).map_err(corrupt)? else { return Ok(false) };
+        let metadata = serde_json::from_value(action.clone()).map_err(corrupt)?;
+        let columns = names.iter().map(|name| StructField::nullable(name, DeltaType::STRING)).collect();
+        let draft = Draft {
+            ids: vec![self.token.clone()],
+            metadata: Some(metadata),
+            operation: Operation::AddColumns(columns),
+            ..Draft::default()
+        };
+        if let Some(version) = self.put(known, draft).await?
+            && version == known.version
+        {
+            known.requirements.apply_action(&serde_json::json!({ "metaData": action })).map_err(corrupt)?;
+            tracing::info!(table = self.table.name(), version, columns = names.join(", "), "upgraded the table");
+        }
+        Ok(true)
+    }
+
     /// Puts a draft at the next version, and reads the log back after every error. Returns the version that holds the
     /// commit, or `None` if that version belongs to another commit.
     async fn put(&mut self, known: &mut Transactions, draft: Draft) -> Result<Option<u64>, LakeError> {
@@ -229,7 +264,8 @@ fn encode(
     known: &Transactions,
     draft: Draft,
 ) -> Result<(bytes::Bytes, Option<i64>), LakeError> {
-    let mut actions: Vec<Action> = draft.removes.into_iter().map(Action::Remove).collect();
+    let mut actions: Vec<Action> = draft.metadata.into_iter().map(Action::Metadata).collect();
+    actions.extend(draft.removes.into_iter().map(Action::Remove));
     actions.extend(draft.adds.into_iter().map(Action::Add));
     actions.extend(draft.ids.into_iter().map(|(id, version)| Action::Txn(Transaction::new(id, version))));
     known.encode(store, actions, draft.operation.of_table(table))

@@ -120,6 +120,7 @@ impl Proposal for Exactly {
             adds: self.files.clone(),
             ids: self.ids.clone(),
             operation: Operation::Overwrite(None),
+            ..Draft::default()
         };
         Ok((known.version + 1 == self.version).then(draft))
     }
@@ -166,7 +167,8 @@ where
         let loaded = loaded.ok_or_else(|| LakeError::NoLake(store.to_string()))?;
         let living = snapshot::files(&store, &loaded).await?;
         let ids = (self.ids)(log::id_value(known.version + 1)?);
-        let draft = |removes| Draft { removes, adds: self.files.clone(), ids, operation: self.operation.clone() };
+        let (adds, operation) = (self.files.clone(), self.operation.clone());
+        let draft = |removes| Draft { removes, adds, ids, operation, ..Draft::default() };
         Ok((self.select)(living).map(draft))
     }
 }

@@ -12,7 +12,9 @@ use object_store::prefix::PrefixStore;
 
 use super::files::SHA256;
 use super::request_runtime::HidingStore;
+use super::terms::newer_format;
 use super::{LakeError, Objects, Store, log, paths};
+use crate::schema::FORMAT_PROPERTY;
 
 /// Creates deltalake's log store for a table from the table's own object store, so that credentials, endpoints and
 /// retries are the same everywhere.
@@ -57,6 +59,11 @@ pub(crate) async fn load(table: &Store, version: Option<u64>) -> Result<Option<D
             load_from(log_store_of(table, rest)?, version).await.map_err(fail)?
         }
     };
+    let snapshot = loaded.snapshot().map_err(fail)?;
+    let format = snapshot.metadata().configuration().get(FORMAT_PROPERTY).map(String::as_str);
+    if let Some(reason) = newer_format(format) {
+        return Err(LakeError::Unsupported { table: table.to_string(), reason });
+    }
     check_paths(table, &loaded).await?;
     Ok(Some(loaded))
 }

@@ -6,7 +6,7 @@ use deltalake::operations::create::CreateBuilder;
 use deltalake::{DeltaTable, DeltaTableError};
 
 use super::{LakeError, Store, log, paths};
-use crate::schema::Table;
+use crate::schema::{FORMAT, FORMAT_PROPERTY, Table};
 
 impl Table {
     /// Returns the store of the table's own root.
@@ -43,6 +43,7 @@ impl Table {
             .with_table_name(self.name())
             .with_columns(columns.fields().cloned())
             .with_partition_columns(self.partition_columns().iter().copied())
+            .with_configuration([(FORMAT_PROPERTY, Some(FORMAT.to_string()))])
             .await;
         match created {
             Ok(_) => Ok(()),

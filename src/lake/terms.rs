@@ -13,16 +13,18 @@
 //! | suspended row tracking | none needed |
 //! | column mapping, constraints, invariants, generated, identity and default columns | rejected where used |
 //! | transaction ids that expire | rejected where used |
-//! | a column missing, renamed or of another type; other partition columns; a NOT NULL column | rejected |
+//! | a column missing that came with a later format of synclake | added by the next commit ([`TableRequirements::upgrade`]) |
+//! | another column missing, renamed or of another type; other partition columns; a NOT NULL column | rejected |
+//! | a later format of synclake | rejected |
 //! | any other feature, a newer version | rejected |
 
 use std::collections::{BTreeMap, HashMap};
 
 use arrow::datatypes::DataType;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::schema::Table;
+use crate::schema::{FORMAT, FORMAT_PROPERTY, Table};
 
 /// The newest supported versions of the protocol.
 const READER_VERSION: i64 = 3;
@@ -70,6 +72,9 @@ struct Metadata {
     partition_columns: Vec<String>,
     #[serde(default)]
     configuration: HashMap<String, Option<String>>,
+    /// The whole action.
+    #[serde(skip)]
+    action: Value,
 }
 
 #[derive(Deserialize)]
@@ -104,7 +109,7 @@ impl TableRequirements {
             self.protocol = Some(Protocol::deserialize(protocol)?);
         }
         if let Some(metadata) = action.get("metaData") {
-            self.metadata = Some(Metadata::deserialize(metadata)?);
+            self.metadata = Some(Metadata { action: metadata.clone(), ..Metadata::deserialize(metadata)? });
         }
         Ok(())
     }
@@ -123,7 +128,39 @@ impl TableRequirements {
     pub fn unreadable(&self) -> Option<String> {
         let protocol = self.protocol.as_ref()?;
         let (version, features) = (protocol.min_reader_version, protocol.reader_features.iter().flatten());
-        newer("reader", version, READER_VERSION).or_else(|| unknown("reader", features))
+        newer("reader", version, READER_VERSION)
+            .or_else(|| unknown("reader", features))
+            .or_else(|| newer_format(self.metadata.as_ref()?.get(FORMAT_PROPERTY)))
+    }
+
+    /// Returns the metadata that adds the columns which the table lacks because an older version of synclake made it, and
+    /// their names; `None` if it lacks none.
+    ///
+    /// # Errors
+    /// The columns of the table cannot be read.
+    pub(crate) fn upgrade(&self, table: Table) -> Result<Option<(Value, Vec<String>)>, serde_json::Error> {
+        let Some(metadata) = &self.metadata else { return Ok(None) };
+        let mut schema: Value = serde_json::from_str(&metadata.schema_string)?;
+        let Some(columns) = schema["fields"].as_array_mut() else { return Ok(None) };
+        let table_schema = table.schema();
+        let has = |columns: &[Value], name: &str| columns.iter().any(|column| column["name"] == name);
+        let lacking = table_schema.fields().iter().filter(|f| table.is_added(f.name()) && !has(columns, f.name()));
+        let lacking: Vec<_> = lacking.collect();
+        if lacking.is_empty() {
+            return Ok(None);
+        }
+        for field in &lacking {
+            let of_type = delta_type(field.data_type());
+            columns.push(json!({"name": field.name(), "type": of_type, "nullable": true, "metadata": {}}));
+        }
+        let mut action = metadata.action.clone();
+        action["schemaString"] = schema.to_string().into();
+        let properties = metadata.configuration.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        let mut properties: BTreeMap<&str, &str> = properties.map(|(name, value)| (&**name, &**value)).collect();
+        let format = FORMAT.to_string();
+        properties.insert(FORMAT_PROPERTY, &format);
+        action["configuration"] = json!(properties);
+        Ok(Some((action, lacking.iter().map(|field| field.name().clone()).collect())))
     }
 
     /// Returns why a commit cannot be made, or `None` if it can. `takes_out` says whether the commit removes rows.
@@ -141,6 +178,18 @@ impl TableRequirements {
             .or_else(|| metadata.refusal(takes_out))
             .or_else(|| metadata.other_columns(table))
     }
+}
+
+/// Returns why a table whose property [`FORMAT_PROPERTY`] has this value cannot be used, or `None` if it can.
+pub(crate) fn newer_format(format: Option<&str>) -> Option<String> {
+    let format = format?;
+    let is_known = format.parse::<u64>().is_ok_and(|format| format <= FORMAT);
+    (!is_known).then(|| {
+        format!(
+            "it has format {format:?} of synclake, but this version knows only formats up to {FORMAT}; upgrade synclake \
+             wherever it uses this lake"
+        )
+    })
 }
 
 fn newer(side: &str, version: i64, known: i64) -> Option<String> {
@@ -220,6 +269,9 @@ impl Metadata {
         for field in table.schema().fields() {
             let (name, expected) = (field.name(), delta_type(field.data_type()));
             let Some(column) = schema.fields.iter().find(|column| column.name == *name) else {
+                if table.is_added(name) {
+                    continue;
+                }
                 return Some(format!("its column {name} was dropped or renamed; undo that"));
             };
             if column.of_type != expected {
@@ -256,8 +308,6 @@ fn delta_type(of: &DataType) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     /// Returns the requirements of a new table, with changes.
@@ -277,6 +327,24 @@ mod tests {
 
     fn modern(features: &[&str]) -> Value {
         json!({"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": features})
+    }
+
+    #[test]
+    fn a_table_of_an_older_format_gets_the_missing_columns() {
+        let as_made = || json!({"minReaderVersion": 1, "minWriterVersion": 2});
+        let lacks = |columns: &mut Vec<Value>| columns.retain(|column| column["name"] != "source");
+        let old = requirements(as_made(), json!({"delta.logRetentionDuration": "interval 9 days", "x": null}), lacks);
+        assert_eq!(old.refusal(Table::SyncRecords, false), None);
+        let (action, names) = old.upgrade(Table::SyncRecords).unwrap().unwrap();
+        assert_eq!(names, ["source"]);
+        let mut new = old.clone();
+        new.apply_action(&json!({ "metaData": action })).unwrap();
+        assert_eq!(new.upgrade(Table::SyncRecords).unwrap(), None);
+        let whole = requirements(as_made(), json!({}), |_| {}).metadata.unwrap().schema_string;
+        let columns = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(columns(&new.metadata.unwrap().schema_string), columns(&whole), "at the end");
+        let properties = json!({"delta.logRetentionDuration": "interval 9 days", "synclake.format": "2"});
+        assert_eq!(action["configuration"], properties);
     }
 
     #[test]
@@ -308,6 +376,8 @@ mod tests {
             ),
             (requirements(modern(&["rowTracking", "domainMetadata"]), json!({}), |_| {}), "feature rowTracking,"),
             (requirements(modern(&["fromTheFuture"]), json!({}), |_| {}), "fromTheFuture"),
+            (requirements(as_made(), json!({"synclake.format": "3"}), |_| {}), "format \"3\" of synclake"),
+            (requirements(as_made(), json!({"synclake.format": "two"}), |_| {}), "upgrade synclake"),
             (requirements(modern(&["columnMapping"]), json!({"delta.columnMapping.mode": "name"}), |_| {}), "mapped"),
             (requirements(as_made(), json!({"delta.constraints.old": "sync_count > 0"}), |_| {}), "constraint old"),
             (

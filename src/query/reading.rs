@@ -10,6 +10,7 @@ use deltalake::DeltaTable;
 
 use super::Guards;
 use super::recheck::Rechecked;
+use super::widened::Widened;
 use crate::lake::{LakeError, Store, log, since, snapshot};
 use crate::schema::Table;
 
@@ -141,7 +142,8 @@ pub(crate) fn for_sorting(session: &SessionState) -> SessionState {
 /// The session cannot read the table.
 pub(crate) async fn provider(table: &DeltaTable, session: &SessionState) -> Result<Arc<dyn TableProvider>> {
     register_store(table, session)?;
-    Ok(rechecked(session, table.table_provider().with_session(Arc::new(session.clone())).await?))
+    let provider = table.table_provider().with_session(Arc::new(session.clone())).await?;
+    Ok(rechecked(session, widened(table, provider)?))
 }
 
 /// Returns some files of a table as it was loaded; `None` if there are no files.
@@ -158,7 +160,15 @@ pub(crate) async fn files_of(
     }
     register_store(table, session)?;
     let provider = table.table_provider().with_session(Arc::new(session.clone()));
-    Ok(Some(rechecked(session, provider.with_file_paths(files.iter().cloned()).await?)))
+    let provider = provider.with_file_paths(files.iter().cloned()).await?;
+    Ok(Some(rechecked(session, widened(table, provider)?)))
+}
+
+/// Adds the columns that the table lacks because an older version of synclake made it.
+fn widened(table: &DeltaTable, provider: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
+    let snapshot = table.snapshot().map_err(|e| DataFusionError::External(Box::new(e)))?;
+    let Some(of) = Table::partitioned_by(snapshot.metadata().partition_columns()) else { return Ok(provider) };
+    Ok(Widened::over(provider, of))
 }
 
 fn rechecked(session: &SessionState, table: Arc<dyn TableProvider>) -> Arc<dyn TableProvider> {

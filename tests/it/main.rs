@@ -14,6 +14,7 @@ mod documents;
 mod extract;
 mod files;
 mod fleet;
+mod formats;
 #[path = "../fuzz_sql/mod.rs"]
 mod fuzz_sql;
 mod harness;

@@ -79,6 +79,7 @@ impl StoredWriter {
             text.push_str(extra.unwrap_or_default());
             extra.is_some()
         })?;
+        group.column(&texts(at::SOURCE))?;
         group.writer.close()?;
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::ids::{SequenceNumber, ShardKey};
 use crate::source::SourceError;
 
 /// Stream name of every file.
-pub const STREAM: &str = "file";
+pub use crate::ids::FILES as STREAM;
 const DIGEST_DIGITS: usize = 54;
 /// White space that a first line may have gained since it was read without a line break, in bytes.
 const GROWN_BYTES_MAX: usize = 16;

@@ -28,6 +28,7 @@ pub(super) const RECORDS: Columns = &[
     ("shard_id", Text),
     ("record_index", Int),
     ("extra", Text),
+    ("source", Text),
 ];
 pub(super) const CHANGES: Columns = &[
     ("pool", Text),
