@@ -15,7 +15,7 @@ use crate::args::CareArgs;
 use crate::output::print_report;
 use crate::settings::open_lake;
 
-/// The reports of the steps; `None` for a step that a signal left to the next round.
+/// The reports of the steps; `None` for a step that did not end, because a signal or an error came before or during it.
 #[derive(Debug, Default, Serialize)]
 struct CareReport {
     refresh: Option<RefreshReport>,

@@ -195,7 +195,8 @@ Examples:
 
 Does what refresh, compact and vacuum do, in this order and with their defaults. It may run beside everything, also beside
 another round: of two that replace the same files, one does. On SIGTERM or SIGINT it commits what it is merging, and exits
-with 0; the next round does the rest. The report has one object for each step, null for a step that was not begun.")]
+with 0; the next round does the rest. The report has one object for each step. It is null for a step that did not end: a
+signal or an error came before or during it.")]
 pub(crate) struct CareArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
