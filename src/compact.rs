@@ -103,6 +103,8 @@ pub struct CompactReport {
     pub files_added: u64,
     /// Bytes of those files; in a plan, the most that they can be.
     pub bytes_added: u64,
+    /// Whether `bytes_added` is only an upper bound, because nothing was merged yet.
+    pub is_bytes_added_bound: bool,
     /// Rows that were moved.
     pub rows: u64,
     /// Groups of which another writer replaced a file meanwhile.
@@ -158,7 +160,12 @@ pub async fn run(
         deadline: options.max_duration.map(|limit| Instant::now() + limit),
         unfit: HashSet::new(),
         done: 0,
-        report: CompactReport { table: table.name(), dry_run: options.dry_run, ..CompactReport::default() },
+        report: CompactReport {
+            table: table.name(),
+            dry_run: options.dry_run,
+            is_bytes_added_bound: options.dry_run,
+            ..CompactReport::default()
+        },
     };
     for pass in 0..PASSES {
         let loaded = table.load(lake, None).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;

@@ -151,6 +151,9 @@ fn fewer_files_hold_the_same_rows() {
     for name in ["groups", "files", "files_removed", "bytes_removed", "files_added", "rows"] {
         assert_eq!(report[name], plan[name], "{name}");
     }
+    let is_bound = |report: &Value| report["is_bytes_added_bound"].clone();
+    assert_eq!((is_bound(&plan), is_bound(&report)), (true.into(), false.into()));
+    assert!(report["bytes_added"].as_u64() <= plan["bytes_added"].as_u64(), "{report} {plan}");
     assert_eq!((&report["rows"], &report["files_left"]), (&lake.rows().into(), &json!({})));
     let checked = verify(path);
     assert_eq!((&checked["files"], &checked["orphans"]), (&report["files_added"], &0.into()));

@@ -130,7 +130,8 @@ pub(crate) struct CompactArgs {
     /// Size of the new files, compressed.
     #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = config::parse_bytes)]
     pub target_size: u64,
-    /// Limit the memory for files and rows to this many bytes; at least four times the target size.
+    /// Limit the memory for files and rows to this many bytes; at least 64MiB, and four
+    /// times the target size.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = config::parse_bytes)]
     pub memory: u64,
     /// Report what would be merged, and change nothing.
