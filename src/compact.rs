@@ -27,7 +27,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::lake::ledger::new_token;
-use crate::lake::paths::CompactName;
+use crate::lake::paths::{CompactName, pool_partition};
+use crate::lake::snapshot::ActiveFile;
 use crate::lake::{LakeError, Store, data_file, log, replace, snapshot, sweep};
 use crate::schema::Table;
 use crate::{cpu, failpoint};
@@ -81,6 +82,18 @@ impl CompactOptions {
             (Some(from), Some(to)) if from > to => Err(format!("--from {from} is after --to {to}; exchange them")),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that the lake has rows of the pool: a misspelt pool must not look like one without small files.
+    fn check_pool(&self, lake: &Store, files: &[ActiveFile]) -> Result<(), LakeError> {
+        let Some(pool) = &self.pool else { return Ok(()) };
+        let wanted = pool_partition(pool);
+        let is_known = files.iter().any(|file| file.partition.get("pool").and_then(Option::as_ref) == Some(&wanted));
+        is_known.then_some(()).ok_or_else(|| {
+            LakeError::Invalid(format!(
+                "{lake} has no rows of the pool {pool:?}, which --pool names; `synclake status --verbose` lists the pools"
+            ))
+        })
     }
 }
 
@@ -170,7 +183,9 @@ pub async fn run(
     for pass in 0..PASSES {
         let loaded = table.load(lake, None).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
         let digests = snapshot::digests(&run.store, &loaded).await?;
-        let plan = plan(snapshot::files(&run.store, &loaded).await?, digests, options, &run.unfit);
+        let files = snapshot::files(&run.store, &loaded).await?;
+        options.check_pool(lake, &files)?;
+        let plan = plan(files, digests, options, &run.unfit);
         if pass == 0 {
             (run.report.files, run.report.files_left) = (plan.files, plan.left);
         }

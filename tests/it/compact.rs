@@ -423,7 +423,8 @@ fn what_cannot_be_compacted_is_refused() {
     refused(&run(&lake.path, &["--table", "gaps"]), 2, &["gaps", "sync_records"]);
     refused(&run(lake.folder.path(), &[]), 1, &["is not a lake"]);
     assert_eq!(compact(&lake.path, &["--from", "2030-01-01"])["files"], 0);
-    assert_eq!(compact(&lake.path, &["--pool", "us-east-1:ffff"])["files"], 0);
+    let unknown = run(&lake.path, &["--pool", "us-east-1:ffff"]);
+    refused(&unknown, 1, &["has no rows of the pool \"us-east-1:ffff\"", "synclake status --verbose"]);
     let pool = rows(lake.name(), "select min(identity_pool_id) as pool from sync_records")[0]["pool"].clone();
     assert!(compact(&lake.path, &["--pool", pool.as_str().unwrap(), "--dry-run"])["groups"].as_u64().unwrap() > 0);
     let table = lake.path.join("sync_records/_delta_log");

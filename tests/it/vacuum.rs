@@ -370,6 +370,11 @@ fn what_is_said_and_when_it_ends() {
     refused(&output, 2, &["is no table; there are sync_records"]);
     std::fs::create_dir(&lake).unwrap();
     refused(&synclake().args(["vacuum", "--lake", path]).output().unwrap(), 1, &["is not a lake"]);
+    let (events, _) = simulate(folder.path(), &["--events", "5"]);
+    let young = folder.path().join("young");
+    ingest_file(&events, &young);
+    let output = synclake().args(["vacuum", "--table", "state", "--lake"]).arg(&young).output().unwrap();
+    assert_eq!(text(&output.stderr), "state does not exist yet, so there is nothing to delete\n");
     worked_on(folder.path(), path);
     let denied = format!("{LATER};store/delete=return");
     let output = synclake().args(["vacuum", "--lake", path]).env("FAILPOINTS", denied).output().unwrap();

@@ -50,6 +50,9 @@ pub(crate) async fn run(args: VacuumArgs, file: &File) -> Result<()> {
     if report.stopped {
         terminal::print_message("stopped by a signal; run the same command again to delete the rest");
     }
+    for table in options.tables.iter().filter(|table| !report.stopped && !report.tables.contains_key(table.name())) {
+        terminal::print_message(&format!("{} does not exist yet, so there is nothing to delete", table.name()));
+    }
     match args.format {
         ReportFormat::Json => print_report(&report),
         ReportFormat::Human => print_tables(&report),

@@ -118,7 +118,7 @@ pub(crate) struct CompactArgs {
     /// Table to compact.
     #[arg(long, value_enum, default_value = "sync_records")]
     pub table: CompactTable,
-    /// Only this pool.
+    /// Only this pool, which the lake must have: its id, or its name in `synclake status`.
     #[arg(long, value_name = "POOL")]
     pub pool: Option<String>,
     /// First day (UTC): YYYY-MM-DD, yesterday or today.
