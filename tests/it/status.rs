@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use crate::harness::{count, ingest_file, ok, refused, rows, simulate, synclake};
 
 fn status(lake: &Path) -> Value {
-    serde_json::from_str(&ok(synclake().args(["status", "--format", "json", "--lake"]).arg(lake))).unwrap()
+    serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(lake))).unwrap()
 }
 
 /// Returns the text of the report without the parts that depend on the clock, the place and the bytes of files. Columns
 /// are two spaces apart, because the width of an age depends on the clock.
 fn text_of(lake: &Path, args: &[&str]) -> String {
-    let out = ok(synclake().args(["status", "--lake"]).arg(lake).args(args));
+    let out = ok(synclake().args(["status", "--format", "human", "--lake"]).arg(lake).args(args));
     let mut shown = String::new();
     for line in out.replace(lake.to_str().unwrap(), "LAKE").lines() {
         let indent = &line[..line.len() - line.trim_start().len()];

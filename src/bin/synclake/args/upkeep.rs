@@ -14,7 +14,7 @@ Examples:
   synclake status --lake s3://bucket/lake --verbose
   synclake status --lake s3://bucket/lake --format json | jq '.next[].text'
   synclake status --lake s3://bucket/lake --commits 50000       exact growth of a busy week
-  watch -n 60 synclake status --lake s3://bucket/lake
+  watch -n 60 synclake status --lake s3://bucket/lake --format human
 
 Reads only the logs of the tables, no data file. Times are those of the commits, and ages refer to the clock of this
 machine. A number after >= is a lower bound. Exits with 0 if the lake could be read, whatever there is to do.")]
@@ -22,9 +22,9 @@ pub(crate) struct StatusArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
-    /// Format of the report.
-    #[arg(long, value_enum, default_value = "human")]
-    pub format: ReportFormat,
+    /// Format of the report [default: human on a terminal, json otherwise].
+    #[arg(long, value_enum)]
+    pub format: Option<ReportFormat>,
     /// Also list all pools, ended shards and single files, with epochs, owners and positions.
     #[arg(long)]
     pub verbose: bool,
@@ -49,9 +49,9 @@ pub(crate) struct VerifyArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
-    /// Format of the report.
-    #[arg(long, value_enum, default_value = "human")]
-    pub format: ReportFormat,
+    /// Format of the report [default: human on a terminal, json otherwise].
+    #[arg(long, value_enum)]
+    pub format: Option<ReportFormat>,
     /// Also check the bytes of every file against the digest in its commit.
     #[arg(long)]
     pub deep: bool,
@@ -140,9 +140,9 @@ pub(crate) struct CompactArgs {
     /// Start no further group after this long.
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
     pub max_duration: Option<std::time::Duration>,
-    /// Format of the report.
-    #[arg(long, value_enum, default_value = "json")]
-    pub format: ReportFormat,
+    /// Format of the report [default: human on a terminal, json otherwise].
+    #[arg(long, value_enum)]
+    pub format: Option<ReportFormat>,
     #[command(flatten)]
     pub aws: AwsArgs,
 }
@@ -151,6 +151,7 @@ pub(crate) struct CompactArgs {
 #[command(after_help = "\
 Examples:
   synclake vacuum --lake s3://bucket/lake --dry-run
+  synclake vacuum --lake s3://bucket/lake --dry-run --format json | jq -r '.would_delete[].path'
   synclake vacuum --lake lake --retain 30d
   synclake vacuum --lake lake --table state --table daily_state --retain 1h
 
@@ -173,9 +174,9 @@ pub(crate) struct VacuumArgs {
     /// Delete nothing, and list the files that would be deleted.
     #[arg(long)]
     pub dry_run: bool,
-    /// Format of the report.
-    #[arg(long, value_enum, default_value = "human")]
-    pub format: ReportFormat,
+    /// Format of the report [default: human on a terminal, json otherwise].
+    #[arg(long, value_enum)]
+    pub format: Option<ReportFormat>,
     #[command(flatten)]
     pub aws: AwsArgs,
 }
@@ -208,6 +209,9 @@ pub(crate) struct CareArgs {
     /// Start to merge no further files after this long.
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
     pub max_duration: Option<std::time::Duration>,
+    /// Format of the report [default: human on a terminal, json otherwise].
+    #[arg(long, value_enum)]
+    pub format: Option<ReportFormat>,
     #[command(flatten)]
     pub aws: AwsArgs,
 }
