@@ -217,9 +217,12 @@ fn consumers(report: &StatusReport, lake: &str, push: Push<'_>) {
             let what =
                 format!("The delivery to consumer {name} up to version {to} is unfinished; run it again as before.");
             push(what, deliver());
-        } else if consumer.behind.commits > 0 && is_older(consumer.delivered, DAY_SECONDS) {
+        } else if (consumer.behind.commits > 0 || !consumer.behind.is_exact)
+            && is_older(consumer.delivered, DAY_SECONDS)
+        {
+            let at_least = if consumer.behind.is_exact { "" } else { "at least " };
             let commits = counted(consumer.behind.commits, "commit");
-            push(format!("Consumer {name} is {commits} behind, and had no delivery for a day."), deliver());
+            push(format!("Consumer {name} is {at_least}{commits} behind, and had no delivery for a day."), deliver());
         }
     }
 }

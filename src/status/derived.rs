@@ -16,11 +16,11 @@ use super::{Moment, Read, StatusOptions};
 /// The part of `sync_records` that is not covered yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Behind {
-    /// Commits.
+    /// Commits that add, remove or change rows, among those that were read.
     pub commits: u64,
     /// Rows that those of these commits added that were read.
     pub rows: u64,
-    /// Whether all of them were read. If not, there may be more rows.
+    /// Whether all of them were read. If not, there may be more commits and rows.
     pub is_exact: bool,
 }
 

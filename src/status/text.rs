@@ -215,7 +215,9 @@ fn behind(behind: Behind) -> String {
     let at_least = if behind.is_exact { "" } else { ">=" };
     match (behind.commits, behind.is_exact) {
         (0, true) => "nothing behind".to_owned(),
-        (commits, _) => format!("{} and {at_least}{} behind", counted(commits, "commit"), counted(behind.rows, "row")),
+        (commits, _) => {
+            format!("{at_least}{} and {at_least}{} behind", counted(commits, "commit"), counted(behind.rows, "row"))
+        }
     }
 }
 

@@ -470,6 +470,9 @@ fn a_round_of_care_leaves_nothing_to_do() {
     assert_eq!(first["vacuum"]["tables"]["sync_records"]["files"], 0, "replaced files stay for a week: {first}");
     assert_eq!(lake.rows(), rows);
     lake.assert_whole();
+    let status: Value = serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(&lake.path))).unwrap();
+    assert!(number("groups") > 0, "{first}");
+    assert_eq!(status["state"]["behind"], json!({"commits": 0, "rows": 0, "is_exact": true}));
     let second = care();
     assert_eq!((&second["refresh"]["files_read"], &second["compact"]["groups"]), (&json!(0), &json!(0)), "{second}");
     lake.assert_whole();
