@@ -198,7 +198,7 @@ pub async fn run(lake: &Store, options: &StatusOptions) -> Result<StatusReport, 
         sources,
         attention: attention(quarantine.as_ref(), gaps.as_ref(), now),
         state: derived::state(state.as_ref(), &history, now).await?,
-        extracts: derived::extracts(daily.as_ref(), &history, now).await?,
+        extracts: derived::extracts(daily.as_ref(), &records, &history, now).await?,
         consumers: derived::consumers(daily.as_ref(), &history, options).await?,
         next: Vec::new(),
     };

@@ -1,6 +1,6 @@
 //! What an operator should do next: plain sentences, each with commands.
 
-use chrono::Days;
+use chrono::NaiveDate;
 use serde::Serialize;
 
 use crate::schema::Table;
@@ -20,6 +20,8 @@ const SMALL_FILES_MANY: u64 = 8;
 const STATE_ROWS: u64 = 100_000;
 /// Commits without a checkpoint that are too many: one is due every hundred commits.
 const CHECKPOINT_OVERDUE: u64 = 300;
+/// Ranges of days whose commands are listed.
+const RANGES_LISTED: usize = 5;
 /// A commit that is so far in the future shows a wrong clock.
 const CLOCK_SECONDS: i64 = 300;
 
@@ -88,9 +90,10 @@ fn workers(report: &StatusReport, source: &SourceStatus, lake: &str, push: Push<
     if let Some(shards) = named(behind()) {
         let most = behind().filter_map(|shard| shard.read_to).map(|read_to| read_to.age_seconds).max().unwrap_or(0);
         let what = format!(
-            "{shards} of stream {} is up to {} behind, although its worker commits: it catches up, or there are too few \
+            "{shards} of stream {} {} up to {} behind, although the worker commits: it catches up, or there are too few \
              workers. Compare again in some minutes.",
             source.source,
+            if behind().count() == 1 { "is" } else { "are" },
             age_text(most)
         );
         push(what, vec![format!("synclake status {lake} --verbose")]);
@@ -197,16 +200,48 @@ fn small_files(report: &StatusReport, lake: &str, push: Push<'_>) {
 
 fn extracts(report: &StatusReport, lake: &str, push: Push<'_>) {
     let Some(extracts) = &report.extracts else { return };
-    let yesterday = report.now.date_naive().checked_sub_days(Days::new(1));
-    let newest = report.pools.iter().filter_map(|pool| pool.last_date).max();
-    let extract = |day: chrono::NaiveDate| vec![format!("synclake extract {lake} --date {day}")];
-    if let Some(due) = newest.min(yesterday).filter(|due| *due > extracts.last_date) {
-        push(format!("The newest extract is of {}, but there are rows up to {due}.", extracts.last_date), extract(due));
+    let missing = &extracts.missing;
+    if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+        let ranges = ranges(missing);
+        let mut what = match missing.len() {
+            1 => format!("There are rows of {first}, but no extract of this day."),
+            days => format!("There are rows of {days} days from {first} to {last}, but no extracts of these days."),
+        };
+        if ranges.len() > RANGES_LISTED {
+            what += &format!(" The first {RANGES_LISTED} of {} ranges:", ranges.len());
+        }
+        let extract = |(first, last): &(NaiveDate, NaiveDate)| match first == last {
+            true => format!("synclake extract {lake} --date {first}"),
+            false => format!("synclake extract {lake} --from {first} --to {last}"),
+        };
+        push(what, ranges.iter().take(RANGES_LISTED).map(extract).collect());
     }
-    if let Some(day) = extracts.stale.first() {
-        let days = counted(extracts.stale.len() as u64, "extracted day");
-        push(format!("{days} differ from sync_records since late rows came, the oldest is {day}."), extract(*day));
+    match &extracts.stale[..] {
+        [] => {}
+        [day] => push(
+            format!("The extract of {day} differs from sync_records since late rows came."),
+            vec![format!("synclake extract {lake} --date {day}")],
+        ),
+        [oldest, .., newest] => push(
+            format!(
+                "{} extracts from {oldest} to {newest} differ from sync_records since late rows came.",
+                extracts.stale.len()
+            ),
+            vec![format!("synclake extract {lake} --date {oldest} --correct")],
+        ),
     }
+}
+
+/// Returns the ranges of consecutive days: the first and the last day of each. The days are sorted.
+fn ranges(days: &[NaiveDate]) -> Vec<(NaiveDate, NaiveDate)> {
+    let mut ranges: Vec<(NaiveDate, NaiveDate)> = Vec::new();
+    for day in days {
+        match ranges.last_mut().filter(|(_, last)| last.succ_opt() == Some(*day)) {
+            Some((_, last)) => *last = *day,
+            None => ranges.push((*day, *day)),
+        }
+    }
+    ranges
 }
 
 fn consumers(report: &StatusReport, lake: &str, push: Push<'_>) {
@@ -255,6 +290,13 @@ mod tests {
         assert_eq!(shell_word("my lake"), "'my lake'");
         assert_eq!(shell_word("it's"), r"'it'\''s'");
         assert_eq!(shell_word(""), "''");
+    }
+
+    #[test]
+    fn days_in_a_row_are_one_range() {
+        let days = ["2026-02-27", "2026-02-28", "2026-03-01", "2026-03-03"].map(|day| day.parse().unwrap());
+        let shown: Vec<_> = ranges(&days).iter().map(|(first, last)| format!("{first} {last}")).collect();
+        assert_eq!(shown, ["2026-02-27 2026-03-01", "2026-03-03 2026-03-03"]);
     }
 
     #[test]

@@ -278,6 +278,14 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
     for day in DAYS {
         assert_eq!(stored(&range, day), stored(&whole, day), "{day}");
     }
+    // The command that `status` advises for all stale days extracts them again.
+    let extracts = || -> Value { serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(&lake))).unwrap() };
+    let report = extracts();
+    assert!(report["extracts"]["stale"].as_array().unwrap().len() > 1, "{report:#}");
+    let advised = report["next"].as_array().unwrap().iter().flat_map(|advice| advice["commands"].as_array().unwrap());
+    let advised = advised.map(|command| command.as_str().unwrap()).find(|command| command.contains("synclake extract"));
+    ok(synclake().args(advised.unwrap().split(' ').skip(1)));
+    assert_eq!(extracts()["extracts"]["stale"], serde_json::json!([]));
 }
 
 /// A consumer gets every row once and in order, although its runs are killed or run at once.

@@ -169,6 +169,12 @@ fn assert_advice(report: &Value, name: &str) {
     for command in ["synclake refresh", "synclake redrive", "from quarantine group by reason", "synclake extract"] {
         assert!(advised.contains(command), "{command:?} is not in {advised}");
     }
+    // The advised extract is of all missing days.
+    assert_eq!(report["extracts"]["missing"], json!(["2026-01-03", "2026-01-04"]));
+    let commands = report["next"].as_array().unwrap().iter().flat_map(|advice| advice["commands"].as_array().unwrap());
+    let extract = commands.map(|command| command.as_str().unwrap()).find(|command| command.contains(" extract "));
+    ok(synclake().args(extract.unwrap().split(' ').skip(1)));
+    assert_eq!(status(Path::new(name))["extracts"]["missing"], json!([]));
     // Each advised query runs.
     for command in report["next"].as_array().unwrap().iter().flat_map(|advice| advice["commands"].as_array().unwrap()) {
         let command = command.as_str().unwrap();
