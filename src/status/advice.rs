@@ -247,17 +247,29 @@ fn ranges(days: &[NaiveDate]) -> Vec<(NaiveDate, NaiveDate)> {
 fn consumers(report: &StatusReport, lake: &str, push: Push<'_>) {
     for consumer in &report.consumers {
         let name = &consumer.consumer;
-        let deliver = || vec![format!("synclake deliver {lake} --consumer {} --out DIR", shell_word(name))];
+        let word = shell_word(name);
+        let deliver = || {
+            vec![
+                format!("synclake deliver {lake} --consumer {word} --out DIR"),
+                format!("synclake deliver {lake} --forget {word}"),
+            ]
+        };
         if let Some(to) = consumer.unfinished_to {
-            let what =
-                format!("The delivery to consumer {name} up to version {to} is unfinished; run it again as before.");
+            let what = format!(
+                "The delivery to consumer {name} up to version {to} is unfinished: run it again as before, or forget the consumer."
+            );
             push(what, deliver());
         } else if (consumer.behind.commits > 0 || !consumer.behind.is_exact)
             && is_older(consumer.delivered, DAY_SECONDS)
         {
             let at_least = if consumer.behind.is_exact { "" } else { "at least " };
             let commits = counted(consumer.behind.commits, "commit");
-            push(format!("Consumer {name} is {at_least}{commits} behind, and had no delivery for a day."), deliver());
+            push(
+                format!(
+                    "Consumer {name} is {at_least}{commits} behind, and had no delivery for a day: deliver, or forget the consumer."
+                ),
+                deliver(),
+            );
         }
     }
 }

@@ -99,7 +99,10 @@ pub(crate) fn print_tables(report: &VacuumReport) -> Result<()> {
             mib(table.bytes),
             kept(table.kept_recent, &format!("kept for versions since {from}")),
             kept(table.kept_pending, "kept until their writer runs again"),
-            kept(table.kept_undelivered, "kept until `synclake deliver` has run for every consumer"),
+            kept(
+                table.kept_undelivered,
+                "kept until `synclake deliver` has run for every consumer, or --forget removed it"
+            ),
         ))?;
     }
     Ok(())

@@ -53,19 +53,25 @@ pub(crate) struct ExtractArgs {
 Examples:
   synclake deliver --lake lake --consumer warehouse --out feed --format ndjson
   synclake deliver --lake s3://bucket/lake --consumer search --out s3://bucket/feed
+  synclake deliver --lake lake --forget warehouse
 
 Writes the rows added since the last delivery into feed/consumer=warehouse/versions=<from>-<to>/. A delivery is complete
 once its folder has _SUCCESS. After a failure, run the same command again: it writes the same files.")]
 pub(crate) struct DeliverArgs {
     /// Name of the consumer: 1 to 64 of [A-Za-z0-9_-].
-    #[arg(long, value_name = "NAME", value_parser = extract::consumer::parse_name)]
-    pub consumer: String,
+    #[arg(long, value_name = "NAME", value_parser = extract::consumer::parse_name, required_unless_present = "forget")]
+    pub consumer: Option<String>,
+    /// Deliver nothing, and forget this consumer: it is not reported as behind, and vacuum keeps no file for it. Under
+    /// its name, a later delivery begins with all rows.
+    #[arg(long, value_name = "NAME", value_parser = extract::consumer::parse_name,
+          conflicts_with_all = ["consumer", "out", "format"])]
+    pub forget: Option<String>,
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
     /// Write the deliveries below this folder or s3:// prefix.
-    #[arg(long, value_name = "URL")]
-    pub out: String,
+    #[arg(long, value_name = "URL", required_unless_present = "forget")]
+    pub out: Option<String>,
     /// Format of the files.
     #[arg(long, value_enum, default_value = "parquet")]
     pub format: FileFormat,
