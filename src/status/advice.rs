@@ -125,10 +125,11 @@ fn lost_records(report: &StatusReport, lake: &str, push: Push<'_>) {
         );
         push(what, vec![query(lake, "select * from gaps order by noted_at desc limit 20")]);
     }
-    if attention.quarantined > 0 {
+    if attention.quarantined_since_redrive > 0 {
         let what = format!(
-            "The quarantine has {} that could not be decoded. Look at the reasons; after an upgrade, decode them again.",
-            counted(attention.quarantined, "record")
+            "The quarantine has {} that could not be decoded, and no redrive since. Look at the reasons, and decode the \
+             records again: what still fails stays in the quarantine, and is not advised any more.",
+            counted(attention.quarantined_since_redrive, "record")
         );
         let reasons = "select reason, count(*) as records, max(arrived_at) as newest from quarantine group by reason";
         push(what, vec![query(lake, reasons), format!("synclake redrive {lake}")]);
@@ -139,7 +140,11 @@ fn logs(report: &StatusReport, lake: &str, push: Push<'_>) {
     for (name, table) in &report.tables {
         if table.unusable_log_objects > 0 {
             let objects = counted(table.unusable_log_objects as u64, "object");
-            let what = format!("The log of {name} has {objects} that cannot be used; the table is read without them.");
+            let first = table.unusable_log_object.as_deref().unwrap_or_default();
+            let what = format!(
+                "The log of {name} has {objects} that cannot be used, the first is {name}/{first}. The table is read \
+                 without it. If `synclake verify` finds no fault, delete that object."
+            );
             push(what, vec![format!("synclake verify {lake}")]);
         }
         if table.commits_since_checkpoint >= CHECKPOINT_OVERDUE {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::lake::since::{changes_rows, new_rows};
 use crate::lake::{LakeError, Store, log};
+use crate::redrive::examined_to;
 
 use super::positions::SourceStatus;
 use super::{Behind, Read, StatusOptions};
@@ -89,6 +90,25 @@ pub(super) async fn newest_first(
         }
     }
     Ok(())
+}
+
+/// Returns the records of the quarantine that came after the last redrive of the whole quarantine; all of them without
+/// such a redrive.
+///
+/// # Errors
+/// The log cannot be read.
+pub(super) async fn rows_since_redrive(quarantine: &Read, options: &StatusOptions) -> Result<u64, LakeError> {
+    let all = quarantine.files.sums().rows;
+    let Some(examined) = examined_to(&quarantine.known).filter(|_| all > 0) else { return Ok(all) };
+    let mut rows = 0_u64;
+    newest_first(&quarantine.store, quarantine.known.version, options.commits_max, |version, actions| {
+        let is_later = version > examined;
+        rows = rows.saturating_add(if is_later { new_rows(&actions).0 } else { 0 });
+        is_later
+    })
+    .await?;
+    // Some of them may have been moved.
+    Ok(rows.min(all))
 }
 
 impl History {

@@ -100,6 +100,41 @@ fn the_numbers_are_those_of_sql_over_the_lake() {
     assert_pools_and_growth(&report, &lake);
     assert_behind(&report, &folder.path().join("second.ndjson"));
     assert_advice(&report, name);
+    assert_advice_ends(&report, folder.path(), &lake);
+}
+
+/// Asserts that nothing is left to do once the advised commands ran, although records stay in the quarantine.
+fn assert_advice_ends(report: &Value, folder: &Path, lake: &Path) {
+    assert_eq!(report["attention"]["quarantined_since_redrive"], 3);
+    // A redrive of a part of the quarantine ends nothing.
+    ok(synclake().args(["redrive", "--reason", "not_json", "--lake"]).arg(lake));
+    assert_eq!(status(lake)["attention"]["quarantined_since_redrive"], 3);
+    for command in commands(report).filter_map(|command| command.strip_prefix("synclake ")) {
+        ok(synclake().args(command.split(' ')));
+    }
+    let done = status(lake);
+    assert_eq!(done["next"], json!([]));
+    let attention = |report: &Value| {
+        let number = |name: &str| number(&report["attention"][name]);
+        (number("quarantined"), number("quarantined_since_redrive"))
+    };
+    assert_eq!(attention(&done), (3, 0));
+    assert!(text_of(lake, &[]).contains("3 records, no redrive could decode them"));
+    let version = |report: &Value| number(&report["tables"]["quarantine"]["version"]);
+    ok(synclake().args(["redrive", "--lake"]).arg(lake));
+    assert_eq!(version(&status(lake)), version(&done), "a repeated redrive notes nothing");
+    let bad = folder.join("again.ndjson");
+    std::fs::write(&bad, "[1]\n").unwrap();
+    ingest_file(&bad, lake);
+    let again = status(lake);
+    assert_eq!(attention(&again), (4, 1));
+    assert!(again["next"].to_string().contains("The quarantine has 1 record that"), "{again:#}");
+}
+
+/// Returns the commands that a report advises.
+fn commands(report: &Value) -> impl Iterator<Item = &str> {
+    let advised = report["next"].as_array().unwrap().iter();
+    advised.flat_map(|advice| advice["commands"].as_array().unwrap()).map(|command| command.as_str().unwrap())
 }
 
 /// Asserts that pools and growth are those of SQL and of the files.
@@ -171,13 +206,9 @@ fn assert_advice(report: &Value, name: &str) {
     }
     // The advised extract is of all missing days.
     assert_eq!(report["extracts"]["missing"], json!(["2026-01-03", "2026-01-04"]));
-    let commands = report["next"].as_array().unwrap().iter().flat_map(|advice| advice["commands"].as_array().unwrap());
-    let extract = commands.map(|command| command.as_str().unwrap()).find(|command| command.contains(" extract "));
-    ok(synclake().args(extract.unwrap().split(' ').skip(1)));
-    assert_eq!(status(Path::new(name))["extracts"]["missing"], json!([]));
+    assert!(commands(report).any(|command| command.ends_with("--from 2026-01-03 --to 2026-01-04")), "{advised}");
     // Each advised query runs.
-    for command in report["next"].as_array().unwrap().iter().flat_map(|advice| advice["commands"].as_array().unwrap()) {
-        let command = command.as_str().unwrap();
+    for command in commands(report) {
         if let Some(sql) = command.strip_prefix("synclake-query").and_then(|rest| rest.split('"').nth(1)) {
             assert_eq!(number(&rows(name, sql).iter().map(|row| number(&row["records"])).sum::<i64>().into()), 3);
         }
