@@ -303,3 +303,25 @@ fn an_output_file_keeps_its_mode() {
     assert!(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
     assert_eq!((child.wait().unwrap().code(), staged()), (Some(143), 0));
 }
+
+/// A `synclake` that is `synclake-query` under another name is an error, and no loop.
+#[test]
+fn a_program_that_is_the_other_one_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    // A file that this process wrote could still be open for writing in a child of another test.
+    let make = |how: &[&str], from: &str, to: &str| {
+        ok(std::process::Command::new(how[0]).args(&how[1..]).args([from, to]).current_dir(&folder));
+    };
+    let run = || {
+        let mut command = std::process::Command::new("timeout");
+        command.arg("20").arg(folder.path().join("synclake-query")).arg("--version").output().unwrap()
+    };
+    make(&["cp"], env!("CARGO_BIN_EXE_synclake-query"), "synclake-query");
+    refused(&run(), 1, &["cannot start", "put both into one folder"]);
+    for how in [&["cp"][..], &["ln", "-f"], &["ln", "-sf"]] {
+        make(how, "synclake-query", "synclake");
+        refused(&run(), 1, &["synclake\" is not the program synclake", "install both programs again"]);
+    }
+    make(&["ln", "-sf"], env!("CARGO_BIN_EXE_synclake"), "synclake");
+    assert!(text(&run().stdout).starts_with("synclake-query "));
+}
