@@ -41,6 +41,13 @@ fn command_lines() {
         (&["--config", &nowhere, "extract", "--lake", here, "--date", "yesterday"], 2, &["nowhere"]),
         (&["ingest", "--source", "file:/etc/hostname", "--lake", "/proc/lake"], 1, &["/proc/lake"]),
         (
+            &["ingest", "--source", "file:/etc/hostname", "--lake", "/etc/hostname"],
+            1,
+            &["/etc/hostname", "it is a file"],
+        ),
+        (&["status", "--lake", "/etc/hostname"], 1, &["/etc/hostname", "it is a file", "give a folder"]),
+        (&["status", "--lake", "/etc/hostname/lake"], 1, &["/etc/hostname/lake", "lies below one"]),
+        (
             &["ingest", "--source", "file:/etc/hostname", "--lake", &format!("{here}/a%20b")],
             1,
             &["a%20b", "another name"],
@@ -50,8 +57,13 @@ fn command_lines() {
     for (args, code, parts) in cases {
         refused(&run(args), *code, parts);
     }
-    let output = synclake().arg("ingest").arg("--lake").arg(OsStr::from_bytes(b"\xff")).output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let odd = OsStr::from_bytes(b"a\xff");
+    let parts = ["not UTF-8: ", r"a\xFF", "symbolic link"];
+    for command in [&mut synclake(), query().arg("-c").arg("select 1")] {
+        refused(&command.arg("--lake").arg(odd).output().unwrap(), 2, &parts);
+    }
+    let by_variable = synclake().arg("status").env("SYNCLAKE_LAKE", odd).output().unwrap();
+    refused(&by_variable, 2, &["SYNCLAKE_LAKE", parts[1], parts[2]]);
     assert_eq!(std::fs::read_dir(here).unwrap().count(), 1, "nothing was made but the folder with the odd name");
 }
 

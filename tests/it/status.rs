@@ -358,5 +358,5 @@ fn a_folder_without_a_lake_is_an_error() {
     let lake = folder.path().join("lake");
     ingest_file(&events, &lake);
     std::fs::write(lake.join("sync_records/_delta_log/00000000000000000001.json"), "{").unwrap();
-    refused(&status(&lake, &[]), 1, &["is corrupt", "00000000000000000001.json"]);
+    refused(&status(&lake, &[]), 1, &["is corrupt", "00000000000000000001.json", "restore that object from a backup"]);
 }
