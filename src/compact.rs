@@ -27,7 +27,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::lake::ledger::new_token;
-use crate::lake::paths::CompactName;
+use crate::lake::paths::{CompactName, pool_partition};
+use crate::lake::snapshot::ActiveFile;
 use crate::lake::{LakeError, Store, data_file, log, manifest, replace, snapshot, sweep};
 use crate::schema::Table;
 use crate::{cpu, failpoint};
@@ -82,6 +83,18 @@ impl CompactOptions {
             _ => Ok(()),
         }
     }
+
+    /// Checks that the lake has rows of the pool: a misspelt pool must not look like one without small files.
+    fn check_pool(&self, lake: &Store, files: &[ActiveFile]) -> Result<(), LakeError> {
+        let Some(pool) = &self.pool else { return Ok(()) };
+        let wanted = pool_partition(pool);
+        let is_known = files.iter().any(|file| file.partition.get("pool").and_then(Option::as_ref) == Some(&wanted));
+        is_known.then_some(()).ok_or_else(|| {
+            LakeError::Invalid(format!(
+                "{lake} has no rows of the pool {pool:?}, which --pool names; `synclake status --verbose` lists the pools"
+            ))
+        })
+    }
 }
 
 /// The result of a run.
@@ -103,6 +116,8 @@ pub struct CompactReport {
     pub files_added: u64,
     /// Bytes of those files; in a plan, the most that they can be.
     pub bytes_added: u64,
+    /// Whether `bytes_added` is only an upper bound, because nothing was merged yet.
+    pub is_bytes_added_bound: bool,
     /// Rows that were moved.
     pub rows: u64,
     /// Groups of which another writer replaced a file meanwhile.
@@ -158,12 +173,19 @@ pub async fn run(
         deadline: options.max_duration.map(|limit| Instant::now() + limit),
         unfit: HashSet::new(),
         done: 0,
-        report: CompactReport { table: table.name(), dry_run: options.dry_run, ..CompactReport::default() },
+        report: CompactReport {
+            table: table.name(),
+            dry_run: options.dry_run,
+            is_bytes_added_bound: options.dry_run,
+            ..CompactReport::default()
+        },
     };
     for pass in 0..PASSES {
         let loaded = table.load(lake, None).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
         let digests = snapshot::digests(&run.store, &loaded).await?;
-        let plan = plan(snapshot::files(&run.store, &loaded).await?, digests, options, &run.unfit);
+        let files = snapshot::files(&run.store, &loaded).await?;
+        options.check_pool(lake, &files)?;
+        let plan = plan(files, digests, options, &run.unfit);
         if pass == 0 {
             (run.report.files, run.report.files_left) = (plan.files, plan.left);
         }

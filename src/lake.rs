@@ -107,6 +107,9 @@ pub enum LakeError {
         #[source]
         source: parquet::errors::ParquetError,
     },
+    /// The path of a folder leads to a file.
+    #[error("{} cannot be used as a folder: it is a file, or lies below one; give a folder or s3://bucket/prefix", .0.display())]
+    NotAFolder(PathBuf),
     /// The folder of a lake does not exist.
     #[error("folder {} does not exist; give the folder that `synclake ingest --lake` wrote", .0.display())]
     NoFolder(PathBuf),
@@ -130,6 +133,15 @@ pub enum LakeError {
 }
 
 impl LakeError {
+    /// An error of the operating system about a local folder.
+    fn folder(action: &'static str, path: &std::path::Path, source: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match source.kind() {
+            ErrorKind::NotADirectory | ErrorKind::AlreadyExists => Self::NotAFolder(path.to_owned()),
+            _ => Self::Folder { action, path: path.to_owned(), source },
+        }
+    }
+
     fn storage(action: &'static str, store: &Store, relative: &str, source: object_store::Error) -> Self {
         let path = format!("{}{relative}", store.url());
         Self::Storage { action, path, source }
@@ -148,6 +160,9 @@ impl LakeError {
         Self::Delta { action, table: store.url().to_string(), source: Box::new(source) }
     }
 }
+
+/// What to do about an object of a log that is damaged or missing: no program can tell its content.
+pub(crate) const RESTORE: &str = "restore that object from a backup, or the whole lake";
 
 /// The object store of a lake, in the type that deltalake and DataFusion expect.
 pub type Objects = std::sync::Arc<dyn ObjectStore>;

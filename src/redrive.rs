@@ -14,6 +14,10 @@
 //!
 //! **Only records that the shard's position covers are touched.** A quarantined record ahead of its shard's position is
 //! read again, and is recognised then because it is in the quarantine.
+//!
+//! # What was examined
+//! A run that decoded every record of the quarantine again, and left some, notes the version of `quarantine` that it
+//! read, as a transaction id. So a status tells new records from records that cannot be helped.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -36,6 +40,7 @@ use crate::failpoint;
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::write_partition;
 use crate::lake::ledger::{Ledger, new_token};
+use crate::lake::log::Transactions;
 use crate::lake::{LakeError, Store, data_file, log, manifest, replace, snapshot, sweep};
 use crate::query::{Limits, reading, session};
 use crate::schema::Table;
@@ -63,6 +68,14 @@ pub struct RedriveReport {
     pub left: BTreeMap<&'static str, u64>,
 }
 
+/// The transaction id in the log of `quarantine` whose value is the version up to which all records were decoded again.
+const EXAMINED: &str = "redriven";
+
+/// Returns the version of `quarantine` up to which all records were decoded again, without success.
+pub(crate) fn examined_to(known: &Transactions) -> Option<u64> {
+    known.ids.get(EXAMINED).and_then(|version| u64::try_from(*version).ok())
+}
+
 /// The name prefix of staged files.
 const STAGED_PREFIX: &str = "redrive-";
 
@@ -83,8 +96,12 @@ pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport
     let mut files: Vec<String> = snapshot::active_paths(&store, &loaded).await?.into_iter().collect();
     files.sort();
     let mut ledger = Ledger::open(lake, Table::SyncRecords).await?;
+    let mut is_whole = true;
     for path in files {
-        let Some(held) = read(&store, &loaded, &context, &path).await? else { continue };
+        let Some(held) = read(&store, &loaded, &context, &path).await? else {
+            is_whole = false;
+            continue;
+        };
         if is_staged(&path) {
             // The file is of a killed run. It is finished whatever the options of this run are.
             finish(lake, &mut ledger, &path, &held, &mut report).await?;
@@ -95,7 +112,9 @@ pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport
             }
             continue;
         }
+        let before = report.examined;
         let chosen = choose(&held, &ledger, options, &mut report)?;
+        is_whole &= report.examined - before == held.num_rows() as u64;
         if chosen.true_count() == 0 {
             continue;
         }
@@ -103,10 +122,31 @@ pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport
             finish(lake, &mut ledger, &staged, &taken, &mut report).await?;
         }
     }
+    // The newest commit is the note of an earlier run if that read the version before it.
+    let is_noted = examined_to(&known).is_some_and(|version| version + 1 == known.version);
+    if is_whole && !is_noted && !report.left.is_empty() {
+        note_examined(lake, known.version).await?;
+    }
     for table in [Table::Quarantine, Table::SyncRecords] {
         manifest::follow_commit(lake, table).await;
     }
     Ok(report)
+}
+
+/// Notes that all records up to a version were decoded again, unless a later run did.
+async fn note_examined(lake: &Store, version: u64) -> Result<(), LakeError> {
+    let store = Table::Quarantine.store(lake);
+    loop {
+        let known = log::read_transactions(&store).await?.unwrap_or_default();
+        if examined_to(&known).is_some_and(|noted| noted >= version) {
+            return Ok(());
+        }
+        let ids = vec![(EXAMINED.to_owned(), log::id_value(version)?)];
+        let next = known.version + 1;
+        if replace::commit_version(lake, Table::Quarantine, next, Vec::new(), Vec::new(), ids).await? {
+            return Ok(());
+        }
+    }
 }
 
 fn stem(name: &str) -> &str {

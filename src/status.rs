@@ -112,6 +112,8 @@ pub struct TableStatus {
     pub commits_since_checkpoint: u64,
     /// Objects of the log that are missing, damaged or have impossible names. The table is read without them.
     pub unusable_log_objects: usize,
+    /// The first of them.
+    pub unusable_log_object: Option<String>,
 }
 
 /// Records that did not become rows.
@@ -119,6 +121,8 @@ pub struct TableStatus {
 pub struct Attention {
     /// Quarantined records.
     pub quarantined: u64,
+    /// Those of them that came after the last redrive of the whole quarantine, as far as the commits that were read tell.
+    pub quarantined_since_redrive: u64,
     /// The newest date on which one of them arrived.
     pub quarantined_newest_date: Option<NaiveDate>,
     /// Time at which the newest file of the quarantine was written.
@@ -168,6 +172,7 @@ impl Read {
             checkpoint,
             commits_since_checkpoint: checkpoint.map_or(version + 1, |checkpoint| version - checkpoint),
             unusable_log_objects: self.known.unusable.len(),
+            unusable_log_object: self.known.unusable.first().cloned(),
         }
     }
 }
@@ -196,9 +201,9 @@ pub async fn run(lake: &Store, options: &StatusOptions) -> Result<StatusReport, 
         commits_read: history.commits,
         commits_read_from: history.oldest_ms().and_then(|ms| Moment::new(ms, now)),
         sources,
-        attention: attention(quarantine.as_ref(), gaps.as_ref(), now),
+        attention: attention(quarantine.as_ref(), gaps.as_ref(), options).await?,
         state: derived::state(state.as_ref(), &history, now).await?,
-        extracts: derived::extracts(daily.as_ref(), &history, now).await?,
+        extracts: derived::extracts(daily.as_ref(), &records, &history, now).await?,
         consumers: derived::consumers(daily.as_ref(), &history, options).await?,
         next: Vec::new(),
     };
@@ -211,16 +216,25 @@ pub async fn run(lake: &Store, options: &StatusOptions) -> Result<StatusReport, 
     Ok(report)
 }
 
-fn attention(quarantine: Option<&Read>, gaps: Option<&Read>, now: DateTime<Utc>) -> Attention {
+async fn attention(
+    quarantine: Option<&Read>,
+    gaps: Option<&Read>,
+    options: &StatusOptions,
+) -> Result<Attention, LakeError> {
     let rows = |read: Option<&Read>| read.map_or(0, |read| read.files.sums().rows);
-    let written = |read: Option<&Read>| Moment::new(read?.files.last_written_ms?, now);
-    Attention {
+    let written = |read: Option<&Read>| Moment::new(read?.files.last_written_ms?, options.now);
+    let quarantined_since_redrive = match quarantine {
+        Some(read) => history::rows_since_redrive(read, options).await?,
+        None => 0,
+    };
+    Ok(Attention {
         quarantined: rows(quarantine),
+        quarantined_since_redrive,
         quarantined_newest_date: quarantine.and_then(|read| read.files.newest_date()),
         quarantined_last_written: written(quarantine),
         gaps: rows(gaps),
         gaps_last_written: written(gaps),
-    }
+    })
 }
 
 impl StatusReport {

@@ -1,5 +1,6 @@
 //! The terminal side of both programs: logs, exit codes, signals, progress.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use clap::builder::Resettable;
+use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,9 +23,30 @@ use crate::text::{escaped, joined};
 /// Parses the arguments of a program, or ends it with help or a usage error. An empty environment variable counts as
 /// not set.
 pub fn parse<C: CommandFactory + FromArgMatches>() -> (C, ArgMatches) {
-    let matches = without_empty(C::command()).get_matches();
+    let matches = without_empty(C::command()).try_get_matches().unwrap_or_else(|error| match error.kind() {
+        ErrorKind::InvalidUtf8 => {
+            print_error(&not_utf8());
+            std::process::exit(2);
+        }
+        _ => error.exit(),
+    });
     let parsed = C::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     (parsed, matches)
+}
+
+/// Names the arguments and variables that are not UTF-8.
+fn not_utf8() -> String {
+    let args = std::env::args_os().filter(|arg| arg.to_str().is_none()).map(|arg| format!("{arg:?}"));
+    let is_ours = |(name, value): &(OsString, OsString)| {
+        name.to_str().is_some_and(|name| name.starts_with("SYNCLAKE_")) && value.to_str().is_none()
+    };
+    let variables = std::env::vars_os().filter(is_ours);
+    let variables = variables.map(|(name, value)| format!("{}={value:?}", name.display()));
+    let named: Vec<String> = args.chain(variables).collect();
+    format!(
+        "not UTF-8: {}; rename the file or folder, or reach it through a symbolic link with a UTF-8 name",
+        named.join(", ")
+    )
 }
 
 fn without_empty(command: Command) -> Command {

@@ -25,6 +25,11 @@
 //!
 //! Delivered rows stay delivered. If they are later removed, changed or restored, nothing is delivered; `changed`
 //! reports it.
+//!
+//! # Forgetting
+//! The log keeps a transaction id for ever, so a forgotten consumer keeps both ids, with the value -1, which is no
+//! version. A delivery under its name begins with all rows, as for a new consumer. A delivery that runs meanwhile
+//! commits its cursor, and the consumer is known again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,6 +62,9 @@ const FILE_TEXT_BYTES: usize = 128 << 20;
 const ORDER: [&str; 7] =
     ["pool", "event_date", "arrived_at", "shard_id", "sequence_number", "sub_sequence", "record_index"];
 
+/// The cursor of a forgotten consumer.
+const FORGOTTEN: i64 = -1;
+
 /// Files whose existence is checked at a time.
 const LOOKS: usize = 16;
 
@@ -78,6 +86,15 @@ pub struct Delivery {
     /// Commits in between that removed, changed or restored rows. These changes are not delivered.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<Change>,
+}
+
+/// A consumer that was forgotten.
+#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
+pub struct ForgottenConsumer {
+    /// Name of the consumer.
+    pub forgotten: String,
+    /// The version up to which it had all rows; `None` if it had no delivery.
+    pub version: Option<u64>,
 }
 
 /// Parses the name of a consumer.
@@ -141,6 +158,32 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
     Ok(delivery)
 }
 
+/// Removes the cursor of a consumer. Its deliveries stay where they are.
+///
+/// # Errors
+/// The lake has no such consumer, or the log cannot be read or committed to.
+pub async fn forget(lake: &Store, name: &str) -> Result<ForgottenConsumer, LakeError> {
+    if !Table::SyncRecords.exists(lake).await? {
+        return Err(LakeError::NoLake(lake.to_string()));
+    }
+    let store = Table::DailyState.store(lake);
+    loop {
+        let known = log::read_transactions(&store).await?.unwrap_or_default();
+        let all = cursors(&known);
+        let Some(cursor) = all.iter().find(|cursor| cursor.name == name) else {
+            let names: Vec<&str> = all.iter().map(|cursor| cursor.name.as_str()).collect();
+            let others = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            let what = format!("{lake} has no consumer {name}, so there is nothing to forget; its consumers: {others}");
+            return Err(LakeError::Invalid(what));
+        };
+        let ids = [id(name), intent_id(name)].map(|id| (id, FORGOTTEN)).to_vec();
+        let next = known.version + 1;
+        if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
+            return Ok(ForgottenConsumer { forgotten: name.to_owned(), version: cursor.version });
+        }
+    }
+}
+
 /// The cursor of a consumer, as the log of `daily_state` records it.
 pub(crate) struct Cursor {
     /// Name of the consumer.
@@ -151,21 +194,27 @@ pub(crate) struct Cursor {
     pub unfinished_to: Option<u64>,
 }
 
-/// Returns the cursors of all consumers, by name.
+/// Returns the cursors of all consumers that were not forgotten, by name.
 pub(crate) fn cursors(known: &Transactions) -> Vec<Cursor> {
     let name = |id: &String| id.strip_prefix("consumer/")?.split('/').next().map(str::to_owned);
     let names: BTreeSet<String> = known.ids.keys().filter_map(name).collect();
     let version = |id: &str| known.ids.get(id).and_then(|version| u64::try_from(*version).ok());
     let cursor = |name: String| {
-        let (version, to) = (version(&id(&name)), version(&format!("{}/to", id(&name))));
-        Cursor { name, version, unfinished_to: to.filter(|to| version.is_none_or(|version| version < *to)) }
+        let (version, to) = (version(&id(&name)), version(&intent_id(&name)));
+        let unfinished_to = to.filter(|to| version.is_none_or(|version| version < *to));
+        (version.is_some() || to.is_some()).then_some(Cursor { name, version, unfinished_to })
     };
-    names.into_iter().map(cursor).collect()
+    names.into_iter().filter_map(cursor).collect()
 }
 
 /// Returns the transaction id of a consumer's cursor.
 pub(crate) fn id(name: &str) -> String {
     format!("consumer/{name}")
+}
+
+/// Returns the transaction id of the version that a consumer's delivery reaches.
+fn intent_id(name: &str) -> String {
+    format!("{}/to", id(name))
 }
 
 struct Intent {
@@ -180,7 +229,8 @@ async fn begin_delivery(lake: &Store, name: &str, (out, format): (&Store, Format
     let newest = log::read_transactions(&records).await?.ok_or_else(none)?.version;
     Table::DailyState.ensure(lake).await?;
     let store = Table::DailyState.store(lake);
-    let [intent, form, place] = ["to", "format", "place"].map(|part| format!("{}/{part}", id(name)));
+    let intent = intent_id(name);
+    let [form, place] = ["format", "place"].map(|part| format!("{}/{part}", id(name)));
     let (our_form, our_place) =
         (i64::from(format == Format::Parquet) + 2 * i64::from(format == Format::Csv), digest(out));
     loop {

@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
-use super::s3;
+use super::{LakeError, s3};
 use crate::aws;
 use crate::causes::causes;
 
@@ -46,6 +46,7 @@ pub(crate) fn sentence(error: &(dyn Error + 'static)) -> Option<String> {
     let (mut in_store, mut by_network) = (false, false);
     for cause in causes(error) {
         in_store |= cause.is::<object_store::Error>();
+        in_store |= matches!(cause.downcast_ref(), Some(LakeError::Folder { .. }));
         by_network |= cause.is::<object_store::client::HttpError>();
         if let Some(fault) = cause.downcast_ref::<s3::Fault>() {
             return Some(fault.to_string());
@@ -111,5 +112,9 @@ mod tests {
         assert_eq!(sentence(&by_s3(s3::Kind::NoBucket)), Some(fault(s3::Kind::NoBucket).to_string()));
         assert!(sentence(&stored(io(ErrorKind::ReadOnlyFilesystem))).unwrap().contains("read-only"));
         assert_eq!(sentence(&io(ErrorKind::ReadOnlyFilesystem)), None, "not of a lake");
+        let folder = LakeError::folder("open folder", "/a".as_ref(), io(ErrorKind::PermissionDenied));
+        assert!(sentence(&folder).unwrap().contains("give the user"));
+        let file = LakeError::folder("create folder", "/a".as_ref(), io(ErrorKind::AlreadyExists));
+        assert!(file.to_string().contains("it is a file"), "{file}");
     }
 }

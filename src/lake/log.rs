@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use super::files::open;
 use super::terms::TableRequirements;
-use super::{LakeError, Store, paths};
+use super::{LakeError, RESTORE, Store, paths};
 use crate::schema::Table;
 
 /// Commits that are read concurrently, because a starting worker must not wait for them one by one.
@@ -170,8 +170,8 @@ pub(crate) async fn read_commit(table: &Store, version: u64) -> Result<Option<Ve
             None => LakeError::Log {
                 path: format!("{}{path}", table.url()),
                 reason: match &e {
-                    deltalake::DeltaTableError::InvalidJsonLog { json_err, .. } => json_err.to_string(),
-                    other => other.to_string(),
+                    deltalake::DeltaTableError::InvalidJsonLog { json_err, .. } => format!("{json_err}; {RESTORE}"),
+                    other => format!("{other}; {RESTORE}"),
                 },
             },
         }
@@ -220,13 +220,14 @@ pub(crate) async fn read_transactions(table: &Store) -> Result<Option<Transactio
     let hole = (first..).zip(&versions).find(|(next, version)| next != *version);
     if let Some((next, version)) = hole {
         let path = format!("{}{}", table.url(), paths::commit(next));
-        return Err(LakeError::Log { path, reason: format!("it is missing, while version {version} is there") });
+        let reason = format!("it is missing, while version {version} is there; {RESTORE}");
+        return Err(LakeError::Log { path, reason });
     }
     if found.checkpoint.is_none() && versions.is_empty() {
         let path = format!("{}{HINT}", table.url());
         return Err(LakeError::Log {
             path,
-            reason: "it names a checkpoint that does not exist, and there are no commits".into(),
+            reason: format!("it names a checkpoint that does not exist, and there are no commits; {RESTORE}"),
         });
     }
     let mut commits = futures::stream::iter(versions)

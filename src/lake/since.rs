@@ -180,6 +180,15 @@ pub(crate) fn new_rows(actions: &[Action]) -> (u64, u64) {
     })
 }
 
+/// Returns whether a commit adds, removes or changes rows.
+pub(crate) fn changes_rows(actions: &[Action]) -> bool {
+    actions.iter().any(|action| match action {
+        Action::Add(add) => add.data_change,
+        Action::Remove(remove) => remove.data_change,
+        _ => false,
+    })
+}
+
 /// Returns whether ingest or a redrive gave the file its name.
 pub(crate) fn is_named_by_us(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);

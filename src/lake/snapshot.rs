@@ -97,7 +97,9 @@ async fn check_paths(table: &Store, loaded: &DeltaTable) -> Result<(), LakeError
                 }
             });
         if !is_inside {
-            let reason = format!("it lists {path:?}, or a deletion vector of it, which lies outside of the table");
+            let reason = format!(
+                "it lists {path:?}, or a deletion vector of it, which lies outside of the table; undo that commit with the engine that made it"
+            );
             return Err(LakeError::Log { path: format!("{}_delta_log", table.url()), reason });
         }
     }

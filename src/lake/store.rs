@@ -152,7 +152,7 @@ impl Store {
     pub async fn create(location: &Location, aws: &AwsSettings) -> Result<Self, LakeError> {
         if let Location::Folder(folder) = location {
             let made = std::path::absolute(folder).and_then(|folder| durable_folders(&folder));
-            made.map_err(|source| LakeError::Folder { action: "create folder", path: folder.clone(), source })?;
+            made.map_err(|source| LakeError::folder("create folder", folder, source))?;
         }
         Self::open(location, aws).await
     }
@@ -173,7 +173,7 @@ impl Store {
     }
 
     fn open_folder(folder: &FsPath) -> Result<Self, LakeError> {
-        let fail = |source| LakeError::Folder { action: "open folder", path: folder.to_owned(), source };
+        let fail = |source| LakeError::folder("open folder", folder, source);
         let folder = folder.canonicalize().map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => LakeError::NoFolder(folder.to_owned()),
             _ => fail(source),
@@ -188,7 +188,7 @@ impl Store {
             return Err(LakeError::Invalid(message));
         }
         if !folder.is_dir() {
-            return Err(fail(std::io::ErrorKind::NotADirectory.into()));
+            return Err(LakeError::NotAFolder(folder));
         }
         let url = Url::from_directory_path(&folder)
             .map_err(|()| LakeError::Invalid(format!("folder {} cannot be written as a URL", folder.display())))?;

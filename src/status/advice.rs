@@ -1,6 +1,6 @@
 //! What an operator should do next: plain sentences, each with commands.
 
-use chrono::Days;
+use chrono::NaiveDate;
 use serde::Serialize;
 
 use crate::schema::Table;
@@ -20,6 +20,8 @@ const SMALL_FILES_MANY: u64 = 8;
 const STATE_ROWS: u64 = 100_000;
 /// Commits without a checkpoint that are too many: one is due every hundred commits.
 const CHECKPOINT_OVERDUE: u64 = 300;
+/// Ranges of days whose commands are listed.
+const RANGES_LISTED: usize = 5;
 /// A commit that is so far in the future shows a wrong clock.
 const CLOCK_SECONDS: i64 = 300;
 
@@ -88,9 +90,10 @@ fn workers(report: &StatusReport, source: &SourceStatus, lake: &str, push: Push<
     if let Some(shards) = named(behind()) {
         let most = behind().filter_map(|shard| shard.read_to).map(|read_to| read_to.age_seconds).max().unwrap_or(0);
         let what = format!(
-            "{shards} of stream {} is up to {} behind, although its worker commits: it catches up, or there are too few \
+            "{shards} of stream {} {} up to {} behind, although the worker commits: it catches up, or there are too few \
              workers. Compare again in some minutes.",
             source.source,
+            if behind().count() == 1 { "is" } else { "are" },
             age_text(most)
         );
         push(what, vec![format!("synclake status {lake} --verbose")]);
@@ -122,10 +125,11 @@ fn lost_records(report: &StatusReport, lake: &str, push: Push<'_>) {
         );
         push(what, vec![query(lake, "select * from gaps order by noted_at desc limit 20")]);
     }
-    if attention.quarantined > 0 {
+    if attention.quarantined_since_redrive > 0 {
         let what = format!(
-            "The quarantine has {} that could not be decoded. Look at the reasons; after an upgrade, decode them again.",
-            counted(attention.quarantined, "record")
+            "The quarantine has {} that could not be decoded, and no redrive since. Look at the reasons, and decode the \
+             records again: what still fails stays in the quarantine, and is not advised any more.",
+            counted(attention.quarantined_since_redrive, "record")
         );
         let reasons = "select reason, count(*) as records, max(arrived_at) as newest from quarantine group by reason";
         push(what, vec![query(lake, reasons), format!("synclake redrive {lake}")]);
@@ -136,7 +140,11 @@ fn logs(report: &StatusReport, lake: &str, push: Push<'_>) {
     for (name, table) in &report.tables {
         if table.unusable_log_objects > 0 {
             let objects = counted(table.unusable_log_objects as u64, "object");
-            let what = format!("The log of {name} has {objects} that cannot be used; the table is read without them.");
+            let first = table.unusable_log_object.as_deref().unwrap_or_default();
+            let what = format!(
+                "The log of {name} has {objects} that cannot be used, the first is {name}/{first}. The table is read \
+                 without it. If `synclake verify` finds no fault, delete that object."
+            );
             push(what, vec![format!("synclake verify {lake}")]);
         }
         if table.commits_since_checkpoint >= CHECKPOINT_OVERDUE {
@@ -197,29 +205,76 @@ fn small_files(report: &StatusReport, lake: &str, push: Push<'_>) {
 
 fn extracts(report: &StatusReport, lake: &str, push: Push<'_>) {
     let Some(extracts) = &report.extracts else { return };
-    let yesterday = report.now.date_naive().checked_sub_days(Days::new(1));
-    let newest = report.pools.iter().filter_map(|pool| pool.last_date).max();
-    let extract = |day: chrono::NaiveDate| vec![format!("synclake extract {lake} --date {day}")];
-    if let Some(due) = newest.min(yesterday).filter(|due| *due > extracts.last_date) {
-        push(format!("The newest extract is of {}, but there are rows up to {due}.", extracts.last_date), extract(due));
+    let missing = &extracts.missing;
+    if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+        let ranges = ranges(missing);
+        let mut what = match missing.len() {
+            1 => format!("There are rows of {first}, but no extract of this day."),
+            days => format!("There are rows of {days} days from {first} to {last}, but no extracts of these days."),
+        };
+        if ranges.len() > RANGES_LISTED {
+            what += &format!(" The first {RANGES_LISTED} of {} ranges:", ranges.len());
+        }
+        let extract = |(first, last): &(NaiveDate, NaiveDate)| match first == last {
+            true => format!("synclake extract {lake} --date {first}"),
+            false => format!("synclake extract {lake} --from {first} --to {last}"),
+        };
+        push(what, ranges.iter().take(RANGES_LISTED).map(extract).collect());
     }
-    if let Some(day) = extracts.stale.first() {
-        let days = counted(extracts.stale.len() as u64, "extracted day");
-        push(format!("{days} differ from sync_records since late rows came, the oldest is {day}."), extract(*day));
+    match &extracts.stale[..] {
+        [] => {}
+        [day] => push(
+            format!("The extract of {day} differs from sync_records since late rows came."),
+            vec![format!("synclake extract {lake} --date {day}")],
+        ),
+        [oldest, .., newest] => push(
+            format!(
+                "{} extracts from {oldest} to {newest} differ from sync_records since late rows came.",
+                extracts.stale.len()
+            ),
+            vec![format!("synclake extract {lake} --date {oldest} --correct")],
+        ),
     }
+}
+
+/// Returns the ranges of consecutive days: the first and the last day of each. The days are sorted.
+fn ranges(days: &[NaiveDate]) -> Vec<(NaiveDate, NaiveDate)> {
+    let mut ranges: Vec<(NaiveDate, NaiveDate)> = Vec::new();
+    for day in days {
+        match ranges.last_mut().filter(|(_, last)| last.succ_opt() == Some(*day)) {
+            Some((_, last)) => *last = *day,
+            None => ranges.push((*day, *day)),
+        }
+    }
+    ranges
 }
 
 fn consumers(report: &StatusReport, lake: &str, push: Push<'_>) {
     for consumer in &report.consumers {
         let name = &consumer.consumer;
-        let deliver = || vec![format!("synclake deliver {lake} --consumer {} --out DIR", shell_word(name))];
+        let word = shell_word(name);
+        let deliver = || {
+            vec![
+                format!("synclake deliver {lake} --consumer {word} --out DIR"),
+                format!("synclake deliver {lake} --forget {word}"),
+            ]
+        };
         if let Some(to) = consumer.unfinished_to {
-            let what =
-                format!("The delivery to consumer {name} up to version {to} is unfinished; run it again as before.");
+            let what = format!(
+                "The delivery to consumer {name} up to version {to} is unfinished: run it again as before, or forget the consumer."
+            );
             push(what, deliver());
-        } else if consumer.behind.commits > 0 && is_older(consumer.delivered, DAY_SECONDS) {
+        } else if (consumer.behind.commits > 0 || !consumer.behind.is_exact)
+            && is_older(consumer.delivered, DAY_SECONDS)
+        {
+            let at_least = if consumer.behind.is_exact { "" } else { "at least " };
             let commits = counted(consumer.behind.commits, "commit");
-            push(format!("Consumer {name} is {commits} behind, and had no delivery for a day."), deliver());
+            push(
+                format!(
+                    "Consumer {name} is {at_least}{commits} behind, and had no delivery for a day: deliver, or forget the consumer."
+                ),
+                deliver(),
+            );
         }
     }
 }
@@ -252,6 +307,13 @@ mod tests {
         assert_eq!(shell_word("my lake"), "'my lake'");
         assert_eq!(shell_word("it's"), r"'it'\''s'");
         assert_eq!(shell_word(""), "''");
+    }
+
+    #[test]
+    fn days_in_a_row_are_one_range() {
+        let days = ["2026-02-27", "2026-02-28", "2026-03-01", "2026-03-03"].map(|day| day.parse().unwrap());
+        let shown: Vec<_> = ranges(&days).iter().map(|(first, last)| format!("{first} {last}")).collect();
+        assert_eq!(shown, ["2026-02-27 2026-03-01", "2026-03-03 2026-03-03"]);
     }
 
     #[test]

@@ -16,11 +16,11 @@ use super::{Moment, Read, StatusOptions};
 /// The part of `sync_records` that is not covered yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Behind {
-    /// Commits.
+    /// Commits that add, remove or change rows, among those that were read.
     pub commits: u64,
     /// Rows that those of these commits added that were read.
     pub rows: u64,
-    /// Whether all of them were read. If not, there may be more rows.
+    /// Whether all of them were read. If not, there may be more commits and rows.
     pub is_exact: bool,
 }
 
@@ -50,6 +50,8 @@ pub struct ExtractStatus {
     pub extracted: Option<Moment>,
     /// Days that were found stale and not extracted since.
     pub stale: Vec<NaiveDate>,
+    /// Days with rows, after the first extracted day and before today, that have no extract.
+    pub missing: Vec<NaiveDate>,
 }
 
 /// A consumer.
@@ -114,6 +116,7 @@ pub(super) async fn state(
 /// Returns the status of the daily extracts.
 pub(super) async fn extracts(
     daily: Option<&Read>,
+    records: &Read,
     history: &History,
     now: DateTime<Utc>,
 ) -> Result<Option<ExtractStatus>, LakeError> {
@@ -122,7 +125,12 @@ pub(super) async fn extracts(
     let Some((last_date, covers)) = recorded.covers.last_key_value().map(|(day, covers)| (*day, *covers)) else {
         return Ok(None);
     };
+    let is_missing = |day: &NaiveDate| {
+        let is_due = *day < now.date_naive() && recorded.covers.keys().next().is_some_and(|first| first < day);
+        is_due && !recorded.covers.contains_key(day)
+    };
     Ok(Some(ExtractStatus {
+        missing: records.files.dates().into_iter().filter(is_missing).collect(),
         days: recorded.covers.len() as u64,
         last_date,
         covers,

@@ -1,6 +1,6 @@
 //! Sums over the active files of a table, by partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
@@ -162,6 +162,11 @@ impl TableFiles {
     /// Returns the newest date of a partition.
     pub(super) fn newest_date(&self) -> Option<NaiveDate> {
         self.partitions.keys().filter_map(|(_, date)| *date).max()
+    }
+
+    /// Returns the dates of all partitions.
+    pub(super) fn dates(&self) -> BTreeSet<NaiveDate> {
+        self.partitions.keys().filter_map(|(_, date)| *date).collect()
     }
 
     /// Returns the pools, by name.

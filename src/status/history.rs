@@ -7,8 +7,9 @@ use deltalake::kernel::Action;
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use crate::lake::since::new_rows;
+use crate::lake::since::{changes_rows, new_rows};
 use crate::lake::{LakeError, Store, log};
+use crate::redrive::examined_to;
 
 use super::positions::SourceStatus;
 use super::{Behind, Read, StatusOptions};
@@ -40,6 +41,8 @@ struct Commit {
     ms: Option<i64>,
     rows: u64,
     bytes: u64,
+    /// Whether it adds, removes or changes rows. A compaction and a worker's idle commit do not.
+    changes_rows: bool,
 }
 
 /// The newest commits of `sync_records`.
@@ -89,6 +92,25 @@ pub(super) async fn newest_first(
     Ok(())
 }
 
+/// Returns the records of the quarantine that came after the last redrive of the whole quarantine; all of them without
+/// such a redrive.
+///
+/// # Errors
+/// The log cannot be read.
+pub(super) async fn rows_since_redrive(quarantine: &Read, options: &StatusOptions) -> Result<u64, LakeError> {
+    let all = quarantine.files.sums().rows;
+    let Some(examined) = examined_to(&quarantine.known).filter(|_| all > 0) else { return Ok(all) };
+    let mut rows = 0_u64;
+    newest_first(&quarantine.store, quarantine.known.version, options.commits_max, |version, actions| {
+        let is_later = version > examined;
+        rows = rows.saturating_add(if is_later { new_rows(&actions).0 } else { 0 });
+        is_later
+    })
+    .await?;
+    // Some of them may have been moved.
+    Ok(rows.min(all))
+}
+
 impl History {
     /// Reads back to the first day of growth, to version `oldest`, and to the last commit of each open shard of a
     /// stream, but no more commits than `options` allow.
@@ -116,7 +138,7 @@ impl History {
                     }
                 }
             }
-            history.read.push(Commit { version, ms, rows, bytes });
+            history.read.push(Commit { version, ms, rows, bytes, changes_rows: changes_rows(&actions) });
             older = if ms.is_some_and(|ms| ms < window_ms) { older + 1 } else { 0 };
             let is_done = older >= OLDER_COMMITS && wanted.is_empty();
             !(is_done && oldest.is_none_or(|oldest| version <= oldest.saturating_add(1)))
@@ -133,17 +155,22 @@ impl History {
 
     /// Returns the commits and rows after a version.
     pub(super) fn behind(&self, version: u64) -> Behind {
-        let after = self.read.iter().take_while(|commit| commit.version > version);
-        let rows = after.fold(0, |rows: u64, commit| rows.saturating_add(commit.rows));
-        let is_whole = self.newest <= version || self.reaches(version + 1);
-        Behind { commits: self.newest.saturating_sub(version), rows, is_exact: is_whole }
+        self.from(version.saturating_add(1))
     }
 
-    /// Returns the commits and rows after a consumer's version; all commits before its first delivery.
+    /// Returns the commits and rows after a consumer's version; all of them before its first delivery.
     pub(super) fn behind_cursor(&self, version: Option<u64>) -> Behind {
-        // Version 0 creates the table and adds no rows.
-        let behind = self.behind(version.unwrap_or(0));
-        Behind { commits: behind.commits + u64::from(version.is_none()), ..behind }
+        self.from(version.map_or(0, |version| version.saturating_add(1)))
+    }
+
+    /// Returns the commits that change rows, and the new rows, from a version on.
+    fn from(&self, first: u64) -> Behind {
+        let mut behind = Behind { commits: 0, rows: 0, is_exact: self.newest < first || self.reaches(first) };
+        for commit in self.read.iter().take_while(|commit| commit.version >= first) {
+            behind.commits += u64::from(commit.changes_rows);
+            behind.rows = behind.rows.saturating_add(commit.rows);
+        }
+        behind
     }
 
     /// Returns the time of a version, if it is among the commits that were read.
@@ -199,7 +226,10 @@ mod tests {
     fn history(newest: u64, read: &[(u64, &str, u64)]) -> History {
         let ms =
             |day: &str| Some(DateTime::parse_from_rfc3339(&format!("{day}T12:00:00Z")).unwrap().timestamp_millis());
-        let commit = |&(version, day, rows): &(u64, &str, u64)| Commit { version, ms: ms(day), rows, bytes: 10 * rows };
+        let commit = |&(version, day, rows): &(u64, &str, u64)| {
+            let (ms, changes_rows) = (ms(day), rows > 0);
+            Commit { version, ms, rows, bytes: 10 * rows, changes_rows }
+        };
         let read: Vec<Commit> = read.iter().map(commit).collect();
         History { newest, commits: read.len() as u64, read, shards: HashMap::new() }
     }
@@ -239,8 +269,16 @@ mod tests {
         assert_eq!(behind(9), (0, 0, true));
         assert_eq!(behind(8), (1, 1, true));
         assert_eq!(behind(6), (3, 7, true));
-        assert_eq!(behind(5), (4, 7, false));
+        assert_eq!(behind(5), (3, 7, false));
         // A table that covers a version of another lake.
         assert_eq!(behind(12), (0, 0, true));
+    }
+
+    #[test]
+    fn commits_without_rows_are_not_behind() {
+        let merged = history(9, &[(9, "2026-03-10", 0), (8, "2026-03-10", 0), (7, "2026-03-09", 4)]);
+        assert_eq!(merged.behind(7), Behind { commits: 0, rows: 0, is_exact: true });
+        assert_eq!(merged.behind(6), Behind { commits: 1, rows: 4, is_exact: true });
+        assert_eq!(merged.behind_cursor(None), Behind { commits: 1, rows: 4, is_exact: false });
     }
 }

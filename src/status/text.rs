@@ -215,13 +215,15 @@ fn behind(behind: Behind) -> String {
     let at_least = if behind.is_exact { "" } else { ">=" };
     match (behind.commits, behind.is_exact) {
         (0, true) => "nothing behind".to_owned(),
-        (commits, _) => format!("{} and {at_least}{} behind", counted(commits, "commit"), counted(behind.rows, "row")),
+        (commits, _) => {
+            format!("{at_least}{} and {at_least}{} behind", counted(commits, "commit"), counted(behind.rows, "row"))
+        }
     }
 }
 
 fn attention(out: &mut String, report: &StatusReport) {
     let attention = &report.attention;
-    out.push_str("\nNEEDS ATTENTION\n");
+    out.push_str("\nQUARANTINE AND GAPS\n");
     let written = |moment: Option<Moment>| match moment {
         Some(moment) => format!("last written {} ({} ago)", time(moment.at), age(moment)),
         None => "no time is known".to_owned(),
@@ -230,7 +232,11 @@ fn attention(out: &mut String, report: &StatusReport) {
         let date = attention.quarantined_newest_date.map_or_else(unknown, |date| date.to_string());
         let (records, written) =
             (counted(attention.quarantined, "record"), written(attention.quarantined_last_written));
-        let _ = writeln!(out, "  quarantine  {records}, the newest arrived on {date}, {written}");
+        let new = match attention.quarantined_since_redrive {
+            0 => "no redrive could decode them".to_owned(),
+            new => format!("{new} of them since the last redrive"),
+        };
+        let _ = writeln!(out, "  quarantine  {records}, {new}, the newest arrived on {date}, {written}");
     }
     if attention.gaps > 0 {
         let (rows, written) = (counted(attention.gaps, "row"), written(attention.gaps_last_written));

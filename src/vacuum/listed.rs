@@ -236,7 +236,9 @@ fn insert_vector(
             Ok(())
         }
         Err(text) => {
-            let reason = format!("its deletion vector {text:?} names no file of the table");
+            let reason = format!(
+                "its deletion vector {text:?} names no file of the table; undo that commit with the engine that made it"
+            );
             Err(LakeError::Log { path: format!("{}_delta_log", table.url()), reason })
         }
     }

@@ -41,6 +41,13 @@ fn command_lines() {
         (&["--config", &nowhere, "extract", "--lake", here, "--date", "yesterday"], 2, &["nowhere"]),
         (&["ingest", "--source", "file:/etc/hostname", "--lake", "/proc/lake"], 1, &["/proc/lake"]),
         (
+            &["ingest", "--source", "file:/etc/hostname", "--lake", "/etc/hostname"],
+            1,
+            &["/etc/hostname", "it is a file"],
+        ),
+        (&["status", "--lake", "/etc/hostname"], 1, &["/etc/hostname", "it is a file", "give a folder"]),
+        (&["status", "--lake", "/etc/hostname/lake"], 1, &["/etc/hostname/lake", "lies below one"]),
+        (
             &["ingest", "--source", "file:/etc/hostname", "--lake", &format!("{here}/a%20b")],
             1,
             &["a%20b", "another name"],
@@ -50,8 +57,13 @@ fn command_lines() {
     for (args, code, parts) in cases {
         refused(&run(args), *code, parts);
     }
-    let output = synclake().arg("ingest").arg("--lake").arg(OsStr::from_bytes(b"\xff")).output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let odd = OsStr::from_bytes(b"a\xff");
+    let parts = ["not UTF-8: ", r"a\xFF", "symbolic link"];
+    for command in [&mut synclake(), query().arg("-c").arg("select 1")] {
+        refused(&command.arg("--lake").arg(odd).output().unwrap(), 2, &parts);
+    }
+    let by_variable = synclake().arg("status").env("SYNCLAKE_LAKE", odd).output().unwrap();
+    refused(&by_variable, 2, &["SYNCLAKE_LAKE", parts[1], parts[2]]);
     assert_eq!(std::fs::read_dir(here).unwrap().count(), 1, "nothing was made but the folder with the odd name");
 }
 
@@ -302,4 +314,26 @@ fn an_output_file_keeps_its_mode() {
     }
     assert!(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
     assert_eq!((child.wait().unwrap().code(), staged()), (Some(143), 0));
+}
+
+/// A `synclake` that is `synclake-query` under another name is an error, and no loop.
+#[test]
+fn a_program_that_is_the_other_one_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    // A file that this process wrote could still be open for writing in a child of another test.
+    let make = |how: &[&str], from: &str, to: &str| {
+        ok(std::process::Command::new(how[0]).args(&how[1..]).args([from, to]).current_dir(&folder));
+    };
+    let run = || {
+        let mut command = std::process::Command::new("timeout");
+        command.arg("20").arg(folder.path().join("synclake-query")).arg("--version").output().unwrap()
+    };
+    make(&["cp"], env!("CARGO_BIN_EXE_synclake-query"), "synclake-query");
+    refused(&run(), 1, &["cannot start", "put both into one folder"]);
+    for how in [&["cp"][..], &["ln", "-f"], &["ln", "-sf"]] {
+        make(how, "synclake-query", "synclake");
+        refused(&run(), 1, &["synclake\" is not the program synclake", "install both programs again"]);
+    }
+    make(&["ln", "-sf"], env!("CARGO_BIN_EXE_synclake"), "synclake");
+    assert!(text(&run().stdout).starts_with("synclake-query "));
 }

@@ -158,6 +158,9 @@ fn fewer_files_hold_the_same_rows() {
     for name in ["groups", "files", "files_removed", "bytes_removed", "files_added", "rows"] {
         assert_eq!(report[name], plan[name], "{name}");
     }
+    let is_bound = |report: &Value| report["is_bytes_added_bound"].clone();
+    assert_eq!((is_bound(&plan), is_bound(&report)), (true.into(), false.into()));
+    assert!(report["bytes_added"].as_u64() <= plan["bytes_added"].as_u64(), "{report} {plan}");
     assert_eq!((&report["rows"], &report["files_left"]), (&lake.rows().into(), &json!({})));
     let checked = verify(path);
     assert_eq!((&checked["files"], &checked["orphans"]), (&report["files_added"], &0.into()));
@@ -427,7 +430,8 @@ fn what_cannot_be_compacted_is_refused() {
     refused(&run(&lake.path, &["--table", "gaps"]), 2, &["gaps", "sync_records"]);
     refused(&run(lake.folder.path(), &[]), 1, &["is not a lake"]);
     assert_eq!(compact(&lake.path, &["--from", "2030-01-01"])["files"], 0);
-    assert_eq!(compact(&lake.path, &["--pool", "us-east-1:ffff"])["files"], 0);
+    let unknown = run(&lake.path, &["--pool", "us-east-1:ffff"]);
+    refused(&unknown, 1, &["has no rows of the pool \"us-east-1:ffff\"", "synclake status --verbose"]);
     let pool = rows(lake.name(), "select min(identity_pool_id) as pool from sync_records")[0]["pool"].clone();
     assert!(compact(&lake.path, &["--pool", pool.as_str().unwrap(), "--dry-run"])["groups"].as_u64().unwrap() > 0);
     let table = lake.path.join("sync_records/_delta_log");
@@ -473,6 +477,9 @@ fn a_round_of_care_leaves_nothing_to_do() {
     assert_eq!(first["vacuum"]["tables"]["sync_records"]["files"], 0, "replaced files stay for a week: {first}");
     assert_eq!(lake.rows(), rows);
     lake.assert_whole();
+    let status: Value = serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(&lake.path))).unwrap();
+    assert!(number("groups") > 0, "{first}");
+    assert_eq!(status["state"]["behind"], json!({"commits": 0, "rows": 0, "is_exact": true}));
     let second = care();
     assert_eq!((&second["refresh"]["files_read"], &second["compact"]["groups"]), (&json!(0), &json!(0)), "{second}");
     lake.assert_whole();

@@ -278,6 +278,14 @@ fn a_day_from_the_day_before_is_a_day_from_all_rows() {
     for day in DAYS {
         assert_eq!(stored(&range, day), stored(&whole, day), "{day}");
     }
+    // The command that `status` advises for all stale days extracts them again.
+    let extracts = || -> Value { serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(&lake))).unwrap() };
+    let report = extracts();
+    assert!(report["extracts"]["stale"].as_array().unwrap().len() > 1, "{report:#}");
+    let advised = report["next"].as_array().unwrap().iter().flat_map(|advice| advice["commands"].as_array().unwrap());
+    let advised = advised.map(|command| command.as_str().unwrap()).find(|command| command.contains("synclake extract"));
+    ok(synclake().args(advised.unwrap().split(' ').skip(1)));
+    assert_eq!(extracts()["extracts"]["stale"], serde_json::json!([]));
 }
 
 /// A consumer gets every row once and in order, although its runs are killed or run at once.
@@ -350,6 +358,30 @@ fn a_consumer_gets_every_row_once() {
     crate::harness::refused(&other.output().unwrap(), 1, &["warehouse", "--format", "once more"]);
     ok(&mut consume());
     ok(&mut other);
+    a_forgotten_consumer_begins_anew(&lake, &folder.path().join("anew"));
+}
+
+/// A forgotten consumer is not reported any more, and its next delivery has all rows.
+fn a_forgotten_consumer_begins_anew(lake: &Path, out: &Path) {
+    let run = |args: &[&str]| synclake().args(["deliver", "--lake"]).arg(lake).args(args).output().unwrap();
+    let consumers = || -> Value {
+        let report = ok(synclake().args(["status", "--lake"]).arg(lake));
+        serde_json::from_str::<Value>(&report).unwrap()["consumers"].clone()
+    };
+    assert_eq!(consumers()[0]["consumer"], "warehouse");
+    crate::harness::refused(&run(&["--forget", "search"]), 1, &["no consumer search", "its consumers: warehouse"]);
+    crate::harness::refused(&run(&["--forget", "warehouse", "--out", "o"]), 2, &["--forget", "--out"]);
+    let forgotten: Value = serde_json::from_slice(&run(&["--forget", "warehouse"]).stdout).unwrap();
+    assert_eq!(forgotten["forgotten"], "warehouse");
+    assert!(forgotten["version"].is_u64(), "{forgotten}");
+    assert_eq!(consumers(), serde_json::json!([]));
+    crate::harness::refused(&run(&["--forget", "warehouse"]), 1, &["no consumer warehouse", "its consumers: none"]);
+    ok(synclake().args(["verify", "--lake"]).arg(lake));
+    let again = run(&["--consumer", "warehouse", "--out", out.to_str().unwrap()]);
+    let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+    let all = count(lake.to_str().unwrap(), "select count(*) from sync_records");
+    assert_eq!((&again["from"], &again["rows"]), (&Value::Null, &all.into()));
+    assert_eq!(consumers()[0]["consumer"], "warehouse");
 }
 
 /// Files of a killed extract are swept after a week; files that any version lists or listed stay.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::harness::{ingest_file, ok, query, synclake, text};
+use crate::harness::{ingest_file, ok, query, setting, synclake, text};
 
 fn fixture(folder: &std::path::Path) -> std::path::PathBuf {
     let lake = folder.join("lake");
@@ -14,7 +14,7 @@ fn fixture(folder: &std::path::Path) -> std::path::PathBuf {
 /// Every help text has examples.
 #[test]
 fn help_teaches_by_example() {
-    for name in ["synclake", "ingest", "extract", "simulate", "refresh", "status", "ddl", "query"] {
+    for name in ["synclake", "ingest", "extract", "simulate", "refresh", "status", "care", "ddl", "query"] {
         let mut command = if name == "query" { query() } else { synclake() };
         if !["synclake", "query"].contains(&name) {
             command.arg(name);
@@ -120,4 +120,28 @@ fn output_goes_through_links_and_into_pipes() {
     run(&pipe);
     assert_eq!(text(&reader.wait_with_output().unwrap().stdout), "a\n1\n");
     assert!(!std::fs::metadata(&pipe).unwrap().is_file());
+}
+
+/// A report is text on a terminal and one JSON document otherwise, whichever command writes it.
+#[test]
+fn reports_are_for_people_on_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = fixture(folder.path());
+    let script = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)";
+    for (command, shown) in [
+        ("status", "WHAT TO DO NEXT"),
+        ("verify", "0 orphans"),
+        ("compact", "replaced 0 files"),
+        ("vacuum", "deleted 0 files"),
+        ("care", "it covers version"),
+    ] {
+        let piped = synclake().args([command, "--lake"]).arg(&lake).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&piped.stdout).unwrap();
+        assert!(piped.status.success() && report.is_object(), "{command}: {report}");
+        assert_eq!(text(&piped.stderr), "", "{command}");
+        let mut on_terminal = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"));
+        on_terminal.args(["-c", script, env!("CARGO_BIN_EXE_synclake"), command, "--lake"]).arg(&lake);
+        let printed = ok(on_terminal.stdin(Stdio::null()));
+        assert!(printed.contains(shown) && !printed.contains('{'), "{command}: {printed}");
+    }
 }

@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use crate::harness::{count, ingest_file, ok, refused, rows, simulate, synclake};
 
 fn status(lake: &Path) -> Value {
-    serde_json::from_str(&ok(synclake().args(["status", "--format", "json", "--lake"]).arg(lake))).unwrap()
+    serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(lake))).unwrap()
 }
 
 /// Returns the text of the report without the parts that depend on the clock, the place and the bytes of files. Columns
 /// are two spaces apart, because the width of an age depends on the clock.
 fn text_of(lake: &Path, args: &[&str]) -> String {
-    let out = ok(synclake().args(["status", "--lake"]).arg(lake).args(args));
+    let out = ok(synclake().args(["status", "--format", "human", "--lake"]).arg(lake).args(args));
     let mut shown = String::new();
     for line in out.replace(lake.to_str().unwrap(), "LAKE").lines() {
         let indent = &line[..line.len() - line.trim_start().len()];
@@ -100,6 +100,41 @@ fn the_numbers_are_those_of_sql_over_the_lake() {
     assert_pools_and_growth(&report, &lake);
     assert_behind(&report, &folder.path().join("second.ndjson"));
     assert_advice(&report, name);
+    assert_advice_ends(&report, folder.path(), &lake);
+}
+
+/// Asserts that nothing is left to do once the advised commands ran, although records stay in the quarantine.
+fn assert_advice_ends(report: &Value, folder: &Path, lake: &Path) {
+    assert_eq!(report["attention"]["quarantined_since_redrive"], 3);
+    // A redrive of a part of the quarantine ends nothing.
+    ok(synclake().args(["redrive", "--reason", "not_json", "--lake"]).arg(lake));
+    assert_eq!(status(lake)["attention"]["quarantined_since_redrive"], 3);
+    for command in commands(report).filter_map(|command| command.strip_prefix("synclake ")) {
+        ok(synclake().args(command.split(' ')));
+    }
+    let done = status(lake);
+    assert_eq!(done["next"], json!([]));
+    let attention = |report: &Value| {
+        let number = |name: &str| number(&report["attention"][name]);
+        (number("quarantined"), number("quarantined_since_redrive"))
+    };
+    assert_eq!(attention(&done), (3, 0));
+    assert!(text_of(lake, &[]).contains("3 records, no redrive could decode them"));
+    let version = |report: &Value| number(&report["tables"]["quarantine"]["version"]);
+    ok(synclake().args(["redrive", "--lake"]).arg(lake));
+    assert_eq!(version(&status(lake)), version(&done), "a repeated redrive notes nothing");
+    let bad = folder.join("again.ndjson");
+    std::fs::write(&bad, "[1]\n").unwrap();
+    ingest_file(&bad, lake);
+    let again = status(lake);
+    assert_eq!(attention(&again), (4, 1));
+    assert!(again["next"].to_string().contains("The quarantine has 1 record that"), "{again:#}");
+}
+
+/// Returns the commands that a report advises.
+fn commands(report: &Value) -> impl Iterator<Item = &str> {
+    let advised = report["next"].as_array().unwrap().iter();
+    advised.flat_map(|advice| advice["commands"].as_array().unwrap()).map(|command| command.as_str().unwrap())
 }
 
 /// Asserts that pools and growth are those of SQL and of the files.
@@ -142,9 +177,9 @@ fn assert_behind(report: &Value, second: &Path) {
     let tail: i64 =
         events.map(|event| event["kinesisSyncRecords"].as_array().map_or(1, |r| r.len().max(1)) as i64).sum();
     assert!(tail > 0);
-    let covers = number(&report["state"]["covers"]);
-    let commits = number(&report["tables"]["sync_records"]["version"]) - covers;
-    let behind = json!({"commits": commits, "rows": tail, "is_exact": true});
+    // The fence of the ingest adds no rows.
+    let behind = json!({"commits": 1, "rows": tail, "is_exact": true});
+    assert_eq!(number(&report["tables"]["sync_records"]["version"]) - number(&report["state"]["covers"]), 2);
     assert_eq!(report["state"]["behind"], behind);
     assert_eq!(report["extracts"]["behind"], behind);
     assert_eq!((&report["extracts"]["last_date"], &report["extracts"]["days"]), (&json!("2026-01-02"), &json!(1)));
@@ -169,9 +204,11 @@ fn assert_advice(report: &Value, name: &str) {
     for command in ["synclake refresh", "synclake redrive", "from quarantine group by reason", "synclake extract"] {
         assert!(advised.contains(command), "{command:?} is not in {advised}");
     }
+    // The advised extract is of all missing days.
+    assert_eq!(report["extracts"]["missing"], json!(["2026-01-03", "2026-01-04"]));
+    assert!(commands(report).any(|command| command.ends_with("--from 2026-01-03 --to 2026-01-04")), "{advised}");
     // Each advised query runs.
-    for command in report["next"].as_array().unwrap().iter().flat_map(|advice| advice["commands"].as_array().unwrap()) {
-        let command = command.as_str().unwrap();
+    for command in commands(report) {
         if let Some(sql) = command.strip_prefix("synclake-query").and_then(|rest| rest.split('"').nth(1)) {
             assert_eq!(number(&rows(name, sql).iter().map(|row| number(&row["records"])).sum::<i64>().into()), 3);
         }
@@ -321,5 +358,5 @@ fn a_folder_without_a_lake_is_an_error() {
     let lake = folder.path().join("lake");
     ingest_file(&events, &lake);
     std::fs::write(lake.join("sync_records/_delta_log/00000000000000000001.json"), "{").unwrap();
-    refused(&status(&lake, &[]), 1, &["is corrupt", "00000000000000000001.json"]);
+    refused(&status(&lake, &[]), 1, &["is corrupt", "00000000000000000001.json", "restore that object from a backup"]);
 }

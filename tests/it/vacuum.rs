@@ -30,15 +30,11 @@ fn run(lake: &str, args: &[&str]) -> String {
     ok(&mut command)
 }
 
-fn vacuum(lake: &str, failpoints: &str, more: &[&str]) -> Vec<Value> {
-    let mut command = synclake();
-    at(command.args(["vacuum", "--format", "json"]).args(more).env("FAILPOINTS", failpoints), lake);
-    ok(&mut command).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// Vacuums and returns the report, which is the last line.
+/// Vacuums and returns the report.
 fn report(lake: &str, failpoints: &str, more: &[&str]) -> Value {
-    vacuum(lake, failpoints, more).pop().unwrap()
+    let mut command = synclake();
+    at(command.arg("vacuum").args(more).env("FAILPOINTS", failpoints), lake);
+    serde_json::from_str(&ok(&mut command)).unwrap()
 }
 
 fn sum(report: &Value, name: &str) -> u64 {
@@ -96,19 +92,20 @@ fn replaced_files_go(lake: &str) -> BTreeSet<String> {
     let young = report(lake, "", &["--retain", "1h"]);
     assert_eq!((sum(&young, "files"), sum(&young, "bytes")), (0, 0), "nothing is old: {young}");
     assert!(sum(&young, "kept_recent") > 0, "{young}");
-    let mut dry = vacuum(lake, LATER, &["--dry-run"]);
-    let dry_report = dry.pop().unwrap();
+    let dry_report = report(lake, LATER, &["--dry-run"]);
     let place = |file: &Value| format!("{}/{}", file["table"].as_str().unwrap(), file["path"].as_str().unwrap());
-    let named: BTreeSet<String> = dry.iter().map(place).collect();
+    let named_by =
+        |report: &Value| -> BTreeSet<String> { report["would_delete"].as_array().unwrap().iter().map(place).collect() };
+    let named = named_by(&dry_report);
     assert!(named.iter().any(|path| path.starts_with("state/")), "{named:?}");
     assert!(named.iter().any(|path| path.starts_with("daily_state/")), "{named:?}");
-    let again: BTreeSet<String> = vacuum(lake, LATER, &["--dry-run"])[..dry.len()].iter().map(place).collect();
-    assert_eq!(again, named, "a dry run deletes nothing");
+    assert_eq!(named_by(&report(lake, LATER, &["--dry-run"])), named, "a dry run deletes nothing");
     let done = report(lake, LATER, &[]);
     assert_eq!((&done["dry_run"], &dry_report["dry_run"]), (&json!(false), &json!(true)));
     assert_eq!(done["tables"], dry_report["tables"]);
     assert_eq!(sum(&done, "files"), named.len() as u64);
     assert_eq!(sum(&report(lake, LATER, &[]), "files"), 0, "nothing is left to do");
+    assert_eq!(report(lake, LATER, &["--dry-run"])["would_delete"], json!([]));
     assert_eq!(contents(lake), before);
     let verified = verify(lake);
     assert_eq!(verified["faults"], json!([]));
@@ -353,7 +350,10 @@ fn a_consumer_gets_its_rows_also_after_a_vacuum() {
     commit(&lake, "sync_records", "WRITE", std::slice::from_ref(&more));
     commit(&lake, "sync_records", "OPTIMIZE", &[remove(&more["add"], false)]);
     assert_eq!(sum(&report(path, LATER, &[]), "kept_undelivered"), 1);
-    assert_eq!(sum(&report(path, LATER, &["--table", "sync_records", "--ignore-consumers"]), "files"), 1);
+    let ignoring = ["--table", "sync_records", "--ignore-consumers", "--dry-run"];
+    assert_eq!(sum(&report(path, LATER, &ignoring), "files"), 1);
+    run(path, &["deliver", "--forget", "c"]);
+    assert_eq!(sum(&report(path, LATER, &["--table", "sync_records"]), "files"), 1);
 }
 
 /// A missing file is explained, and a signal ends a vacuum after its batch.
@@ -370,6 +370,11 @@ fn what_is_said_and_when_it_ends() {
     refused(&output, 2, &["is no table; there are sync_records"]);
     std::fs::create_dir(&lake).unwrap();
     refused(&synclake().args(["vacuum", "--lake", path]).output().unwrap(), 1, &["is not a lake"]);
+    let (events, _) = simulate(folder.path(), &["--events", "5"]);
+    let young = folder.path().join("young");
+    ingest_file(&events, &young);
+    let output = synclake().args(["vacuum", "--table", "state", "--lake"]).arg(&young).output().unwrap();
+    assert_eq!(text(&output.stderr), "state does not exist yet, so there is nothing to delete\n");
     worked_on(folder.path(), path);
     let denied = format!("{LATER};store/delete=return");
     let output = synclake().args(["vacuum", "--lake", path]).env("FAILPOINTS", denied).output().unwrap();
@@ -378,7 +383,7 @@ fn what_is_said_and_when_it_ends() {
     assert_eq!(stopped["stopped"], true, "{stopped}");
     assert_eq!(stopped["tables"].as_object().unwrap().len(), 3, "daily_state, the third table, is the first batch");
     assert!(sum(&stopped, "files") > 0, "{stopped}");
-    let printed = run(path, &["vacuum"]);
+    let printed = run(path, &["vacuum", "--format", "human"]);
     assert_eq!(printed.lines().count(), 5, "{printed}");
     assert!(printed.contains("deleted 0 files (0.0 MiB), "), "{printed}");
     assert!(printed.contains(" kept for versions since "), "{printed}");

@@ -62,7 +62,9 @@ fn a_whole_lake_is_whole() {
     assert_eq!(report["faults"], serde_json::json!([]));
     let shard = report["shards"].as_object().unwrap().values().next().unwrap();
     assert_eq!((&shard["commits"], &shard["commits_checked"]), (&4.into(), &4.into()), "two fences and two flushes");
-    assert!(ok(synclake().args(["verify", "--lake"]).arg(&lake)).contains("4 commits (4 checked)"));
+    assert!(
+        ok(synclake().args(["verify", "--format", "human", "--lake"]).arg(&lake)).contains("4 commits (4 checked)")
+    );
 }
 
 /// Text that the report must contain, and the function that does the damage.
@@ -191,5 +193,6 @@ fn a_cleaned_log_is_told_and_is_no_damage() {
     assert_eq!((&report["faults"], &report["tables"]["sync_records"]["log_from"]), (&serde_json::json!([]), &3.into()));
     let shard = report["shards"].as_object().unwrap().values().next().unwrap();
     assert_eq!((&shard["commits"], &shard["commits_checked"]), (&4.into(), &2.into()));
-    assert!(ok(synclake().args(["verify", "--lake"]).arg(&lake)).contains("nothing before version 3 is checked"));
+    let human = ok(synclake().args(["verify", "--format", "human", "--lake"]).arg(&lake));
+    assert!(human.contains("nothing before version 3 is checked"), "{human}");
 }

@@ -11,11 +11,13 @@ use synclake::terminal;
 use synclake::vacuum::{self, VacuumOptions, VacuumReport};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::CareArgs;
-use crate::output::print_report;
+use crate::args::{CareArgs, ReportFormat};
+use crate::output::{print_line, print_report, report_format};
 use crate::settings::open_lake;
+use crate::upkeep::{print_compaction, refresh_summary};
+use crate::vacuum::print_tables;
 
-/// The reports of the steps; `None` for a step that a signal left to the next round.
+/// The reports of the steps; `None` for a step that did not end, because a signal or an error came before or during it.
 #[derive(Debug, Default, Serialize)]
 struct CareReport {
     refresh: Option<RefreshReport>,
@@ -32,12 +34,29 @@ pub(crate) async fn run(args: CareArgs, file: &File) -> Result<()> {
     let done = steps(&lake, &args, &stop, &mut report, |step| bar.set_message(step)).await;
     bar.finish_and_clear();
     // What was done is told also if a later step failed.
-    print_report(&report)?;
+    match report_format(args.format) {
+        ReportFormat::Json => print_report(&report)?,
+        ReportFormat::Human => print_steps(&report)?,
+    }
     done?;
     match report.compact.map_or(0, |compact| compact.faults.len()) {
         0 => Ok(()),
         faults => anyhow::bail!("damaged files of {lake} were left alone ({faults}); run `synclake verify --deep`"),
     }
+}
+
+/// Prints the reports for people.
+fn print_steps(report: &CareReport) -> Result<()> {
+    let not_ended = |step: &str| print_line(&format!("{step} did not end"));
+    match &report.refresh {
+        Some(done) => print_line(&refresh_summary(done))?,
+        None => not_ended("refresh")?,
+    }
+    match &report.compact {
+        Some(done) => print_compaction(done)?,
+        None => not_ended("compact")?,
+    }
+    report.vacuum.as_ref().map_or_else(|| not_ended("vacuum"), print_tables)
 }
 
 async fn steps(
@@ -49,11 +68,13 @@ async fn steps(
 ) -> Result<()> {
     show("refreshing the state");
     let limits = Limits::default();
-    tokio::select! {
-        done = refresh::run(lake, &limits, false) => report.refresh = Some(done.context("refresh the state")?),
+    let refreshed = tokio::select! {
+        done = refresh::run(lake, &limits, false) => done.context("refresh the state"),
         // A refresh that is dropped midway changes nothing.
         () = stop.cancelled() => return Ok(()),
-    }
+    };
+    // The other steps do not need the state, and an error may last: small files must not gather meanwhile.
+    let refreshed = refreshed.map(|done| report.refresh = Some(done));
     show("merging small files");
     let options = CompactOptions {
         pool: None,
@@ -66,10 +87,10 @@ async fn steps(
     };
     report.compact = Some(compact::run(lake, &options, |_| (), stop).await.context("compact sync_records")?);
     if stop.is_cancelled() {
-        return Ok(());
+        return refreshed;
     }
     show("deleting old files");
     let options = VacuumOptions { retention: args.retain, ..VacuumOptions::default() };
     report.vacuum = Some(vacuum::run(lake, &options, stop, |_| ()).await.context("vacuum")?);
-    Ok(())
+    refreshed
 }

@@ -39,8 +39,16 @@ async fn open(lake: Option<String>, out: String, aws: AwsArgs, file: &File) -> R
 
 /// Runs `synclake deliver`.
 pub(crate) async fn deliver(args: DeliverArgs, file: &File) -> Result<()> {
-    let name = &args.consumer;
-    let (lake, out) = open(args.lake, args.out, args.aws, file).await?;
+    if let Some(name) = &args.forget {
+        let lake = open_lake(args.lake, args.aws, file).await?;
+        let forgotten = extract::consumer::forget(&lake, name).await?;
+        terminal::print_message(&format!("{name} is forgotten; a later delivery under this name begins with all rows"));
+        return print_report(&forgotten);
+    }
+    let (Some(name), Some(out)) = (&args.consumer, args.out) else {
+        return Err(Unusable("give --consumer and --out, or --forget".into()).into());
+    };
+    let (lake, out) = open(args.lake, out, args.aws, file).await?;
     let bar = terminal::progress(None, "{spinner} delivering {elapsed}");
     let delivery = extract::consumer::run(&lake, name, (&out, args.format.into()), &query::Limits::default()).await;
     bar.finish_and_clear();
@@ -53,8 +61,9 @@ pub(crate) async fn deliver(args: DeliverArgs, file: &File) -> Result<()> {
 pub(crate) async fn run(args: ExtractArgs, file: &File) -> Result<()> {
     if let (Some(consumer), Some(out)) = (&args.consumer, &args.out) {
         terminal::print_message("extract --consumer is now called: synclake deliver --consumer NAME --out DIR");
-        let (consumer, out) = (consumer.clone(), out.clone());
-        return deliver(DeliverArgs { consumer, lake: args.lake, out, format: args.format, aws: args.aws }, file).await;
+        let (consumer, out) = (Some(consumer.clone()), Some(out.clone()));
+        let (lake, format, aws) = (args.lake, args.format, args.aws);
+        return deliver(DeliverArgs { consumer, forget: None, lake, out, format, aws }, file).await;
     }
     let days = match (args.date, args.from, args.to) {
         (Some(date), ..) => (date, date),

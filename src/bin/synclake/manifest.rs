@@ -6,8 +6,8 @@ use synclake::config::File;
 use synclake::lake::{LakeError, manifest};
 use synclake::schema::Table;
 
-use crate::args::{AwsArgs, table};
-use crate::output::print_report;
+use crate::args::{AwsArgs, ReportFormat, table};
+use crate::output::{print_line, print_report, report_format};
 use crate::settings::open_lake;
 
 #[derive(Debug, Args)]
@@ -19,8 +19,7 @@ Examples:
 A manifest lists the files of a partition, for engines that read Parquet without the Delta log: Athena without Delta,
 Redshift Spectrum, Hive, Presto, DuckDB. `synclake ddl --engine athena-hive|redshift|duckdb-parquet` reads manifests.
 They show the lake as of this command. Once they exist, `refresh`, `extract`, `redrive`, `compact`, `vacuum` and `care`
-keep them up to date; `ingest` does not, so run `care` or this command as often as such readers want new rows.
-Prints one line of JSON for each table.")]
+keep them up to date; `ingest` does not, so run `care` or this command as often as such readers want new rows.")]
 pub(crate) struct ManifestArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -28,6 +27,9 @@ pub(crate) struct ManifestArgs {
     /// Only this table; repeat the flag for several tables.
     #[arg(long, value_name = "TABLE", value_parser = table)]
     pub table: Vec<Table>,
+    /// Format of the report: one line for each table [default: human on a terminal, else json].
+    #[arg(long, value_enum)]
+    pub format: Option<ReportFormat>,
     #[command(flatten)]
     pub aws: AwsArgs,
 }
@@ -42,7 +44,13 @@ pub(crate) async fn run(args: ManifestArgs, file: &File) -> Result<()> {
     for table in Table::ALL.into_iter().filter(is_wanted) {
         // A lake without a refresh has no table `state`.
         if let Some(report) = manifest::update(&lake, table).await? {
-            print_report(&report)?;
+            match report_format(args.format) {
+                ReportFormat::Json => print_report(&report)?,
+                ReportFormat::Human => print_line(&format!(
+                    "{:13} version {}, {} manifests ({} written), {} files",
+                    report.table, report.version, report.manifests, report.written, report.files
+                ))?,
+            }
         }
     }
     Ok(())

@@ -1,8 +1,16 @@
-//! Output of the commands: data to stdout.
+//! Output of the commands: reports to stdout, as text for people or as JSON for programs. All else goes to stderr.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result};
+
+use crate::args::ReportFormat;
+
+/// Returns the format of a report: the given one, else text on a terminal and JSON otherwise.
+pub(crate) fn report_format(given: Option<ReportFormat>) -> ReportFormat {
+    let default = if std::io::stdout().is_terminal() { ReportFormat::Human } else { ReportFormat::Json };
+    given.unwrap_or(default)
+}
 
 /// Formats bytes for people.
 pub(crate) fn mib(bytes: u64) -> String {

@@ -181,7 +181,10 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     for (place, path) in places("file").zip(&cli.file) {
         let shown = path.display();
         let text = std::fs::read(path).with_context(|| format!("read {shown}"))?;
-        texts.push((place, String::from_utf8(text).map_err(|_| anyhow::anyhow!("{shown} is not UTF-8"))?));
+        texts.push((
+            place,
+            String::from_utf8(text).map_err(|_| anyhow::anyhow!("{shown} is not UTF-8; convert it with iconv"))?,
+        ));
     }
     texts.sort_by_key(|(place, _)| *place);
     let mut texts: Vec<String> = texts.into_iter().map(|(_, text)| text).collect();
@@ -190,7 +193,10 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
         // One byte over the limit suffices to detect a text that is too long.
         let limit = 8 * guard::TEXT_BYTES_MAX as u64 + 1;
         std::io::stdin().take(limit).read_to_end(&mut text).context("read standard input")?;
-        texts.push(String::from_utf8(text).map_err(|_| anyhow::anyhow!("standard input is not UTF-8"))?);
+        texts.push(
+            String::from_utf8(text)
+                .map_err(|_| anyhow::anyhow!("standard input is not UTF-8; convert it with iconv"))?,
+        );
     }
     if texts.len() > 1 && settings.output.is_some() {
         return Err(Unusable("-o takes one statement; a file holds one result".to_owned()).into());

@@ -5,7 +5,7 @@ use synclake::config::File;
 use synclake::{status, terminal};
 
 use crate::args::{ReportFormat, StatusArgs};
-use crate::output::{print_line, print_report};
+use crate::output::{print_line, print_report, report_format};
 use crate::settings::{open_lake, required};
 
 /// Runs `synclake status`.
@@ -22,7 +22,7 @@ pub(crate) async fn run(args: StatusArgs, file: &File) -> Result<()> {
     let report = status::run(&lake, &options).await;
     bar.finish_and_clear();
     let report = report?;
-    match args.format {
+    match report_format(args.format) {
         ReportFormat::Json => print_report(&report),
         ReportFormat::Human => print_line(report.to_text(options.verbose).trim_end()),
     }

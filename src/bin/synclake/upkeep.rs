@@ -3,11 +3,11 @@
 use anyhow::{Context, Result};
 use synclake::config::{File, Unusable};
 use synclake::lake::Location;
-use synclake::query::state::refresh;
+use synclake::query::state::refresh::{self, RefreshReport};
 use synclake::{compact, ddl, query, redrive, terminal, verify};
 
 use crate::args::{CompactArgs, CompactTable, DdlArgs, RedriveArgs, RefreshArgs, ReportFormat, VerifyArgs};
-use crate::output::{mib, print_line, print_report};
+use crate::output::{mib, print_line, print_report, report_format};
 use crate::settings::{location, open_lake, required};
 
 /// Runs `synclake verify`.
@@ -17,7 +17,7 @@ pub(crate) async fn verify(args: VerifyArgs, file: &File) -> Result<()> {
     let report = verify::run(&lake, args.deep).await;
     bar.finish_and_clear();
     let report = report?;
-    if args.format == ReportFormat::Json {
+    if report_format(args.format) == ReportFormat::Json {
         print_report(&report)?;
     } else {
         for (name, table) in &report.tables {
@@ -79,7 +79,13 @@ pub(crate) async fn refresh(args: RefreshArgs, file: &File) -> Result<()> {
     let report = refresh::run(&lake, &query::Limits::default(), args.rebuild).await;
     bar.finish_and_clear();
     let report = report?;
-    terminal::print_message(&format!(
+    terminal::print_message(&refresh_summary(&report));
+    print_report(&report)
+}
+
+/// Returns the report of a refresh as a sentence.
+pub(crate) fn refresh_summary(report: &RefreshReport) -> String {
+    format!(
         "read {} new files ({}), replaced {} of the state's files by {} ({} rows); it covers version {}",
         report.files_read,
         mib(report.bytes_read),
@@ -87,8 +93,7 @@ pub(crate) async fn refresh(args: RefreshArgs, file: &File) -> Result<()> {
         report.files_written,
         report.rows_written,
         report.covers
-    ));
-    print_report(&report)
+    )
 }
 
 /// Runs `synclake compact`.
@@ -114,18 +119,9 @@ pub(crate) async fn compact(args: CompactArgs, file: &File) -> Result<()> {
     let report = compact::run(&lake, &options, draw, &stop).await;
     bar.finish_and_clear();
     let report = report?;
-    let summary = compact_summary(&report);
-    if args.format == ReportFormat::Json {
-        terminal::print_message(&summary);
-        print_report(&report)?;
-    } else {
-        print_line(&summary)?;
-        for (reason, files) in &report.files_left {
-            print_line(&format!("left alone: {files} files, each {reason}"))?;
-        }
-        for fault in &report.faults {
-            print_line(&format!("FAULT {fault}"))?;
-        }
+    match report_format(args.format) {
+        ReportFormat::Json => print_report(&report)?,
+        ReportFormat::Human => print_compaction(&report)?,
     }
     match report.faults.len() {
         0 => Ok(()),
@@ -135,6 +131,18 @@ pub(crate) async fn compact(args: CompactArgs, file: &File) -> Result<()> {
             )
         }
     }
+}
+
+/// Prints the report of a compaction for people.
+pub(crate) fn print_compaction(report: &compact::CompactReport) -> Result<()> {
+    print_line(&compact_summary(report))?;
+    for (reason, files) in &report.files_left {
+        print_line(&format!("left alone: {files} files, each {reason}"))?;
+    }
+    for fault in &report.faults {
+        print_line(&format!("FAULT {fault}"))?;
+    }
+    Ok(())
 }
 
 /// Returns the report of a compaction as a sentence.

@@ -1,13 +1,13 @@
 //! `synclake vacuum`.
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use synclake::config::File;
 use synclake::terminal;
 use synclake::vacuum::{self, Progress, VacuumOptions, VacuumReport};
 
 use crate::args::{ReportFormat, VacuumArgs};
-use crate::output::{mib, print_line, print_report};
+use crate::output::{mib, print_line, print_report, report_format};
 use crate::settings::open_lake;
 
 /// The bar shows every so many objects.
@@ -23,8 +23,10 @@ pub(crate) async fn run(args: VacuumArgs, file: &File) -> Result<()> {
         keeps_undelivered: !args.ignore_consumers,
         is_dry_run: args.dry_run,
     };
+    let format = report_format(args.format);
     let bar = terminal::progress(None, "{spinner} vacuuming {msg} {elapsed}");
     let (mut seen, mut deleted, mut printed) = (0_u64, 0_u64, Ok(()));
+    let mut list = FileList::default();
     let on = |progress: Progress<'_>| match progress {
         Progress::Seen(table) => {
             seen += 1;
@@ -35,10 +37,9 @@ pub(crate) async fn run(args: VacuumArgs, file: &File) -> Result<()> {
         Progress::Deleted(table, path, bytes) => {
             deleted += 1;
             if options.is_dry_run && printed.is_ok() {
-                let (table, is_json) = (table.name(), args.format == ReportFormat::Json);
-                printed = bar.suspend(|| match is_json {
-                    true => print_report(&json!({"table": table, "path": path, "bytes": bytes})),
-                    false => print_line(&format!("{table}/{path}")),
+                printed = bar.suspend(|| match format {
+                    ReportFormat::Json => list.print(&json!({"table": table.name(), "path": path, "bytes": bytes})),
+                    ReportFormat::Human => print_line(&format!("{}/{path}", table.name())),
                 });
             }
         }
@@ -50,13 +51,43 @@ pub(crate) async fn run(args: VacuumArgs, file: &File) -> Result<()> {
     if report.stopped {
         terminal::print_message("stopped by a signal; run the same command again to delete the rest");
     }
-    match args.format {
+    for table in options.tables.iter().filter(|table| !report.stopped && !report.tables.contains_key(table.name())) {
+        terminal::print_message(&format!("{} does not exist yet, so there is nothing to delete", table.name()));
+    }
+    match format {
+        ReportFormat::Json if options.is_dry_run => list.end(&report),
         ReportFormat::Json => print_report(&report),
         ReportFormat::Human => print_tables(&report),
     }
 }
 
-fn print_tables(report: &VacuumReport) -> Result<()> {
+/// The JSON report of a dry run: one object, whose first field is the array of the files. They are printed as they are
+/// found, because memory must not hold millions of them.
+#[derive(Default)]
+struct FileList {
+    is_begun: bool,
+}
+
+impl FileList {
+    const BEGIN: &'static str = "{\"would_delete\":[";
+
+    /// Prints a file.
+    fn print(&mut self, file: &Value) -> Result<()> {
+        let before = if self.is_begun { "," } else { Self::BEGIN };
+        self.is_begun = true;
+        print_line(&format!("{before}{file}"))
+    }
+
+    /// Ends the array, and prints the other fields.
+    fn end(&self, report: &VacuumReport) -> Result<()> {
+        let begin = if self.is_begun { "" } else { Self::BEGIN };
+        let fields = serde_json::to_string(report).context("encode the report")?;
+        print_line(&format!("{begin}],{}", fields.trim_start_matches('{')))
+    }
+}
+
+/// Prints the report for people.
+pub(crate) fn print_tables(report: &VacuumReport) -> Result<()> {
     let done = if report.dry_run { "would delete" } else { "deleted" };
     let from = report.retention_from.format("%Y-%m-%dT%H:%M:%SZ");
     for (name, table) in &report.tables {
@@ -68,7 +99,10 @@ fn print_tables(report: &VacuumReport) -> Result<()> {
             mib(table.bytes),
             kept(table.kept_recent, &format!("kept for versions since {from}")),
             kept(table.kept_pending, "kept until their writer runs again"),
-            kept(table.kept_undelivered, "kept until `synclake deliver` has run for every consumer"),
+            kept(
+                table.kept_undelivered,
+                "kept until `synclake deliver` has run for every consumer, or --forget removed it"
+            ),
         ))?;
     }
     Ok(())

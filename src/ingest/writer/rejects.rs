@@ -13,7 +13,7 @@ use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::decoding::Skip;
 use crate::lake::files::open;
 use crate::lake::paths::PartName;
-use crate::lake::{LakeError, Store, snapshot};
+use crate::lake::{LakeError, RESTORE, Store, snapshot};
 use crate::schema::Table;
 
 /// Most bytes of records in a quarantine file, unless one record alone is larger. A reader holds the whole file, and an
@@ -81,7 +81,8 @@ pub(super) async fn quarantined(lake: &Store, shard: &ShardKey) -> Result<Skip, 
         }
         let Some(bytes) = store.get(&path).await? else {
             let path = format!("{}{path}", store.url());
-            return Err(LakeError::Log { path, reason: "the log lists this file, but it does not exist".to_owned() });
+            let reason = format!("the log lists this file, but it does not exist; {RESTORE}");
+            return Err(LakeError::Log { path, reason });
         };
         let fail = |source| LakeError::Parquet { action: "decode", path: path.clone(), source };
         let builder = open(bytes).map_err(fail)?;
