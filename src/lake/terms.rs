@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(old.refusal(Table::SyncRecords, false), None);
         let (action, names) = old.upgrade(Table::SyncRecords).unwrap().unwrap();
         assert_eq!(names, ["source"]);
-        let mut new = old.clone();
+        let mut new = old;
         new.apply_action(&json!({ "metaData": action })).unwrap();
         assert_eq!(new.upgrade(Table::SyncRecords).unwrap(), None);
         let whole = requirements(as_made(), json!({}), |_| {}).metadata.unwrap().schema_string;

@@ -59,7 +59,7 @@ fn command_lines() {
     }
     let odd = OsStr::from_bytes(b"a\xff");
     let parts = ["not UTF-8: ", r"a\xFF", "symbolic link"];
-    for command in [&mut synclake(), query().arg("-c").arg("select 1")] {
+    for command in [synclake().arg("status"), query().args(["-c", "select 1"])] {
         refused(&command.arg("--lake").arg(odd).output().unwrap(), 2, &parts);
     }
     let by_variable = synclake().arg("status").env("SYNCLAKE_LAKE", odd).output().unwrap();

@@ -109,10 +109,14 @@ fn assert_advice_ends(report: &Value, folder: &Path, lake: &Path) {
     // A redrive of a part of the quarantine ends nothing.
     ok(synclake().args(["redrive", "--reason", "not_json", "--lake"]).arg(lake));
     assert_eq!(status(lake)["attention"]["quarantined_since_redrive"], 3);
-    for command in commands(report).filter_map(|command| command.strip_prefix("synclake ")) {
-        ok(synclake().args(command.split(' ')));
-    }
-    let done = status(lake);
+    let run_all = |report: &Value| {
+        commands(report).filter_map(|command| command.strip_prefix("synclake ")).for_each(|command| {
+            ok(synclake().args(command.split(' ')));
+        });
+        status(lake)
+    };
+    // The extracts find that late rows changed an earlier day.
+    let done = run_all(&run_all(report));
     assert_eq!(done["next"], json!([]));
     let attention = |report: &Value| {
         let number = |name: &str| number(&report["attention"][name]);

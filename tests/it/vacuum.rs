@@ -373,6 +373,7 @@ fn what_is_said_and_when_it_ends() {
     let (events, _) = simulate(folder.path(), &["--events", "5"]);
     let young = folder.path().join("young");
     ingest_file(&events, &young);
+    std::fs::remove_dir_all(young.join("state")).unwrap();
     let output = synclake().args(["vacuum", "--table", "state", "--lake"]).arg(&young).output().unwrap();
     assert_eq!(text(&output.stderr), "state does not exist yet, so there is nothing to delete\n");
     worked_on(folder.path(), path);

@@ -27,7 +27,7 @@ pub(crate) struct ManifestArgs {
     /// Only this table; repeat the flag for several tables.
     #[arg(long, value_name = "TABLE", value_parser = table)]
     pub table: Vec<Table>,
-    /// Format of the report: one line for each table [default: human on a terminal, else json].
+    /// Format of the report: one line for each table [default: human on a terminal, json otherwise].
     #[arg(long, value_enum)]
     pub format: Option<ReportFormat>,
     #[command(flatten)]
