@@ -44,6 +44,8 @@ impl Table {
             .with_columns(columns.fields().cloned())
             .with_partition_columns(self.partition_columns().iter().copied())
             .with_configuration([(FORMAT_PROPERTY, Some(FORMAT.to_string()))])
+            // deltalake knows the properties of the protocol only.
+            .with_raise_if_key_not_exists(false)
             .await;
         match created {
             Ok(_) => Ok(()),
