@@ -21,6 +21,7 @@ pub mod ledger;
 pub(crate) mod log;
 pub mod paths;
 pub(crate) mod ranges;
+pub(crate) mod remember;
 pub(crate) mod replace;
 pub(crate) mod request_runtime;
 pub(crate) mod s3;

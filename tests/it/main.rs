@@ -20,6 +20,7 @@ mod harness;
 mod interop;
 mod kinesis;
 mod layers;
+mod opening;
 mod payload;
 mod readers;
 mod readme;
