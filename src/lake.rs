@@ -23,6 +23,7 @@ pub(crate) mod log;
 pub mod manifest;
 pub mod paths;
 pub(crate) mod ranges;
+pub(crate) mod remember;
 pub(crate) mod replace;
 pub(crate) mod request_runtime;
 pub(crate) mod s3;

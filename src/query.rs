@@ -1,31 +1,25 @@
 //! SQL over one lake snapshot: the tables, the views in `sql/views`, and nothing that writes.
 //!
-//! **Invariants.** All tables of a session are read at versions that were loaded together, before the first query. No
-//! statement can create, change, export or configure anything. No local file is a table.
+//! **Invariants.** All tables of a statement are read at versions that were loaded together. No statement can create,
+//! change, export or configure anything. No local file is a table.
 
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use chrono::NaiveDate;
-use datafusion::catalog::{Session, TableProvider};
-use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::disk_manager::DiskManagerBuilder;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF, TableType};
-use datafusion::physical_plan::ExecutionPlan;
-use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext, col, lit};
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
+use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
 
 use crate::lake::{LakeError, Store};
-use crate::schema::Table;
 
-use changes::{Changes, View};
-use reading::Reading;
+use relations::Relations;
 use rules::{casts, integers, recursive, sums};
-use state::Resolved;
 
 mod changes;
 mod functions;
@@ -33,6 +27,7 @@ pub mod guard;
 mod parse;
 pub(crate) mod reading;
 pub(crate) mod recheck;
+mod relations;
 mod rules;
 mod sorted;
 mod spill;
@@ -216,77 +211,57 @@ pub struct Scope {
 /// A session over one lake snapshot.
 pub struct Engine {
     context: SessionContext,
+    relations: Relations,
 }
 
 impl Engine {
-    /// Loads the newest version of each table, and the views over them.
+    /// Creates a session. Tables are loaded when [`Engine::load`] or a statement first names them.
+    ///
+    /// # Errors
+    /// DataFusion rejects the settings (never in practice).
+    pub fn open(lake: &Store, limits: &Limits, scope: Scope) -> Result<Self, QueryError> {
+        let context = session(limits)?;
+        let relations = Relations::new(context.clone(), lake, limits, scope);
+        Ok(Self { context, relations })
+    }
+
+    /// Loads the newest versions of all tables that these statements name, and the views over them. The statements then
+    /// see the same versions. Without it, a statement that names another table loads the newest versions again.
+    ///
+    /// # Errors
+    /// There is no lake, or it cannot be read. A statement that cannot be parsed is left to [`Engine::sql`].
+    pub async fn load(&self, statements: &[String]) -> Result<(), QueryError> {
+        let state = self.context.state();
+        let parsed = statements.iter().filter_map(|statement| {
+            guard::check(statement).ok()?;
+            parse::statement(statement, &state).ok()
+        });
+        let names = parsed.flat_map(|parsed| relations::named(&parsed, &state)).collect();
+        self.relations.ensure(names, &state).await.map(drop)
+    }
+
+    /// Returns the columns of a table or view, or `None` if there is none of this name.
     ///
     /// # Errors
     /// There is no lake, or it cannot be read.
-    pub async fn open(lake: &Store, limits: &Limits, scope: Scope) -> Result<Self, QueryError> {
-        let context = session(limits)?;
-        let others = Table::ALL.into_iter().filter(|table| !matches!(table, Table::SyncRecords | Table::State));
-        let others = others.map(|table| async move { (table, table.load(lake, None).await) });
-        let (reading, others) = futures::join!(Reading::load(lake), futures::future::join_all(others));
-        let mut reading = reading?;
-        if scope.as_of.is_some() {
-            (reading.state, reading.tail) = (None, None);
-        }
-        let state = context.state();
-        let plain = reading::for_sorting(&state);
-        let mut records = reading::provider(&reading.sync_records, &plain).await?;
-        let mut tail = reading.tail(&state).await?;
-        if let Some(day) = scope.as_of {
-            let known = context.read_table(records)?.filter(col("event_date").lt_eq(lit(day_literal(day))))?;
-            records = known.into_view();
-            tail = Some(records.clone());
-        }
-        context.register_table(Table::SyncRecords.name(), records)?;
-        let maintained = match &reading.state {
-            Some(maintained) => Some(reading::provider(&maintained.table, &state).await?),
-            None => None,
-        };
-        context.register_table("key_state", Arc::new(Resolved::new(tail, maintained, state::REBUILD)))?;
-        let state_table = match &reading.state {
-            // `key_state` reads this version; a second load could return a newer one.
-            Some(maintained) => Ok(Some(maintained.table.clone())),
-            None => Table::State.load(lake, None).await,
-        };
-        for (table, loaded) in others.into_iter().chain([(Table::State, state_table)]) {
-            let provider: Arc<dyn TableProvider> = match loaded? {
-                Some(loaded) => reading::provider(&loaded, &plain).await?,
-                // A table that nobody has written yet is empty, not missing.
-                None => Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()])?),
-            };
-            let provider = match scope.as_of {
-                None => provider,
-                Some(day) => as_of(&context, table, provider, day)?,
-            };
-            context.register_table(table.name(), provider)?;
-        }
-        views::register(&context, &views::VIEWS.map(|(name, ..)| name)).await?;
-        if scope.as_of.is_none() && limits.has_shortcuts {
-            for view in [View::Changes, View::DailyChanges] {
-                // The schema is that of the definition in SQL.
-                if let Some(defined) = context.deregister_table(view.name())? {
-                    let (records, schema) = (reading.sync_records.clone(), defined.schema());
-                    let table = Changes::new(view, records, lake, schema, limits.group_rows);
-                    context.register_table(view.name(), Arc::new(table))?;
-                }
-            }
-        }
-        Ok(Self { context })
+    pub async fn columns(&self, name: &str) -> Result<Option<SchemaRef>, QueryError> {
+        let Some(name) = relations::all().into_iter().find(|known| *known == name) else { return Ok(None) };
+        let _loaded = self.relations.ensure([name].into(), &self.context.state()).await?;
+        let table = self.context.table_provider(name).await?;
+        Ok(Some(table.schema()))
     }
 
     /// Plans one statement.
     ///
     /// # Errors
-    /// The statement is refused (not read-only, too deep, more than one) or invalid.
+    /// The statement is refused (not read-only, too deep, more than one) or invalid, or a table that it names cannot be
+    /// read.
     pub async fn sql(&self, statement: &str) -> Result<DataFrame, QueryError> {
         guard::check(statement)?;
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let state = self.context.state();
         let parsed = parse::statement(statement, &state)?;
+        let _loaded = self.relations.ensure(relations::named(&parsed, &state), &state).await?;
         let planned = async {
             let plan = state.statement_to_plan(parsed).await?;
             read_only.verify_plan(&plan)?;
@@ -300,65 +275,6 @@ impl Engine {
             _ => QueryError::from(error),
         })
     }
-
-    /// Returns the session, for uses that SQL does not cover.
-    pub fn context(&self) -> &SessionContext {
-        &self.context
-    }
-}
-
-/// Restricts a table to the rows up to a day, by the server's dates. A table without such dates fails when read.
-fn as_of(
-    context: &SessionContext,
-    table: Table,
-    provider: Arc<dyn TableProvider>,
-    day: NaiveDate,
-) -> Result<Arc<dyn TableProvider>, DataFusionError> {
-    let remedy = match table {
-        Table::DailyState => {
-            let known = context.read_table(provider)?.filter(col("extract_date").lt_eq(lit(day_literal(day))))?;
-            return Ok(known.into_view());
-        }
-        Table::SyncRecords => return Ok(provider),
-        Table::State => "query key_state, which is computed for that day",
-        Table::Quarantine => "its records have no server date; leave --as-of out, and filter by arrived_date",
-        Table::Gaps => "leave --as-of out, and filter by arrived_from",
-    };
-    Ok(Arc::new(NotAsOf { schema: table.schema(), table: table.name(), remedy }))
-}
-
-/// A table that does not support `--as-of`.
-#[derive(Debug)]
-struct NotAsOf {
-    schema: SchemaRef,
-    table: &'static str,
-    remedy: &'static str,
-}
-
-#[async_trait::async_trait]
-impl TableProvider for NotAsOf {
-    fn schema(&self) -> SchemaRef {
-        self.schema.clone()
-    }
-
-    fn table_type(&self) -> TableType {
-        TableType::Base
-    }
-
-    async fn scan(
-        &self,
-        _: &dyn Session,
-        _: Option<&Vec<usize>>,
-        _: &[Expr],
-        _: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-        Err(UserError(format!("--as-of does not apply to {}; {}", self.table, self.remedy)).into())
-    }
-}
-
-fn day_literal(day: NaiveDate) -> datafusion::scalar::ScalarValue {
-    let days = day.signed_duration_since(NaiveDate::default()).num_days();
-    datafusion::scalar::ScalarValue::Date32(i32::try_from(days).ok())
 }
 
 /// Creates a session without tables.

@@ -52,6 +52,22 @@ const HELP: &str = "\
 A statement ends with a semicolon and may span lines. Everything is read-only.
 ";
 
+/// Loads the tables that the statements of these texts name, so that all of them see the same versions.
+///
+/// # Errors
+/// There is no lake, or it cannot be read.
+pub async fn load(engine: &Engine, texts: &[String]) -> Result<(), QueryError> {
+    let statements = texts.iter().filter(|text| !is_commands(text));
+    // A text that cannot be split is reported when it runs.
+    let statements: Vec<String> = statements.flat_map(|text| guard::split(text).unwrap_or_default()).collect();
+    engine.load(&statements).await
+}
+
+/// Returns whether a text holds backslash commands, one a line.
+fn is_commands(text: &str) -> bool {
+    text.trim_start().starts_with('\\')
+}
+
 /// Runs a text of statements or backslash commands, and stops at the first failure.
 ///
 /// # Errors
@@ -62,14 +78,19 @@ pub async fn run_text(
     settings: &mut Settings,
     cancel: &CancellationToken,
 ) -> Result<(), QueryError> {
-    if text.trim_start().starts_with('\\') {
+    if is_commands(text) {
         if settings.output.is_some() {
             return Err(QueryError::Refused(
                 "-o takes the result of a statement, not of a backslash command".to_owned(),
             ));
         }
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
-            command(engine, line.trim(), settings)?;
+            match described(line) {
+                Some(name) => print_text(&columns(engine, name).await?)?,
+                None => {
+                    command(line, settings)?;
+                }
+            }
         }
         return Ok(());
     }
@@ -146,18 +167,28 @@ async fn print(
     printer.finish().map_err(fail)
 }
 
-fn command(engine: &Engine, line: &str, settings: &mut Settings) -> Result<Next, QueryError> {
-    let mut words = line.trim_end_matches(';').split_whitespace();
-    let out = |text: String| {
-        std::io::stdout()
-            .write_all(text.as_bytes())
-            .map_err(|source| QueryError::Output { path: "standard output".to_owned(), source })
-    };
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.trim().trim_end_matches(';').split_whitespace()
+}
+
+/// Returns the table or view whose columns a backslash command asks for.
+fn described(line: &str) -> Option<&str> {
+    let mut words = words(line);
+    if words.next() == Some("\\d") { words.next() } else { None }
+}
+
+fn print_text(text: &str) -> Result<(), QueryError> {
+    let fail = |source| QueryError::Output { path: "standard output".to_owned(), source };
+    std::io::stdout().write_all(text.as_bytes()).map_err(fail)
+}
+
+/// Runs a backslash command that needs no lake.
+fn command(line: &str, settings: &mut Settings) -> Result<Next, QueryError> {
+    let mut words = words(line);
     match (words.next().unwrap_or_default(), words.next()) {
         ("\\q" | "\\quit", _) => return Ok(Next::Quit),
-        ("\\?" | "\\h" | "\\help", _) => out(HELP.to_owned())?,
-        ("\\d" | "\\dt" | "\\dv", None) => out(relations())?,
-        ("\\d", Some(name)) => out(columns(engine, name)?)?,
+        ("\\?" | "\\h" | "\\help", _) => print_text(HELP)?,
+        ("\\d" | "\\dt" | "\\dv", None) => print_text(&relations())?,
         ("\\timing", _) => {
             settings.timing = !settings.timing;
             eprintln!("timing is {}", if settings.timing { "on" } else { "off" });
@@ -192,15 +223,9 @@ fn relations() -> String {
         .collect()
 }
 
-fn columns(engine: &Engine, name: &str) -> Result<String, QueryError> {
-    let context = engine.context();
+async fn columns(engine: &Engine, name: &str) -> Result<String, QueryError> {
     let unknown = || QueryError::Refused(format!("there is no table or view {name:?}; \\d lists them"));
-    let known = context.catalog("datafusion").and_then(|c| c.schema("public")).ok_or_else(unknown)?;
-    if !known.table_exist(name) {
-        return Err(unknown());
-    }
-    let table = futures::executor::block_on(known.table(name))?.ok_or_else(unknown)?;
-    let schema = table.schema();
+    let schema = engine.columns(name).await?.ok_or_else(unknown)?;
     Ok(schema.fields().iter().map(|f| format!("{:26}  {}\n", f.name(), type_name(f.data_type()))).collect())
 }
 

@@ -191,6 +191,18 @@ pub(crate) async fn exists(table: &Store) -> Result<bool, LakeError> {
     Ok(!(listing.commits.is_empty() && listing.checkpoints.is_empty()))
 }
 
+/// Returns whether a log exists, from what a loading reads anyway: the hint and the listing.
+///
+/// # Errors
+/// The store failed.
+pub(crate) async fn is_there(table: &Store) -> Result<bool, LakeError> {
+    if table.get(HINT).await?.is_some() {
+        return Ok(true);
+    }
+    let listing = Listing::read(table, None).await?;
+    Ok(!(listing.commits.is_empty() && listing.checkpoints.is_empty()))
+}
+
 /// Reads all transaction ids at the newest version. Returns `None` if there is no log.
 ///
 /// # Errors
@@ -312,8 +324,8 @@ struct Listing {
 impl Listing {
     /// Lists the log from a version on, or all of it.
     async fn read(table: &Store, from: Option<u64>) -> Result<Self, LakeError> {
-        // Names sort by version: every name of the previous version sorts before this one.
-        let offset = from.and_then(|v| v.checked_sub(1)).map(|v| format!("_delta_log/{v:020}.zzz"));
+        // Names sort by version. deltalake begins its listing at the same name, so one listing serves both.
+        let offset = from.and_then(|v| v.checked_sub(1)).map(|v| format!("_delta_log/{v:020}"));
         let mut found = Self::default();
         let mut parts: BTreeMap<(u64, u64), Vec<String>> = BTreeMap::new();
         for (path, _) in table.list_after("_delta_log", offset.as_deref()).await? {

@@ -11,6 +11,7 @@ use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
 
 use super::files::SHA256;
+use super::remember::LogReads;
 use super::request_runtime::HidingStore;
 use super::terms::newer_format;
 use super::{LakeError, Objects, Store, log, paths};
@@ -37,8 +38,17 @@ fn log_store_of(table: &Store, objects: Objects) -> Result<LogStoreRef, LakeErro
 /// # Errors
 /// The log cannot be read or is inconsistent.
 pub(crate) async fn load(table: &Store, version: Option<u64>) -> Result<Option<DeltaTable>, LakeError> {
+    load_among(&LogReads::begin(table), version).await
+}
+
+/// Loads a table as [`load`] does, beside other reads of its log.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) async fn load_among(reads: &LogReads, version: Option<u64>) -> Result<Option<DeltaTable>, LakeError> {
+    let table = reads.store();
     // This check comes first, because deltalake logs an error of its own for an empty location.
-    if !log::exists(table).await? {
+    if !log::is_there(table).await? {
         return Ok(None);
     }
     let fail = |source| LakeError::delta("load", table, source);

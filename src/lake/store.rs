@@ -206,6 +206,11 @@ impl Store {
         Self { url, prefix, folder: self.folder.as_ref().map(|f| f.join(name)), ..self.clone() }
     }
 
+    /// Returns the same root over another object store, such as a wrapper of this one.
+    pub(crate) fn with_objects(&self, objects: Arc<dyn ObjectStore>) -> Self {
+        Self { objects, ..self.clone() }
+    }
+
     /// Returns the object store, rooted at the bucket or at `/`.
     pub fn objects(&self) -> Arc<dyn ObjectStore> {
         self.objects.clone()

@@ -11,6 +11,7 @@ use deltalake::DeltaTable;
 use super::Guards;
 use super::recheck::Rechecked;
 use super::widened::Widened;
+use crate::lake::remember::LogReads;
 use crate::lake::{LakeError, Store, log, since, snapshot};
 use crate::schema::Table;
 
@@ -46,19 +47,41 @@ impl Reading {
     /// # Errors
     /// There is no lake, or it cannot be read.
     pub(crate) async fn load(lake: &Store) -> Result<Self, LakeError> {
-        let newest = async || Table::SyncRecords.load(lake, None).await;
-        // Both loads run to their end, because deltalake's threads misbehave when a load is dropped.
-        let (state, sync_records) = futures::join!(State::load(lake), newest());
-        let (state, mut sync_records) = (state?, sync_records?);
-        let version_of = |table: &Option<DeltaTable>| table.as_ref().and_then(DeltaTable::version);
-        if state.as_ref().is_some_and(|state| version_of(&sync_records).is_none_or(|version| version < state.covers)) {
-            // Commits and a refresh happened between the two loads, so the state may cover more than `sync_records`.
-            sync_records = newest().await?;
-        }
-        let version = version_of(&sync_records).ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
-        let sync_records = sync_records.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
         let store = Table::SyncRecords.store(lake);
-        let mut reading = Self { sync_records, version, state: None, tail: None };
+        let (records, of_state) = (LogReads::begin(&store), LogReads::begin(&Table::State.store(lake)));
+        // Both loads run to their end, because deltalake's threads misbehave when a load is dropped.
+        let (state, sync_records) = futures::join!(State::load(&of_state), snapshot::load_among(&records, None));
+        let (state, sync_records) = (state?, sync_records?);
+        let mut reading = Self::of(lake, sync_records)?;
+        if state.as_ref().is_none_or(|state| state.covers <= reading.version) {
+            reading.add(state, &records).await?;
+            return Ok(reading);
+        }
+        // Commits and a refresh happened between the two loads, so the state may cover more than `sync_records`.
+        let records = LogReads::begin(&store);
+        reading = Self::of(lake, snapshot::load_among(&records, None).await?)?;
+        reading.add(state, &records).await?;
+        Ok(reading)
+    }
+
+    /// Loads the newest version of `sync_records` alone.
+    ///
+    /// # Errors
+    /// There is no lake, or it cannot be read.
+    pub(crate) async fn of_records(lake: &Store) -> Result<Self, LakeError> {
+        Self::of(lake, Table::SyncRecords.load(lake, None).await?)
+    }
+
+    fn of(lake: &Store, sync_records: Option<DeltaTable>) -> Result<Self, LakeError> {
+        let no_lake = || LakeError::NoLake(lake.to_string());
+        let sync_records = sync_records.ok_or_else(no_lake)?;
+        let version = sync_records.version().ok_or_else(no_lake)?;
+        Ok(Self { sync_records, version, state: None, tail: None })
+    }
+
+    /// Adds the maintained state, if it can be used with this version of `sync_records`, and the tail.
+    async fn add(&mut self, state: Option<State>, records: &LogReads) -> Result<(), LakeError> {
+        let version = self.version;
         if let Some(state) = &state
             && state.covers > version
         {
@@ -69,7 +92,7 @@ impl Reading {
             );
         }
         if let Some(state) = state.filter(|state| state.covers <= version)
-            && let Some(since) = since::changes_between(&store, state.covers, version).await?
+            && let Some(since) = since::changes_between(records.store(), state.covers, version).await?
         {
             match since.removed_with_rows_of(state.covers).next() {
                 // The state would keep the removed or changed rows forever.
@@ -79,12 +102,12 @@ impl Reading {
                      from all rows until the next refresh"
                 ),
                 None => {
-                    reading.tail = Some(since.files().into_keys().collect());
-                    reading.state = Some(state);
+                    self.tail = Some(since.files().into_keys().collect());
+                    self.state = Some(state);
                 }
             }
         }
-        Ok(reading)
+        Ok(())
     }
 
     /// Returns the files that the state does not cover; `None` when there are none.
@@ -104,21 +127,21 @@ impl State {
     ///
     /// # Errors
     /// The table cannot be read.
-    pub(crate) async fn load(lake: &Store) -> Result<Option<Self>, LakeError> {
-        let store = Table::State.store(lake);
+    async fn load(reads: &LogReads) -> Result<Option<Self>, LakeError> {
+        let store = reads.store();
         let load = async {
-            let Some(known) = log::read_transactions(&store).await? else { return Ok(None) };
+            let Some(known) = log::read_transactions(store).await? else { return Ok(None) };
             let Some(covers) = known.ids.get(COVERS).and_then(|v| u64::try_from(*v).ok()) else { return Ok(None) };
             let refreshed = known.ids.get(REFRESHED).and_then(|v| u64::try_from(*v).ok());
             if let Some(refreshed) = refreshed.filter(|refreshed| *refreshed < known.version) {
                 // Another writer may move rows to other files, but not change them.
-                let since = since::changes_between(&store, refreshed, known.version).await?;
+                let since = since::changes_between(store, refreshed, known.version).await?;
                 if since.is_none_or(|since| !(since.removed.is_empty() && since.files().is_empty())) {
                     tracing::warn!(table = %store, "another writer changed the state; it is ignored until a refresh");
                     return Ok(None);
                 }
             }
-            let table = snapshot::load(&store, Some(known.version)).await?;
+            let table = snapshot::load_among(reads, Some(known.version)).await?;
             Ok(table.map(|table| Self { table, covers }))
         };
         load.await.map_err(|source: LakeError| match source.is_damage() {
@@ -238,7 +261,7 @@ mod tests {
             }
         };
         let lake = watched(&lake, Box::new(before_request));
-        let engine = Engine::open(&lake, &Limits::default(), Scope::default()).await.unwrap();
+        let engine = Engine::open(&lake, &Limits::default(), Scope::default()).unwrap();
         for (sql, rows) in [
             ("select * from sync_records", 2),
             ("select * from sync_records where pool = 'us-east-1_0a' and event_date = '1970-01-01'", 2),
@@ -253,5 +276,29 @@ mod tests {
         let is_log = |prefix: &&String| prefix.split('/').any(|part| part == "_delta_log");
         assert!(listed.iter().any(|prefix| is_log(&prefix)), "the listings are seen");
         assert_eq!(listed.iter().filter(|prefix| !is_log(prefix)).collect::<Vec<_>>(), Vec::<&String>::new());
+    }
+
+    /// A session keeps its versions until a statement names a table that is not loaded. Then all are loaded anew.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn tables_of_a_statement_are_loaded_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Location::Folder(folder.path().join("lake"));
+        let lake = Store::create(&place, &AwsSettings::default()).await.unwrap();
+        let rows = async |engine: &Engine, sql: &str| {
+            let found = engine.sql(sql).await.unwrap().collect().await.unwrap();
+            found.iter().map(RecordBatch::num_rows).sum::<usize>()
+        };
+        let open = || Engine::open(&lake, &Limits::default(), Scope::default()).unwrap();
+        let statements = ["select * from cognito_raw_data", "select * from current_state, daily_state"];
+        assert!(matches!(open().sql("select 1").await, Err(crate::query::QueryError::Lake(LakeError::NoLake(_)))));
+        ingest(&lake, folder.path(), "01").await;
+        let (one, all) = (open(), open());
+        all.load(&statements.map(str::to_owned)).await.unwrap();
+        assert_eq!(rows(&one, statements[0]).await, 1);
+        ingest(&lake, folder.path(), "02").await;
+        assert_eq!((rows(&one, statements[0]).await, rows(&all, "select * from current_state").await), (1, 1));
+        assert_eq!(rows(&one, statements[1]).await, 0);
+        assert_eq!((rows(&one, statements[0]).await, rows(&all, statements[0]).await), (2, 1));
+        assert_eq!(rows(&one, "select * from current_state").await, 2);
     }
 }

@@ -6,14 +6,14 @@
 //! the query's runtime is abandoned, whatever it still does, and the next query gets a new runtime.
 
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustyline::error::ReadlineError;
 use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
-use super::{Next, Settings, command, run_text};
+use super::{Next, Settings, command, described, load, run_text};
 use crate::aws::AwsSettings;
 use crate::lake::{Location, Store};
 use crate::query::{Engine, Limits, QueryError, Scope, guard};
@@ -56,13 +56,10 @@ enum Event {
     Done(Box<Answer>),
 }
 
-struct Answer {
-    engine: Option<Arc<Engine>>,
-    done: Result<(), QueryError>,
-}
+type Answer = Result<(), QueryError>;
 
 fn refused(text: &str) -> Answer {
-    Answer { engine: None, done: Err(QueryError::Refused(text.to_owned())) }
+    Err(QueryError::Refused(text.to_owned()))
 }
 
 /// The thread that owns the runtime of queries.
@@ -104,23 +101,18 @@ fn serve(opening: &Opening, jobs: &mpsc::Receiver<Job>) {
 }
 
 async fn answer(opening: &Opening, lake: &mut Option<Store>, job: &Job) -> Answer {
-    let opened = async {
-        let store = match lake.take() {
-            Some(store) => store,
-            None => Store::open(&opening.location, &opening.aws).await?,
-        };
-        let store = lake.insert(store);
-        Engine::open(store, &opening.limits, opening.scope).await
+    let store = match lake.take() {
+        Some(store) => store,
+        None => Store::open(&opening.location, &opening.aws).await?,
     };
-    let engine = match opened.await {
-        Ok(engine) => Arc::new(engine),
-        Err(error) => return Answer { engine: None, done: Err(error) },
-    };
-    let done = match &job.ask {
-        Ask::Open => Ok(()),
-        Ask::Run(text, settings) => run_text(&engine, text, &mut settings.clone(), &job.cancel).await,
-    };
-    Answer { engine: Some(engine), done }
+    let engine = Engine::open(lake.insert(store), &opening.limits, opening.scope)?;
+    match &job.ask {
+        Ask::Open => load(&engine, &[]).await,
+        Ask::Run(text, settings) => {
+            load(&engine, std::slice::from_ref(text)).await?;
+            run_text(&engine, text, &mut settings.clone(), &job.cancel).await
+        }
+    }
 }
 
 /// The session of a shell: its settings, and the thread that runs its queries.
@@ -128,18 +120,14 @@ struct Session<'a> {
     opening: &'a Opening,
     interrupts: Interrupts,
     worker: Worker,
-    /// Engine of the newest lake snapshot, for backslash commands.
-    engine: Option<Arc<Engine>>,
     settings: Settings,
 }
 
 impl<'a> Session<'a> {
     fn open(opening: &'a Opening, interrupts: Interrupts, settings: Settings) -> Result<Self, QueryError> {
         let worker = Worker::start(opening.clone())?;
-        let mut session = Self { opening, interrupts, worker, engine: None, settings };
-        let Answer { engine, done } = *session.ask(Ask::Open)?;
-        done?;
-        session.engine = engine;
+        let mut session = Self { opening, interrupts, worker, settings };
+        (*session.ask(Ask::Open)?)?;
         Ok(session)
     }
 
@@ -180,19 +168,19 @@ impl<'a> Session<'a> {
     }
 
     /// Runs a backslash command and reports its error.
-    fn command(&mut self, line: &str) -> Next {
-        let done = self.engine.as_ref().map_or(Ok(Next::More), |engine| command(engine, line, &mut self.settings));
-        done.unwrap_or_else(|error| {
+    fn command(&mut self, line: &str) -> Result<Next, QueryError> {
+        if described(line).is_some() {
+            return self.run(line.to_owned());
+        }
+        Ok(command(line, &mut self.settings).unwrap_or_else(|error| {
             terminal::print_error(&error.to_string());
             Next::More
-        })
+        }))
     }
 
     /// Runs a statement on the newest lake snapshot and reports its error.
     fn run(&mut self, text: String) -> Result<Next, QueryError> {
-        let Answer { engine, done } = *self.ask(Ask::Run(text, self.settings.clone()))?;
-        self.engine = engine.or(self.engine.take());
-        match done {
+        match *self.ask(Ask::Run(text, self.settings.clone()))? {
             Ok(()) => Ok(Next::More),
             Err(error) if error.is_broken_pipe() => Ok(Next::Quit),
             Err(error) => {
@@ -254,7 +242,7 @@ fn read_statements(editor: &mut rustyline::DefaultEditor, session: &mut Session<
         }
         if pending.is_empty() && line.trim_start().starts_with('\\') {
             let _ = editor.add_history_entry(line.trim());
-            match session.command(line.trim()) {
+            match session.command(line.trim())? {
                 Next::Quit => return Ok(()),
                 Next::More => continue,
             }
@@ -315,7 +303,7 @@ mod tests {
             quiet: true,
         };
         let interrupts = Interrupts::default();
-        let mut session = Session { opening: &opening, interrupts: interrupts.clone(), worker, engine: None, settings };
+        let mut session = Session { opening: &opening, interrupts: interrupts.clone(), worker, settings };
         assert!(session.ask(Ask::Open).is_err());
         assert!(!interrupts.is_set());
     }

@@ -104,7 +104,10 @@ fn query(lake: &str) {
     let location: Location = lake.parse().unwrap();
     let engine = runtime.block_on(async {
         let lake = Store::open(&location, &AwsSettings::default()).await.unwrap();
-        Engine::open(&lake, &limits, Scope::default()).await.unwrap()
+        let engine = Engine::open(&lake, &limits, Scope::default()).unwrap();
+        let statements = ["current_state", "changes", "daily_changes"].map(|view| format!("select * from {view}"));
+        engine.load(&statements).await.unwrap();
+        engine
     });
     // What happens once in a process.
     runtime.block_on(rows(&engine, "select 1"));

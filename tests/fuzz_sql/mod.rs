@@ -147,9 +147,9 @@ impl Arena {
         let lake = lake::make(folder.path(), &mut ChaCha8Rng::seed_from_u64(seed));
         let store = Store::open(&Location::Folder(lake.clone()), &AwsSettings::default()).await.unwrap();
         let limits = Limits { memory_bytes: 1 << 30, threads: 3, guards, ..Limits::default() };
-        let engine = Engine::open(&store, &limits, Scope::default()).await.unwrap();
+        let engine = Engine::open(&store, &limits, Scope::default()).unwrap();
         let plain = Limits { threads: 1, has_shortcuts: false, ..limits };
-        let plain = Engine::open(&store, &plain, Scope::default()).await.unwrap();
+        let plain = Engine::open(&store, &plain, Scope::default()).unwrap();
         Self { _folder: folder, engine, plain, duck: Duck::open(&lake) }
     }
 

@@ -22,6 +22,7 @@ mod interop;
 mod kinesis;
 mod layers;
 mod manifest;
+mod opening;
 mod payload;
 mod readers;
 mod readme;

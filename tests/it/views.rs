@@ -56,7 +56,7 @@ async fn every_view() {
     for file in files {
         let mut runner = sqllogictest::Runner::new(|| async {
             let store = Store::open(&Location::Folder(lake.clone()), &AwsSettings::default()).await.unwrap();
-            Ok(Lake(Engine::open(&store, &Limits::default(), Scope::default()).await?))
+            Ok(Lake(Engine::open(&store, &Limits::default(), Scope::default())?))
         });
         runner.run_file_async(&file).await.unwrap();
     }

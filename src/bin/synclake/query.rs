@@ -211,7 +211,8 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
 
 async fn run(opening: &Opening, texts: &[String], mut settings: Settings) -> Result<()> {
     let lake = Store::open(&opening.location, &opening.aws).await?;
-    let engine = Engine::open(&lake, &opening.limits, opening.scope).await?;
+    let engine = Engine::open(&lake, &opening.limits, opening.scope)?;
+    shell::load(&engine, texts).await?;
     for text in texts {
         shell::run_text(&engine, text, &mut settings, &CancellationToken::new()).await?;
     }
