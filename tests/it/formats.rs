@@ -23,8 +23,8 @@ fn metadata(lake: &Path) -> Vec<Value> {
     let mut commits: Vec<_> = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path()).collect();
     commits.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     commits.sort();
-    let text: String = commits.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
-    let actions = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let text: Vec<u8> = commits.iter().flat_map(|path| std::fs::read(path).unwrap()).collect();
+    let actions = serde_json::Deserializer::from_slice(&text).into_iter::<Value>().map(Result::unwrap);
     actions.filter_map(|action| action.get("metaData").cloned()).collect()
 }
 
