@@ -7,8 +7,8 @@
 //! - A manifest holds all files that are active in its partition at one version, and nothing else. A partition without
 //!   files has an empty manifest.
 //! - A manifest never goes back to an older version. It replaces only the manifest that stood there before the version
-//!   was loaded ([`Store::put_if_same`]); if another writer was faster, the whole update begins anew.
-//! - The record of an update ([`RECORD`]) is written last. A manifest that is not as the record says, for example of a
+//!   was loaded (`Store::put_if_same`); if another writer was faster, the whole update begins anew.
+//! - The record of an update (`_synclake.json`) is written last. A manifest that is not as the record says, for example of a
 //!   killed update, is written again.
 //! - `vacuum` updates the manifests before it deletes files, so no manifest lists a file that a vacuum deleted.
 
