@@ -58,6 +58,20 @@ pub struct CompactOptions {
     pub max_duration: Option<Duration>,
 }
 
+impl Default for CompactOptions {
+    fn default() -> Self {
+        Self {
+            pool: None,
+            from: None,
+            to: None,
+            target_bytes: Self::TARGET_BYTES,
+            memory_bytes: Self::MEMORY_BYTES,
+            dry_run: false,
+            max_duration: None,
+        }
+    }
+}
+
 impl CompactOptions {
     /// Default size of the new files.
     pub const TARGET_BYTES: u64 = 128 << 20;

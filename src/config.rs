@@ -39,6 +39,10 @@ pub struct File {
     pub lease_table: Option<String>,
     /// Interval at which ingest refreshes the maintained state.
     pub refresh_every: Option<String>,
+    /// `off`, `light` or `full`: what ingest does for the lake beside its work.
+    pub care: Option<String>,
+    /// Interval of care.
+    pub care_every: Option<String>,
     /// Time without an observed renewal after which a worker has lost its lease.
     pub lease_failover: Option<String>,
     /// Address that serves metrics, such as `127.0.0.1:9464`.

@@ -71,8 +71,10 @@ pub fn render(engine: Engine, lake: &str, database: &str) -> Result<String, Stri
     if !is_name {
         return Err(format!("database {database:?} is not 1 to 64 of [a-z0-9_]"));
     }
-    if lake.contains(['\'', '\\', '$', '*', '?']) || lake.chars().any(char::is_control) {
-        return Err(format!("lake {lake:?} contains ', \\, $, *, ? or a control character; choose another place"));
+    if lake.contains(['\'', '\\', '$', '*', '?', '[', ']']) || lake.chars().any(char::is_control) {
+        return Err(format!(
+            "lake {lake:?} contains one of ' \\ $ * ? [ ], or a control character; choose another place"
+        ));
     }
     let schema = match engine {
         Engine::Duckdb | Engine::DuckdbParquet => String::new(),

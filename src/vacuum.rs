@@ -6,13 +6,14 @@
 //! | of ingest, unlisted | it is older than the retention, and its shard's epoch in the ledger has reached its own |
 //! | of a refresh, unlisted | it is older than the retention, and another commit has taken its version of `state` |
 //! | any other, unlisted | it is older than the retention, and at least a day old |
+//! | a checkpoint of the log | newer ones make it needless (`checkpoints`) |
 //!
 //! # Invariants
 //! - Ages are differences of times that the store itself gave. The clock of this machine decides nothing.
 //! - No file goes that a running writer may still commit. The commit of a file of ingest or of a refresh is impossible
 //!   by then, however long its writer slept. For other files, a day is longer than any run from its first file to its
 //!   commit.
-//! - Only data files by their names go, from inside the table. The log is left alone.
+//! - Only data files by their names go, from inside the table, and checkpoints. Commits are left alone.
 //! - Before each batch, the commits made meanwhile are read, so what they list stays.
 //!
 //! A vacuum that is killed, or whose answers are lost, has deleted some of these files. The next one deletes the rest.
@@ -33,6 +34,7 @@ use crate::schema::Table;
 use crate::timeouts::{VACUUM_RETENTION, VACUUM_RETENTION_MIN};
 use listed::{Cutoffs, Listed, Verdict};
 
+mod checkpoints;
 mod listed;
 mod names;
 mod undelivered;
@@ -105,6 +107,10 @@ pub struct VacuumedTable {
     pub kept_recent: u64,
     /// Files that stay because their writer may still commit them. The next run of that writer deletes them.
     pub kept_pending: u64,
+    /// Deleted objects of superseded checkpoints; in a dry run, those that would be deleted.
+    pub checkpoints: u64,
+    /// Bytes of these objects.
+    pub checkpoint_bytes: u64,
     /// Files of `sync_records` that stay because a consumer has not got their rows yet.
     pub kept_undelivered: u64,
 }
@@ -133,7 +139,8 @@ pub async fn run(
     if !Table::SyncRecords.exists(lake).await? {
         return Err(LakeError::NoLake(lake.to_string()));
     }
-    let cutoffs = Cutoffs::new(lake.clock().await?, options.retention)
+    let now = lake.clock().await?;
+    let cutoffs = Cutoffs::new(now, options.retention)
         .ok_or_else(|| LakeError::Invalid("the retention is too long".to_owned()))?;
     let mut report = VacuumReport {
         dry_run: options.is_dry_run,
@@ -159,6 +166,9 @@ pub async fn run(
         let result = VacuumedTable { version: listed.version, ..VacuumedTable::default() };
         let mut vacuum = Vacuum { table, store, listed, is_dry_run: options.is_dry_run, result, folder: None };
         vacuum.run(stop, &mut on).await?;
+        if !stop.is_cancelled() {
+            vacuum.thin_out(checkpoints::superseded(&vacuum.store, now, cutoffs.retention).await?, &mut on).await?;
+        }
         report.tables.insert(table.name(), vacuum.result);
     }
     report.stopped = stop.is_cancelled();
@@ -234,6 +244,28 @@ impl Vacuum {
         }
         self.folder = Some((folder, is_inside));
         is_inside
+    }
+
+    /// Deletes objects of superseded checkpoints.
+    async fn thin_out(
+        &mut self,
+        objects: Vec<(String, u64)>,
+        on: &mut impl FnMut(Progress<'_>),
+    ) -> Result<(), LakeError> {
+        if objects.is_empty() {
+            return Ok(());
+        }
+        failpoint::hit("vacuum/batch");
+        if !self.is_dry_run {
+            let paths: Vec<String> = objects.iter().map(|(path, _)| path.clone()).collect();
+            self.store.delete_all(&paths).await?;
+        }
+        for (path, bytes) in &objects {
+            on(Progress::Deleted(self.table, path, *bytes));
+            self.result.checkpoints += 1;
+            self.result.checkpoint_bytes += bytes;
+        }
+        Ok(())
     }
 
     async fn delete(

@@ -92,14 +92,17 @@ pub async fn update(lake: &Store, table: Table) -> Result<Option<ManifestReport>
     )))
 }
 
-/// Brings the manifests of a table up to date if it has some.
+/// Brings the manifests of a table up to date if it has a folder for them.
 ///
 /// # Errors
 /// As [`update`].
 pub(crate) async fn follow(lake: &Store, table: Table) -> Result<(), LakeError> {
-    match table.store(lake).size(RECORD).await? {
-        Some(_) => update(lake, table).await.map(drop),
-        None => Ok(()),
+    // A killed first update may have left manifests without a record.
+    let store = table.store(lake);
+    let is_wanted = store.listed(FOLDER, None).try_next().await?.is_some();
+    match is_wanted {
+        true => update(lake, table).await.map(drop),
+        false => Ok(()),
     }
 }
 
@@ -156,7 +159,7 @@ async fn update_once(store: &Store, table: Table) -> Result<Option<ManifestRepor
         manifests.insert(path, now);
     }
     let now = Record { version: report.version, manifests };
-    if now.version == record.version && now.manifests == record.manifests {
+    if etags.contains_key(RECORD) && now.version == record.version && now.manifests == record.manifests {
         return Ok(Some(report));
     }
     failpoint::hit("manifest/record");

@@ -270,7 +270,17 @@ impl Metadata {
             let (name, expected) = (field.name(), delta_type(field.data_type()));
             let Some(column) = schema.fields.iter().find(|column| column.name == *name) else {
                 if table.is_added(name) {
-                    continue;
+                    let other = schema.fields.iter().find(|column| column.name.eq_ignore_ascii_case(name));
+                    match other {
+                        Some(other) => {
+                            return Some(format!(
+                                "its column {} has the name of the column {name} of synclake in another case; rename \
+                                 or drop it in the engine that added it",
+                                other.name
+                            ));
+                        }
+                        None => continue,
+                    }
                 }
                 return Some(format!("its column {name} was dropped or renamed; undo that"));
             };
@@ -378,6 +388,13 @@ mod tests {
             (requirements(modern(&["fromTheFuture"]), json!({}), |_| {}), "fromTheFuture"),
             (requirements(as_made(), json!({"synclake.format": "3"}), |_| {}), "format \"3\" of synclake"),
             (requirements(as_made(), json!({"synclake.format": "two"}), |_| {}), "upgrade synclake"),
+            (
+                requirements(as_made(), json!({}), |columns| {
+                    let source = columns.iter_mut().find(|column| column["name"] == "source").unwrap();
+                    source["name"] = "Source".into();
+                }),
+                "its column Source has the name",
+            ),
             (requirements(modern(&["columnMapping"]), json!({"delta.columnMapping.mode": "name"}), |_| {}), "mapped"),
             (requirements(as_made(), json!({"delta.constraints.old": "sync_count > 0"}), |_| {}), "constraint old"),
             (

@@ -508,3 +508,35 @@ fn bytes_that_were_not_committed_are_not_merged() {
     compact(&lake.path, &[]);
     lake.assert_whole();
 }
+
+/// An ingest with `--care` keeps its lake at few files, and two of them take turns.
+#[test]
+fn an_ingest_cares_for_its_lake() {
+    let lake = Lake::new(&["--events", "600", "--seed", "17", "--days", "2", "--pools", "1"], 12);
+    ingest_file(&lake.parts[0], &lake.path);
+    let mut command = synclake();
+    command.args(["ingest", "--source", "file:-", "--flush-interval", "100ms", "--care", "full", "--care-every", "1s"]);
+    command.arg("--lake").arg(&lake.path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut feed = child.stdin.take().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let log = |operation: &str| {
+        let commits = std::fs::read_dir(lake.path.join("sync_records/_delta_log")).unwrap();
+        let texts = commits.filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok());
+        texts.filter(|text| text.contains(operation)).count()
+    };
+    // Each part is committed, and merged by a round, before the next one.
+    for (number, part) in lake.parts.iter().enumerate().skip(1) {
+        std::io::Write::write_all(&mut feed, &std::fs::read(part).unwrap()).unwrap();
+        while number % 4 == 0 && log("\"operation\":\"OPTIMIZE\"") < number / 4 {
+            assert!(Instant::now() < deadline, "no round of care merges files");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    drop(feed);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(log("care/turn") > 1);
+    lake.assert_whole();
+    assert!(count(lake.name(), "select count(*) from state") > 0, "it refreshes, too");
+}

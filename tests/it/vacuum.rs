@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use crate::compact::Lake;
 use crate::harness::{count, ingest_file, ok, query, refused, rows, setting, simulate, synclake, text};
 use crate::kinesis::make_bucket;
 use crate::writers::{commit, consume, copy, lake as two_files, listed, remove};
@@ -393,4 +394,64 @@ fn what_is_said_and_when_it_ends() {
     let output = query().args(["--lake", path, "-c", "select sum(sync_count) from sync_records"]).output().unwrap();
     refused(&output, 1, &[&active, "a vacuum deletes files that only versions older than its retention list (7 days"]);
     assert!(!ingest_file(&folder.path().join("events.ndjson"), &lake).is_null());
+}
+
+/// Returns the versions of the objects of a log whose names end so.
+fn versions(lake: &Path, ending: &str) -> Vec<u64> {
+    let names = std::fs::read_dir(lake.join("sync_records/_delta_log")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut found: Vec<u64> = names.filter_map(|name| name.strip_suffix(ending)?.parse().ok()).collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn superseded_checkpoints_go_and_every_version_stays_readable() {
+    const CHECKPOINT: &str = ".checkpoint.parquet";
+    let lake = Lake::new(&["--events", "300", "--seed", "8", "--pools", "1", "--days", "2"], 8);
+    let path = lake.path.to_str().unwrap();
+    let fill = |part: usize| {
+        for _ in 0..20 {
+            let next = versions(&lake.path, ".json").last().unwrap() + 1;
+            let info = json!({"commitInfo": {"operation": "WRITE", "timestamp": 1}}).to_string();
+            std::fs::write(lake.path.join(format!("sync_records/_delta_log/{next:020}.json")), info + "\n").unwrap();
+        }
+        ingest_file(&lake.parts[part], &lake.path);
+    };
+    ingest_file(&lake.parts[0], &lake.path);
+    (1..5).for_each(fill);
+    let (before, commits, rows) = (versions(&lake.path, CHECKPOINT), versions(&lake.path, ".json"), lake.rows());
+    assert!(before.len() >= 4, "{before:?}");
+    let young = report(path, "store/clock=return(60)", &[]);
+    assert_eq!(young["tables"]["sync_records"]["checkpoints"], 0, "a reader may be on its way: {young}");
+    let dry = report(path, LATER, &["--dry-run"]);
+    assert_eq!(versions(&lake.path, CHECKPOINT), before);
+    let done = report(path, LATER, &[]);
+    for report in [dry, done] {
+        assert_eq!(report["tables"]["sync_records"]["checkpoints"], before.len() - 2, "{report}");
+    }
+    assert_eq!(versions(&lake.path, CHECKPOINT), before[before.len() - 2..]);
+    assert_eq!(versions(&lake.path, ".json"), commits, "commits stay");
+
+    let each = "import sys; from deltalake import DeltaTable as T; t = sys.argv[1]
+for v in range(T(t).version() + 1): T(t, version=v).file_uris()";
+    let python = || Command::new(setting("SYNCLAKE_TEST_PYTHON"));
+    ok(python().args(["-c", each]).arg(lake.path.join("sync_records")));
+    let out = tempfile::tempdir().unwrap();
+    assert_eq!(consume(&lake.path, out.path())["rows"], rows);
+    run(path, &["verify"]);
+
+    // Another writer cleans up the commits before the first of them: from now on it is the beginning.
+    let first = versions(&lake.path, CHECKPOINT)[0];
+    for version in commits.iter().filter(|version| **version < first) {
+        std::fs::remove_file(lake.path.join(format!("sync_records/_delta_log/{version:020}.json"))).unwrap();
+    }
+    (5..8).for_each(fill);
+    let all = lake.rows();
+    report(path, LATER, &[]);
+    let left = versions(&lake.path, CHECKPOINT);
+    assert_eq!((left.len(), left[0]), (3, first), "{left:?}");
+    let since = each.replace("range(", &format!("range({first}, "));
+    ok(python().args(["-c", &since]).arg(lake.path.join("sync_records")));
+    assert_eq!(lake.rows(), all);
 }

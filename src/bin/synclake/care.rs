@@ -19,10 +19,10 @@ use crate::vacuum::print_tables;
 
 /// The reports of the steps; `None` for a step that did not end, because a signal or an error came before or during it.
 #[derive(Debug, Default, Serialize)]
-struct CareReport {
-    refresh: Option<RefreshReport>,
-    compact: Option<CompactReport>,
-    vacuum: Option<VacuumReport>,
+pub(crate) struct CareReport {
+    pub(crate) refresh: Option<RefreshReport>,
+    pub(crate) compact: Option<CompactReport>,
+    pub(crate) vacuum: Option<VacuumReport>,
 }
 
 /// Runs the command.
@@ -31,7 +31,12 @@ pub(crate) async fn run(args: CareArgs, file: &File) -> Result<()> {
     let stop = terminal::stop_on_signals().context("listen to signals")?;
     let bar = terminal::progress(None, "{spinner} {msg} {elapsed}");
     let mut report = CareReport::default();
-    let done = steps(&lake, &args, &stop, &mut report, |step| bar.set_message(step)).await;
+    let round = Round {
+        refresh: Some(Limits::default()),
+        compact: CompactOptions { max_duration: args.max_duration, ..CompactOptions::default() },
+        vacuum: Some(VacuumOptions { retention: args.retain, ..VacuumOptions::default() }),
+    };
+    let done = round.run(&lake, &stop, &mut report, |step| bar.set_message(step)).await;
     bar.finish_and_clear();
     // What was done is told also if a later step failed.
     match report_format(args.format) {
@@ -59,38 +64,41 @@ fn print_steps(report: &CareReport) -> Result<()> {
     report.vacuum.as_ref().map_or_else(|| not_ended("vacuum"), print_tables)
 }
 
-async fn steps(
-    lake: &Store,
-    args: &CareArgs,
-    stop: &CancellationToken,
-    report: &mut CareReport,
-    show: impl Fn(&'static str),
-) -> Result<()> {
-    show("refreshing the state");
-    let limits = Limits::default();
-    let refreshed = tokio::select! {
-        done = refresh::run(lake, &limits, false) => done.context("refresh the state"),
-        // A refresh that is dropped midway changes nothing.
-        () = stop.cancelled() => return Ok(()),
-    };
-    // The other steps do not need the state, and an error may last: small files must not gather meanwhile.
-    let refreshed = refreshed.map(|done| report.refresh = Some(done));
-    show("merging small files");
-    let options = CompactOptions {
-        pool: None,
-        from: None,
-        to: None,
-        target_bytes: CompactOptions::TARGET_BYTES,
-        memory_bytes: CompactOptions::MEMORY_BYTES,
-        dry_run: false,
-        max_duration: args.max_duration,
-    };
-    report.compact = Some(compact::run(lake, &options, |_| (), stop).await.context("compact sync_records")?);
-    if stop.is_cancelled() {
-        return refreshed;
+/// What a round does.
+pub(crate) struct Round {
+    /// The limits of the refresh, if there is one.
+    pub(crate) refresh: Option<Limits>,
+    pub(crate) compact: CompactOptions,
+    pub(crate) vacuum: Option<VacuumOptions>,
+}
+
+impl Round {
+    /// Makes the round. `show` gets what begins.
+    pub(crate) async fn run(
+        &self,
+        lake: &Store,
+        stop: &CancellationToken,
+        report: &mut CareReport,
+        show: impl Fn(&'static str),
+    ) -> Result<()> {
+        let mut refreshed = Ok(());
+        if let Some(limits) = &self.refresh {
+            show("refreshing the state");
+            let done = tokio::select! {
+                done = refresh::run(lake, limits, false) => done.context("refresh the state"),
+                // A refresh that is dropped midway changes nothing.
+                () = stop.cancelled() => return Ok(()),
+            };
+            // The other steps do not need the state, and an error may last: small files must not gather meanwhile.
+            refreshed = done.map(|done| report.refresh = Some(done));
+        }
+        show("merging small files");
+        let compacted = compact::run(lake, &self.compact, |_| (), stop).await;
+        report.compact = Some(compacted.context("compact sync_records")?);
+        if let Some(options) = self.vacuum.as_ref().filter(|_| !stop.is_cancelled()) {
+            show("deleting old files");
+            report.vacuum = Some(vacuum::run(lake, options, stop, |_| ()).await.context("vacuum")?);
+        }
+        refreshed
     }
-    show("deleting old files");
-    let options = VacuumOptions { retention: args.retain, ..VacuumOptions::default() };
-    report.vacuum = Some(vacuum::run(lake, &options, stop, |_| ()).await.context("vacuum")?);
-    refreshed
 }

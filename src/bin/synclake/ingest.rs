@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use indicatif::ProgressBar;
 use synclake::aws::AwsSettings;
 use synclake::config::{self, File, Unusable};
@@ -16,8 +17,8 @@ use synclake::source::{Retries, files, leases};
 use synclake::terminal;
 
 use crate::args::IngestArgs;
+use crate::beside::{Beside, Care, Plan as BesidePlan};
 use crate::output::{mib, print_report};
-use crate::refreshing::Refreshing;
 use crate::settings::{aws_settings, location, parsed, parsed_if_set, required};
 
 /// How often the progress bar is drawn.
@@ -30,7 +31,7 @@ struct Plan {
     aws: AwsSettings,
     options: ingest::IngestOptions,
     metrics: Option<SocketAddr>,
-    refresh_every: Option<Duration>,
+    beside: BesidePlan,
     /// Bytes of the files, if all of them tell.
     total: Option<u64>,
     retries: Retries,
@@ -58,6 +59,11 @@ impl Plan {
         })?;
         let refresh_every =
             parsed_if_set("refresh-every", args.refresh_every.take(), &file.refresh_every, config::parse_duration)?;
+        let care = parsed("care", args.care.take(), &file.care, "off", |text| {
+            Care::from_str(text, false).map_err(|_| format!("{text:?} is none of off, light and full"))
+        })?;
+        let care_every = parsed("care-every", args.care_every.take(), &file.care_every, "1h", config::parse_duration)?;
+        let beside = BesidePlan { refresh_every, care, care_every };
         let (mut retries, mut total) = (Retries::default(), None);
         let reading = StreamSettings::check(&mut args, file)?;
         let aws = aws_settings(args.aws, file).await?;
@@ -82,11 +88,11 @@ impl Plan {
             let message = format!("--source {source:?} is neither kinesis:<stream> nor file:<path>");
             return Err(Unusable(message).into());
         };
-        Ok(Self { source, lake, aws, options, metrics, refresh_every, total, retries })
+        Ok(Self { source, lake, aws, options, metrics, beside, total, retries })
     }
 
     async fn run(self) -> Result<Summary> {
-        let Self { source, lake: place, aws, options, metrics, refresh_every, total, retries } = self;
+        let Self { source, lake: place, aws, options, metrics, beside, total, retries } = self;
         let stop = terminal::stop_on_signals().context("handle signals")?;
         let lake = Store::create(&place, &aws).await?;
         let counters = Arc::new(Counters::default());
@@ -105,7 +111,8 @@ impl Plan {
                 None => std::future::pending().await,
             }
         };
-        let _refreshing = refresh_every.map(|every| Refreshing::start(place, aws, every)).transpose()?;
+        let is_wanted = beside.refresh_every.is_some() || beside.care != Care::Off;
+        let _beside = is_wanted.then(|| Beside::start(place, aws, &beside)).transpose()?;
         let done = tokio::select! {
             done = ingest::run(source, lake, options, counters, stop) => done.map_err(anyhow::Error::from),
             // An address that cannot be listened on fails here at once, before anything was read.

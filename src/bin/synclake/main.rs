@@ -10,6 +10,7 @@ use synclake::config::File;
 use synclake::{cpu, terminal, timeouts};
 
 mod args;
+mod beside;
 mod care;
 #[cfg(test)]
 mod configuration;
@@ -18,7 +19,6 @@ mod ingest;
 mod manifest;
 mod output;
 mod query;
-mod refreshing;
 mod settings;
 mod simulate;
 mod status;

@@ -93,10 +93,14 @@ pub(crate) fn print_tables(report: &VacuumReport) -> Result<()> {
     for (name, table) in &report.tables {
         let kept = |files: u64, why: &str| if files == 0 { String::new() } else { format!(", {files} {why}") };
         print_line(&format!(
-            "{name:13} version {}, {done} {} files ({}){}{}{}",
+            "{name:13} version {}, {done} {} files ({}){}{}{}{}",
             table.version,
             table.files,
             mib(table.bytes),
+            match table.checkpoints {
+                0 => String::new(),
+                count => format!(" and {count} checkpoints ({})", mib(table.checkpoint_bytes)),
+            },
             kept(table.kept_recent, &format!("kept for versions since {from}")),
             kept(table.kept_pending, "kept until their writer runs again"),
             kept(

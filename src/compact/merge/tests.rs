@@ -15,17 +15,17 @@ use crate::schema::Table;
 /// A row in the types of the file schema, by column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Row {
-    texts: [Option<String>; 9],
+    texts: [Option<String>; 10],
     longs: [Option<i64>; 7],
     index: Option<i32>,
 }
 
-/// Texts of a row: pool, identity, dataset, operation, key, value, op, shard, extra. Numbers: sync count, server date,
+/// Texts of a row: pool, identity, dataset, operation, key, value, op, shard, extra, source. Numbers: sync count, server date,
 /// device date, those of the event, sub-sequence, arrival. The sequence number is `number`.
 fn row(number: usize) -> impl Strategy<Value = (usize, Row)> {
     let text = || prop::option::weighted(0.9, prop_oneof!["[ab]", "[a-c]{0,3}", "\\PC{0,40}"]);
     let long = || prop::option::weighted(0.9, prop_oneof![0..3i64, any::<i64>()]);
-    let texts = prop::array::uniform9(text());
+    let texts = prop::array::uniform10(text());
     (Just(number), texts, prop::array::uniform7(long()), prop::option::of(any::<i32>()))
         .prop_map(|(number, texts, longs, index)| (number, Row { texts, longs, index }))
 }
@@ -56,6 +56,7 @@ fn batch(rows: &[(usize, Row)]) -> RecordBatch {
         Arc::new(Int32Array::from_iter(rows.iter().map(|(_, row)| row.index))),
         date(6),
         text(8),
+        text(9),
     ];
     RecordBatch::try_new(Table::SyncRecords.file_schema(), columns).unwrap()
 }
@@ -66,7 +67,7 @@ fn sorted(mut rows: Vec<(usize, Row)>) -> Vec<(usize, Row)> {
         let newest = (Reverse(row.longs[0]), Reverse(row.longs[1]));
         let digits = number.to_string();
         let place = (row.texts[1].clone(), row.texts[2].clone(), row.texts[4].clone());
-        (place, newest, row.texts[7].clone(), digits.len(), digits)
+        (place, newest, row.texts[9].clone(), row.texts[7].clone(), digits.len(), digits)
     });
     rows
 }

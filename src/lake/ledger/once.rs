@@ -1,5 +1,7 @@
 //! Commits that happen at most once: the commit sets a transaction id that must not exist yet.
 
+use std::time::Duration;
+
 use deltalake::kernel::Add;
 
 use super::Ledger;
@@ -32,6 +34,27 @@ impl Ledger {
         }
     }
 
+    /// Takes the turn for work that one process at a time should do, at most once in `every`. Returns whether this call
+    /// took it. The transaction id `id` holds when the last turn was taken, in milliseconds; `now_ms` is the current time.
+    ///
+    /// A turn only saves work. Clocks of processes may differ, so two turns may be closer than `every`.
+    ///
+    /// # Errors
+    /// As [`Ledger::commit`].
+    pub async fn take_turn(&mut self, id: &str, now_ms: i64, every: Duration) -> Result<bool, LakeError> {
+        self.refresh().await?;
+        let every_ms = i64::try_from(every.as_millis()).unwrap_or(i64::MAX);
+        let is_due = |known: &crate::lake::log::Transactions| {
+            // A time that lies further ahead than the next turn comes from a wrong clock.
+            known.ids.get(id).is_none_or(|last_ms| now_ms.saturating_sub(*last_ms).saturating_abs() >= every_ms)
+        };
+        if !is_due(&self.known) {
+            return Ok(false);
+        }
+        let ids = vec![(id.to_owned(), now_ms)];
+        Ok(self.publish(Vec::new(), ids, ("fence/before", "fence/after"), is_due).await?.is_some())
+    }
+
     /// Commits files and sets a transaction id, unless the id exists. Returns whether this call made the commit.
     ///
     /// The value of the id is a random token. A commit whose answer was lost is recognised by the token of
@@ -46,5 +69,29 @@ impl Ledger {
         let free = |known: &crate::lake::log::Transactions| !known.ids.contains_key(id);
         let published = self.publish(files, vec![(id.to_owned(), token)], failpoints, free).await?;
         Ok(published.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aws::AwsSettings;
+    use crate::lake::{Location, Store};
+    use crate::schema::Table;
+
+    #[tokio::test]
+    async fn one_of_all_processes_takes_a_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Location::Folder(folder.path().into());
+        let lake = Store::create(&place, &AwsSettings::default()).await.unwrap();
+        let open = async || Ledger::open(&lake, Table::SyncRecords).await.unwrap();
+        let (mut a, mut b) = (open().await, open().await);
+        let hour = Duration::from_secs(3_600);
+        let begin = 1_800_000_000_000;
+        let of_both = futures::join!(a.take_turn("care", begin, hour), b.take_turn("care", begin + 5, hour));
+        assert!(of_both.0.unwrap() != of_both.1.unwrap(), "one of two that ask at once");
+        for (after_ms, is_due) in [(60_000, false), (3_600_005, true), (3_700_000, false), (-9_000_000, true)] {
+            assert_eq!(b.take_turn("care", begin + after_ms, hour).await.unwrap(), is_due, "{after_ms}");
+        }
     }
 }

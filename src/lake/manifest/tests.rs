@@ -46,6 +46,22 @@ async fn a_manifest_has_the_active_files_and_no_others() {
     let report = update(&lake, Table::State).await.unwrap().unwrap();
     assert_eq!((report.version, report.manifests, report.written, report.files), (4, 2, 0, 2));
 
+    // The update of a table without files counts: its first files are listed, too.
+    Table::Quarantine.ensure(&lake).await.unwrap();
+    assert_eq!(update(&lake, Table::Quarantine).await.unwrap().unwrap().manifests, 0);
+    let file = files::add(
+        "arrived_date=2026-01-01/a.parquet".to_owned(),
+        &[("arrived_date", "2026-01-01".to_owned())],
+        1,
+        0,
+        serde_json::json!({}),
+    );
+    assert!(replace::commit_version(&lake, Table::Quarantine, 1, vec![], vec![file], vec![]).await.unwrap());
+    std::fs::remove_file(folder.path().join("quarantine").join(RECORD)).unwrap();
+    follow(&lake, Table::Quarantine).await.unwrap();
+    assert_eq!(update(&lake, Table::Quarantine).await.unwrap().unwrap().files, 1);
+    assert!(folder.path().join(format!("quarantine/{FOLDER}/arrived_date=2026-01-01/manifest")).exists());
+
     // What is not as the record says is written again.
     std::fs::write(folder.path().join(format!("state/{FOLDER}/pool=a/manifest")), "").unwrap();
     assert_eq!(update(&lake, Table::State).await.unwrap().unwrap().written, 1);
