@@ -278,6 +278,12 @@ async fn commit_cursor(lake: &Store, name: &str, to: u64) -> Result<(), LakeErro
         if known.ids.get(&id(name)).is_some_and(|reached| *reached >= to) {
             return Ok(());
         }
+        if known.ids.get(&intent_id(name)) != Some(&to) {
+            return Err(LakeError::Invalid(format!(
+                "consumer {name} was forgotten during this delivery, so its next delivery begins with the first rows; \
+                 use another name for a new consumer"
+            )));
+        }
         let ids = vec![(id(name), to)];
         let next = known.version + 1;
         if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::harness::{count, ingest_file, ok, rows, simulate, synclake};
+use crate::vacuum::{go_on, stopped};
 
 fn millis(day: &str) -> i64 {
     chrono::DateTime::parse_from_rfc3339(&format!("{day}T12:00:00Z")).unwrap().timestamp_millis()
@@ -382,6 +383,19 @@ fn a_forgotten_consumer_begins_anew(lake: &Path, out: &Path) {
     let all = count(lake.to_str().unwrap(), "select count(*) from sync_records");
     assert_eq!((&again["from"], &again["rows"]), (&Value::Null, &all.into()));
     assert_eq!(consumers()[0]["consumer"], "warehouse");
+
+    // One that is forgotten during its delivery does not come back.
+    let mut late = synclake();
+    late.args(["deliver", "--consumer", "late", "--lake"]).arg(lake).arg("--out").arg(out.with_file_name("late"));
+    let late = stopped(late.env("FAILPOINTS", "consumer/written=1*return(stop)"));
+    assert!(run(&["--forget", "late"]).status.success());
+    go_on(&late);
+    crate::harness::refused(
+        &late.wait_with_output().unwrap(),
+        1,
+        &["consumer late was forgotten during this delivery"],
+    );
+    assert_eq!(consumers().as_array().unwrap().len(), 1);
 }
 
 /// Files of a killed extract are swept after a week; files that any version lists or listed stay.

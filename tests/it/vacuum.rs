@@ -176,15 +176,25 @@ fn stopped_before_commit(events: &Path, lake: &Path) -> std::process::Child {
     let source = format!("file:{}", events.display());
     let mut command = synclake();
     command.args(["ingest", "--source", &source, "--lake"]).arg(lake).env("FAILPOINTS", "commit/before=1*return(stop)");
+    stopped(&mut command)
+}
+
+/// Starts a command, and waits until a failpoint has stopped it.
+pub(crate) fn stopped(command: &mut Command) -> std::process::Child {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let stat = format!("/proc/{}/stat", child.id());
     let is_stopped = || std::fs::read_to_string(&stat).unwrap().rsplit_once(')').unwrap().1.starts_with(" T");
     let began = std::time::Instant::now();
     while !is_stopped() {
-        assert!(began.elapsed() < Duration::from_secs(60), "the ingest did not stop itself");
+        assert!(began.elapsed() < Duration::from_secs(60), "the program did not stop itself");
         std::thread::sleep(Duration::from_millis(20));
     }
     child
+}
+
+/// Lets a stopped program go on.
+pub(crate) fn go_on(child: &std::process::Child) {
+    assert!(Command::new("kill").args(["-CONT", &child.id().to_string()]).status().unwrap().success());
 }
 
 /// Files that a writer has written and not committed stay, however long the writer sleeps in between.
@@ -202,7 +212,7 @@ fn a_file_that_may_still_be_committed_stays() {
     assert_eq!(sum(&young, "files"), 0, "{young}");
     let old = report(path, "store/clock=return(31536000)", &["--retain", "1h"]);
     assert_eq!((sum(&old, "files"), sum(&old, "kept_pending")), (0, written.len() as u64), "{old}");
-    assert!(Command::new("kill").args(["-CONT", &sleeping.id().to_string()]).status().unwrap().success());
+    go_on(&sleeping);
     let output = sleeping.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(verify(path)["faults"], json!([]));

@@ -143,6 +143,15 @@ fn each_kind_of_damage_is_found() {
     }
 }
 
+/// Quarantined records and gaps that are gone are missed.
+#[test]
+fn a_missing_table_is_a_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = grown_lake(folder.path());
+    std::fs::remove_dir_all(lake.join("gaps")).unwrap();
+    assert_fault(&lake, "the table gaps is missing; restore it from a backup");
+}
+
 /// `verify --deep` finds a flipped bit, even if the file can still be decoded.
 #[test]
 fn a_flipped_bit_is_found_by_a_deep_look() {

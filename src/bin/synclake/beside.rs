@@ -9,9 +9,10 @@ use synclake::compact::CompactOptions;
 use synclake::lake::ledger::Ledger;
 use synclake::lake::{Location, Store};
 use synclake::query::Limits;
-use synclake::query::state::refresh;
+use synclake::query::state::refresh::{self, RefreshError};
 use synclake::schema::Table;
 use synclake::vacuum::VacuumOptions;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::STACK_BYTES;
@@ -23,6 +24,9 @@ const TURN: &str = "care/turn";
 const MEMORY_BYTES: u64 = 128 << 20;
 /// Workers look this often whether a round is due, or ten times in its interval.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Time for a step to end after the ingest.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What an ingest does for the lake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -43,9 +47,10 @@ pub(crate) struct Plan {
 }
 
 /// Work beside an ingest, on its own thread: DataFusion blocks the thread that it computes on, and the ingest loop must
-/// not wait. A step that is dropped midway changes nothing, or leaves a file that a later round deletes.
+/// not wait.
 pub(crate) struct Beside {
-    runtime: Option<tokio::runtime::Runtime>,
+    runtime: tokio::runtime::Runtime,
+    work: Vec<JoinHandle<()>>,
     stop: CancellationToken,
 }
 
@@ -59,40 +64,47 @@ impl Beside {
             .enable_all()
             .build()
             .context("start the runtime of the work beside the ingest")?;
-        let stop = CancellationToken::new();
+        let (stop, mut work) = (CancellationToken::new(), Vec::new());
         if let Some(every) = plan.refresh_every {
-            let (place, aws) = (place.clone(), aws.clone());
-            runtime.spawn(async move {
-                loop {
-                    tokio::time::sleep(every).await;
-                    refresh_once(&place, &aws).await;
+            let (place, aws, stop) = (place.clone(), aws.clone(), stop.clone());
+            work.push(runtime.spawn(async move {
+                while is_over(every, &stop).await {
+                    refresh_once(&place, &aws, &stop).await;
                 }
-            });
+            }));
         }
         if plan.care != Care::Off {
             let (care, every, stop) = (plan.care, plan.care_every, stop.clone());
             let mut caring = Caring { place, aws, care, every, stop, opened: None };
-            runtime.spawn(async move {
-                loop {
-                    tokio::time::sleep(LOOK_EVERY.min(every / 10)).await;
+            work.push(runtime.spawn(async move {
+                while is_over(LOOK_EVERY.min(every / 10), &caring.stop).await {
                     if let Err(error) = caring.look().await {
                         caring.opened = None;
                         let error = format!("{error:#}");
                         tracing::warn!(error, "cannot care for the lake; the next round tries again");
                     }
                 }
-            });
+            }));
         }
-        Ok(Self { runtime: Some(runtime), stop })
+        Ok(Self { runtime, work, stop })
+    }
+
+    /// Ends it. What does not end soon is dropped: it changes nothing, or leaves a file that a later round deletes.
+    pub(crate) async fn finish(self) {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(END_TIMEOUT, futures::future::join_all(self.work)).await;
+        if ended.is_err() {
+            tracing::info!("left the care for the lake to the next round");
+        }
+        self.runtime.shutdown_background();
     }
 }
 
-impl Drop for Beside {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+/// Waits. Returns `false` if an end is wanted.
+async fn is_over(pause: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(pause) => true,
+        () = stop.cancelled() => false,
     }
 }
 
@@ -102,16 +114,17 @@ fn limits() -> Limits {
 }
 
 /// Refreshes the maintained state.
-async fn refresh_once(place: &Location, aws: &AwsSettings) {
+async fn refresh_once(place: &Location, aws: &AwsSettings, stop: &CancellationToken) {
     let refreshed = async {
         // Connections belong to the runtime that created them, so the refresh opens its own store.
         let lake = Store::open(place, aws).await?;
-        anyhow::Ok(refresh::run(&lake, &limits(), false).await?)
+        refresh::run_until(&lake, &limits(), false, stop).await
     };
     match refreshed.await {
+        Err(RefreshError::Stopped) => {}
         Ok(report) => tracing::info!(covers = report.covers, rows = report.rows_written, "refreshed the state"),
         Err(error) => {
-            let error = format!("{error:#}");
+            let error = format!("{:#}", anyhow::Error::from(error));
             tracing::warn!(error, "cannot refresh the state; queries stay exact and get slower");
         }
     }

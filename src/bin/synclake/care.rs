@@ -6,7 +6,7 @@ use synclake::compact::{self, CompactOptions, CompactReport};
 use synclake::config::File;
 use synclake::lake::Store;
 use synclake::query::Limits;
-use synclake::query::state::refresh::{self, RefreshReport};
+use synclake::query::state::refresh::{self, RefreshError, RefreshReport};
 use synclake::terminal;
 use synclake::vacuum::{self, VacuumOptions, VacuumReport};
 use tokio_util::sync::CancellationToken;
@@ -84,10 +84,9 @@ impl Round {
         let mut refreshed = Ok(());
         if let Some(limits) = &self.refresh {
             show("refreshing the state");
-            let done = tokio::select! {
-                done = refresh::run(lake, limits, false) => done.context("refresh the state"),
-                // A refresh that is dropped midway changes nothing.
-                () = stop.cancelled() => return Ok(()),
+            let done = match refresh::run_until(lake, limits, false, stop).await {
+                Err(RefreshError::Stopped) => return Ok(()),
+                done => done.context("refresh the state"),
             };
             // The other steps do not need the state, and an error may last: small files must not gather meanwhile.
             refreshed = done.map(|done| report.refresh = Some(done));

@@ -112,12 +112,15 @@ impl Plan {
             }
         };
         let is_wanted = beside.refresh_every.is_some() || beside.care != Care::Off;
-        let _beside = is_wanted.then(|| Beside::start(place, aws, &beside)).transpose()?;
+        let beside = is_wanted.then(|| Beside::start(place, aws, &beside)).transpose()?;
         let done = tokio::select! {
             done = ingest::run(source, lake, options, counters, stop) => done.map_err(anyhow::Error::from),
             // An address that cannot be listened on fails here at once, before anything was read.
             failed = served => failed.and_then(|()| anyhow::bail!("the metrics server ended")),
         };
+        if let Some(beside) = beside {
+            beside.finish().await;
+        }
         drawn.abort();
         bar.finish_and_clear();
         done

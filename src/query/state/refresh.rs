@@ -20,6 +20,7 @@ use datafusion::prelude::{SessionContext, col};
 use deltalake::kernel::Add;
 use futures::StreamExt;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::batch::parquet::{StateWriter, conform};
 use crate::failpoint;
@@ -47,6 +48,9 @@ pub enum RefreshError {
     /// An error of the query.
     #[error(transparent)]
     Query(#[from] QueryError),
+    /// The caller wanted an end.
+    #[error("the refresh was stopped; run it again")]
+    Stopped,
 }
 
 impl From<datafusion::error::DataFusionError> for RefreshError {
@@ -83,15 +87,30 @@ pub struct RefreshReport {
 /// # Errors
 /// See [`RefreshError`]. Running again is always safe.
 pub async fn run(lake: &Store, limits: &Limits, rebuild: bool) -> Result<RefreshReport, RefreshError> {
+    run_until(lake, limits, rebuild, &CancellationToken::new()).await
+}
+
+/// Refreshes the state as [`run`] does, and gives up soon after `stop` is cancelled. A caller must not drop a refresh
+/// instead: deltalake's threads panic when the loading of a table is dropped.
+///
+/// # Errors
+/// [`RefreshError::Stopped`] if it gave up, and as [`run`].
+pub async fn run_until(
+    lake: &Store,
+    limits: &Limits,
+    rebuild: bool,
+    stop: &CancellationToken,
+) -> Result<RefreshReport, RefreshError> {
     loop {
         let mut reading = Reading::load(lake).await?;
+        going_on(stop)?;
         Table::State.ensure(lake).await?;
         let store = Table::State.store(lake);
         log::read_transactions(&store).await?.unwrap_or_default().admit(Table::State, &store, true)?;
         if rebuild {
             (reading.state, reading.tail) = (None, None);
         }
-        if let Some(report) = (Run { lake, limits, reading }).once().await? {
+        if let Some(report) = (Run { lake, limits, reading, stop }).once().await? {
             // The refresh is committed. Files that cannot be deleted now are left to the next refresh.
             if let Err(error) = sweep(lake, report.version).await {
                 tracing::warn!(%error, "left files of the state that no commit lists");
@@ -107,6 +126,12 @@ struct Run<'a> {
     lake: &'a Store,
     limits: &'a Limits,
     reading: Reading,
+    stop: &'a CancellationToken,
+}
+
+/// Fails if an end is wanted.
+fn going_on(stop: &CancellationToken) -> Result<(), RefreshError> {
+    if stop.is_cancelled() { Err(RefreshError::Stopped) } else { Ok(()) }
 }
 
 /// The inputs for rewriting a pool.
@@ -213,6 +238,7 @@ impl Run<'_> {
         let schema = Table::State.file_schema();
         let mut files = Files { store: Table::State.store(self.lake), pool: name, version, open: None, adds };
         while let Some(batch) = batches.next().await {
+            going_on(self.stop)?;
             // The partition column is dropped, and text becomes plain text.
             let batch = conform(&schema, &batch?).map_err(datafusion::error::DataFusionError::from)?;
             files.write(&stays, batch).await?;
