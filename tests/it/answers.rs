@@ -359,7 +359,7 @@ fn parquet_holds_results_of_every_type() {
     ] {
         ok(query().arg("--lake").arg(&lake).args(["--format", "parquet", "-c", sql, "-o"]).arg(&file));
         let script = "import sys, pyarrow.parquet as p; print(repr(p.read_table(sys.argv[1])['x'][0].as_py()))";
-        let mut python = std::process::Command::new(crate::harness::setting("SYNCLAKE_TEST_PYTHON"));
+        let mut python = crate::harness::python();
         assert_eq!(ok(python.args(["-c", script]).arg(&file)).trim(), value, "{sql}");
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    assert_every_event_once, assert_state_is_oracle, count, ingest_file, ok, query, refused, rows, setting, simulate,
-    synclake, text,
+    assert_every_event_once, assert_state_is_oracle, count, ingest_file, ok, python, query, refused, rows, setting,
+    simulate, synclake, text,
 };
 use crate::kinesis::make_bucket;
 
@@ -329,14 +329,13 @@ fn a_signal_or_a_time_limit_ends_a_compaction_between_groups() {
 /// Runs Python with delta-rs on a table; `table` is its path.
 fn delta_rs(lake: &Path, script: &str) -> String {
     let script = format!(
-        "import sys, deltalake\nfrom deltalake import DeltaTable, write_deltalake\npath = sys.argv[1]\n{script}"
+        "import sys, deltalake, tables\nfrom deltalake import DeltaTable, write_deltalake\npath = sys.argv[1]\n{script}"
     );
-    ok(Command::new(setting("SYNCLAKE_TEST_PYTHON")).args(["-c", &script]).arg(lake.join("sync_records")))
+    ok(python().args(["-c", &script]).arg(lake.join("sync_records")))
 }
 
 const DELTA_RS_DUMP: &str = "\
-import pyarrow
-table = DeltaTable(path).to_pyarrow_table()
+table = tables.read(path)
 print('\\n'.join(sorted(str(row) for row in table.to_pylist())))";
 
 /// delta-rs reads the same rows from a compacted table, and from its files alone after a vacuum; files that delta-rs
@@ -372,7 +371,7 @@ for file in pathlib.Path(path).rglob('*.parquet'):
                    sum(cast(last_modified_date as bigint) % 1000003) as dates from sync_records";
     let ours = rows(lake.name(), summary);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/readers.py");
-    let found = ok(Command::new(setting("SYNCLAKE_TEST_PYTHON")).arg(script).arg(lake.path.join("sync_records")));
+    let found = ok(python().arg(script).arg(lake.path.join("sync_records")));
     for line in found.lines() {
         let mut found: Value = serde_json::from_str(line).unwrap();
         let name = found.as_object_mut().unwrap().remove("reader").unwrap();
@@ -386,7 +385,7 @@ for file in pathlib.Path(path).rglob('*.parquet'):
 fn columns_of_other_writers_are_not_lost() {
     let lake = Lake::ingested(&SMALL, 4);
     let add = "\
-table = DeltaTable(path).to_pyarrow_table().slice(0, 5)
+table = tables.read(path).slice(0, 5)
 write_deltalake(path, table.append_column('note', [['a', 'b', 'c', 'd', None]]), mode='append', schema_mode='merge')";
     delta_rs(&lake.path, add);
     let theirs = delta_rs(&lake.path, DELTA_RS_DUMP);

@@ -11,14 +11,14 @@ use aws_sdk_dynamodb::types::{
 use aws_sdk_kinesis::primitives::Blob;
 use serde_json::Value;
 
-use crate::harness::{count, refused, setting, synclake};
+use crate::harness::{count, python, refused, setting, synclake};
 use crate::kinesis::{active, client, create_stream};
 
 /// Runs a scenario of tests/chaos/chaos.py, asserts that it found no fault, and returns its summary.
 fn chaos(scenario: &str, args: &[&str]) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/chaos.py");
-    let output = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"))
+    let output = python()
         .args([script, scenario, env!("CARGO_BIN_EXE_synclake")])
         .arg(folder.path())
         .args(args)

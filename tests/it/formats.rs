@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{assert_state_is_oracle, count, ingest_file, ok, refused, rows, setting, synclake};
+use crate::harness::{assert_state_is_oracle, count, ingest_file, ok, python, refused, rows, synclake};
 
 const OF_FORMAT_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/lakes/format-1");
 /// Rows of that lake.
@@ -87,8 +87,7 @@ fn other_readers_see_an_upgraded_lake() {
         run(&lake, &["refresh"]);
         std::fs::write(&ddl, run(&lake, &["ddl", "--engine", engine])).unwrap();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/engines.py");
-        let python = setting("SYNCLAKE_TEST_PYTHON");
-        let found = ok(Command::new(python).args([script, "duckdb"]).arg(ddl).arg(sql));
+        let found = ok(python().args([script, "duckdb"]).arg(ddl).arg(sql));
         let found: Value = serde_json::from_str(&found).unwrap();
         assert_eq!(found[0], json!([ours["n"], ours["sources"]]), "{engine}");
     }

@@ -40,6 +40,13 @@ pub(crate) fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set; run the tests with `make test`"))
 }
 
+/// Returns Python with the packages of the tests and the modules of tests/tools.
+pub(crate) fn python() -> Command {
+    let mut python = Command::new(setting("SYNCLAKE_TEST_PYTHON"));
+    python.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools"));
+    python
+}
+
 #[track_caller]
 pub(crate) fn ok(command: &mut Command) -> String {
     let output = command.output().unwrap();

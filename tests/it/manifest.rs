@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::compact::{Lake, SMALL};
-use crate::harness::{count, ingest_file, ok, refused, rows, setting, synclake};
+use crate::harness::{count, ingest_file, ok, python, refused, rows, setting, synclake};
 use crate::kinesis::make_bucket;
 
 /// Returns the reports by table.
@@ -20,8 +20,7 @@ fn duckdb(lake: &Path, query: &str) -> Value {
     let ddl = lake.with_file_name("duckdb.sql");
     std::fs::write(&ddl, ok(synclake().args(["ddl", "--engine", "duckdb-parquet", "--lake"]).arg(lake))).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/engines.py");
-    let python = setting("SYNCLAKE_TEST_PYTHON");
-    serde_json::from_str(&ok(Command::new(python).args([script, "duckdb"]).arg(ddl).arg(query))).unwrap()
+    serde_json::from_str(&ok(python().args([script, "duckdb"]).arg(ddl).arg(query))).unwrap()
 }
 
 const SUMS: &str = "select count(*) as n, sum(sync_count) as counts, count(value) as vals from sync_records";

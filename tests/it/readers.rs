@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{ingest_file, ok, rows, setting, simulate};
+use crate::harness::{ingest_file, ok, python, rows, simulate};
 
 /// Independent readers find the same counts and sums as synclake.
 #[test]
@@ -18,8 +18,7 @@ fn independent_readers_agree() {
          sum(cast(last_modified_date as bigint) % 1000003) as dates from sync_records",
     );
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/readers.py");
-    let mut python = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"));
-    let theirs = ok(python.arg(script).arg(lake.join("sync_records")));
+    let theirs = ok(python().arg(script).arg(lake.join("sync_records")));
     let mut readers = 0;
     for line in theirs.lines() {
         let mut found: Value = serde_json::from_str(line).unwrap();

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use serde_json::{Value, json};
 
-use crate::harness::{count, ingest_file, ok, rows, setting, simulate, synclake};
+use crate::harness::{count, ingest_file, ok, python, rows, simulate, synclake};
 
 /// Live keys: identity, dataset and key to value and sync count.
 pub(crate) type Live = BTreeMap<(String, String, String), (Option<String>, i64)>;
@@ -336,15 +336,14 @@ fn rows_without_an_identity_are_in_the_state_once() {
     ingest_file(&events, &lake);
     refresh(&lake);
     // The first round adds so many other identities that a refresh keeps the files of the state where it can.
-    let script = "import sys, pyarrow, pyarrow.compute as c; from deltalake import DeltaTable, write_deltalake\n\
-                  t = DeltaTable(sys.argv[1]).to_pyarrow_table(); t = t.filter(c.is_valid(t['key'])).slice(0, 1)\n\
+    let script = "import sys, pyarrow, pyarrow.compute as c, tables; from deltalake import write_deltalake\n\
+                  t = tables.read(sys.argv[1]); t = t.filter(c.is_valid(t['key'])).slice(0, 1)\n\
                   at = t.schema.get_field_index('identity_id'); others = int(sys.argv[2])\n\
                   t = t.take(pyarrow.array([0] * (others + 1)))\n\
                   identities = pyarrow.array([f'z{n}' for n in range(others)] + [None], t.schema.field(at).type)\n\
                   write_deltalake(sys.argv[1], t.set_column(at, t.schema.field(at), identities), mode='append')";
     let append = |others: &str| {
-        let mut python = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"));
-        ok(python.args(["-c", script]).arg(lake.join("sync_records")).arg(others));
+        ok(python().args(["-c", script]).arg(lake.join("sync_records")).arg(others));
     };
     let of = |relation: &str| {
         count(lake.to_str().unwrap(), &format!("select count(*) from {relation} where identity_id is null"))

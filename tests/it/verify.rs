@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{ingest_file, ok, setting, simulate, synclake, text};
+use crate::harness::{ingest_file, ok, python, simulate, synclake, text};
 
 fn grown_lake(folder: &Path) -> PathBuf {
     let (events, _) = simulate(folder, &["--events", "600", "--seed", "4"]);
@@ -192,8 +192,7 @@ fn a_cleaned_log_is_told_and_is_no_damage() {
     let folder = tempfile::tempdir().unwrap();
     let lake = grown_lake(folder.path());
     let script = "import sys, deltalake; deltalake.DeltaTable(sys.argv[1]).create_checkpoint()";
-    let mut python = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"));
-    ok(python.args(["-c", script]).arg(lake.join("sync_records")));
+    ok(python().args(["-c", script]).arg(lake.join("sync_records")));
     for commit in &commits(&lake)[..3] {
         std::fs::remove_file(commit).unwrap();
     }

@@ -11,7 +11,7 @@ use synclake::lake::{Location, Store};
 use synclake::query::Limits;
 use synclake::query::state::refresh;
 
-use crate::harness::{count, ingest_file, ok, refused, setting, simulate, synclake};
+use crate::harness::{count, ingest_file, ok, python, refused, simulate, synclake};
 
 fn log(lake: &Path, table: &str) -> Vec<PathBuf> {
     let names = std::fs::read_dir(lake.join(table).join("_delta_log")).unwrap().map(|entry| entry.unwrap().path());
@@ -359,8 +359,7 @@ fn no_thread_waits_for_itself() {
 fn delta_rs_is_welcome_on_every_table() {
     let folder = tempfile::tempdir().unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/foreign.py");
-    let mut python = std::process::Command::new(setting("SYNCLAKE_TEST_PYTHON"));
-    let output = python.args([script, env!("CARGO_BIN_EXE_synclake")]).arg(folder.path()).output().unwrap();
+    let output = python().args([script, env!("CARGO_BIN_EXE_synclake")]).arg(folder.path()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&summary["faults"], &summary["verify_exit"]), (&json!(0), &json!(0)), "{summary}");
