@@ -26,7 +26,7 @@ use crate::budget::Reservation;
 use crate::failpoint;
 use crate::ids::{SequenceNumber, ShardKey, StartAt};
 use crate::lake::commit::new_token_value;
-use crate::lake::ledger::{Beginning, Ledger, ShardState, new_token};
+use crate::lake::ledger::{Beginning, FIRST_EPOCH, Ledger, ShardState, new_token};
 use crate::lake::{Store, snapshot};
 use crate::schema::Table;
 use crate::source::{Assignment, Reached};
@@ -277,7 +277,13 @@ impl Writer {
     /// Requests a sweep of the shards that were taken over, and of the ended shards of the same streams, because nobody
     /// takes those over again. The worker that committed the end of a shard had taken it over in both ledgers, so the
     /// epochs there are final.
+    ///
+    /// A shard that nobody owned before has no leftovers: every owner fences before it writes. So an ingest of new files
+    /// lists no data, however many files the lake has.
     fn sweep_behind(&mut self, shards: &[(ShardKey, StartAt)], fenced: &States, quarantine: &States) {
+        if fenced.values().all(|state| state.epoch == FIRST_EPOCH) {
+            return;
+        }
         let streams: BTreeSet<&str> = shards.iter().map(|(shard, _)| shard.stream()).collect();
         let known = streams.into_iter().flat_map(|stream| self.ledger.shards(stream));
         // Each ended shard is swept once: nobody writes for it any more.

@@ -52,6 +52,9 @@ pub use super::commit::new_token;
 pub(crate) use state::encode_state;
 pub use state::{ShardState, decode_state};
 
+/// The epoch of a shard that the ledger did not know before.
+pub(crate) const FIRST_EPOCH: u64 = 1;
+
 /// The first entry of a shard in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beginning {
@@ -163,7 +166,7 @@ impl Ledger {
         self.refresh().await?;
         let step = |b: &Beginning| {
             let next = ShardState {
-                epoch: 1,
+                epoch: FIRST_EPOCH,
                 owner: token,
                 position: b.position.clone(),
                 from: b.from,
@@ -199,7 +202,7 @@ impl Ledger {
                     let next = match &expected {
                         Some(state) => ShardState { epoch: state.epoch + 1, owner: token, ..state.clone() },
                         None => ShardState {
-                            epoch: 1,
+                            epoch: FIRST_EPOCH,
                             owner: token,
                             position: None,
                             from: *from,

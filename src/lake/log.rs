@@ -325,12 +325,12 @@ impl Listing {
     /// Lists the log from a version on, or all of it.
     async fn read(table: &Store, from: Option<u64>) -> Result<Self, LakeError> {
         // Names sort by version. deltalake begins its listing at the same name, so one listing serves both.
-        let offset = from.and_then(|v| v.checked_sub(1)).map(|v| format!("_delta_log/{v:020}"));
+        let offset = from.and_then(|v| v.checked_sub(1)).map(|v| format!("{v:020}"));
         let mut found = Self::default();
         let mut parts: BTreeMap<(u64, u64), Vec<String>> = BTreeMap::new();
-        for (path, _) in table.list_after("_delta_log", offset.as_deref()).await? {
-            // Sidecars and staged commits are in subfolders.
-            let Some(name) = path.strip_prefix("_delta_log/").filter(|name| !name.contains('/')) else { continue };
+        // Sidecars and staged commits are in subfolders.
+        for name in table.names("_delta_log", offset.as_deref()).await? {
+            let (path, name) = (format!("_delta_log/{name}"), name.as_str());
             if name.get(..20).and_then(|digits| digits.parse::<u64>().ok()).is_some_and(|n| n > paths::VERSION_MAX) {
                 found.misnamed.push(path);
                 continue;

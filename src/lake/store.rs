@@ -6,6 +6,7 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::ready;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -352,22 +353,36 @@ impl Store {
     /// # Errors
     /// The store failed after its own retries.
     pub async fn list(&self, relative: &str) -> Result<Vec<(String, ObjectMeta)>, LakeError> {
-        self.list_after(relative, None).await
+        self.listed(relative, None).try_collect().await
     }
 
-    /// Lists as [`Store::list`], but only names after `offset` (relative to this root).
+    /// Returns the names of the objects in a folder, without those in its subfolders, and only those after a name.
+    ///
+    /// A store lists from the name on. A local folder has no order: its names are read alone, because a log has thousands
+    /// and a look at each would be most of what a small ingest takes.
     ///
     /// # Errors
     /// The store failed after its own retries.
-    pub async fn list_after(
-        &self,
-        relative: &str,
-        offset: Option<&str>,
-    ) -> Result<Vec<(String, ObjectMeta)>, LakeError> {
-        self.listed(relative, offset).try_collect().await
+    pub(crate) async fn names(&self, folder: &str, after: Option<&str>) -> Result<Vec<String>, LakeError> {
+        if let Some(root) = &self.folder {
+            let path = root.join(folder);
+            let read = tokio::task::spawn_blocking(move || names_of(&path)).await;
+            let read = read.map_err(|source| object_store::Error::JoinError { source }).flatten();
+            let mut names = read.map_err(|source| LakeError::storage("list", self, folder, source))?;
+            names.retain(|name| after.is_none_or(|after| name.as_str() > after));
+            return Ok(names);
+        }
+        let offset = after.map(|after| format!("{folder}/{after}"));
+        let name_of = |(path, _): (String, ObjectMeta)| {
+            let name = path.strip_prefix(folder)?.strip_prefix('/')?;
+            (!name.contains('/')).then(|| name.to_owned())
+        };
+        let names = self.listed(folder, offset.as_deref()).try_filter_map(|found| ready(Ok(name_of(found))));
+        names.try_collect().await
     }
 
-    /// Lists as [`Store::list_after`], but as a stream: a table may have more names than fit in memory.
+    /// Lists as [`Store::list`], but as a stream, and only names after `offset` (relative to this root): a table may have
+    /// more names than fit in memory.
     pub fn listed<'a>(
         &'a self,
         relative: &'a str,
@@ -383,10 +398,28 @@ impl Store {
             Some((parts.join("/"), meta))
         };
         found
-            .try_filter_map(move |meta| futures::future::ready(Ok(relative_name(meta))))
+            .try_filter_map(move |meta| ready(Ok(relative_name(meta))))
             .map_err(move |source| LakeError::storage("list", self, relative, source))
             .boxed()
     }
+}
+
+/// Returns the names of the files in a folder; none if it does not exist.
+fn names_of(folder: &FsPath) -> Result<Vec<String>, object_store::Error> {
+    let failed = |source| local_error(folder, source);
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if !entry.file_type().map_err(failed)?.is_dir() {
+            names.extend(entry.file_name().into_string().ok());
+        }
+    }
+    Ok(names)
 }
 
 fn local_error(path: &FsPath, source: std::io::Error) -> object_store::Error {
