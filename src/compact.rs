@@ -214,6 +214,11 @@ pub async fn run(
             break;
         }
     }
+    if run.report.groups > 0 {
+        // The last checkpoint lists all files that are gone now, with their statistics: reading it would cost every
+        // opening more than all files that are left.
+        snapshot::checkpoint_or_warn(&run.store).await;
+    }
     // Files that cannot be deleted now are left to the next run.
     match sweep::sweep_compactions(&run.store).await {
         Ok(0) => {}

@@ -459,9 +459,7 @@ impl Writer {
             while self.chores.try_join_next().is_some() {}
             self.chores.spawn(async move {
                 failpoint::hit("checkpoint/before");
-                if let Err(error) = snapshot::checkpoint(&store).await {
-                    tracing::warn!(table = table.name(), error = %error, "cannot write a checkpoint of the log");
-                }
+                snapshot::checkpoint_or_warn(&store).await;
                 failpoint::hit("checkpoint/after");
             });
         }

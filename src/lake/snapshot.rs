@@ -313,11 +313,16 @@ pub(crate) async fn checkpoint(table: &Store) -> Result<(), LakeError> {
     deltalake::checkpoints::create_checkpoint(&loaded, None).await.map_err(|e| LakeError::delta("checkpoint", table, e))
 }
 
-/// Writes a checkpoint if one is due. A failure is only logged, because the table stays intact without it.
+/// Writes a checkpoint if one is due, as [`checkpoint_or_warn`].
 pub(crate) async fn checkpoint_if_due(table: &Store, known: &mut log::Transactions) {
-    if known.checkpoint_due()
-        && let Err(error) = checkpoint(table).await
-    {
+    if known.checkpoint_due() {
+        checkpoint_or_warn(table).await;
+    }
+}
+
+/// Writes a checkpoint. A failure is only logged, because the table stays intact without it.
+pub(crate) async fn checkpoint_or_warn(table: &Store) {
+    if let Err(error) = checkpoint(table).await {
         tracing::warn!(table = %table, %error, "cannot write a checkpoint of the log; opening it gets slower");
     }
 }

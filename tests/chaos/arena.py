@@ -20,6 +20,8 @@ FAILPOINTS = [
     "lease/create", "lease/take/before", "lease/take/after", "lease/renew/before", "lease/renew/after",
     "lease/give_back/before", "lease/give_back/after",
 ]
+# Failpoints of the care beside an ingest. Of a fleet, only the worker that has the turn comes by.
+CARE_FAILPOINTS = ["refresh/before", "refresh/after", "compact/written", "compact/before", "compact/after"]
 
 S3_FAULTS = [
     {"name": "ambiguous commit", "match": r"^PUT .*_delta_log/\d{20}\.json", "do": "reset_after", "p": 0.25},

@@ -31,7 +31,7 @@ import threading
 import time
 
 import checker
-from arena import FAILOVER, FAILPOINTS, S3_FAULTS, Arena
+from arena import CARE_FAILPOINTS, FAILOVER, FAILPOINTS, S3_FAULTS, Arena
 from contents import everything, simulated
 from faultproxy import FaultProxy
 from fleet import lake_env, make_bucket
@@ -66,7 +66,7 @@ def fleet(options):
         how = rng.random()
         failpoints = None
         if how < 0.6:
-            plan["how"] = point = rng.choice(FAILPOINTS)
+            plan["how"] = point = rng.choice(FAILPOINTS + CARE_FAILPOINTS)
             failpoints = f"{point}={int(rng.choice([0, 0, 1, 3]) * options.life)}*off->1*return(kill)".replace("=0*off->", "=")
             plan["life"] = 4.0 * options.life
         elif how < 0.85:
@@ -75,7 +75,7 @@ def fleet(options):
             plan["how"] = "pause"
         else:
             plan["how"] = "terminate"
-        worker.start(failpoints, ["--worker-id", name])
+        worker.start(failpoints, ["--worker-id", name, "--care-every", "1s"])
         return plan
 
     began = time.monotonic()

@@ -16,6 +16,7 @@ Invariants, by the names under which they are reported:
   I3  every file that the log lists exists, is readable, and has the rows that the log claims
   I4  commits of a shard are gapless, their ranges disjoint, owners change by fences alone, parents end before children
   I5  no position is ahead of the committed records
+  I6  a commit without a change of data moves rows: those of the files that it removes are those of the files that it adds
   I7  the log has no hole, and its checkpoints agree with its commits
 """
 
@@ -85,7 +86,7 @@ class Table:
 
     def __init__(self, objects, name, fault):
         self.name, self.objects, self.fault = name, objects, fault
-        self.live, self.txns, self.commits, self.at = {}, {}, [], {}
+        self.live, self.txns, self.commits, self.moves, self.at = {}, {}, [], [], {}
         prefix = f"{name}/_delta_log/"
         checkpoint = re.compile(re.escape(prefix) + r"(\d{20})\.checkpoint\.parquet")
         self.checkpoints = {int(m.group(1)): path for path in objects if (m := checkpoint.fullmatch(path))}
@@ -118,15 +119,22 @@ class Table:
                 if action["txn"]["appId"] in txns:
                     self.fault("I7", f"{self.name} version {version}: one transaction id twice")
                 txns[action["txn"]["appId"]] = action["txn"]["version"]
-        for remove in removes:
-            self.live.pop(remove["path"], None)
+        out = [self.live.pop(remove["path"], None) for remove in removes]
+        kinds = {action["dataChange"] for action in adds + removes}
+        if kinds == {False}:
+            if None in out:
+                self.fault("I6", f"{self.name} version {version} moves a file that was not listed")
+            # Their rows are checked by the rows that they replace, not as new ones.
+            self.moves.append((version, [add for add in out if add], adds))
+        elif False in kinds:
+            self.fault("I6", f"{self.name} version {version} both moves and changes rows")
         for add in adds:
             if add["path"] in self.live:
                 self.fault("I1", f"{self.name} version {version}: {add['path']} is listed twice")
             self.live[add["path"]] = add
         before = dict(self.txns)
         self.txns.update(txns)
-        self.commits.append((version, adds, before, dict(self.txns), txns))
+        self.commits.append((version, [] if kinds == {False} else adds, before, dict(self.txns), txns))
         if version in self.checkpoints:
             self.at[version] = (set(self.live), dict(self.txns))
 
@@ -217,6 +225,18 @@ def check_shard_steps(table, records_of, parents, fault):
                     fault("I4", f"{shard} begins at version {version}, its parent {parent} had not ended")
 
 
+def check_moves(table, rows, fault):
+    """Checks I6. The removed files must still be there: a vacuum keeps them for a week."""
+    for version, removed, added in table.moves:
+        before, after = (
+            collections.Counter(json.dumps(row, sort_keys=True, default=str) for add in adds for row in rows(table, add))
+            for adds in (removed, added)
+        )
+        if before != after:
+            lost, new = before - after, after - before
+            fault("I6", f"{table.name} version {version}: a move loses {lost.total()} rows and invents {new.total()}")
+
+
 def key_of(row):
     return row["shard_id"], int(row["sequence_number"]), row["sub_sequence"]
 
@@ -262,6 +282,7 @@ def check(objects, ledger_lines):
 
     for table in (main, quarantine):
         check_shard_steps(table, records_of(table), parents, fault)
+        check_moves(table, rows, fault)
     stored = collections.defaultdict(list)
     for add in main.live.values():
         for row in rows(main, add):
@@ -308,9 +329,11 @@ def check(objects, ledger_lines):
     for key in [*stored, *kept]:
         fault("I1", f"{key[0]} {key[1]} was never produced")
     listed = {f"{t.name}/{path}" for t in (main, quarantine, gaps) for path in t.live}
+    # Files whose rows were moved stay until a vacuum.
+    listed |= {f"{t.name}/{add['path']}" for t in (main, quarantine, gaps) for _, removed, _ in t.moves for add in removed}
     orphans = [p for p in objects if re.search(r"/part-[^/]*\.parquet$", p) and p not in listed]
     summary = {
-        "records": len(produced), "files": len(main.live), "versions": len(main.commits), "shards": len(parents),
+        "records": len(produced), "files": len(main.live), "versions": len(main.commits), "moves": len(main.moves), "shards": len(parents),
         "quarantined": sum(1 for e in produced.values() if e.get("raw")), "orphans": len(orphans), "faults": len(faults),
     }
     return faults, summary

@@ -39,11 +39,17 @@ class Lake:
         return found
 
     def version_with_files(self):
-        return self.versions(lambda actions: sum("add" in a for a in actions) >= 2)[0]
+        """Returns a version that adds files of which none was moved since."""
+        live = {add["path"] for _, add in self.files()}
+        are_live = lambda actions: all(a["add"]["path"] in live for a in actions if "add" in a)
+        is_ingest = lambda actions: sum("add" in a for a in actions) >= 2 and not any("remove" in a for a in actions)
+        return self.versions(lambda actions: is_ingest(actions) and are_live(actions))[0]
 
     def files(self, table="sync_records"):
-        """Returns every (version, add) of a table, in random order."""
-        found = [(v, a["add"]) for v in range(self.newest(table) + 1) for a in self.commit(v, table) if "add" in a]
+        """Returns the (version, add) of every active file of a table, in random order."""
+        actions = [(v, a) for v in range(self.newest(table) + 1) for a in self.commit(v, table)]
+        gone = {a["remove"]["path"] for _, a in actions if "remove" in a}
+        found = [(v, a["add"]) for v, a in actions if "add" in a and a["add"]["path"] not in gone]
         self.random.shuffle(found)
         return found
 
@@ -242,6 +248,36 @@ def wrong_partition(lake):
     lake.store(version, actions)
 
 
+def moved(lake, change=lambda rows: rows, data_change=False):
+    """A compaction moves the rows of a file into another one."""
+    _, add = lake.a_file(lambda rows: len(rows) >= 2)
+    old = f"sync_records/{add['path']}"
+    rows, schema = change(lake.rows(add)), pq.read_schema(io.BytesIO(lake.objects[old]))
+    path = f"{add['path'].rpartition('/')[0]}/compact-0000000000000000-0.parquet"
+    lake.objects[f"sync_records/{path}"] = body = written(rows, schema)
+    new = {"path": path, "size": len(body), "stats": json.dumps({"numRecords": len(rows)}), "dataChange": data_change}
+    remove = {"path": add["path"], "dataChange": data_change, "deletionTimestamp": 0}
+    lake.store(lake.newest() + 1, [{"remove": remove}, {"add": {**add, **new}}])
+
+
+def rows_lost_by_a_merge(lake):
+    moved(lake, lambda rows: rows[1:])
+
+
+def rows_doubled_by_a_merge(lake):
+    moved(lake, lambda rows: [rows[0], *rows])
+
+
+def a_merge_told_as_new(lake):
+    moved(lake, data_change=True)
+
+
+def merged_file_vacuumed_too_early(lake):
+    moved(lake)
+    path = next(p for p in lake.objects if "/compact-0000000000000000-0" in p)
+    del lake.objects[path]
+
+
 BUGS = {
     position_without_files: {"I5"},
     no_transaction_ids: {"I4", "I1"},
@@ -263,6 +299,10 @@ BUGS = {
     poison_dropped: {"I1", "I5"},
     quarantined_and_stored: {"I1"},
     wrong_partition: {"I3"},
+    rows_lost_by_a_merge: {"I6"},
+    rows_doubled_by_a_merge: {"I6"},
+    a_merge_told_as_new: {"I4"},
+    merged_file_vacuumed_too_early: {"I3"},
 }
 
 

@@ -478,6 +478,11 @@ fn a_round_of_care_leaves_nothing_to_do() {
     lake.assert_whole();
     let status: Value = serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(&lake.path))).unwrap();
     assert!(number("groups") > 0, "{first}");
+    // Opening the lake reads the files that are left, not all that ever were.
+    let log = lake.path.join("sync_records/_delta_log");
+    let hint: Value = serde_json::from_slice(&std::fs::read(log.join("_last_checkpoint")).unwrap()).unwrap();
+    assert_eq!(hint["numOfAddFiles"], status["tables"]["sync_records"]["files"], "{hint}");
+    assert_eq!(hint["version"], status["tables"]["sync_records"]["version"]);
     assert_eq!(status["state"]["behind"], json!({"commits": 0, "rows": 0, "is_exact": true}));
     let second = care();
     assert_eq!((&second["refresh"]["files_read"], &second["compact"]["groups"]), (&json!(0), &json!(0)), "{second}");
@@ -538,4 +543,30 @@ fn an_ingest_cares_for_its_lake() {
     assert!(log("care/turn") > 1);
     lake.assert_whole();
     assert!(count(lake.name(), "select count(*) from state") > 0, "it refreshes, too");
+}
+
+/// Short ingests care for their lake too: the one that makes the 64th version does a round when it is done.
+#[test]
+fn short_ingests_care_for_their_lake() {
+    let lake = Lake::new(&["--events", "400", "--seed", "19", "--days", "1", "--pools", "1"], 35);
+    let merged = |run: &str| {
+        let status: Value = serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(&lake.path))).unwrap();
+        (status["tables"]["sync_records"]["files"].as_u64().unwrap(), status["state"].is_object(), run.to_owned())
+    };
+    let ingest = |part: &Path, more: &[&str]| {
+        let mut command = synclake();
+        command.args(["ingest", "--source", &format!("file:{}", part.display())]).args(more);
+        command.arg("--lake").arg(&lake.path).output().unwrap()
+    };
+    lake.parts[..33].iter().for_each(|part| drop(ingest(part, &["--care", "off"])));
+    let before = merged("without care");
+    assert!(before.0 >= 33 && !before.1, "{before:?}");
+    let output = ingest(&lake.parts[33], &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let after = merged("with care");
+    assert!(after.0 < 5 && after.1, "{after:?}: {}", text(&output.stderr));
+    // The next round comes after as many versions again.
+    ingest(&lake.parts[34], &[]);
+    assert!(merged("the next").0 > after.0);
+    lake.assert_whole();
 }

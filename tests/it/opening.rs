@@ -160,7 +160,8 @@ fn lake(folder: &Path) -> String {
     };
     (0..120).for_each(copied);
     // It writes the checkpoint that is due.
-    ingest_file(&more, &lake);
+    let more = format!("file:{}", more.display());
+    ok(synclake().args(["ingest", "--care", "off", "--source", &more, "--lake"]).arg(&lake));
     ok(synclake().args(["refresh", "--lake"]).arg(&lake));
     (1_000..1_000 + TAIL).for_each(copied);
     let statistics: Value = serde_json::from_str(add["stats"].as_str().unwrap()).unwrap();

@@ -14,6 +14,7 @@ import time
 
 import bench_commits
 import bench_pairs
+import bench_polled
 import bench_questions
 import bench_sizes
 import bench_state
@@ -30,10 +31,12 @@ PARTS = {
     "sizes": bench_sizes.part,
     "stream": bench_stream.part,
     "commits": bench_commits.part,
+    "care": bench_commits.tended,
     "cost": bench_commits.cost,
+    "polled": bench_polled.part,
     "history": bench_state.part,
 }
-LONG_ONLY = {"sizes", "cost", "history"}
+LONG_ONLY = {"sizes", "cost", "polled", "history"}
 BY_HAND = "<!-- by hand -->"
 
 

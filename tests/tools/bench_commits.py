@@ -15,25 +15,28 @@ from bench_plots import Series, plot
 WRITERS = 4
 EVENTS_A_COMMIT = 40
 LEVELS = (10, 100, 300, 1000, 3000)
+TENDED_LEVELS = 10
 
 
 class Growing:
     """A lake that grows by commits of few events each. Four writers, because one alone waits for its pipe most of the time."""
 
-    def __init__(self, bench, commits):
+    def __init__(self, bench, commits, name="commits-lake", care="off", events=EVENTS_A_COMMIT):
         self.bench = bench
-        self.lake = bench.data / "commits-lake"
+        self.lake = bench.data / name
+        self.care = care
+        self.events = events
         shutil.rmtree(self.lake, ignore_errors=True)
-        events = EVENTS_A_COMMIT * (commits + 100)
-        self.lines = open(bench.simulated(f"day-{events}", bench.stream(events=events, days=1)), "rb")
+        total = events * (commits + 100)
+        self.lines = open(bench.simulated(f"day-{total}", bench.stream(events=total, days=1)), "rb")
         # All events that the lake has, for the lake of one commit.
-        self.fed = bench.data / "commits-fed.ndjson"
+        self.fed = bench.data / f"{name}-fed.ndjson"
         self.fed.write_bytes(b"")
         self.commits = 0
 
     def piece(self):
         """Returns the events of one commit."""
-        text = b"".join(itertools.islice(self.lines, EVENTS_A_COMMIT))
+        text = b"".join(itertools.islice(self.lines, self.events))
         if not text:
             sys.exit("the events of the day do not suffice for so many commits")
         with open(self.fed, "ab") as fed:
@@ -47,9 +50,13 @@ class Growing:
             self.commits += 1
         return self.commits
 
-    def grow(self, commits):
-        """Adds commits until there are so many. A writer gets its next events when all have committed the last ones."""
-        ingest = [str(word) for word in self.bench.ingest("-", self.lake, "--flush-bytes", "1KiB")]
+    def grow(self, commits, levels=(), measure=None):
+        """Adds commits until there are so many. A writer gets its next events when all have committed the last ones.
+
+        Calls `measure` at each of the levels, while the writers wait.
+        """
+        levels = list(levels)
+        ingest = [str(word) for word in self.bench.ingest("-", self.lake, "--flush-bytes", "1KiB", "--care", self.care)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         writers = [subprocess.Popen(ingest, stdin=subprocess.PIPE, **quiet) for _ in range(WRITERS)]
         while self.counted() < commits:
@@ -61,6 +68,9 @@ class Growing:
                 if time.monotonic() > deadline:
                     sys.exit(f"no commit to {self.lake} within 60 s")
                 time.sleep(0.002)
+            if levels and self.commits >= levels[0]:
+                levels.pop(0)
+                measure()
         for writer in writers:
             writer.stdin.close()
         if any([writer.wait() for writer in writers]):
@@ -71,7 +81,7 @@ class Growing:
         """Measures an ingest of a small file, and a query that reads no data. The ingests add commits."""
         small = self.bench.data / "commits-small.ndjson"
         commits = self.counted()
-        (ingest,) = self.bench.in_turn(self.bench.ingest(small, self.lake), prepare=lambda: small.write_bytes(self.piece()))
+        (ingest,) = self.bench.in_turn(self.bench.ingest(small, self.lake, "--care", "off"), prepare=lambda: small.write_bytes(self.piece()))
         (select,) = self.bench.in_turn(self.bench.query(self.lake, "select 1"))
         return commits, ingest, select
 
@@ -87,7 +97,7 @@ def beside(bench, many, cared, one):
     """Returns the lines of a table: the lake of many commits, a copy of it after care, and the same events in one commit."""
     for lake in (cared, one):
         shutil.rmtree(lake, ignore_errors=True)
-    once(bench.ingest(bench.data / "commits-fed.ndjson", one))
+    once(bench.ingest(bench.data / "commits-lake-fed.ndjson", one))
     shutil.copytree(many, cared)
     care = in_turn(1, bench.synclake("care", "--lake", cared))[0]
     lakes = (many, cared, one)
@@ -136,6 +146,47 @@ def part(bench):
 | what | {commits:,} commits | after care | one commit | DuckDB, {commits:,} commits | DuckDB, one commit |
 |---|---|---|---|---|---|
 {table}"""
+
+
+def tended(bench):
+    """Returns the section about a lake that its writers care for, beside one of the same events; writes the plot of it."""
+    levels = [bench.commits * n // TENDED_LEVELS for n in range(1, TENDED_LEVELS + 1)]
+    growing = Growing(bench, levels[-1], "commits-tended-lake", "full")
+    one = bench.data / "commits-one-lake"
+    questions = [("current_state", bench_pairs.view("current_state")[0]), ("changes", bench_pairs.view("changes")[0])]
+    found = []
+
+    def measure():
+        shutil.rmtree(one, ignore_errors=True)
+        once(bench.ingest(growing.fed, one))
+        pairs = []
+        for name, sql in questions:
+            pair = in_turn(bench.few, bench.query(growing.lake, sql), bench.query(one, sql))
+            check_equal(name, *pair)
+            pairs.append(pair)
+        found.append((growing.commits, sizes(bench, growing.lake), pairs))
+
+    began = time.monotonic()
+    growing.grow(levels[-1], levels, measure)
+    print(f"{growing.commits} commits with care after {time.monotonic() - began:.0f} s", flush=True)
+    series = [
+        Series(f"{name}, {lake}", [(commits, pairs[at][side].wall * 1000) for commits, _, pairs in found])
+        for at, (name, _) in enumerate(questions)
+        for side, lake in enumerate(["with care", "one commit"])
+    ]
+    plot(bench.plots / "care.svg", "A lake that its writers care for", "commits", "milliseconds, whole process", series)
+    cell = lambda pair: f"{seconds(pair[0].wall)} | {seconds(pair[1].wall)} | {pair[0].wall / pair[1].wall:.2f}"
+    table = "".join(f"| {commits:,} | {shape} | {' | '.join(map(cell, pairs))} |\n" for commits, shape, pairs in found)
+    return f"""## Care along the way
+
+Commits as above, by {WRITERS} writers with the default `--care full`, as fast as they can (rounds of care come after 64 versions). At
+each level the writers wait, the care does not; beside it, the same events in one ingest; {bench.few} runs.
+
+| commits | `sync_records` | `current_state` | one commit | ratio | `changes` | one commit | ratio |
+|---|---|---|---|---|---|---|---|
+{table}
+![Time of current_state and of changes against the number of commits, with care and in one commit](plots/care.svg)
+"""
 
 
 def cost(bench):

@@ -7,9 +7,9 @@ WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 72, 52
 # The background is painted too: inside of an image, the scheme is that of the system, which may differ from the page's.
 STYLE = """
-  svg { --back: #ffffff; --text: #1f2328; --soft: #59636e; --grid: #d1d9e0; --s0: #0969da; --s1: #bc4c00; --s2: #1a7f37; }
+  svg { --back: #ffffff; --text: #1f2328; --soft: #59636e; --grid: #d1d9e0; --s0: #0969da; --s1: #bc4c00; --s2: #1a7f37; --s3: #8250df; }
   @media (prefers-color-scheme: dark) {
-    svg { --back: #0d1117; --text: #f0f6fc; --soft: #9198a1; --grid: #30363d; --s0: #58a6ff; --s1: #f0883e; --s2: #3fb950; }
+    svg { --back: #0d1117; --text: #f0f6fc; --soft: #9198a1; --grid: #30363d; --s0: #58a6ff; --s1: #f0883e; --s2: #3fb950; --s3: #a371f7; }
   }
   text { font: 13px -apple-system, "Segoe UI", "Noto Sans", Helvetica, Arial, sans-serif; fill: var(--soft); }
   .title { font-size: 16px; font-weight: 600; fill: var(--text); }

@@ -1,12 +1,14 @@
 //! `synclake ingest --refresh-every` and `--care`: work on the lake beside an ingest.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use chrono::Utc;
 use synclake::aws::AwsSettings;
 use synclake::compact::CompactOptions;
-use synclake::lake::ledger::Ledger;
+use synclake::ingest::Counters;
+use synclake::lake::ledger::{Ledger, Turns};
 use synclake::lake::{Location, Store};
 use synclake::query::Limits;
 use synclake::query::state::refresh::{self, RefreshError};
@@ -18,12 +20,17 @@ use tokio_util::sync::CancellationToken;
 use crate::STACK_BYTES;
 use crate::care::{CareReport, Round};
 
-/// Transaction id in the log of `sync_records`: when the last round of care began, in milliseconds since the epoch.
+/// Transaction id in the log of `sync_records`: when the last round of care began (see [`Ledger::take_turn`]).
 const TURN: &str = "care/turn";
 /// Memory of a step beside an ingest.
 const MEMORY_BYTES: u64 = 128 << 20;
-/// Workers look this often whether a round is due, or ten times in its interval.
+/// A round is due after so many versions of `sync_records`, whatever the time: each may add a file to every partition of
+/// today, and the views of a lake take twice their time when it has some 250 small files (docs/benchmarks.md).
+const VERSIONS: u64 = 64;
+/// Workers look this often whether a round is due by the time, or ten times in its interval.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Workers look this often how many versions they made, which costs no request.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// Time for a step to end after the ingest.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,11 +59,13 @@ pub(crate) struct Beside {
     runtime: tokio::runtime::Runtime,
     work: Vec<JoinHandle<()>>,
     stop: CancellationToken,
+    /// The care after an ingest that ended by itself.
+    last: Option<Caring>,
 }
 
 impl Beside {
     /// Starts it.
-    pub(crate) fn start(place: Location, aws: AwsSettings, plan: &Plan) -> Result<Self> {
+    pub(crate) fn start(place: Location, aws: AwsSettings, plan: &Plan, counters: Arc<Counters>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("beside")
@@ -68,40 +77,40 @@ impl Beside {
         if let Some(every) = plan.refresh_every {
             let (place, aws, stop) = (place.clone(), aws.clone(), stop.clone());
             work.push(runtime.spawn(async move {
-                while is_over(every, &stop).await {
+                while pauses(every, &stop).await {
                     refresh_once(&place, &aws, &stop).await;
                 }
             }));
         }
+        let mut last = None;
         if plan.care != Care::Off {
-            let (care, every, stop) = (plan.care, plan.care_every, stop.clone());
-            let mut caring = Caring { place, aws, care, every, stop, opened: None };
-            work.push(runtime.spawn(async move {
-                while is_over(LOOK_EVERY.min(every / 10), &caring.stop).await {
-                    if let Err(error) = caring.look().await {
-                        caring.opened = None;
-                        let error = format!("{error:#}");
-                        tracing::warn!(error, "cannot care for the lake; the next round tries again");
-                    }
-                }
-            }));
+            let caring = |stop| Caring { place: place.clone(), aws: aws.clone(), care: plan.care, stop, opened: None };
+            work.push(runtime.spawn(caring(stop.clone()).while_it_runs(plan.care_every, counters)));
+            last = Some(caring(CancellationToken::new()));
         }
-        Ok(Self { runtime, work, stop })
+        Ok(Self { runtime, work, stop, last })
     }
 
     /// Ends it. What does not end soon is dropped: it changes nothing, or leaves a file that a later round deletes.
-    pub(crate) async fn finish(self) {
+    ///
+    /// If the ingest `is_done`, a round of care follows that is due by its versions, until `stop`: nothing else would care
+    /// for a lake that is fed by short runs.
+    pub(crate) async fn finish(self, is_done: bool, stop: &CancellationToken) {
         self.stop.cancel();
         let ended = tokio::time::timeout(END_TIMEOUT, futures::future::join_all(self.work)).await;
         if ended.is_err() {
             tracing::info!("left the care for the lake to the next round");
+        } else if let Some(mut last) = self.last.filter(|_| is_done && !stop.is_cancelled()) {
+            last.stop = stop.clone();
+            // The task fails only by a panic, which has already been reported.
+            let _ = self.runtime.spawn(async move { last.look(None).await }).await;
         }
         self.runtime.shutdown_background();
     }
 }
 
-/// Waits. Returns `false` if an end is wanted.
-async fn is_over(pause: Duration, stop: &CancellationToken) -> bool {
+/// Pauses. Returns `false` if an end is wanted.
+async fn pauses(pause: Duration, stop: &CancellationToken) -> bool {
     tokio::select! {
         () = tokio::time::sleep(pause) => true,
         () = stop.cancelled() => false,
@@ -135,28 +144,55 @@ struct Caring {
     place: Location,
     aws: AwsSettings,
     care: Care,
-    every: Duration,
     stop: CancellationToken,
     /// The lake and its ledger, which is only read forward.
     opened: Option<(Store, Ledger)>,
 }
 
 impl Caring {
-    /// Makes a round of care if the last one of all workers began long enough ago.
-    async fn look(&mut self) -> Result<()> {
+    /// Makes the rounds that are due while an ingest runs.
+    ///
+    /// The ledger is read when a round may be due: by the time, or by the version that this ingest reached.
+    async fn while_it_runs(mut self, every: Duration, counters: Arc<Counters>) {
+        let look_every = LOOK_EVERY.min(every / 10);
+        let (mut looked, mut turn_version) = (Instant::now(), counters.numbers().version);
+        while pauses(look_every.min(COUNT_EVERY), &self.stop).await {
+            let is_due = counters.numbers().version >= turn_version.saturating_add(VERSIONS);
+            if is_due || looked.elapsed() >= look_every {
+                turn_version = self.look(Some(every)).await.unwrap_or(turn_version);
+                looked = Instant::now();
+            }
+        }
+    }
+
+    /// Makes a round of care if one is due. Returns the version from which the next one counts.
+    async fn look(&mut self, every: Option<Duration>) -> Option<u64> {
+        let error = match self.round_if_due(every).await {
+            Ok(turn_version) => return turn_version,
+            Err(error) => format!("{error:#}"),
+        };
+        self.opened = None;
+        tracing::warn!(error, "cannot care for the lake; the next round tries again");
+        None
+    }
+
+    async fn round_if_due(&mut self, every: Option<Duration>) -> Result<Option<u64>> {
         if self.opened.is_none() {
             let lake = Store::open(&self.place, &self.aws).await?;
             if !Table::SyncRecords.exists(&lake).await? {
-                return Ok(());
+                return Ok(None);
             }
             let ledger = Ledger::open(&lake, Table::SyncRecords).await?;
             self.opened = Some((lake, ledger));
         }
-        let Some((lake, ledger)) = &mut self.opened else { return Ok(()) };
-        match ledger.take_turn(TURN, Utc::now().timestamp_millis(), self.every).await? {
-            true => round(lake, self.care, &self.stop).await,
-            false => Ok(()),
+        let Some((lake, ledger)) = &mut self.opened else { return Ok(None) };
+        let turns = Turns { every, versions: VERSIONS };
+        if ledger.take_turn(TURN, Utc::now().timestamp_millis(), turns).await? {
+            let done = round(lake, self.care, &self.stop).await;
+            ledger.end_turn(TURN).await?;
+            done?;
         }
+        Ok(ledger.turn_version(TURN))
     }
 }
 
@@ -172,6 +208,7 @@ async fn round(lake: &Store, care: Care, stop: &CancellationToken) -> Result<()>
         },
         vacuum: is_full.then(VacuumOptions::default),
     };
+    tracing::info!("caring for the lake");
     let mut report = CareReport::default();
     let done = round.run(lake, stop, &mut report, |_| ()).await;
     let merged = report.compact.as_ref().map_or(0, |compact| compact.files_removed);

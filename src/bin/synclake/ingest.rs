@@ -59,7 +59,7 @@ impl Plan {
         })?;
         let refresh_every =
             parsed_if_set("refresh-every", args.refresh_every.take(), &file.refresh_every, config::parse_duration)?;
-        let care = parsed("care", args.care.take(), &file.care, "off", |text| {
+        let care = parsed("care", args.care.take(), &file.care, "full", |text| {
             Care::from_str(text, false).map_err(|_| format!("{text:?} is none of off, light and full"))
         })?;
         let care_every = parsed("care-every", args.care_every.take(), &file.care_every, "1h", config::parse_duration)?;
@@ -112,17 +112,17 @@ impl Plan {
             }
         };
         let is_wanted = beside.refresh_every.is_some() || beside.care != Care::Off;
-        let beside = is_wanted.then(|| Beside::start(place, aws, &beside)).transpose()?;
+        let beside = is_wanted.then(|| Beside::start(place, aws, &beside, counters.clone())).transpose()?;
         let done = tokio::select! {
-            done = ingest::run(source, lake, options, counters, stop) => done.map_err(anyhow::Error::from),
+            done = ingest::run(source, lake, options, counters, stop.clone()) => done.map_err(anyhow::Error::from),
             // An address that cannot be listened on fails here at once, before anything was read.
             failed = served => failed.and_then(|()| anyhow::bail!("the metrics server ended")),
         };
-        if let Some(beside) = beside {
-            beside.finish().await;
-        }
         drawn.abort();
         bar.finish_and_clear();
+        if let Some(beside) = beside {
+            beside.finish(done.is_ok(), &stop).await;
+        }
         done
     }
 }

@@ -41,11 +41,12 @@ pub(crate) struct IngestArgs {
     /// Also refresh the maintained state at this interval, in the background; see `synclake refresh`.
     #[arg(long, env = "SYNCLAKE_REFRESH_EVERY", value_name = "DURATION")]
     pub refresh_every: Option<String>,
-    /// Also care for the lake in the background, one worker of a fleet at a time: light merges small files; full also
-    /// refreshes the state and deletes old files; see `synclake care` [default: off].
+    /// Care for the lake in the background, one worker of a fleet at a time: light merges small files; full also
+    /// refreshes the state and deletes old files; see `synclake care` [default: full].
     #[arg(long, env = "SYNCLAKE_CARE", value_name = "off|light|full")]
     pub care: Option<String>,
-    /// Time from one round of care to the next [default: 1h].
+    /// Longest time from one round of care to the next of a running ingest; one also comes after 64 versions of the log
+    /// [default: 1h].
     #[arg(long, env = "SYNCLAKE_CARE_EVERY", value_name = "DURATION")]
     pub care_every: Option<String>,
     /// Share the stream's shards with other workers: dynamodb:<table>, created if missing.
