@@ -29,16 +29,18 @@ use crate::query::state::{Resolved, is_damage};
 use crate::query::{Limits, QueryError, reading, session, views};
 use crate::schema::Table;
 
+mod base;
 pub mod consumer;
 mod corrections;
 mod files;
 mod plan;
 
+pub(crate) use base::NewestExtract;
 pub use files::ManifestEntry;
 use files::Writer;
 pub use plan::ShardWatermark;
-pub(crate) use plan::recorded;
 use plan::{Plan, covers_id, extracted_id, stale_id};
+pub(crate) use plan::{forgotten_ids, recorded};
 
 /// The reason why an extract failed. The table and an earlier manifest are unchanged.
 #[derive(Debug, thiserror::Error)]
@@ -132,8 +134,9 @@ pub async fn run(
         if correct && !plan.stale.is_empty() {
             // Later stale days are extracted after this day.
             for stale in plan.stale.iter().copied().filter(|stale| *stale < date) {
-                day(lake, Plan::new(lake, stale).await?, out, limits).await?;
-                corrected.push(stale);
+                if correct_day(lake, stale, out, limits).await? {
+                    corrected.push(stale);
+                }
             }
             plan = Plan::new(lake, date).await?;
         }
@@ -141,11 +144,12 @@ pub async fn run(
         if correct && date == to {
             // Later stale days, oldest first, so that each day builds on an extract that holds all rows.
             let later: Vec<NaiveDate> = report.stale.iter().copied().filter(|stale| *stale > date).collect();
-            for stale in &later {
-                day(lake, Plan::new(lake, *stale).await?, out, limits).await?;
+            for stale in later {
+                if correct_day(lake, stale, out, limits).await? {
+                    corrected.push(stale);
+                }
             }
-            report.stale.retain(|stale| *stale <= date);
-            corrected.extend(later);
+            report.stale.retain(|stale| *stale <= date || !corrected.contains(stale));
         }
         report.corrected = corrected;
         done(&report);
@@ -158,6 +162,23 @@ pub async fn run(
         Err(error) => tracing::warn!("left files of daily_state that no commit lists: {error}"),
     }
     Ok(reports)
+}
+
+/// Extracts a stale day again. Returns `false` if it needs rows that have left: then it stays as it is, and stale.
+async fn correct_day(
+    lake: &Store,
+    date: NaiveDate,
+    out: Option<(&Store, Format)>,
+    limits: &Limits,
+) -> Result<bool, ExtractError> {
+    match Plan::new(lake, date).await {
+        Ok(plan) => day(lake, plan, out, limits).await.map(|_| true),
+        Err(error @ LakeError::Expired(_)) => {
+            tracing::warn!(%date, %error, "this day cannot be corrected any more");
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 const COLUMNS: &str = "pool, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count, last_modified_date, \
@@ -259,7 +280,13 @@ async fn tables(plan: &Plan, limits: &Limits) -> Result<SessionContext, ExtractE
     let tail = reading::files_of(&plan.records, &state, &tail).await.map_err(QueryError::from)?;
     let base = reading::files_of(&plan.daily, &state, &plan.base_files).await.map_err(QueryError::from)?;
     let base = match base {
-        Some(base) => Some(as_state(&context, base)?),
+        Some(base) => {
+            let base = as_state(&context, base)?;
+            Some(match &plan.only {
+                Some(left) => reading::filtered(base, reading::before(left)).map_err(QueryError::from)?,
+                None => base,
+            })
+        }
         None => None,
     };
     let name = |e: DataFusionError| ExtractError::Query(e.into());

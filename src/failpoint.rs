@@ -42,6 +42,8 @@ pub const NAMES: &[&str] = &[
     "compact/written",
     "compact/before",
     "compact/after",
+    "expire/before",
+    "expire/after",
     "vacuum/batch",
     "manifest/written",
     "manifest/record",

@@ -16,6 +16,7 @@ pub(crate) mod bulk;
 pub(crate) mod commit;
 mod conditional;
 pub(crate) mod data_file;
+pub(crate) mod expired;
 pub(crate) mod fault;
 pub mod files;
 pub mod ledger;
@@ -120,6 +121,9 @@ pub enum LakeError {
     /// An option or a stored value is not usable.
     #[error("{0}")]
     Invalid(String),
+    /// An answer would need rows that left by retention.
+    #[error("{0}")]
+    Expired(String),
     /// Other writers won every race for a version for too long.
     #[error("commit to {table}: gave up after {seconds} s; nothing was lost, run the same command again")]
     Contended {

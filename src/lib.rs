@@ -19,6 +19,7 @@
 //! | [`query`] | views over one lake snapshot | write; import `source`; list folders |
 //! | [`extract`] | daily extracts, and deliveries to consumers | |
 //! | [`compact`] | merges small files, and their rows stay the same | change a row |
+//! | [`retain`] | lets old rows leave, and never their state | delete a file |
 //! | [`status`] | what an operator wants to know of a lake | open a data file |
 //! | [`ddl`] | tables and views for other engines | read a lake |
 //! | [`simulate`] | a stream from a seed, and its true end state | use any of the above |
@@ -47,6 +48,7 @@ pub mod query;
 pub(crate) mod record;
 pub mod redact;
 pub mod redrive;
+pub mod retain;
 pub mod schema;
 pub mod shell;
 pub mod simulate;

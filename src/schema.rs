@@ -7,14 +7,19 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
-/// The format of the tables that this version writes. A table states its format by the property [`FORMAT_PROPERTY`]; a
-/// table without it has format 1. A version of synclake reads and writes tables of its own format and of earlier ones.
+/// The format of new tables. A table states its format by the property [`FORMAT_PROPERTY`]; a
+/// table without it has format 1. A version of synclake reads and writes tables up to [`FORMAT_MAX`].
 ///
 /// | format | what came with it |
 /// |---|---|
 /// | 1 | |
 /// | 2 | `source` of `sync_records` |
+/// | 3 | rows left `sync_records` by retention: a program that does not know it would compute the state without them |
 pub const FORMAT: u64 = 2;
+/// The format of a table from which rows left by retention.
+pub(crate) const FORMAT_EXPIRED: u64 = 3;
+/// The newest format that this version reads and writes.
+pub const FORMAT_MAX: u64 = FORMAT_EXPIRED;
 /// The table property that states the format.
 pub const FORMAT_PROPERTY: &str = "synclake.format";
 /// Columns that came after format 1. The first writer that knows such a column adds it to a table that lacks it; until

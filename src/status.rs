@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 
 use crate::lake::log::{self, Transactions};
 use crate::lake::{LakeError, Store, snapshot};
+use crate::retain::{self, PolicyReport, TablePolicy};
 use crate::schema::Table;
 
 mod advice;
@@ -92,8 +93,20 @@ pub struct StatusReport {
     pub extracts: Option<ExtractStatus>,
     /// The consumers of deliveries.
     pub consumers: Vec<ConsumerStatus>,
+    /// How long rows stay, and what has left.
+    pub retention: RetentionStatus,
     /// What to do next; empty if there is nothing to do.
     pub next: Vec<Advice>,
+}
+
+/// How long rows stay, and what has left.
+#[derive(Debug, Default, Serialize, PartialEq)]
+pub struct RetentionStatus {
+    /// The policy, and from which date on each pool has all its rows.
+    #[serde(flatten)]
+    pub policy: PolicyReport,
+    /// Why the policy cannot be used, so that nothing leaves; null if it can.
+    pub problem: Option<String>,
 }
 
 /// The status of a table.
@@ -183,7 +196,13 @@ impl Read {
 /// There is no lake, or a log of it cannot be read.
 pub async fn run(lake: &Store, options: &StatusOptions) -> Result<StatusReport, LakeError> {
     let now = options.now;
-    let state = Read::load(Table::State, lake).await?;
+    let state = match Read::load(Table::State, lake).await {
+        // Nobody may be told to delete a state that holds rows which have left.
+        Err(error @ LakeError::Derived { .. }) => {
+            return Err(crate::query::reading::undamaged(&Table::SyncRecords.store(lake), error).await?);
+        }
+        read => read?,
+    };
     let daily = Read::load(Table::DailyState, lake).await?;
     let quarantine = Read::load(Table::Quarantine, lake).await?;
     let gaps = Read::load(Table::Gaps, lake).await?;
@@ -205,6 +224,7 @@ pub async fn run(lake: &Store, options: &StatusOptions) -> Result<StatusReport, 
         state: derived::state(state.as_ref(), &history, now).await?,
         extracts: derived::extracts(daily.as_ref(), &records, &history, now).await?,
         consumers: derived::consumers(daily.as_ref(), &history, options).await?,
+        retention: retention(&records, daily.as_ref()),
         next: Vec::new(),
     };
     let others =
@@ -214,6 +234,17 @@ pub async fn run(lake: &Store, options: &StatusOptions) -> Result<StatusReport, 
     }
     report.next = advice::advice(&report);
     Ok(report)
+}
+
+/// Returns the policy. One that cannot be used is shown with the reason.
+fn retention(records: &Read, daily: Option<&Read>) -> RetentionStatus {
+    let of_records = TablePolicy::read(Table::SyncRecords, &records.known);
+    let of_extracts =
+        daily.map_or_else(|| Ok(TablePolicy::default()), |daily| TablePolicy::read(Table::DailyState, &daily.known));
+    let problem = of_records.as_ref().err().or(of_extracts.as_ref().err()).map(ToString::to_string);
+    let (sync_records, daily_state) = (of_records.unwrap_or_default(), of_extracts.unwrap_or_default());
+    let complete_from = retain::complete_from(&records.known);
+    RetentionStatus { policy: PolicyReport { sync_records, daily_state, complete_from }, problem }
 }
 
 async fn attention(

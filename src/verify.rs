@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::cpu;
 use crate::ids::{SequenceNumber, ShardKey};
+use crate::lake::expired::Expired;
 use crate::lake::files::{SHA256, open, sha256_of};
 use crate::lake::ledger::{ShardState, decode_state};
 use crate::lake::log::{self, Transactions};
@@ -102,6 +103,9 @@ pub async fn run(lake: &Store, deep: bool) -> Result<VerifyReport, LakeError> {
             if matches!(table, Table::Quarantine | Table::Gaps) && records.version() > Some(0) {
                 report.faults.push(format!("the table {} is missing; restore it from a backup", table.name()));
             }
+            if table == Table::State {
+                check_expired(lake, &store, &mut report.faults).await?;
+            }
             continue;
         };
         let log_store = loaded.log_store();
@@ -135,6 +139,9 @@ pub async fn run(lake: &Store, deep: bool) -> Result<VerifyReport, LakeError> {
                 false => {}
             }
         }
+        if table == Table::State {
+            check_expired(lake, &store, &mut report.faults).await?;
+        }
         if let Some(records) = report.tables.get(Table::SyncRecords.name()) {
             check_covers(&store, table, records.version, &mut report.faults).await?;
         }
@@ -166,6 +173,21 @@ async fn check_covers(store: &Store, table: Table, newest: u64, faults: &mut Vec
         .collect();
     found.sort();
     faults.extend(found);
+    Ok(())
+}
+
+/// Reports a state that is older than rows which left by retention: it lacks them, and they are nowhere else.
+async fn check_expired(lake: &Store, state: &Store, faults: &mut Vec<String>) -> Result<(), LakeError> {
+    let expired = Expired::read(&Table::SyncRecords.store(lake)).await?;
+    let known = log::read_transactions(state).await?.unwrap_or_default();
+    let covers = known.ids.get(COVERS).and_then(|version| u64::try_from(*version).ok());
+    if !expired.is_empty() && covers.is_none_or(|covers| covers < expired.covers) {
+        let (needed, has) = (expired.covers, covers.map_or_else(|| "none".to_owned(), |covers| covers.to_string()));
+        faults.push(format!(
+            "state: rows that it must hold have left sync_records by retention: it must cover version {needed}, and \
+             covers {has}; restore a newer copy of the table"
+        ));
+    }
     Ok(())
 }
 

@@ -7,7 +7,8 @@
 //! ```
 //! **Invariant: base and tail together hold every row up to the end of day D that the newest version holds, and no
 //! other.** A file holds rows of one day only, so whole files are chosen, by the log alone. An extract is no base if
-//! another writer removed or changed rows that it was computed from, or rows of the extract itself.
+//! another writer removed or changed rows that it was computed from, or rows of the extract itself. Rows that left by
+//! retention are in the base, or there is no answer. They alone are taken from an extract that is no base otherwise.
 //!
 //! The statistics of an extract's file tell which kinds of rows it may hold; the rows themselves decide. A compaction
 //! of the table renames files and mixes the kinds.
@@ -20,13 +21,16 @@ use serde::Serialize;
 
 use crate::failpoint;
 use crate::ids::ShardKey;
+use crate::lake::expired::Expired;
 use crate::lake::ledger::decode_state;
 use crate::lake::log::{self, Transactions};
-use crate::lake::since::{self, Partition, RemovedFile, TableChanges, changes_between};
+use crate::lake::since::{Partition, RemovedFile, TableChanges, changes_between};
 use crate::lake::snapshot::{self, ActiveFile};
 use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 use crate::source::files;
+
+use super::base::{AsWritten, check, use_of};
 
 /// Returns the transaction id, in the log of `daily_state`, of the version of `sync_records` that a day's extract
 /// covers.
@@ -43,6 +47,11 @@ pub(super) fn extracted_id(date: NaiveDate) -> String {
 /// than `sync_records`.
 pub(super) fn stale_id(date: NaiveDate) -> String {
     format!("stale/{date}")
+}
+
+/// Returns the transaction ids of an extract that left `daily_state`: their value is no version, so nobody builds on it.
+pub(crate) fn forgotten_ids(date: NaiveDate) -> [(String, i64); 3] {
+    [covers_id(date), extracted_id(date), stale_id(date)].map(|id| (id, -1))
 }
 
 /// The extracts that the log of `daily_state` records, by day.
@@ -100,6 +109,9 @@ pub(super) struct Plan {
     pub daily: DeltaTable,
     /// The day of the extract that this one builds on.
     pub base: Option<NaiveDate>,
+    /// What has left `sync_records`, if the base serves only for that: then its other rows do not count, and the tail has
+    /// all files of days up to this one.
+    pub only: Option<Expired>,
     /// The files of the base that may hold its state.
     pub base_files: BTreeSet<String>,
     /// The rows and the bytes of each of those files.
@@ -214,25 +226,20 @@ impl Plan {
             None => None,
         };
         let late = after_base.as_ref().map(|(day, _, changes)| late(changes, *day)).unwrap_or_default();
+        let left = Expired::of(&tables.read);
         // Without a base, or if the log does not reach back to it, a day is computed from all rows.
-        let base = after_base.as_ref().filter(|(day, covers, changes)| {
-            let unusable = if removes_rows(changes, *covers, *day) {
-                "another writer removed or changed rows that this extract holds; it is not used as a base"
-            } else if !as_written.is(*day) {
-                "another writer changed this extract in daily_state; it is not used as a base"
-            } else {
-                return true;
-            };
-            tracing::warn!(%day, "{unusable}");
-            false
-        });
-        let added = base.map(|(.., changes)| changes.files()).unwrap_or_default();
+        let (base, only) = match &after_base {
+            Some(after_base) => use_of(after_base, &as_written, &left),
+            None => (None, None),
+        };
+        check(&left, date, base)?;
+        let added = base.filter(|_| only.is_none()).map(|(.., changes)| changes.files()).unwrap_or_default();
         let base = base.map(|(day, ..)| *day);
         let base_files = base.map(|day| of_day(&tables.extracts, day, &["state", "removed"])).unwrap_or_default();
         let of_base = tables.extracts.iter().filter(|file| base_files.contains(&file.path));
         let base_sizes = of_base.map(ActiveFile::rows_and_bytes).collect();
         let is_new = |file: &ActiveFile| match (day_of(file, "event_date"), base) {
-            (Some(day), Some(base)) if day <= base => added.contains_key(&file.path),
+            (Some(day), Some(base)) if day <= base && only.is_none() => added.contains_key(&file.path),
             (Some(day), _) => day <= date,
             (None, _) => true,
         };
@@ -240,8 +247,21 @@ impl Plan {
         let shards = watermarks(&tables.read, date);
         let Tables { store, records, daily, files, .. } = tables;
         let (stale_of, stale) = (after_base.map(|(.., changes)| changes), Vec::new());
-        let mut plan =
-            Self { date, records, version, daily, base, base_files, base_sizes, replaced, tail, late, stale, shards };
+        let mut plan = Self {
+            date,
+            records,
+            version,
+            daily,
+            base,
+            only,
+            base_files,
+            base_sizes,
+            replaced,
+            tail,
+            late,
+            stale,
+            shards,
+        };
         plan.stale = self::stale(&store, &plan, stale_of.as_ref(), (&extracted, &recorded_stale), &files).await?;
         Ok(plan)
     }
@@ -250,35 +270,6 @@ impl Plan {
     pub(super) fn of_the_day(&self) -> BTreeSet<String> {
         let of_day = self.tail.iter().filter(|file| day_of(file, "event_date") == Some(self.date));
         of_day.map(|file| file.path.clone()).collect()
-    }
-}
-
-/// Knowledge about which extracts still hold the rows that they were written with.
-struct AsWritten {
-    by_day: BTreeMap<NaiveDate, u64>,
-    /// The version that last wrote or changed rows of each day; `None` if the log does not tell.
-    touched: Option<BTreeMap<Option<String>, u64>>,
-}
-
-impl AsWritten {
-    async fn read(
-        daily: &Store,
-        known: &Transactions,
-        days: impl IntoIterator<Item = NaiveDate>,
-    ) -> Result<Self, LakeError> {
-        let mut by_day = self::days(known, "extracted/");
-        let days: BTreeSet<NaiveDate> = days.into_iter().collect();
-        by_day.retain(|day, _| days.contains(day));
-        let touched = match by_day.values().min() {
-            Some(from) => since::touched(daily, (*from, known.version), "extract_date").await?,
-            None => None,
-        };
-        Ok(Self { by_day, touched })
-    }
-
-    fn is(&self, day: NaiveDate) -> bool {
-        let (Some(written), Some(touched)) = (self.by_day.get(&day), &self.touched) else { return false };
-        [Some(day.to_string()), None].iter().all(|of| touched.get(of).is_none_or(|version| version <= written))
     }
 }
 
@@ -300,18 +291,18 @@ fn day_of(file: &ActiveFile, column: &str) -> Option<NaiveDate> {
     day_in(&file.partition, column)
 }
 
-fn day_in(partition: &Partition, column: &str) -> Option<NaiveDate> {
+pub(super) fn day_in(partition: &Partition, column: &str) -> Option<NaiveDate> {
     partition.get(column)?.as_ref()?.parse().ok()
 }
 
 /// Returns whether rows of days up to `day`, which `version` had, were removed or changed since.
-fn removes_rows(changes: &TableChanges, version: u64, day: NaiveDate) -> bool {
+pub(super) fn removes_rows(changes: &TableChanges, version: u64, day: NaiveDate) -> bool {
     let day_of = |file: &RemovedFile| day_in(file.partition.as_ref()?, "event_date");
     changes.removed_with_rows_of(version).any(|file| day_of(file).is_none_or(|of| of <= day))
 }
 
 /// Returns the transaction ids of days, `<prefix><day>`, and the versions that they hold.
-fn days(known: &Transactions, prefix: &str) -> BTreeMap<NaiveDate, u64> {
+pub(super) fn days(known: &Transactions, prefix: &str) -> BTreeMap<NaiveDate, u64> {
     let day = |id: &str| id.strip_prefix(prefix)?.parse::<NaiveDate>().ok();
     known.ids.iter().filter_map(|(id, version)| Some((day(id)?, u64::try_from(*version).ok()?))).collect()
 }

@@ -12,6 +12,8 @@
 //! - **Every reader sees it.** Log clean-up deletes commits below the checkpoint at which all readers begin. A writer
 //!   that was idle for that long could put a version there. That is detected, undone and retried at the newest version.
 
+use std::collections::HashMap;
+
 use deltalake::kernel::{Action, Add, DataType as DeltaType, Metadata, Remove, StructField, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use object_store::Error;
@@ -50,6 +52,10 @@ pub(crate) enum Operation {
     Overwrite(Option<String>),
     /// Moves rows into files of about this many bytes.
     Compact(u64),
+    /// Removes the rows that a predicate selects.
+    Delete(String),
+    /// Sets table properties.
+    SetProperties(HashMap<String, String>),
     /// Adds columns, whose values are null in all rows so far.
     AddColumns(Vec<StructField>),
 }
@@ -60,6 +66,8 @@ impl Operation {
             Self::Append => (SaveMode::Append, None),
             Self::Overwrite(predicate) => (SaveMode::Overwrite, predicate),
             Self::AddColumns(fields) => return DeltaOperation::AddColumn { fields },
+            Self::Delete(predicate) => return DeltaOperation::Delete { predicate: Some(predicate) },
+            Self::SetProperties(properties) => return DeltaOperation::SetTableProperties { properties },
             Self::Compact(target_bytes) => {
                 // The protocol stores the size as an i64; the size is for people only.
                 let target_size = i64::try_from(target_bytes).unwrap_or(i64::MAX);

@@ -127,7 +127,7 @@ impl Proposal for Exactly {
 }
 
 /// Commits a proposal on top of the newest version of the log. Returns the new version.
-async fn propose(lake: &Store, table: Table, proposal: &impl Proposal) -> Result<Option<u64>, LakeError> {
+pub(crate) async fn propose(lake: &Store, table: Table, proposal: &impl Proposal) -> Result<Option<u64>, LakeError> {
     let store = table.store(lake);
     let known = log::read_transactions(&store).await?;
     let mut known = known.ok_or_else(|| LakeError::NoLake(store.to_string()))?;

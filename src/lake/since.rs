@@ -3,6 +3,7 @@
 //! | commit | rows of the added files | rows of the removed files |
 //! |---|---|---|
 //! | of synclake: `ingest/…` or `redrive/…` among its transaction ids | are new | it removes no file |
+//! | that lets files leave by retention (`expired`) | it adds no file | are gone, and stand in the state |
 //! | of another writer, without removed or restored files | are new | |
 //! | without data change (OPTIMIZE, Z-ORDER, PURGE) | are the rows of the removed files | are now in other files |
 //! | other (DELETE, UPDATE, MERGE, RESTORE, overwrite, deletion vector) | may be older rows | are removed or changed |
@@ -13,6 +14,7 @@ use deltalake::kernel::{Action, Add};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
+use super::expired::is_expiry;
 use super::{LakeError, Store, log, paths};
 
 /// Commits that are read concurrently.
@@ -68,6 +70,9 @@ pub(crate) struct TableChanges {
     pub rewritten: BTreeMap<String, u64>,
     /// Files that were removed because rows were removed or changed.
     pub removed: Vec<RemovedFile>,
+    /// Files that left by retention, although the first version lacks rows of them. None of what covers the first version
+    /// can hold these rows.
+    pub expired_new: Vec<RemovedFile>,
     /// Whether new rows were removed or changed before the last version.
     pub is_new_changed: bool,
     /// Commits that removed or changed rows.
@@ -90,8 +95,29 @@ impl TableChanges {
             .filter(move |file| file.version > version && file.added.is_none_or(|added| added <= version))
     }
 
+    /// Applies an expiry. Whoever holds the rows of the first version has lost nothing, unless they were newer.
+    fn expire(&mut self, version: u64, actions: &[Action]) {
+        for action in actions {
+            let Action::Remove(remove) = action else { continue };
+            let added = match self.new.get_mut(&remove.path).filter(|file| file.removed_at.is_none()) {
+                Some(file) => {
+                    file.removed_at = Some(version);
+                    Some(file.version)
+                }
+                None => self.rewritten.remove(&remove.path),
+            };
+            if added.is_some() {
+                self.expired_new.push(RemovedFile { version, added, partition: remove.partition_values.clone() });
+            }
+        }
+    }
+
     fn apply(&mut self, version: u64, actions: Vec<Action>) {
         let kind = Kind::of(&actions);
+        if kind == Kind::Expiry {
+            self.expire(version, &actions);
+            return;
+        }
         // The newest version whose rows are in the files that this commit removes, if they held new rows.
         let mut inherited: Option<u64> = None;
         for action in &actions {
@@ -124,7 +150,7 @@ impl TableChanges {
                 }
                 (Kind::Change, _) => drop(self.rewritten.insert(add.path, version)),
                 (Kind::Same, Some(newest)) => drop(self.rewritten.insert(add.path, newest)),
-                (Kind::New | Kind::Same, _) => {}
+                (Kind::New | Kind::Same | Kind::Expiry, _) => {}
             }
         }
     }
@@ -139,10 +165,15 @@ enum Kind {
     Same,
     /// Removes or changes rows.
     Change,
+    /// Lets rows leave that the state, the extracts and the consumers hold.
+    Expiry,
 }
 
 impl Kind {
     fn of(actions: &[Action]) -> Self {
+        if is_expiry(actions) {
+            return Self::Expiry;
+        }
         let (mut changes, mut is_rewrite) = (false, false);
         for action in actions {
             match action {
@@ -180,13 +211,14 @@ pub(crate) fn new_rows(actions: &[Action]) -> (u64, u64) {
     })
 }
 
-/// Returns whether a commit adds, removes or changes rows.
+/// Returns whether a commit adds, removes or changes rows, other than by retention.
 pub(crate) fn changes_rows(actions: &[Action]) -> bool {
-    actions.iter().any(|action| match action {
-        Action::Add(add) => add.data_change,
-        Action::Remove(remove) => remove.data_change,
-        _ => false,
-    })
+    !is_expiry(actions)
+        && actions.iter().any(|action| match action {
+            Action::Add(add) => add.data_change,
+            Action::Remove(remove) => remove.data_change,
+            _ => false,
+        })
 }
 
 /// Returns whether ingest or a redrive gave the file its name.
@@ -236,7 +268,16 @@ async fn for_each_commit(
     Ok(true)
 }
 
-/// Returns, for each value of a partition column, the last version that added, removed or changed rows of it. Only the
+/// The last versions that touched the rows of a partition value.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Touched {
+    /// The last version that added, removed or changed rows.
+    pub last: u64,
+    /// The last version that did so by another operation than DELETE.
+    pub last_other: u64,
+}
+
+/// Returns, for each value of a partition column, the last versions that added, removed or changed rows of it. Only the
 /// commits after the first version of `range`, up to the second one, are read. If the log does not state the value, the version is stored under `None` and
 /// counts for every value.
 ///
@@ -248,16 +289,22 @@ pub(crate) async fn touched(
     table: &Store,
     range: (u64, u64),
     column: &str,
-) -> Result<Option<BTreeMap<Option<String>, u64>>, LakeError> {
-    let mut touched = BTreeMap::new();
+) -> Result<Option<BTreeMap<Option<String>, Touched>>, LakeError> {
+    let mut touched: BTreeMap<Option<String>, Touched> = BTreeMap::new();
     let note = |version, actions: Vec<Action>| {
+        let is_deletion = operation_of(&actions) == "DELETE";
         for action in &actions {
             let partition = match action {
                 Action::Add(add) if add.data_change => Some(&add.partition_values),
                 Action::Remove(remove) if remove.data_change => remove.partition_values.as_ref(),
                 _ => continue,
             };
-            touched.insert(partition.and_then(|partition| partition.get(column).cloned()).flatten(), version);
+            let value = partition.and_then(|partition| partition.get(column).cloned()).flatten();
+            let of_value = touched.entry(value).or_default();
+            of_value.last = version;
+            if !is_deletion {
+                of_value.last_other = version;
+            }
         }
     };
     let is_whole = for_each_commit(table, range, note).await?;

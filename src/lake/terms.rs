@@ -24,7 +24,7 @@ use arrow::datatypes::DataType;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::schema::{FORMAT, FORMAT_PROPERTY, Table};
+use crate::schema::{FORMAT, FORMAT_EXPIRED, FORMAT_MAX, FORMAT_PROPERTY, Table};
 
 /// The newest supported versions of the protocol.
 const READER_VERSION: i64 = 3;
@@ -157,10 +157,42 @@ impl TableRequirements {
         action["schemaString"] = schema.to_string().into();
         let properties = metadata.configuration.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
         let mut properties: BTreeMap<&str, &str> = properties.map(|(name, value)| (&**name, &**value)).collect();
-        let format = FORMAT.to_string();
+        let format = self.format().max(FORMAT).to_string();
         properties.insert(FORMAT_PROPERTY, &format);
         action["configuration"] = json!(properties);
         Ok(Some((action, lacking.iter().map(|field| field.name().clone()).collect())))
+    }
+
+    /// Returns the format that the table states.
+    fn format(&self) -> u64 {
+        let stated = self.metadata.as_ref().and_then(|metadata| metadata.get(FORMAT_PROPERTY)?.parse().ok());
+        stated.unwrap_or(1)
+    }
+
+    /// Returns the metadata that states the format of a table from which rows left by retention; `None` if it does.
+    pub(crate) fn with_expired_rows(&self) -> Option<Value> {
+        let format = FORMAT_EXPIRED.to_string();
+        if self.format() < FORMAT_EXPIRED { self.with_property(FORMAT_PROPERTY, Some(&format)) } else { None }
+    }
+
+    /// Returns the table properties.
+    pub(crate) fn properties(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.metadata.iter().flat_map(|metadata| &metadata.configuration);
+        all.filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)))
+    }
+
+    /// Returns the metadata in which one property has another value, or is absent. Everything else stays as it is.
+    /// Returns `None` if the property is like that already, or the metadata is unknown.
+    pub(crate) fn with_property(&self, name: &str, value: Option<&str>) -> Option<Value> {
+        let metadata = self.metadata.as_ref().filter(|metadata| metadata.get(name) != value)?;
+        let mut action = metadata.action.clone();
+        let mut properties = action["configuration"].as_object().cloned().unwrap_or_default();
+        match value {
+            Some(value) => drop(properties.insert(name.to_owned(), value.into())),
+            None => drop(properties.remove(name)),
+        }
+        action["configuration"] = properties.into();
+        Some(action)
     }
 
     /// Returns why a commit cannot be made, or `None` if it can. `takes_out` says whether the commit removes rows.
@@ -183,10 +215,10 @@ impl TableRequirements {
 /// Returns why a table whose property [`FORMAT_PROPERTY`] has this value cannot be used, or `None` if it can.
 pub(crate) fn newer_format(format: Option<&str>) -> Option<String> {
     let format = format?;
-    let is_known = format.parse::<u64>().is_ok_and(|format| format <= FORMAT);
+    let is_known = format.parse::<u64>().is_ok_and(|format| format <= FORMAT_MAX);
     (!is_known).then(|| {
         format!(
-            "it has format {format:?} of synclake, but this version knows only formats up to {FORMAT}; upgrade synclake \
+            "it has format {format:?} of synclake, but this version knows only formats up to {FORMAT_MAX}; upgrade synclake \
              wherever it uses this lake"
         )
     })
@@ -386,7 +418,7 @@ mod tests {
             ),
             (requirements(modern(&["rowTracking", "domainMetadata"]), json!({}), |_| {}), "feature rowTracking,"),
             (requirements(modern(&["fromTheFuture"]), json!({}), |_| {}), "fromTheFuture"),
-            (requirements(as_made(), json!({"synclake.format": "3"}), |_| {}), "format \"3\" of synclake"),
+            (requirements(as_made(), json!({"synclake.format": "4"}), |_| {}), "format \"4\" of synclake"),
             (requirements(as_made(), json!({"synclake.format": "two"}), |_| {}), "upgrade synclake"),
             (
                 requirements(as_made(), json!({}), |columns| {

@@ -1,17 +1,37 @@
 //! Tables that a session reads, at versions that are consistent with each other.
+//!
+//! # Which rows the state is computed from
+//! | the maintained state | no rows left by retention | rows left (`lake/expired.rs`) |
+//! |---|---|---|
+//! | covers a version of this `sync_records`, as written | state and tail | state and tail |
+//! | the log does not reach back to that version | all rows | its rows of before the boundaries, and all rows |
+//! | rows of `sync_records` that it covers were removed or changed | all rows | the same; an error if such rows are of dates before a boundary |
+//! | rows were deleted from it (DELETE) | all rows | the same: this is how an erasure reaches rows that have left |
+//! | another change of it, or it is missing, damaged, or ahead | all rows | an error |
+//!
+//! **Invariant: a row that left by retention counts as long as it is the latest change of its key.** Its only copy is in
+//! the state. The state's rows of later dates are not needed, because all rows of these dates are there. The state keeps
+//! one row of each key. So if another writer deletes the latest row of a key, an older row that has left does not come
+//! back.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use chrono::NaiveDate;
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, col, lit};
+use datafusion::scalar::ScalarValue;
 use deltalake::DeltaTable;
 
 use super::Guards;
 use super::recheck::Rechecked;
 use super::widened::Widened;
+use crate::lake::expired::Expired;
 use crate::lake::remember::LogReads;
+use crate::lake::since::{RemovedFile, TableChanges};
 use crate::lake::{LakeError, Store, log, since, snapshot};
 use crate::schema::Table;
 
@@ -38,30 +58,67 @@ pub(crate) struct State {
     pub table: DeltaTable,
     /// Version of `sync_records` that the state covers.
     pub covers: u64,
+    /// What has left `sync_records`, if the state serves only for that: then its other rows do not count, and the tail
+    /// has all files. `None` if all of its rows count.
+    pub only: Option<Expired>,
+    change: StateChange,
 }
+
+/// What another writer did to the rows of the state since the last refresh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum StateChange {
+    None,
+    /// It deleted rows.
+    Deletion,
+    /// Something else, by this operation, or by commits that the log no longer has.
+    Other(String),
+}
+
+/// What to do without a state that holds the rows which have left.
+const RESTORE_STATE: &str = "restore the folder of that table from a backup. To give up the keys whose last change has \
+                             left, run `synclake refresh --rebuild --accept-loss`";
+/// The answer that needs the state.
+const ANSWER: &str = "the current state";
 
 impl Reading {
     /// Loads the newest versions of both tables concurrently. The state never covers more than the loaded
     /// `sync_records`.
     ///
     /// # Errors
-    /// There is no lake, or it cannot be read.
+    /// There is no lake, it cannot be read, or rows have left by retention that no table `state` holds.
     pub(crate) async fn load(lake: &Store) -> Result<Self, LakeError> {
-        let store = Table::SyncRecords.store(lake);
-        let (records, of_state) = (LogReads::begin(&store), LogReads::begin(&Table::State.store(lake)));
-        // Both loads run to their end, because deltalake's threads misbehave when a load is dropped.
-        let (state, sync_records) = futures::join!(State::load(&of_state), snapshot::load_among(&records, None));
-        let (state, sync_records) = (state?, sync_records?);
-        let mut reading = Self::of(lake, sync_records)?;
-        if state.as_ref().is_none_or(|state| state.covers <= reading.version) {
-            reading.add(state, &records).await?;
+        if let Some(reading) = Self::load_once(lake).await? {
             return Ok(reading);
         }
-        // Commits and a refresh happened between the two loads, so the state may cover more than `sync_records`.
-        let records = LogReads::begin(&store);
-        reading = Self::of(lake, snapshot::load_among(&records, None).await?)?;
-        reading.add(state, &records).await?;
-        Ok(reading)
+        // A refresh and an expiry happened between the two loads, so the state lacked rows that had left.
+        let reading = Self::load_once(lake).await?;
+        match reading {
+            Some(reading) => Ok(reading),
+            None => {
+                let expired = Expired::read(&Table::SyncRecords.store(lake)).await?;
+                let remedy = format!("the table state is older than they were when they left; {RESTORE_STATE}");
+                Err(expired.refusal(ANSWER, &remedy))
+            }
+        }
+    }
+
+    /// Loads both tables. Returns `None` if the state lacks rows that have left.
+    async fn load_once(lake: &Store) -> Result<Option<Self>, LakeError> {
+        let store = Table::SyncRecords.store(lake);
+        let (mut records, of_state) = (LogReads::begin(&store), LogReads::begin(&Table::State.store(lake)));
+        // Both loads run to their end, because deltalake's threads misbehave when a load is dropped.
+        let (state, sync_records) = futures::join!(State::load(&of_state), snapshot::load_among(&records, None));
+        let state = match state {
+            Err(error @ LakeError::Derived { .. }) => return Err(undamaged(&store, error).await?),
+            state => state?,
+        };
+        let mut reading = Self::of(lake, sync_records?)?;
+        if state.as_ref().is_some_and(|state| state.covers > reading.version) {
+            // Commits and a refresh happened between the two loads, so the state may cover more than `sync_records`.
+            records = LogReads::begin(&store);
+            reading = Self::of(lake, snapshot::load_among(&records, None).await?)?;
+        }
+        Ok(reading.add(state, &records).await?.then_some(reading))
     }
 
     /// Loads the newest version of `sync_records` alone.
@@ -79,33 +136,52 @@ impl Reading {
         Ok(Self { sync_records, version, state: None, tail: None })
     }
 
-    /// Adds the maintained state, if it can be used with this version of `sync_records`, and the tail.
-    async fn add(&mut self, state: Option<State>, records: &LogReads) -> Result<(), LakeError> {
-        let version = self.version;
-        if let Some(state) = &state
-            && state.covers > version
-        {
-            tracing::warn!(
-                covers = state.covers,
-                version,
-                "the table state is ahead of sync_records; queries ignore the state until the next refresh"
-            );
+    /// Adds the maintained state, as far as it can be used with this version of `sync_records`, and the tail. Returns
+    /// `false` if the state lacks rows that have left.
+    async fn add(&mut self, state: Option<State>, records: &LogReads) -> Result<bool, LakeError> {
+        let Some(mut state) = state else {
+            let expired = Expired::read(records.store()).await?;
+            return match expired.is_empty() {
+                true => Ok(true),
+                false => Err(expired.refusal(ANSWER, &format!("the table state is missing; {RESTORE_STATE}"))),
+            };
+        };
+        let since = match state.covers <= self.version {
+            true => since::changes_between(records.store(), state.covers, self.version).await?,
+            false => None,
+        };
+        if since.as_ref().is_some_and(|since| !since.expired_new.is_empty()) {
+            return Ok(false);
         }
-        if let Some(state) = state.filter(|state| state.covers <= version)
-            && let Some(since) = since::changes_between(records.store(), state.covers, version).await?
-        {
-            match since.removed_with_rows_of(state.covers).next() {
-                // The state would keep the removed or changed rows forever.
-                Some(lost) => tracing::warn!(
-                    version = lost.version,
-                    "another writer removed or changed rows of sync_records that the state contains; queries compute \
-                     from all rows until the next refresh"
-                ),
-                None => {
-                    self.tail = Some(since.files().into_keys().collect());
-                    self.state = Some(state);
-                }
-            }
+        let Some(unusable) = Unusable::of(&state, self.version, since.as_ref()) else {
+            self.tail = since.map(|since| since.files().into_keys().collect());
+            self.state = Some(state);
+            return Ok(true);
+        };
+        let expired = Expired::read(records.store()).await?;
+        if expired.is_empty() {
+            unusable.warn(&state, self.version);
+            return Ok(true);
+        }
+        if state.covers < expired.covers {
+            return Ok(false);
+        }
+        unusable.check(&state, &expired)?;
+        state.only = Some(expired);
+        self.state = Some(state);
+        Ok(true)
+    }
+
+    /// Makes the state serve only for rows that have left; everything else is computed from all rows.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub(crate) async fn rebuild(&mut self, lake: &Store) -> Result<(), LakeError> {
+        let expired = Expired::read(&Table::SyncRecords.store(lake)).await?;
+        self.tail = None;
+        self.state = self.state.take().filter(|_| !expired.is_empty());
+        if let Some(state) = &mut self.state {
+            state.only = Some(expired);
         }
         Ok(())
     }
@@ -133,22 +209,153 @@ impl State {
             let Some(known) = log::read_transactions(store).await? else { return Ok(None) };
             let Some(covers) = known.ids.get(COVERS).and_then(|v| u64::try_from(*v).ok()) else { return Ok(None) };
             let refreshed = known.ids.get(REFRESHED).and_then(|v| u64::try_from(*v).ok());
-            if let Some(refreshed) = refreshed.filter(|refreshed| *refreshed < known.version) {
-                // Another writer may move rows to other files, but not change them.
-                let since = since::changes_between(store, refreshed, known.version).await?;
-                if since.is_none_or(|since| !(since.removed.is_empty() && since.files().is_empty())) {
-                    tracing::warn!(table = %store, "another writer changed the state; it is ignored until a refresh");
-                    return Ok(None);
+            let change = match refreshed.filter(|refreshed| *refreshed < known.version) {
+                Some(refreshed) => {
+                    StateChange::of(since::changes_between(store, refreshed, known.version).await?.as_ref())
                 }
-            }
+                None => StateChange::None,
+            };
             let table = snapshot::load_among(reads, Some(known.version)).await?;
-            Ok(table.map(|table| Self { table, covers }))
+            Ok(table.map(|table| Self { table, covers, only: None, change }))
         };
         load.await.map_err(|source: LakeError| match source.is_damage() {
             true => LakeError::Derived { table: store.to_string(), source: Box::new(source) },
             false => source,
         })
     }
+}
+
+impl StateChange {
+    /// Classifies the changes of the state since a refresh; `None` if the log does not have them any more.
+    fn of(since: Option<&TableChanges>) -> Self {
+        let Some(since) = since else { return Self::Other("commits that its log no longer has".to_owned()) };
+        // Another writer may move rows to other files, but not change them.
+        if since.removed.is_empty() && since.files().is_empty() {
+            return Self::None;
+        }
+        match since.commits.iter().find(|commit| commit.operation != "DELETE") {
+            Some(commit) => Self::Other(format!("{} in version {}", commit.operation, commit.version)),
+            None if !since.new.is_empty() => Self::Other("new rows".to_owned()),
+            None => Self::Deletion,
+        }
+    }
+}
+
+/// Why the state does not have the rows of the version that it covers.
+enum Unusable {
+    /// It covers a version that this `sync_records` does not have yet.
+    Ahead,
+    /// Another writer changed the state.
+    Changed,
+    /// The log does not reach back to the version that it covers.
+    Forgotten,
+    /// Another writer removed or changed rows that it covers.
+    Removed(Vec<RemovedFile>),
+}
+
+impl Unusable {
+    fn of(state: &State, version: u64, since: Option<&TableChanges>) -> Option<Self> {
+        if state.covers > version {
+            return Some(Self::Ahead);
+        }
+        if state.change != StateChange::None {
+            return Some(Self::Changed);
+        }
+        let Some(since) = since else { return Some(Self::Forgotten) };
+        let removed: Vec<RemovedFile> = since.removed_with_rows_of(state.covers).cloned().collect();
+        (!removed.is_empty()).then_some(Self::Removed(removed))
+    }
+
+    /// Warns that all rows are read.
+    fn warn(&self, state: &State, version: u64) {
+        match self {
+            Self::Ahead => tracing::warn!(
+                covers = state.covers,
+                version,
+                "the table state is ahead of sync_records; queries ignore the state until the next refresh"
+            ),
+            Self::Changed => tracing::warn!("another writer changed the state; it is ignored until a refresh"),
+            Self::Forgotten => {}
+            // The state would keep the removed or changed rows forever.
+            Self::Removed(files) => tracing::warn!(
+                version = files.first().map(|file| file.version),
+                "another writer removed or changed rows of sync_records that the state contains; queries compute from \
+                 all rows until the next refresh"
+            ),
+        }
+    }
+
+    /// Checks that the state tells which rows it holds of those that have left.
+    fn check(&self, state: &State, expired: &Expired) -> Result<(), LakeError> {
+        let refuse = |remedy: String| Err(expired.refusal(ANSWER, &remedy));
+        match (self, &state.change) {
+            (Self::Ahead, _) => refuse(format!(
+                "the table state covers version {} of a newer sync_records; {RESTORE_STATE}",
+                state.covers
+            )),
+            (_, StateChange::Other(what)) => {
+                refuse(format!("another writer changed the table state, which holds them ({what}); {RESTORE_STATE}"))
+            }
+            (Self::Removed(files), StateChange::None) => {
+                let is_before = |file: &&RemovedFile| {
+                    let value = |name: &str| file.partition.as_ref()?.get(name)?.clone();
+                    let date = value("event_date").and_then(|date| date.parse::<NaiveDate>().ok());
+                    match (value("pool"), date) {
+                        (None, _) => true,
+                        (Some(pool), date) => expired.is_before(&pool, date),
+                    }
+                };
+                match files.iter().find(is_before) {
+                    Some(file) => refuse(format!(
+                        "version {} of sync_records removed rows of these dates, and the table state cannot tell them \
+                         from rows that left by retention; DELETE the same rows from the table state",
+                        file.version
+                    )),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Returns the error of a state whose log is damaged. Nobody may be told to delete a state that holds rows which have
+/// left.
+///
+/// # Errors
+/// The log of `sync_records` cannot be read.
+pub(crate) async fn undamaged(records: &Store, error: LakeError) -> Result<LakeError, LakeError> {
+    let expired = Expired::read(records).await?;
+    match (expired.is_empty(), error) {
+        (false, LakeError::Derived { table, source }) => {
+            Ok(expired.refusal(ANSWER, &format!("cannot read the log of {table} ({source}); {RESTORE_STATE}")))
+        }
+        (_, error) => Ok(error),
+    }
+}
+
+/// Returns the filter of the rows of the state that may stand for rows which have left.
+pub(crate) fn before(expired: &Expired) -> Expr {
+    let of_pool = |(pool, boundary): (&String, &NaiveDate)| {
+        let at = boundary.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_micros();
+        let at = lit(ScalarValue::TimestampMicrosecond(Some(at), Some("UTC".into())));
+        let pool = match pool.is_empty() {
+            true => col("pool").is_null(),
+            false => col("pool").eq(lit(pool.as_str())),
+        };
+        // A row of another writer may lack the date.
+        pool.and(col("last_modified_date").lt(at).or(col("last_modified_date").is_null()))
+    };
+    expired.before.iter().map(of_pool).reduce(Expr::or).unwrap_or_else(|| lit(false))
+}
+
+/// Returns those rows of a table that a filter selects.
+///
+/// # Errors
+/// The filter does not fit the table (a bug).
+pub(crate) fn filtered(table: Arc<dyn TableProvider>, filter: Expr) -> Result<Arc<dyn TableProvider>> {
+    let rows = LogicalPlanBuilder::scan("rows", provider_as_source(table), None)?.filter(filter)?.build()?;
+    Ok(Arc::new(ViewTable::new(rows, None)))
 }
 
 /// Returns a session for tables whose rows are sorted: it reads text as plain arrays, not as views. A sort must count

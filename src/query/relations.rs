@@ -28,11 +28,14 @@ use super::reading::{self, Reading};
 use super::state::{REBUILD, Resolved};
 use super::views::{self, VIEWS};
 use super::{Limits, QueryError, Scope, UserError};
+use crate::lake::expired::Expired;
 use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 
 /// The view of the latest change of each key, which no SQL defines.
 const KEY_STATE: &str = "key_state";
+/// The view that compares all rows.
+const RESOLVED: &str = "resolved";
 
 /// Names of tables and views.
 pub(super) type Names = BTreeSet<&'static str>;
@@ -60,6 +63,8 @@ struct Tables {
     reading: Option<Reading>,
     /// The other tables; `None` if nobody has written the table yet.
     others: Vec<(Table, Option<DeltaTable>)>,
+    /// What has left by retention, if a view is named that needs all rows.
+    expired: Expired,
 }
 
 impl Relations {
@@ -128,6 +133,11 @@ impl Relations {
         // All loads run to their end, because deltalake's threads misbehave when a load is dropped.
         let (reading, others) = futures::join!(reading, join_all(others));
         let reading = reading?;
+        // Neither the view of all rows nor the state of an earlier day can use the maintained state.
+        let expired = match names.contains(RESOLVED) || (!is_now && names.contains(KEY_STATE)) {
+            true => Expired::read(&Table::SyncRecords.store(&self.lake)).await?,
+            false => Expired::default(),
+        };
         let others = others.into_iter().map(|(table, loaded)| loaded.map(|loaded| (table, loaded)));
         let mut others = others.collect::<Result<Vec<_>, _>>()?;
         if is_paired && wants(Table::State) {
@@ -138,14 +148,14 @@ impl Relations {
                 None => (Table::State, Table::State.load(&self.lake, None).await?),
             });
         }
-        Ok(Tables { reading, others })
+        Ok(Tables { reading, others, expired })
     }
 
     async fn register(&self, names: &Names, tables: Tables) -> Result<(), QueryError> {
         let context = &self.context;
         let plain = reading::for_sorting(&context.state());
         if let Some(reading) = &tables.reading {
-            self.register_records(names, reading).await?;
+            self.register_records(names, reading, &tables.expired).await?;
         }
         for (table, loaded) in tables.others {
             let mut provider: Arc<dyn TableProvider> = match loaded {
@@ -162,13 +172,20 @@ impl Relations {
         if self.scope.as_of.is_some() {
             for table in Table::ALL.into_iter().filter(|table| names.contains(table.name())) {
                 if let Some(remedy) = as_of_remedy(table) {
-                    let missing = NotAsOf { schema: table.schema(), table: table.name(), remedy };
+                    let message = format!("--as-of does not apply to {}; {remedy}", table.name());
+                    let missing = Refused { schema: table.schema(), message };
                     context.register_table(table.name(), Arc::new(missing))?;
                 }
             }
         }
         let views: Vec<&str> = VIEWS.map(|(name, ..)| name).into_iter().filter(|name| names.contains(name)).collect();
         views::register(context, &views).await?;
+        if !tables.expired.is_empty()
+            && let Some(defined) = context.deregister_table(RESOLVED)?
+        {
+            let remedy = "query key_state for the latest change of each key, or changes for the changes that are left";
+            self.refuse(RESOLVED, defined.schema(), &tables.expired.refusal("the view resolved", remedy))?;
+        }
         if let Some(reading) = tables.reading.filter(|_| self.has_shortcuts && self.scope.as_of.is_none()) {
             for view in [View::Changes, View::DailyChanges] {
                 // The schema is that of the definition in SQL.
@@ -183,7 +200,7 @@ impl Relations {
     }
 
     /// Registers `sync_records`, and `key_state` if it is named.
-    async fn register_records(&self, names: &Names, reading: &Reading) -> Result<(), QueryError> {
+    async fn register_records(&self, names: &Names, reading: &Reading, expired: &Expired) -> Result<(), QueryError> {
         let context = &self.context;
         let state = context.state();
         let mut records = reading::provider(&reading.sync_records, &reading::for_sorting(&state)).await?;
@@ -195,15 +212,32 @@ impl Relations {
         if !names.contains(KEY_STATE) {
             return Ok(());
         }
+        if let Some(day) = self.scope.as_of.filter(|_| !expired.is_empty()) {
+            let remedy = "leave --as-of out, or query daily_extract, which has the state of each extracted day";
+            let schema = Resolved::new(None, None, REBUILD).schema();
+            return self.refuse(KEY_STATE, schema, &expired.refusal(&format!("the state of {day}"), remedy));
+        }
         let tail = match self.scope.as_of {
             Some(_) => Some(records),
             None => reading.tail(&state).await?,
         };
         let maintained = match &reading.state {
-            Some(maintained) => Some(reading::provider(&maintained.table, &state).await?),
+            Some(maintained) => {
+                let rows = reading::provider(&maintained.table, &state).await?;
+                Some(match &maintained.only {
+                    Some(expired) => reading::filtered(rows, reading::before(expired))?,
+                    None => rows,
+                })
+            }
             None => None,
         };
         context.register_table(KEY_STATE, Arc::new(Resolved::new(tail, maintained, REBUILD)))?;
+        Ok(())
+    }
+
+    /// Registers a relation that has no right answer.
+    fn refuse(&self, name: &str, schema: SchemaRef, why: &LakeError) -> Result<(), QueryError> {
+        self.context.register_table(name, Arc::new(Refused { schema, message: why.to_string() }))?;
         Ok(())
     }
 }
@@ -256,16 +290,15 @@ fn as_of_remedy(table: Table) -> Option<&'static str> {
     }
 }
 
-/// A table that does not support `--as-of`.
+/// A relation that has no right answer. Only a statement that reads it fails.
 #[derive(Debug)]
-struct NotAsOf {
+struct Refused {
     schema: SchemaRef,
-    table: &'static str,
-    remedy: &'static str,
+    message: String,
 }
 
 #[async_trait::async_trait]
-impl TableProvider for NotAsOf {
+impl TableProvider for Refused {
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
     }
@@ -281,7 +314,7 @@ impl TableProvider for NotAsOf {
         _: &[Expr],
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-        Err(UserError(format!("--as-of does not apply to {}; {}", self.table, self.remedy)).into())
+        Err(UserError(self.message.clone()).into())
     }
 }
 

@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 
+use crate::retain::TablePolicy;
 use crate::text::escaped;
 
 use super::advice::counted;
-use super::{Behind, Moment, SourceStatus, StatusReport};
+use super::{Behind, Moment, RetentionStatus, SourceStatus, StatusReport};
 
 /// Pools that are listed: those with the most bytes.
 const POOLS_LISTED: usize = 20;
@@ -28,6 +29,7 @@ pub(super) fn render(report: &StatusReport, is_verbose: bool) -> String {
         positions(&mut out, source, is_verbose);
     }
     derived(&mut out, report);
+    retention(&mut out, report);
     attention(&mut out, report);
     next(&mut out, report);
     out
@@ -208,6 +210,25 @@ fn derived(out: &mut String, report: &StatusReport) {
                 writeln!(out, "CONSUMER  {name} has all up to version {version}, {behind}, {delivered}")
             }
         };
+    }
+}
+
+fn retention(out: &mut String, report: &StatusReport) {
+    let RetentionStatus { policy, problem } = &report.retention;
+    if let Some(problem) = problem {
+        let _ = writeln!(out, "RETAIN    {}", escaped(problem, ""));
+        return;
+    }
+    let tables = [("sync_records", &policy.sync_records), ("daily_state", &policy.daily_state)];
+    let said = |(name, policy): &(&str, &TablePolicy)| policy.retain.map(|retain| format!("{name} {retain}"));
+    let mut parts: Vec<String> = tables.iter().filter_map(said).collect();
+    let pools = policy.sync_records.pools.iter().map(|(pool, retain)| format!("pool {} {retain}", escaped(pool, "")));
+    parts.extend(pools);
+    if !parts.is_empty() {
+        let _ = writeln!(out, "RETAIN    {}", parts.join(", "));
+    }
+    for (pool, date) in &policy.complete_from {
+        let _ = writeln!(out, "RETAIN    pool {} has all rows from {date} on", escaped(pool, ""));
     }
 }
 

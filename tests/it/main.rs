@@ -27,6 +27,7 @@ mod payload;
 mod readers;
 mod readme;
 mod redrive;
+mod retain;
 mod schemas;
 mod shell;
 mod state;

@@ -41,7 +41,7 @@ pub(crate) fn listed(lake: &Path, table: &str) -> BTreeMap<String, Value> {
 }
 
 /// Returns the newest protocol or metadata action of a table.
-fn newest(lake: &Path, table: &str, name: &str) -> Value {
+pub(crate) fn newest(lake: &Path, table: &str, name: &str) -> Value {
     let all: Vec<Value> = log(lake, table).iter().flat_map(|commit| actions(commit)).collect();
     all.iter().rev().find(|action| action[name].is_object()).unwrap().clone()
 }

@@ -18,6 +18,7 @@ pub(crate) use upkeep::{
 };
 
 use crate::manifest::ManifestArgs;
+use crate::policy::PolicyArgs;
 
 /// Export Amazon Cognito Sync streams to a Parquet lake, each record exactly once.
 #[derive(Debug, Parser)]
@@ -69,8 +70,10 @@ pub(crate) enum Command {
     Compact(CompactArgs),
     /// Delete files that no version of a table within the retention lists.
     Vacuum(VacuumArgs),
-    /// Refresh, compact and vacuum once, from cron or by hand.
+    /// Refresh, let old rows leave, compact and vacuum once, from cron or by hand.
     Care(CareArgs),
+    /// Show or set how long rows and extracts stay.
+    Policy(PolicyArgs),
     /// Write manifests for engines that read Parquet without the Delta log.
     Manifest(ManifestArgs),
     /// Print tables and views for Athena, Spark, Trino, DuckDB or Redshift.

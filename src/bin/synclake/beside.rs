@@ -42,7 +42,7 @@ pub(crate) enum Care {
     Off,
     /// Merge small files.
     Light,
-    /// Refresh the state, merge small files, and delete old ones.
+    /// Refresh the state, let old rows leave, merge small files, and delete old ones.
     Full,
 }
 
@@ -201,6 +201,7 @@ async fn round(lake: &Store, care: Care, stop: &CancellationToken) -> Result<()>
     let is_full = care == Care::Full;
     let round = Round {
         refresh: is_full.then(limits),
+        is_expiring: is_full,
         compact: CompactOptions {
             target_bytes: MEMORY_BYTES / 4,
             memory_bytes: MEMORY_BYTES,
@@ -213,6 +214,7 @@ async fn round(lake: &Store, care: Care, stop: &CancellationToken) -> Result<()>
     let done = round.run(lake, stop, &mut report, |_| ()).await;
     let merged = report.compact.as_ref().map_or(0, |compact| compact.files_removed);
     let deleted = report.vacuum.iter().flat_map(|vacuum| vacuum.tables.values()).map(|table| table.files).sum::<u64>();
-    tracing::info!(merged, deleted, "cared for the lake");
+    let expired = report.expire.as_ref().map_or(0, |expire| expire.sync_records.files + expire.daily_state.files);
+    tracing::info!(expired, merged, deleted, "cared for the lake");
     done
 }

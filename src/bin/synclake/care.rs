@@ -1,4 +1,4 @@
-//! `synclake care`: one round of what keeps a lake fast: refresh, compaction, vacuum.
+//! `synclake care`: one round of what keeps a lake fast: refresh, retention, compaction, vacuum.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -7,12 +7,14 @@ use synclake::config::File;
 use synclake::lake::Store;
 use synclake::query::Limits;
 use synclake::query::state::refresh::{self, RefreshError, RefreshReport};
+use synclake::retain::{self, ExpireReport};
 use synclake::terminal;
 use synclake::vacuum::{self, VacuumOptions, VacuumReport};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{CareArgs, ReportFormat};
 use crate::output::{print_line, print_report, report_format};
+use crate::policy::print_expiry;
 use crate::settings::open_lake;
 use crate::upkeep::{print_compaction, refresh_summary};
 use crate::vacuum::print_tables;
@@ -21,6 +23,7 @@ use crate::vacuum::print_tables;
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct CareReport {
     pub(crate) refresh: Option<RefreshReport>,
+    pub(crate) expire: Option<ExpireReport>,
     pub(crate) compact: Option<CompactReport>,
     pub(crate) vacuum: Option<VacuumReport>,
 }
@@ -33,6 +36,7 @@ pub(crate) async fn run(args: CareArgs, file: &File) -> Result<()> {
     let mut report = CareReport::default();
     let round = Round {
         refresh: Some(Limits::default()),
+        is_expiring: true,
         compact: CompactOptions { max_duration: args.max_duration, ..CompactOptions::default() },
         vacuum: Some(VacuumOptions { retention: args.retain, ..VacuumOptions::default() }),
     };
@@ -57,6 +61,10 @@ fn print_steps(report: &CareReport) -> Result<()> {
         Some(done) => print_line(&refresh_summary(done))?,
         None => not_ended("refresh")?,
     }
+    match &report.expire {
+        Some(done) => print_expiry(done)?,
+        None => not_ended("retention")?,
+    }
     match &report.compact {
         Some(done) => print_compaction(done)?,
         None => not_ended("compact")?,
@@ -68,6 +76,8 @@ fn print_steps(report: &CareReport) -> Result<()> {
 pub(crate) struct Round {
     /// The limits of the refresh, if there is one.
     pub(crate) refresh: Option<Limits>,
+    /// Whether rows leave that are older than the policy.
+    pub(crate) is_expiring: bool,
     pub(crate) compact: CompactOptions,
     pub(crate) vacuum: Option<VacuumOptions>,
 }
@@ -81,15 +91,21 @@ impl Round {
         report: &mut CareReport,
         show: impl Fn(&'static str),
     ) -> Result<()> {
-        let mut refreshed = Ok(());
+        let mut done_before = Ok(());
         if let Some(limits) = &self.refresh {
             show("refreshing the state");
             let done = match refresh::run_until(lake, limits, false, stop).await {
                 Err(RefreshError::Stopped) => return Ok(()),
                 done => done.context("refresh the state"),
             };
-            // The other steps do not need the state, and an error may last: small files must not gather meanwhile.
-            refreshed = done.map(|done| report.refresh = Some(done));
+            // The other steps go on, and an error may last: small files must not gather meanwhile. Rows that the state
+            // lacks do not leave.
+            done_before = done.map(|done| report.refresh = Some(done));
+        }
+        if self.is_expiring && !stop.is_cancelled() {
+            show("letting old rows leave");
+            let done = retain::expire(lake).await.context("let the rows leave that are older than the policy");
+            done_before = done_before.and(done.map(|done| report.expire = Some(done)));
         }
         show("merging small files");
         let compacted = compact::run(lake, &self.compact, |_| (), stop).await;
@@ -98,6 +114,6 @@ impl Round {
             show("deleting old files");
             report.vacuum = Some(vacuum::run(lake, options, stop, |_| ()).await.context("vacuum")?);
         }
-        refreshed
+        done_before
     }
 }

@@ -18,6 +18,7 @@ mod extract;
 mod ingest;
 mod manifest;
 mod output;
+mod policy;
 mod query;
 mod settings;
 mod simulate;
@@ -82,6 +83,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Compact(args) => upkeep::compact(args, &file).await,
         Command::Vacuum(args) => vacuum::run(args, &file).await,
         Command::Care(args) => care::run(args, &file).await,
+        Command::Policy(args) => policy::run(args, &file).await,
         Command::Manifest(args) => manifest::run(args, &file).await,
         Command::Ddl(args) => upkeep::ddl(&args, &file),
     }

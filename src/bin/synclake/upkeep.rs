@@ -76,7 +76,11 @@ pub(crate) async fn redrive(args: RedriveArgs, file: &File) -> Result<()> {
 pub(crate) async fn refresh(args: RefreshArgs, file: &File) -> Result<()> {
     let lake = open_lake(args.lake, args.aws, file).await?;
     let bar = terminal::progress(None, "{spinner} refreshing the state {elapsed}");
-    let report = refresh::run(&lake, &query::Limits::default(), args.rebuild).await;
+    let limits = query::Limits::default();
+    let report = match args.accept_loss {
+        true => refresh::run_and_accept_loss(&lake, &limits).await,
+        false => refresh::run(&lake, &limits, args.rebuild).await,
+    };
     bar.finish_and_clear();
     let report = report?;
     terminal::print_message(&refresh_summary(&report));

@@ -44,6 +44,8 @@ pub(super) struct PoolRows {
     changes: BTreeSet<String>,
     /// The maintained state, and some of its files.
     state: Option<(DeltaTable, BTreeSet<String>)>,
+    /// The filter of the rows of the state that count; `None` if all of them count.
+    only: Option<Expr>,
     rows: u64,
     /// The file of `sync_records` with the most rows.
     largest: Option<(u64, String)>,
@@ -56,7 +58,7 @@ impl PoolRows {
         changes: impl Iterator<Item = &'a ActiveFile>,
         state: Option<(DeltaTable, Vec<&'a ActiveFile>)>,
     ) -> Self {
-        let mut made = Self { records, changes: BTreeSet::new(), state: None, rows: 0, largest: None };
+        let mut made = Self { records, changes: BTreeSet::new(), state: None, only: None, rows: 0, largest: None };
         for file in changes {
             let (rows, _) = file.rows_and_bytes();
             made.rows = made.rows.saturating_add(rows);
@@ -69,6 +71,11 @@ impl PoolRows {
             made.state = Some((table, files.into_iter().map(|file| file.path.clone()).collect()));
         }
         made
+    }
+
+    /// Takes only some rows of the state.
+    pub(super) fn only(self, only: Option<Expr>) -> Self {
+        Self { only, ..self }
     }
 
     /// Returns the rows that a range has so that not too many files are opened.
@@ -213,6 +220,10 @@ impl RangeOfPool {
         let state = match &self.pool.state {
             Some((table, files)) => reading::files_of(table, &wanted.session, files).await?,
             None => None,
+        };
+        let state = match (state, &self.pool.only) {
+            (Some(state), Some(only)) => Some(reading::filtered(state, only.clone())?),
+            (state, _) => state,
         };
         self.range.resolved(Resolved::new(changes, state, wanted.remedy.clone()), wanted, context).await
     }

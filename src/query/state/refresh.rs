@@ -7,6 +7,8 @@
 //! # Invariants
 //! - The files and the covered version change in one commit, for the version that follows the one that was read. Of two
 //!   concurrent refreshes one succeeds, and the other starts again.
+//! - Rows that left by retention stay in the state as long as they are the latest changes of their keys, also if the state
+//!   is computed anew (`query/reading.rs`).
 //! - A file is named for the commit that would list it, `state-<version>-…`. So files of a killed run are known to be
 //!   dead as soon as that version is taken.
 
@@ -38,6 +40,11 @@ use super::ranges::{self, PoolRows, Wanted};
 const FILE_BYTES: usize = 64 << 20;
 /// A file of fewer rows is rewritten along with its pool, so that small files do not accumulate.
 const FILE_ROWS_MIN: u64 = 50_000;
+
+/// The advice for an unreadable table `state` that alone holds rows.
+const DAMAGED: &str = "cannot read the table state, which alone holds rows that left sync_records by retention; restore \
+                       its files from a backup, or give up the keys whose last change has left: `synclake refresh \
+                       --rebuild --accept-loss`";
 
 /// The reason why a refresh failed. The state is unchanged.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +89,8 @@ pub struct RefreshReport {
     pub version: u64,
 }
 
-/// Refreshes the state once. With `rebuild` it is computed from all rows, whatever the state holds.
+/// Refreshes the state once. With `rebuild` it is computed from all rows, whatever the state holds. Of the state, only the
+/// rows that left `sync_records` by retention are taken over.
 ///
 /// # Errors
 /// See [`RefreshError`]. Running again is always safe.
@@ -101,14 +109,44 @@ pub async fn run_until(
     rebuild: bool,
     stop: &CancellationToken,
 ) -> Result<RefreshReport, RefreshError> {
+    refresh(lake, limits, if rebuild { Source::Rebuild } else { Source::StateAndTail }, stop).await
+}
+
+/// Computes the state from the rows of `sync_records` alone, also if rows have left by retention. The keys whose last
+/// change has left are lost. This is the way out if the table `state` is lost.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_and_accept_loss(lake: &Store, limits: &Limits) -> Result<RefreshReport, RefreshError> {
+    refresh(lake, limits, Source::RowsAlone, &CancellationToken::new()).await
+}
+
+/// What a refresh computes the state from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    StateAndTail,
+    /// All rows, and those rows of the state that have left `sync_records`.
+    Rebuild,
+    RowsAlone,
+}
+
+async fn refresh(
+    lake: &Store,
+    limits: &Limits,
+    source: Source,
+    stop: &CancellationToken,
+) -> Result<RefreshReport, RefreshError> {
     loop {
-        let mut reading = Reading::load(lake).await?;
+        let mut reading = match source {
+            Source::RowsAlone => Reading::of_records(lake).await?,
+            Source::StateAndTail | Source::Rebuild => Reading::load(lake).await?,
+        };
         going_on(stop)?;
         Table::State.ensure(lake).await?;
         let store = Table::State.store(lake);
         log::read_transactions(&store).await?.unwrap_or_default().admit(Table::State, &store, true)?;
-        if rebuild {
-            (reading.state, reading.tail) = (None, None);
+        if source == Source::Rebuild {
+            reading.rebuild(lake).await?;
         }
         if let Some(report) = (Run { lake, limits, reading, stop }).once().await? {
             // The refresh is committed. Files that cannot be deleted now are left to the next refresh.
@@ -167,7 +205,8 @@ impl Run<'_> {
         let mut report = RefreshReport { covers: self.reading.version, covered, version, ..RefreshReport::default() };
         let old = snapshot::files(&store, &table).await?;
         report.files = old.len();
-        if covered == Some(self.reading.version) {
+        let only = self.reading.state.as_ref().and_then(|state| state.only.as_ref());
+        if covered == Some(self.reading.version) && only.is_none() {
             return Ok(Some(report));
         }
         let records = Table::SyncRecords.store(self.lake);
@@ -184,7 +223,16 @@ impl Run<'_> {
         let mut removes = Vec::new();
         let is_known = self.reading.state.is_some();
         for file in old {
-            match pools.get_mut(&pool_of(&file)) {
+            let name = pool_of(&file);
+            if let Some(expired) = only {
+                // All files are replaced. The rows that count are those of pools from which rows have left.
+                match expired.before.contains_key(&name) {
+                    true => pools.entry(name).or_default().files.push(StateFile::new(file).touched()),
+                    false => removes.push(file.remove),
+                }
+                continue;
+            }
+            match pools.get_mut(&name) {
                 Some(pool) if is_known => pool.files.push(StateFile::new(file)),
                 None if is_known => {}
                 // Files without a covered version are replaced.
@@ -223,17 +271,23 @@ impl Run<'_> {
         let context = session(&self.limits.for_rows_of(of_tail.chain(of_state)))?;
         let state = context.state();
         let tail = reading::files_of(&self.reading.sync_records, &state, &pool.tail).await?;
-        let Some(tail) = tail else { return Ok(()) };
+        let only = self.reading.state.as_ref().and_then(|state| state.only.as_ref());
         pool.files.sort_by(|a, b| a.low.cmp(&b.low));
-        if !pool.files.is_empty() {
-            mark_touched(&context, tail.clone(), &mut pool.files).await?;
+        match tail {
+            Some(tail) if only.is_none() && !pool.files.is_empty() => {
+                mark_touched(&context, tail, &mut pool.files).await?;
+            }
+            None if only.is_none() => return Ok(()),
+            _ => {}
         }
         let touched = pool.files.iter().filter(|file| file.is_touched).map(|file| &file.living);
         let maintained = self.reading.state.as_ref().map(|state| (state.table.clone(), touched.collect()));
         let rows = PoolRows::new(self.reading.sync_records.clone(), pool.tail_files.iter(), maintained);
+        let rows = rows.only(only.map(reading::before));
         // The lowest identities of the unchanged files. No new file spans one of them, so that ranges do not overlap.
         let stays: Vec<&str> = pool.files.iter().filter(|f| !f.is_touched).map(|f| f.low.as_str()).collect();
-        let wanted = Wanted::new(Table::State.schema(), None, REBUILD.to_owned(), &state);
+        let remedy = if only.is_some() { DAMAGED } else { REBUILD };
+        let wanted = Wanted::new(Table::State.schema(), None, remedy.to_owned(), &state);
         let mut batches = ranges::in_order(rows, wanted, context.task_ctx(), self.limits.threads).await?;
         let schema = Table::State.file_schema();
         let mut files = Files { store: Table::State.store(self.lake), pool: name, version, open: None, adds };
@@ -266,6 +320,13 @@ impl StateFile {
         let low = low.unwrap_or_default();
         let has_nulls = nulls != Some(0) || low.is_empty();
         Self { low, high: high.unwrap_or_default(), rows, has_nulls, is_touched, living }
+    }
+}
+
+impl StateFile {
+    /// Marks a file that is replaced, whatever the tail holds.
+    fn touched(self) -> Self {
+        Self { is_touched: true, ..self }
     }
 }
 

@@ -96,6 +96,10 @@ pub(crate) struct RefreshArgs {
     /// Rebuild the maintained state from all rows, if its files are damaged or missing.
     #[arg(long)]
     pub rebuild: bool,
+    /// With --rebuild: give up the keys whose last change left by retention. Only for a lake whose table `state` is lost,
+    /// and has no backup.
+    #[arg(long, requires = "rebuild")]
+    pub accept_loss: bool,
     #[command(flatten)]
     pub aws: AwsArgs,
 }
@@ -195,8 +199,8 @@ Examples:
   synclake care --lake s3://bucket/lake --retain 30d --max-duration 30m
   17 * * * *  synclake care --lake s3://bucket/lake --quiet          every hour, from cron
 
-Does what refresh, compact and vacuum do, in this order and with their defaults. It may run beside everything, also beside
-another round: of two that replace the same files, one does. On SIGTERM or SIGINT it commits what it is merging, and exits
+Does what refresh, compact and vacuum do, in this order and with their defaults. After the refresh, rows leave that are
+older than the lake's policy (`synclake policy`). It may run beside everything, also beside another round: of two that replace the same files, one does. On SIGTERM or SIGINT it commits what it is merging, and exits
 with 0; the next round does the rest. The report has one object for each step. It is null for a step that did not end: a
 signal or an error came before or during it.")]
 pub(crate) struct CareArgs {
