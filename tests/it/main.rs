@@ -5,6 +5,7 @@
 
 mod answers;
 mod bad_input;
+mod benches;
 mod compact;
 mod cost;
 mod crash;

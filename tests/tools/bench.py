@@ -1,15 +1,13 @@
 """Measures synclake on this machine, beside DuckDB where both can do it: see `bench.py --help`.
 
-Each part is a section of docs/benchmarks.md, between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`. A run replaces
-the sections of the parts that it measured, and nothing else. The figures hold for this machine and this run only.
+Each part is a section of docs/benchmarks.md (bench_document.py). A run replaces the sections of the parts that it
+measured, and nothing else. The figures hold for this machine and this run only.
 """
 
 import argparse
-import datetime
 import os
 import pathlib
 import platform
-import subprocess
 import time
 
 import bench_commits
@@ -19,9 +17,9 @@ import bench_questions
 import bench_sizes
 import bench_state
 import bench_stream
+from bench_document import DOCUMENT, ROOT, cpu, field, last_line, write
 from bench_measure import Bench, once, rows
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 EVENTS = 1_150_000
 COMMITS = 1_500
 RUNS = 5
@@ -37,7 +35,6 @@ PARTS = {
     "history": bench_state.part,
 }
 LONG_ONLY = {"sizes", "cost", "polled", "history"}
-BY_HAND = "<!-- by hand -->"
 
 
 def arguments():
@@ -55,7 +52,7 @@ def arguments():
     )
     options = parser.parse_args()
     usual = (options.events, options.commits, options.runs) == (EVENTS, COMMITS, RUNS)
-    options.out = options.out or (ROOT / "docs/benchmarks.md" if usual else options.data / "benchmarks.md")
+    options.out = options.out or (DOCUMENT if usual else options.data / "benchmarks.md")
     names = options.only.split(",") if options.only else [name for name in PARTS if not (options.short and name in LONG_ONLY)]
     unknown = set(names) - set(PARTS)
     if unknown:
@@ -64,48 +61,20 @@ def arguments():
     return options
 
 
-def field(path, name, otherwise):
-    """Returns the value of the first line `name : value` of a file of /proc."""
-    with open(path) as lines:
-        return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), otherwise)
-
-
 def machine(bench):
     """Returns the section that describes the machine, and the line that each section ends with."""
-    cpu = field("/proc/cpuinfo", "model name", platform.machine())
     memory = int(field("/proc/meminfo", "MemTotal", "0 kB").split()[0]) / 2**20
     duckdb = rows(once(bench.duckdb("select version()")).out)[0][0].removeprefix("v")
     synclake = once(bench.synclake("--version")).out.strip()
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     described = f"""## Machine and method
 
-{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, Linux {platform.release()}, local disk. {synclake}; DuckDB {duckdb} with 2 threads, from
+{cpu()}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, Linux {platform.release()}, local disk. {synclake}; DuckDB {duckdb} with 2 threads, from
 Python {platform.python_version()}.
 
 `make bench` measures whole processes, all of a line in turn, {bench.runs} times. The figures are medians of wall and CPU time (user and system), and
 the peak of resident memory. The line below each section names its run.
 """
-    return described, f"*{datetime.date.today()}, {synclake}{f' ({commit})' if commit else ''}, DuckDB {duckdb}.*"
-
-
-def replaced(text, name, body):
-    """Returns the document with the section `name` replaced, or added before the sections that follow it."""
-    begin, end = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->\n"
-    section = f"{begin}{body.strip()}\n{end}"
-    if begin in text:
-        before, _, rest = text.partition(begin)
-        return before + section + rest.partition(end)[2]
-    order = ["machine", *PARTS]
-    later = [f"<!-- bench:{other} -->\n" for other in order[order.index(name) + 1 :]] + [BY_HAND]
-    at = min(text.index(marker) for marker in later if marker in text)
-    return f"{text[:at]}{section}\n{text[at:]}"
-
-
-def write(path, name, body):
-    """Updates a section at once, so that a part that fails later costs nothing of the others."""
-    text = path.read_text() if path.exists() else f"# Benchmarks\n\n{BY_HAND}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(replaced(text, name, body))
+    return described, last_line(synclake, f"DuckDB {duckdb}")
 
 
 def main():
