@@ -19,7 +19,7 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use datafusion::prelude::{SessionContext, col};
-use deltalake::kernel::Add;
+use deltalake::kernel::{Add, Remove};
 use futures::StreamExt;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -220,25 +220,7 @@ impl Run<'_> {
             pool.tail.insert(file.path.clone());
             pool.tail_files.push(file);
         }
-        let mut removes = Vec::new();
-        let is_known = self.reading.state.is_some();
-        for file in old {
-            let name = pool_of(&file);
-            if let Some(expired) = only {
-                // All files are replaced. The rows that count are those of pools from which rows have left.
-                match expired.before.contains_key(&name) {
-                    true => pools.entry(name).or_default().files.push(StateFile::new(file).touched()),
-                    false => removes.push(file.remove),
-                }
-                continue;
-            }
-            match pools.get_mut(&name) {
-                Some(pool) if is_known => pool.files.push(StateFile::new(file)),
-                None if is_known => {}
-                // Files without a covered version are replaced.
-                _ => removes.push(file.remove),
-            }
-        }
+        let mut removes = self.sort_state_files(old, &mut pools);
         let mut adds = Vec::new();
         for (name, mut pool) in pools {
             self.rewrite(&name, &mut pool, version + 1, &mut adds).await?;
@@ -256,6 +238,31 @@ impl Run<'_> {
         let done = replace::commit_version(self.lake, Table::State, version + 1, removes, adds, covers).await?;
         failpoint::hit("refresh/after");
         Ok(done.then_some(report))
+    }
+
+    /// Gives the files of the state to their pools. Returns the `remove` actions of those whose rows do not count.
+    fn sort_state_files(&self, old: Vec<ActiveFile>, pools: &mut BTreeMap<String, Pool>) -> Vec<Remove> {
+        let mut removes = Vec::new();
+        let is_known = self.reading.state.is_some();
+        let only = self.reading.state.as_ref().and_then(|state| state.only.as_ref());
+        for file in old {
+            let name = pool_of(&file);
+            if let Some(expired) = only {
+                // All files are replaced. The rows that count are those of pools from which rows have left.
+                match expired.before.contains_key(&name) {
+                    true => pools.entry(name).or_default().files.push(StateFile::new(file).touched()),
+                    false => removes.push(file.remove),
+                }
+                continue;
+            }
+            match pools.get_mut(&name) {
+                Some(pool) if is_known => pool.files.push(StateFile::new(file)),
+                None if is_known => {}
+                // Files without a covered version are replaced.
+                _ => removes.push(file.remove),
+            }
+        }
+        removes
     }
 
     /// Writes the new files of a pool, and marks the old files that they replace.
