@@ -42,7 +42,7 @@ pub(crate) struct IngestArgs {
     #[arg(long, env = "SYNCLAKE_REFRESH_EVERY", value_name = "DURATION")]
     pub refresh_every: Option<String>,
     /// Care for the lake in the background, one worker of a fleet at a time: light merges small files; full also
-    /// refreshes the state and deletes old files; see `synclake care` [default: full].
+    /// refreshes the state, lets rows leave by the policy, and deletes old files; see `synclake care` [default: full].
     #[arg(long, env = "SYNCLAKE_CARE", value_name = "off|light|full")]
     pub care: Option<String>,
     /// Longest time from one round of care to the next of a running ingest; one also comes after 64 versions of the log
