@@ -25,7 +25,7 @@ const TURN: &str = "care/turn";
 /// Memory of a step beside an ingest.
 const MEMORY_BYTES: u64 = 128 << 20;
 /// A round is due after so many versions of `sync_records`, whatever the time: each may add a file to every partition of
-/// today, and the views of a lake take twice their time when it has some 250 small files (docs/benchmarks.md).
+/// today, and a view takes up to a millisecond more for each small file (docs/benchmarks.md, "Care along the way").
 const VERSIONS: u64 = 64;
 /// Workers look this often whether a round is due by the time, or ten times in its interval.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
