@@ -31,7 +31,7 @@ use crate::query::sorted::{At, SortedRows};
 use crate::schema::Table;
 
 /// Rows of a range, as the log counts them.
-const RANGE_ROWS: u64 = 120_000;
+const RANGE_ROWS: u64 = 200_000;
 /// Files that all ranges together open.
 const OPENED_MAX: u64 = 20_000;
 /// Identities that are looked at for each bound between ranges.
