@@ -41,6 +41,7 @@ use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::write_partition;
 use crate::lake::ledger::{Ledger, new_token};
 use crate::lake::log::Transactions;
+use crate::lake::replace::Ids;
 use crate::lake::{LakeError, Store, data_file, log, manifest, replace, snapshot, sweep};
 use crate::query::{Limits, reading, session};
 use crate::schema::Table;
@@ -135,18 +136,12 @@ pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport
 
 /// Notes that all records up to a version were decoded again, unless a later run did.
 async fn note_examined(lake: &Store, version: u64) -> Result<(), LakeError> {
-    let store = Table::Quarantine.store(lake);
-    loop {
-        let known = log::read_transactions(&store).await?.unwrap_or_default();
-        if examined_to(&known).is_some_and(|noted| noted >= version) {
-            return Ok(());
-        }
-        let ids = vec![(EXAMINED.to_owned(), log::id_value(version)?)];
-        let next = known.version + 1;
-        if replace::commit_version(lake, Table::Quarantine, next, Vec::new(), Vec::new(), ids).await? {
-            return Ok(());
-        }
-    }
+    let ids = vec![(EXAMINED.to_owned(), log::id_value(version)?)];
+    let decide = |known: &Transactions| {
+        let is_noted = examined_to(known).is_some_and(|noted| noted >= version);
+        Ok(if is_noted { Ids::Keep(()) } else { Ids::Set(ids.clone(), ()) })
+    };
+    replace::set_ids(lake, Table::Quarantine, decide).await
 }
 
 fn stem(name: &str) -> &str {

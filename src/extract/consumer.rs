@@ -47,6 +47,7 @@ use super::{ExtractError, encode_error};
 use crate::batch::parquet::conform;
 use crate::failpoint;
 use crate::lake::log::Transactions;
+use crate::lake::replace::Ids;
 use crate::lake::since::{Change, TableChanges, changes_between};
 use crate::lake::snapshot::ActiveFile;
 use crate::lake::{LakeError, Store, log, replace, snapshot};
@@ -166,10 +167,8 @@ pub async fn forget(lake: &Store, name: &str) -> Result<ForgottenConsumer, LakeE
     if !Table::SyncRecords.exists(lake).await? {
         return Err(LakeError::NoLake(lake.to_string()));
     }
-    let store = Table::DailyState.store(lake);
-    loop {
-        let known = log::read_transactions(&store).await?.unwrap_or_default();
-        let all = cursors(&known);
+    let decide = |known: &Transactions| {
+        let all = cursors(known);
         let Some(cursor) = all.iter().find(|cursor| cursor.name == name) else {
             let names: Vec<&str> = all.iter().map(|cursor| cursor.name.as_str()).collect();
             let others = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
@@ -177,11 +176,9 @@ pub async fn forget(lake: &Store, name: &str) -> Result<ForgottenConsumer, LakeE
             return Err(LakeError::Invalid(what));
         };
         let ids = [id(name), intent_id(name)].map(|id| (id, FORGOTTEN)).to_vec();
-        let next = known.version + 1;
-        if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
-            return Ok(ForgottenConsumer { forgotten: name.to_owned(), version: cursor.version });
-        }
-    }
+        Ok(Ids::Set(ids, ForgottenConsumer { forgotten: name.to_owned(), version: cursor.version }))
+    };
+    replace::set_ids(lake, Table::DailyState, decide).await
 }
 
 /// The cursor of a consumer, as the log of `daily_state` records it.
@@ -228,13 +225,11 @@ async fn begin_delivery(lake: &Store, name: &str, (out, format): (&Store, Format
     let none = || LakeError::NoLake(lake.to_string());
     let newest = log::read_transactions(&records).await?.ok_or_else(none)?.version;
     Table::DailyState.ensure(lake).await?;
-    let store = Table::DailyState.store(lake);
     let intent = intent_id(name);
     let [form, place] = ["format", "place"].map(|part| format!("{}/{part}", id(name)));
     let (our_form, our_place) =
         (i64::from(format == Format::Parquet) + 2 * i64::from(format == Format::Csv), digest(out));
-    loop {
-        let known = log::read_transactions(&store).await?.unwrap_or_default();
+    let decide = |known: &Transactions| {
         let version = |id: &str| known.ids.get(id).and_then(|version| u64::try_from(*version).ok());
         let from = version(&id(name));
         if let Some(ahead) = from.max(version(&intent)).filter(|version| *version > newest) {
@@ -249,18 +244,16 @@ async fn begin_delivery(lake: &Store, name: &str, (out, format): (&Store, Format
                 );
                 return Err(LakeError::Invalid(what));
             }
-            return Ok(Intent { from, to });
+            return Ok(Ids::Keep(Intent { from, to }));
         }
         if from == Some(newest) {
-            return Ok(Intent { from, to: newest });
+            return Ok(Ids::Keep(Intent { from, to: newest }));
         }
         let to = log::id_value(newest)?;
         let ids = vec![(intent.clone(), to), (form.clone(), our_form), (place.clone(), our_place)];
-        let next = known.version + 1;
-        if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
-            return Ok(Intent { from, to: newest });
-        }
-    }
+        Ok(Ids::Set(ids, Intent { from, to: newest }))
+    };
+    replace::set_ids(lake, Table::DailyState, decide).await
 }
 
 /// Returns a digest of a place that fits into a transaction id.
@@ -271,12 +264,10 @@ fn digest(out: &Store) -> i64 {
 
 /// Step 3. A concurrent run of the same delivery may already have committed it.
 async fn commit_cursor(lake: &Store, name: &str, to: u64) -> Result<(), LakeError> {
-    let store = Table::DailyState.store(lake);
     let to = log::id_value(to)?;
-    loop {
-        let known = log::read_transactions(&store).await?.unwrap_or_default();
+    let decide = |known: &Transactions| {
         if known.ids.get(&id(name)).is_some_and(|reached| *reached >= to) {
-            return Ok(());
+            return Ok(Ids::Keep(()));
         }
         if known.ids.get(&intent_id(name)) != Some(&to) {
             return Err(LakeError::Invalid(format!(
@@ -284,12 +275,9 @@ async fn commit_cursor(lake: &Store, name: &str, to: u64) -> Result<(), LakeErro
                  use another name for a new consumer"
             )));
         }
-        let ids = vec![(id(name), to)];
-        let next = known.version + 1;
-        if replace::commit_version(lake, Table::DailyState, next, Vec::new(), Vec::new(), ids).await? {
-            return Ok(());
-        }
-    }
+        Ok(Ids::Set(vec![(id(name), to)], ()))
+    };
+    replace::set_ids(lake, Table::DailyState, decide).await
 }
 
 /// Returns the rows of some files of a table as it was loaded; `None` for no files.

@@ -106,6 +106,38 @@ pub(crate) async fn commit_version(
     Ok(propose(lake, table, &proposal).await?.is_some())
 }
 
+/// What the newest version of a log means for transaction ids that somebody wants to set.
+pub(crate) enum Ids<T> {
+    /// Nothing is to be set.
+    Keep(T),
+    /// These are set, unless another writer is faster.
+    Set(Vec<(String, i64)>, T),
+}
+
+/// Sets transaction ids of a table. `decide` sees the version right before the commit, and sees a newer one each time
+/// that another writer was faster. Returns its last answer.
+///
+/// # Errors
+/// `decide` fails, the log cannot be read, or the store failed for too long. Then the outcome is unknown.
+pub(crate) async fn set_ids<T>(
+    lake: &Store,
+    table: Table,
+    decide: impl Fn(&Transactions) -> Result<Ids<T>, LakeError>,
+) -> Result<T, LakeError> {
+    let store = table.store(lake);
+    loop {
+        let known = log::read_transactions(&store).await?.unwrap_or_default();
+        match decide(&known)? {
+            Ids::Keep(answer) => return Ok(answer),
+            Ids::Set(ids, answer) => {
+                if commit_version(lake, table, known.version + 1, Vec::new(), Vec::new(), ids).await? {
+                    return Ok(answer);
+                }
+            }
+        }
+    }
+}
+
 struct Exactly {
     version: u64,
     removes: Vec<Remove>,
