@@ -55,7 +55,7 @@ impl Lake {
         simulate(&folder, args).0
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.path.to_str().unwrap()
     }
 
@@ -65,7 +65,7 @@ impl Lake {
 
     /// Asserts that the lake is intact, and holds each event once.
     #[track_caller]
-    fn assert_whole(&self) {
+    pub(crate) fn assert_whole(&self) {
         assert_state_is_oracle(self.name(), &[&self.oracle]);
         verify(&self.path);
     }
@@ -461,36 +461,6 @@ async fn a_lake_on_s3_is_compacted() {
     run(&["verify", "--deep"]);
 }
 
-/// A round of care refreshes, merges and vacuums. The next one finds nothing to do.
-#[test]
-fn a_round_of_care_leaves_nothing_to_do() {
-    let lake = Lake::ingested(&SMALL, 6);
-    let care = || -> Value {
-        let report = ok(synclake().args(["care", "--lake"]).arg(&lake.path));
-        serde_json::from_str(&report).unwrap()
-    };
-    let (rows, first) = (lake.rows(), care());
-    assert!(first["refresh"]["rows_written"].as_u64().unwrap() > 0, "{first}");
-    let number = |name: &str| first["compact"][name].as_u64().unwrap();
-    assert!(number("files_removed") > 2 * number("files_added"), "{first}");
-    assert_eq!(first["vacuum"]["tables"]["sync_records"]["files"], 0, "replaced files stay for a week: {first}");
-    assert_eq!(lake.rows(), rows);
-    lake.assert_whole();
-    let status: Value = serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(&lake.path))).unwrap();
-    assert!(number("groups") > 0, "{first}");
-    // Opening the lake reads the files that are left, not all that ever were.
-    let log = lake.path.join("sync_records/_delta_log");
-    let hint: Value = serde_json::from_slice(&std::fs::read(log.join("_last_checkpoint")).unwrap()).unwrap();
-    assert_eq!(hint["numOfAddFiles"], status["tables"]["sync_records"]["files"], "{hint}");
-    assert_eq!(hint["version"], status["tables"]["sync_records"]["version"]);
-    assert_eq!(status["state"]["behind"], json!({"commits": 0, "rows": 0, "is_exact": true}));
-    let second = care();
-    assert_eq!((&second["refresh"]["files_read"], &second["compact"]["groups"]), (&json!(0), &json!(0)), "{second}");
-    lake.assert_whole();
-    let output = synclake().args(["care", "--retain", "1m", "--lake"]).arg(&lake.path).output().unwrap();
-    refused(&output, 2, &["shorter than 1h"]);
-}
-
 /// Damage that can still be decoded must not get a digest of its own.
 #[test]
 fn bytes_that_were_not_committed_are_not_merged() {
@@ -510,63 +480,5 @@ fn bytes_that_were_not_committed_are_not_merged() {
     assert!(text(&found.stdout).contains("SHA-256"), "the damage is still found: {}", text(&found.stdout));
     std::fs::write(&damaged, whole).unwrap();
     compact(&lake.path, &[]);
-    lake.assert_whole();
-}
-
-/// An ingest with `--care` keeps its lake at few files, and two of them take turns.
-#[test]
-fn an_ingest_cares_for_its_lake() {
-    let lake = Lake::new(&["--events", "600", "--seed", "17", "--days", "2", "--pools", "1"], 12);
-    ingest_file(&lake.parts[0], &lake.path);
-    let mut command = synclake();
-    command.args(["ingest", "--source", "file:-", "--flush-interval", "100ms", "--care", "full", "--care-every", "1s"]);
-    command.arg("--lake").arg(&lake.path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().unwrap();
-    let mut feed = child.stdin.take().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let log = |operation: &str| {
-        let commits = std::fs::read_dir(lake.path.join("sync_records/_delta_log")).unwrap();
-        let texts = commits.filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok());
-        texts.filter(|text| text.contains(operation)).count()
-    };
-    // Each part is committed, and merged by a round, before the next one.
-    for (number, part) in lake.parts.iter().enumerate().skip(1) {
-        std::io::Write::write_all(&mut feed, &std::fs::read(part).unwrap()).unwrap();
-        while number % 4 == 0 && log("\"operation\":\"OPTIMIZE\"") < number / 4 {
-            assert!(Instant::now() < deadline, "no round of care merges files");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-    drop(feed);
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    assert!(log("care/turn") > 1);
-    lake.assert_whole();
-    assert!(count(lake.name(), "select count(*) from state") > 0, "it refreshes, too");
-}
-
-/// Short ingests care for their lake too: the one that makes the 64th version does a round when it is done.
-#[test]
-fn short_ingests_care_for_their_lake() {
-    let lake = Lake::new(&["--events", "400", "--seed", "19", "--days", "1", "--pools", "1"], 35);
-    let merged = |run: &str| {
-        let status: Value = serde_json::from_str(&ok(synclake().args(["status", "--lake"]).arg(&lake.path))).unwrap();
-        (status["tables"]["sync_records"]["files"].as_u64().unwrap(), status["state"].is_object(), run.to_owned())
-    };
-    let ingest = |part: &Path, more: &[&str]| {
-        let mut command = synclake();
-        command.args(["ingest", "--source", &format!("file:{}", part.display())]).args(more);
-        command.arg("--lake").arg(&lake.path).output().unwrap()
-    };
-    lake.parts[..33].iter().for_each(|part| drop(ingest(part, &["--care", "off"])));
-    let before = merged("without care");
-    assert!(before.0 >= 33 && !before.1, "{before:?}");
-    let output = ingest(&lake.parts[33], &[]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let after = merged("with care");
-    assert!(after.0 < 5 && after.1, "{after:?}: {}", text(&output.stderr));
-    // The next round comes after as many versions again.
-    ingest(&lake.parts[34], &[]);
-    assert!(merged("the next").0 > after.0);
     lake.assert_whole();
 }

@@ -6,6 +6,7 @@
 mod answers;
 mod bad_input;
 mod benches;
+mod care;
 mod compact;
 mod cost;
 mod crash;
