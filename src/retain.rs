@@ -56,7 +56,7 @@ pub struct ExpiredRows {
     /// Their bytes. A vacuum deletes them.
     pub bytes: u64,
     /// Files that are older than the policy and stay for now, by the reason: `not_refreshed`, `not_delivered`,
-    /// `not_extracted`.
+    /// `not_extracted`; for extracts `newest_changed`.
     pub waiting: Waiting,
 }
 

@@ -26,7 +26,7 @@ use crate::lake::log::{self, Transactions};
 use crate::lake::paths::{self, PartName};
 use crate::lake::ranges::{Ranged, damage};
 use crate::lake::{LakeError, Store, snapshot};
-use crate::query::reading::COVERS;
+use crate::query::reading::{COVERS, Reading};
 use crate::schema::Table;
 use crate::source::files;
 
@@ -187,6 +187,8 @@ async fn check_expired(lake: &Store, state: &Store, faults: &mut Vec<String>) ->
             "state: rows that it must hold have left sync_records by retention: it must cover version {needed}, and \
              covers {has}; restore a newer copy of the table"
         ));
+    } else if let Err(error @ LakeError::Expired(_)) = Reading::load(lake).await {
+        faults.push(format!("state: {error}"));
     }
     Ok(())
 }

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use deltalake::kernel::{Action, Add};
+use deltalake::kernel::{Action, Add, Remove};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
@@ -273,8 +273,25 @@ async fn for_each_commit(
 pub(crate) struct Touched {
     /// The last version that added, removed or changed rows.
     pub last: u64,
-    /// The last version that did so by another operation than DELETE.
+    /// The last version that did so by more than a DELETE of single rows. A DELETE that leaves fewer files in a partition may
+    /// have taken all of its rows.
     pub last_other: u64,
+}
+
+/// Returns whether a commit adds at least as many files to each partition as it removes from it.
+fn leaves_each_file(actions: &[Action]) -> bool {
+    let mut more: BTreeMap<BTreeMap<&str, Option<&str>>, i64> = BTreeMap::new();
+    for action in actions {
+        let (partition, change) = match action {
+            Action::Add(add) => (&add.partition_values, 1),
+            Action::Remove(Remove { partition_values: Some(partition), .. }) => (partition, -1),
+            Action::Remove(_) => return false,
+            _ => continue,
+        };
+        let partition = partition.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+        *more.entry(partition).or_default() += change;
+    }
+    more.values().all(|change| *change >= 0)
 }
 
 /// Returns, for each value of a partition column, the last versions that added, removed or changed rows of it. Only the
@@ -292,7 +309,7 @@ pub(crate) async fn touched(
 ) -> Result<Option<BTreeMap<Option<String>, Touched>>, LakeError> {
     let mut touched: BTreeMap<Option<String>, Touched> = BTreeMap::new();
     let note = |version, actions: Vec<Action>| {
-        let is_deletion = operation_of(&actions) == "DELETE";
+        let is_deletion_of_rows = operation_of(&actions) == "DELETE" && leaves_each_file(&actions);
         for action in &actions {
             let partition = match action {
                 Action::Add(add) if add.data_change => Some(&add.partition_values),
@@ -302,7 +319,7 @@ pub(crate) async fn touched(
             let value = partition.and_then(|partition| partition.get(column).cloned()).flatten();
             let of_value = touched.entry(value).or_default();
             of_value.last = version;
-            if !is_deletion {
+            if !is_deletion_of_rows {
                 of_value.last_other = version;
             }
         }

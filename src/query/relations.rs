@@ -221,14 +221,14 @@ impl Relations {
             Some(_) => Some(records),
             None => reading.tail(&state).await?,
         };
+        if let Some(expired) = reading.state.as_ref().and_then(|state| state.only.as_ref()) {
+            // Whether a row that left comes after the removal of its dataset must be found anew, which a refresh does.
+            let why = "another writer removed or changed rows since the last refresh; run `synclake refresh`";
+            let schema = Resolved::new(None, None, REBUILD).schema();
+            return self.refuse(KEY_STATE, schema, &expired.refusal("the current state", why));
+        }
         let maintained = match &reading.state {
-            Some(maintained) => {
-                let rows = reading::provider(&maintained.table, &state).await?;
-                Some(match &maintained.only {
-                    Some(expired) => reading::filtered(rows, reading::before(expired))?,
-                    None => rows,
-                })
-            }
+            Some(maintained) => Some(reading::provider(&maintained.table, &state).await?),
             None => None,
         };
         context.register_table(KEY_STATE, Arc::new(Resolved::new(tail, maintained, REBUILD)))?;

@@ -1,7 +1,7 @@
 //! Lets old extracts leave `daily_state`.
 //!
-//! The newest extract stays, because the next one is computed from it. With an extract go its transaction ids, so that no
-//! later extract takes it for its base.
+//! The newest extract stays, because the next one is computed from it. If another writer changed it, all stay: one of them
+//! may have to be that base. With an extract go its transaction ids, so that no later extract takes it for its base.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use chrono::NaiveDate;
 
 use super::ExpiredRows;
 use super::policy::TablePolicy;
-use crate::extract::{forgotten_ids, recorded};
+use crate::extract::{NewestExtract, forgotten_ids, recorded};
 use crate::lake::commit::{Draft, Operation, Proposal};
 use crate::lake::log::Transactions;
 use crate::lake::snapshot;
@@ -39,9 +39,10 @@ struct Expiry<'a> {
 impl Proposal for Expiry<'_> {
     async fn draft(&self, known: &Transactions) -> Result<Option<Draft>, LakeError> {
         let recorded = recorded(known).covers;
-        let Some((newest, _)) = recorded.last_key_value().map(|(day, covers)| (*day, *covers)) else { return Ok(None) };
-        let is_due = |day: NaiveDate| day < newest && self.policy.is_due("", day, self.today);
         let store = Table::DailyState.store(self.lake);
+        let Some(newest) = NewestExtract::find(&store, known).await? else { return Ok(None) };
+        let (is_whole, newest) = (newest.is_as_written, newest.day);
+        let is_due = |day: NaiveDate| day < newest && self.policy.is_due("", day, self.today);
         let loaded = snapshot::load(&store, Some(known.version)).await?;
         let loaded = loaded.ok_or_else(|| LakeError::NoLake(self.lake.to_string()))?;
         let (mut result, mut partitions, mut removes) = (ExpiredRows::default(), BTreeSet::new(), Vec::new());
@@ -49,6 +50,10 @@ impl Proposal for Expiry<'_> {
             let value = |name: &str| file.partition.get(name).cloned().flatten();
             let day = value("extract_date").and_then(|day| day.parse().ok()).filter(|day| is_due(*day));
             let Some(day) = day else { continue };
+            if !is_whole {
+                *result.waiting.entry("newest_changed").or_default() += 1;
+                continue;
+            }
             let (rows, bytes) = file.rows_and_bytes();
             result.files += 1;
             result.rows = result.rows.saturating_add(rows);
@@ -59,7 +64,7 @@ impl Proposal for Expiry<'_> {
         result.partitions = partitions.len() as u64;
         *self.result.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = result;
         // An extract without rows has no files, but it may be a base too.
-        let days: Vec<NaiveDate> = recorded.keys().copied().filter(|day| is_due(*day)).collect();
+        let days: Vec<NaiveDate> = recorded.keys().copied().filter(|day| is_whole && is_due(*day)).collect();
         if removes.is_empty() && days.is_empty() {
             return Ok(None);
         }

@@ -81,7 +81,7 @@ pub fn parse_retain(text: &str) -> Result<Retain, String> {
             "{text:?} is shorter than {RETAIN_DAYS_MIN}d: rows that come late, and answers about the last week, would lose \
              their days; give {RETAIN_DAYS_MIN}d or more"
         )),
-        None => Err(format!("{text:?} is no retention; write a number of days such as 400d, or forever")),
+        None => Err(format!("{text:?} is no retention; write 7 to 36500 days such as 400d, or forever")),
     }
 }
 

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::parquet::{StateWriter, conform};
 use crate::failpoint;
+use crate::lake::expired::Expired;
 use crate::lake::ledger::new_token;
 use crate::lake::snapshot::{self, ActiveFile};
 use crate::lake::{LakeError, Store, data_file, log, manifest, replace};
@@ -116,8 +117,15 @@ pub async fn run_until(
 /// change has left are lost. This is the way out if the table `state` is lost.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`run`], and if the state still holds the rows that left.
 pub async fn run_and_accept_loss(lake: &Store, limits: &Limits) -> Result<RefreshReport, RefreshError> {
+    let has_left = !Expired::read(&Table::SyncRecords.store(lake)).await?.is_empty();
+    if has_left && Reading::load(lake).await.is_ok_and(|reading| reading.state.is_some()) {
+        return Err(RefreshError::from(LakeError::Invalid(format!(
+            "--accept-loss would give up keys of {lake} for nothing: the table state holds the rows that left by \
+             retention; run `synclake refresh --rebuild`, which keeps them"
+        ))));
+    }
     refresh(lake, limits, Source::RowsAlone, &CancellationToken::new()).await
 }
 
