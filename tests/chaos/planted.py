@@ -121,7 +121,8 @@ def committed_twice(lake):
 
 def zombie_commits(lake):
     """A worker that was fenced long ago commits once more, with its old epoch and owner token."""
-    version = lake.versions(lambda actions: sum("add" in a for a in actions) >= 1)[0]
+    has = lambda actions, kind: any(kind in a for a in actions)
+    version = lake.versions(lambda actions: has(actions, "add") and has(actions, "txn"))[0]
     old = [a for a in lake.commit(version) if "txn" in a]
     lake.store(lake.newest() + 1, old)
 
