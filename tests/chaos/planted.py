@@ -33,8 +33,9 @@ class Lake:
         return max(int(m.group(1)) for p in self.objects if (m := re.fullmatch(rf"{table}/_delta_log/(\d+)\.json", p)))
 
     def versions(self, wanted):
-        """Returns the versions whose actions satisfy `wanted`, in random order."""
-        found = [v for v in range(self.newest() + 1) if wanted(self.commit(v))]
+        """Returns the versions of workers whose actions satisfy `wanted`, in random order. A compaction moves no position."""
+        is_of_worker = lambda actions: any(a["txn"]["appId"].startswith("ingest/") for a in actions if "txn" in a)
+        found = [v for v in range(self.newest() + 1) if is_of_worker(self.commit(v)) and wanted(self.commit(v))]
         self.random.shuffle(found)
         return found
 
@@ -121,8 +122,7 @@ def committed_twice(lake):
 
 def zombie_commits(lake):
     """A worker that was fenced long ago commits once more, with its old epoch and owner token."""
-    has = lambda actions, kind: any(kind in a for a in actions)
-    version = lake.versions(lambda actions: has(actions, "add") and has(actions, "txn"))[0]
+    version = lake.versions(lambda actions: sum("add" in a for a in actions) >= 1)[0]
     old = [a for a in lake.commit(version) if "txn" in a]
     lake.store(lake.newest() + 1, old)
 
