@@ -9,6 +9,9 @@
 //! | rows were deleted from it (DELETE) | all rows | the same: this is how an erasure reaches rows that have left |
 //! | another change of it, or it is missing, damaged, or ahead | all rows | an error |
 //!
+//! Where the state counts only for rows of before the boundaries, a refresh computes it anew, and queries of the state are
+//! refused until then (`query/relations.rs`).
+//!
 //! **Invariant: a row that left by retention counts as long as it is the latest change of its key.** Its only copy is in
 //! the state. The state's rows of later dates are not needed, because all rows of these dates are there. The state keeps
 //! one row of each key. So if another writer deletes the latest row of a key, an older row that has left does not come
