@@ -14,6 +14,7 @@ pub(crate) mod parquet;
 pub(crate) mod roll;
 mod sorted;
 pub(crate) mod stored;
+pub(crate) mod unordered;
 
 pub(crate) use columns::{Meta, Partition, PartitionKey, Rejected};
 pub(crate) use roll::{Batches, Buffers, Limits};

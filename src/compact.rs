@@ -1,7 +1,10 @@
-//! Compaction: merges small files of a partition of `sync_records` into sorted files of a target size.
+//! Compaction: merges small files of a partition into files of a target size.
+//!
+//! The files of `sync_records` are sorted, those of `quarantine` have no order. A refresh and an extract write the rows of
+//! a partition anew, so `state` and `daily_state` have no small files to merge.
 //!
 //! 1. Plan: small files of each partition are packed into groups, from the log alone.
-//! 2. Merge: the files of a group become one file, in the order of ingest (`merge`).
+//! 2. Merge: the files of a group become one file, in the order of ingest (`merge`), or one after the other (`append`).
 //! 3. Commit: one commit removes the files of a group and adds the new one, both without a change of data.
 //!
 //! # Invariants
@@ -11,7 +14,7 @@
 //! - Each commit says `dataChange = false`, so a reader of changes sees no row again.
 //! - A commit removes only files that are active, and without deletion vectors, at the version before it. Of two
 //!   compactions of a file, one succeeds, and the other deletes its new file.
-//! - A killed run leaves committed groups, and at most one unlisted file per processor. The next run does the rest.
+//! - A killed run leaves committed groups, and at most one unlisted file per group at work. The next run does the rest.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -33,16 +36,20 @@ use crate::lake::{LakeError, Store, data_file, log, manifest, replace, snapshot,
 use crate::schema::Table;
 use crate::{cpu, failpoint};
 
+mod append;
 mod merge;
 mod plan;
 
+use append::append;
 use merge::{Input, MergeError, MergeLimits, Merged, merge};
 use plan::{Group, Source, plan};
 
 /// The files to compact, and the limits of a run.
 #[derive(Debug, Clone)]
 pub struct CompactOptions {
-    /// Only this pool: its id or its partition value.
+    /// The table: `sync_records` or `quarantine`.
+    pub table: Table,
+    /// Only this pool of `sync_records`: its id or its partition value.
     pub pool: Option<String>,
     /// Only this day and later ones.
     pub from: Option<NaiveDate>,
@@ -61,6 +68,7 @@ pub struct CompactOptions {
 impl Default for CompactOptions {
     fn default() -> Self {
         Self {
+            table: Table::SyncRecords,
             pool: None,
             from: None,
             to: None,
@@ -91,6 +99,13 @@ impl CompactOptions {
         if self.target_bytes > self.memory_bytes / 4 {
             let needed = self.target_bytes.saturating_mul(4).div_ceil(1 << 20);
             return Err(format!("--target-size is more than a quarter of --memory; raise --memory to {needed}MiB"));
+        }
+        if !matches!(self.table, Table::SyncRecords | Table::Quarantine) {
+            let table = self.table.name();
+            return Err(format!("the files of {table} are never small; compact sync_records or quarantine"));
+        }
+        if self.table != Table::SyncRecords && self.pool.is_some() {
+            return Err(format!("--pool is given, but {} is not divided by pools; leave it out", self.table.name()));
         }
         match (self.from, self.to) {
             (Some(from), Some(to)) if from > to => Err(format!("--from {from} is after --to {to}; exchange them")),
@@ -155,6 +170,8 @@ pub struct CompactProgress {
 
 /// Plans are made anew at most this often in a run, because merged files may be small too.
 const PASSES: usize = 4;
+/// Groups that are fetched or uploaded while each processor merges one, if the memory has room for them.
+const TRANSFERS: usize = 2;
 /// Files of a group that are fetched at a time.
 const FETCHES: usize = 32;
 /// Least memory for decoding and sorting a group.
@@ -162,7 +179,7 @@ const WORK_BYTES_MIN: u64 = 32 << 20;
 /// Memory for decoding and sorting a byte of a file: decoded rows have about 15 times the bytes of their file.
 const DECODED_PER_BYTE: u64 = 24;
 
-/// Compacts `sync_records` once.
+/// Compacts a table once. A lake without the table has nothing to do.
 ///
 /// # Errors
 /// The lake cannot be read or written. What is committed stays; run again for the rest.
@@ -173,9 +190,13 @@ pub async fn run(
     stop: &CancellationToken,
 ) -> Result<CompactReport, LakeError> {
     options.check().map_err(LakeError::Invalid)?;
-    let table = Table::SyncRecords;
+    let table = options.table;
     let store = table.store(lake);
-    let known = log::read_transactions(&store).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
+    let Some(known) = log::read_transactions(&store).await? else {
+        let report = CompactReport { table: table.name(), dry_run: options.dry_run, ..CompactReport::default() };
+        let is_lake = table != Table::SyncRecords && Table::SyncRecords.exists(lake).await?;
+        return is_lake.then_some(report).ok_or_else(|| LakeError::NoLake(lake.to_string()));
+    };
     known.admit(table, &store, false)?;
     let mut run = Run {
         lake,
@@ -310,17 +331,17 @@ impl Run<'_> {
         let mut running = JoinSet::new();
         loop {
             let is_over = || stop.is_cancelled() || self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            while running.len() < cpu::processors() && !is_over() {
+            while running.len() < cpu::processors() + TRANSFERS && !is_over() {
                 let Some(group) = waiting.next() else { break };
                 let name = CompactName { run: self.token, index: self.next_file };
                 self.next_file += 1;
-                let (store, memory) = (self.store.clone(), self.memory.clone());
+                let (table, store, memory) = (self.options.table, self.store.clone(), self.memory.clone());
                 let work_bytes = work_bytes(&group, self.options);
                 running.spawn(async move {
                     let needed = permits(2 * group.bytes() + work_bytes);
                     // The semaphore is never closed.
                     let _memory = memory.acquire_many_owned(u32::try_from(needed).unwrap_or(u32::MAX)).await.ok();
-                    write_group(&store, name, group, work_bytes).await
+                    write_group(table, &store, name, group, work_bytes).await
                 });
             }
             let Some(ended) = running.join_next().await else { break };
@@ -372,13 +393,14 @@ impl Run<'_> {
         let (path, size) = (add.path.clone(), u64::try_from(add.size).unwrap_or(0));
         failpoint::hit("compact/before");
         let target_bytes = self.options.target_bytes;
-        let version = replace::move_rows(self.lake, Table::SyncRecords, &merged.paths, vec![add], target_bytes).await?;
+        let table = self.options.table;
+        let version = replace::move_rows(self.lake, table, &merged.paths, vec![add], target_bytes).await?;
         failpoint::hit("compact/after");
         if version.is_none() {
             self.report.groups_changed += 1;
             // No commit lists the file, and none will.
             if let Err(error) = self.store.delete(&path).await {
-                tracing::warn!(path, %error, "left a file of sync_records that no commit lists");
+                tracing::warn!(table = table.name(), path, %error, "left a file that no commit lists");
             }
             return Ok(group.bytes());
         }
@@ -406,10 +428,20 @@ async fn fetch(store: &Store, group: &Group) -> Result<Vec<Input>, GroupError> {
 }
 
 /// Fetches the files of a group, merges them, and writes the new file.
-async fn write_group(store: &Store, name: CompactName, group: Group, work_bytes: u64) -> Result<Written, GroupError> {
+async fn write_group(
+    table: Table,
+    store: &Store,
+    name: CompactName,
+    group: Group,
+    work_bytes: u64,
+) -> Result<Written, GroupError> {
     let inputs = fetch(store, &group).await?;
     let limits = MergeLimits::new(group.bytes(), work_bytes);
-    let merged = cpu::run(move || merge(inputs, limits)).await;
+    let work = move || match table {
+        Table::SyncRecords => merge(inputs, limits),
+        _ => append(table, inputs, append::DECODED_BYTES_MAX),
+    };
+    let merged = cpu::run(work).await;
     let mut merged = match merged {
         Ok(merged) => merged,
         Err(error @ MergeError::Damaged { .. }) => {
@@ -423,12 +455,10 @@ async fn write_group(store: &Store, name: CompactName, group: Group, work_bytes:
         Err(error @ MergeError::Lost { .. }) => return Err(LakeError::Invalid(error.to_string()).into()),
     };
     let Some(file) = &mut merged.file else { return Ok(Written { group, merged, add: None }) };
-    let folder = format!("pool={}/event_date={}", group.pool, group.event_date);
-    let path = format!("{folder}/{name}");
-    let values = [("pool", group.pool.clone()), ("event_date", group.event_date.clone())];
+    let path = format!("{}/{name}", group.folder());
     let (bytes, statistics) = (std::mem::take(&mut file.bytes), std::mem::take(&mut file.statistics));
     let encoded = data_file::encode(store, &path, move || Ok((bytes, statistics))).await?;
-    let add = data_file::write(store, path, &values, encoded).await?;
+    let add = data_file::write(store, path, &group.partition, encoded).await?;
     failpoint::hit("compact/written");
     Ok(Written { group, merged, add: Some(add) })
 }

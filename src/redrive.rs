@@ -41,6 +41,7 @@ use crate::ids::{SequenceNumber, ShardKey};
 use crate::ingest::write_partition;
 use crate::lake::ledger::{Ledger, new_token};
 use crate::lake::log::Transactions;
+use crate::lake::paths::{STAGED_PREFIX, is_staged};
 use crate::lake::replace::Ids;
 use crate::lake::{LakeError, Store, data_file, log, manifest, replace, snapshot, sweep};
 use crate::query::{Limits, reading, session};
@@ -69,6 +70,8 @@ pub struct RedriveReport {
     pub left: BTreeMap<&'static str, u64>,
 }
 
+/// Passes of a run, while other writers replace files of the quarantine.
+const PASSES: usize = 4;
 /// The transaction id in the log of `quarantine` whose value is the version up to which all records were decoded again.
 const EXAMINED: &str = "redriven";
 
@@ -76,9 +79,6 @@ const EXAMINED: &str = "redriven";
 pub(crate) fn examined_to(known: &Transactions) -> Option<u64> {
     known.ids.get(EXAMINED).and_then(|version| u64::try_from(*version).ok())
 }
-
-/// The name prefix of staged files.
-const STAGED_PREFIX: &str = "redrive-";
 
 /// Goes once through the quarantine.
 ///
@@ -89,23 +89,48 @@ pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport
     if Table::SyncRecords.load(lake, None).await?.is_none() {
         return Err(LakeError::NoLake(lake.to_string()));
     }
-    let store = Table::Quarantine.store(lake);
-    let Some(known) = log::read_transactions(&store).await? else { return Ok(report) };
-    known.admit(Table::Quarantine, &store, true)?;
-    let Some(loaded) = snapshot::load(&store, Some(known.version)).await? else { return Ok(report) };
     let context = session(&Limits::default()).map_err(|e| LakeError::Invalid(e.to_string()))?;
+    for _ in 0..PASSES {
+        let mut passed = RedriveReport::default();
+        let is_settled = pass(lake, options, &context, &mut passed).await?;
+        passed.examined += report.moved;
+        passed.moved += report.moved;
+        passed.rows += report.rows;
+        report = passed;
+        if is_settled {
+            break;
+        }
+    }
+    for table in [Table::Quarantine, Table::SyncRecords] {
+        manifest::follow_commit(lake, table).await;
+    }
+    Ok(report)
+}
+
+/// Goes through the files of the newest version. Returns whether no other writer replaced one of them meanwhile, as a
+/// compaction does.
+async fn pass(
+    lake: &Store,
+    options: &RedriveOptions,
+    context: &SessionContext,
+    report: &mut RedriveReport,
+) -> Result<bool, LakeError> {
+    let store = Table::Quarantine.store(lake);
+    let Some(known) = log::read_transactions(&store).await? else { return Ok(true) };
+    known.admit(Table::Quarantine, &store, true)?;
+    let Some(loaded) = snapshot::load(&store, Some(known.version)).await? else { return Ok(true) };
     let mut files: Vec<String> = snapshot::active_paths(&store, &loaded).await?.into_iter().collect();
     files.sort();
     let mut ledger = Ledger::open(lake, Table::SyncRecords).await?;
-    let mut is_whole = true;
+    let (mut is_whole, mut is_settled) = (true, true);
     for path in files {
-        let Some(held) = read(&store, &loaded, &context, &path).await? else {
-            is_whole = false;
+        let Some(held) = read(&store, &loaded, context, &path).await? else {
+            is_settled = false;
             continue;
         };
         if is_staged(&path) {
             // The file is of a killed run. It is finished whatever the options of this run are.
-            finish(lake, &mut ledger, &path, &held, &mut report).await?;
+            finish(lake, &mut ledger, &path, &held, report).await?;
             let name = path.rsplit('/').next().unwrap_or(&path);
             // The move is committed. Files that cannot be deleted stay, and no reader sees them.
             if let Err(error) = sweep::sweep_attempts(&Table::SyncRecords.store(lake), stem(name)).await {
@@ -114,24 +139,22 @@ pub async fn run(lake: &Store, options: &RedriveOptions) -> Result<RedriveReport
             continue;
         }
         let before = report.examined;
-        let chosen = choose(&held, &ledger, options, &mut report)?;
+        let chosen = choose(&held, &ledger, options, report)?;
         is_whole &= report.examined - before == held.num_rows() as u64;
         if chosen.true_count() == 0 {
             continue;
         }
-        if let Some((staged, taken)) = stage(lake, &path, &held, &chosen).await? {
-            finish(lake, &mut ledger, &staged, &taken, &mut report).await?;
+        match stage(lake, &path, &held, &chosen).await? {
+            Some((staged, taken)) => finish(lake, &mut ledger, &staged, &taken, report).await?,
+            None => is_settled = false,
         }
     }
     // The newest commit is the note of an earlier run if that read the version before it.
     let is_noted = examined_to(&known).is_some_and(|version| version + 1 == known.version);
-    if is_whole && !is_noted && !report.left.is_empty() {
+    if is_whole && is_settled && !is_noted && !report.left.is_empty() {
         note_examined(lake, known.version).await?;
     }
-    for table in [Table::Quarantine, Table::SyncRecords] {
-        manifest::follow_commit(lake, table).await;
-    }
-    Ok(report)
+    Ok(is_settled)
 }
 
 /// Notes that all records up to a version were decoded again, unless a later run did.
@@ -146,10 +169,6 @@ async fn note_examined(lake: &Store, version: u64) -> Result<(), LakeError> {
 
 fn stem(name: &str) -> &str {
     name.trim_end_matches(".parquet")
-}
-
-fn is_staged(path: &str) -> bool {
-    path.rsplit('/').next().is_some_and(|name| name.starts_with(STAGED_PREFIX))
 }
 
 /// Reads a whole file of the quarantine. Its size is bounded by the memory of the ingest that wrote it.

@@ -25,12 +25,15 @@
 //! `sync_records`, `changes` and `daily_changes` show the rows that are there. Files that left are deleted by a vacuum.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use chrono::NaiveDate;
 use serde::Serialize;
 
+use crate::lake::commit::Proposal;
 use crate::lake::expired::Expired;
-use crate::lake::{LakeError, Store, log};
+use crate::lake::snapshot::ActiveFile;
+use crate::lake::{LakeError, Store, log, manifest, replace};
 use crate::schema::Table;
 
 mod extracts;
@@ -58,6 +61,15 @@ pub struct ExpiredRows {
     /// Files that are older than the policy and stay for now, by the reason: `not_refreshed`, `not_delivered`,
     /// `not_extracted`; for extracts `newest_changed`.
     pub waiting: Waiting,
+}
+
+impl ExpiredRows {
+    fn count(&mut self, file: &ActiveFile) {
+        let (rows, bytes) = file.rows_and_bytes();
+        self.files += 1;
+        self.rows = self.rows.saturating_add(rows);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
 }
 
 /// The result of a round.
@@ -121,4 +133,20 @@ pub async fn expire(lake: &Store) -> Result<ExpireReport, LakeError> {
         report.daily_state = extracts::expire(lake, &policy.daily_state, today).await?;
     }
     Ok(report)
+}
+
+/// Commits a proposal by which files leave a table. Returns `result`, which holds what the last draft lets leave, with the
+/// version.
+async fn let_leave(
+    lake: &Store,
+    table: Table,
+    proposal: &impl Proposal,
+    result: &Mutex<ExpiredRows>,
+) -> Result<ExpiredRows, LakeError> {
+    let version = replace::propose(lake, table, proposal).await?;
+    if version.is_some() {
+        manifest::follow_commit(lake, table).await;
+    }
+    let result = result.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(ExpiredRows { version, ..result })
 }

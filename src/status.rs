@@ -10,8 +10,10 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
+use crate::lake::ledger::CARE_TURN;
 use crate::lake::log::{self, Transactions};
 use crate::lake::{LakeError, Store, snapshot};
+use crate::query::reading::Reading;
 use crate::retain::{self, PolicyReport, TablePolicy};
 use crate::schema::Table;
 
@@ -87,6 +89,8 @@ pub struct StatusReport {
     pub sources: Vec<SourceStatus>,
     /// What an operator should look at.
     pub attention: Attention,
+    /// When an ingest last began to care for the lake; null if none did.
+    pub care: Option<Moment>,
     /// The maintained state; null before the first refresh.
     pub state: Option<StateStatus>,
     /// The daily extracts; null before the first one.
@@ -107,6 +111,9 @@ pub struct RetentionStatus {
     pub policy: PolicyReport,
     /// Why the policy cannot be used, so that nothing leaves; null if it can.
     pub problem: Option<String>,
+    /// Why queries of the current state are refused, because rows have left that no usable state holds; null if they are
+    /// answered.
+    pub refused: Option<String>,
 }
 
 /// The status of a table.
@@ -221,10 +228,11 @@ pub async fn run(lake: &Store, options: &StatusOptions) -> Result<StatusReport, 
         commits_read_from: history.oldest_ms().and_then(|ms| Moment::new(ms, now)),
         sources,
         attention: attention(quarantine.as_ref(), gaps.as_ref(), options).await?,
+        care: records.known.ids.get(CARE_TURN).and_then(|ms| Moment::new(*ms, now)),
         state: derived::state(state.as_ref(), &history, now).await?,
         extracts: derived::extracts(daily.as_ref(), &records, &history, now).await?,
         consumers: derived::consumers(daily.as_ref(), &history, options).await?,
-        retention: retention(&records, daily.as_ref()),
+        retention: retention(lake, &records, daily.as_ref()).await?,
         next: Vec::new(),
     };
     let others =
@@ -237,14 +245,23 @@ pub async fn run(lake: &Store, options: &StatusOptions) -> Result<StatusReport, 
 }
 
 /// Returns the policy. One that cannot be used is shown with the reason.
-fn retention(records: &Read, daily: Option<&Read>) -> RetentionStatus {
+async fn retention(lake: &Store, records: &Read, daily: Option<&Read>) -> Result<RetentionStatus, LakeError> {
     let of_records = TablePolicy::read(Table::SyncRecords, &records.known);
     let of_extracts =
         daily.map_or_else(|| Ok(TablePolicy::default()), |daily| TablePolicy::read(Table::DailyState, &daily.known));
     let problem = of_records.as_ref().err().or(of_extracts.as_ref().err()).map(ToString::to_string);
     let (sync_records, daily_state) = (of_records.unwrap_or_default(), of_extracts.unwrap_or_default());
     let complete_from = retain::complete_from(&records.known);
-    RetentionStatus { policy: PolicyReport { sync_records, daily_state, complete_from }, problem }
+    let loaded = match complete_from.is_empty() {
+        true => Ok(None),
+        false => Reading::load(lake).await.map(|reading| reading.refusal()),
+    };
+    let refused = match loaded {
+        Err(error @ LakeError::Expired(_)) => Some(error),
+        loaded => loaded?,
+    };
+    let refused = refused.map(|error| error.to_string());
+    Ok(RetentionStatus { policy: PolicyReport { sync_records, daily_state, complete_from }, problem, refused })
 }
 
 async fn attention(

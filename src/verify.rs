@@ -30,6 +30,10 @@ use crate::query::reading::{COVERS, Reading};
 use crate::schema::Table;
 use crate::source::files;
 
+mod removals;
+
+use removals::Removals;
+
 /// Files that are read at a time.
 const READERS: usize = 8;
 
@@ -303,6 +307,7 @@ async fn check_shards(store: &Store, report: &mut VerifyReport) -> Result<(), La
     versions.sort_unstable();
     let mut known = Transactions::default();
     let mut checked: BTreeMap<ShardKey, u64> = BTreeMap::new();
+    let mut removals = Removals::default();
     // Nothing is known of a shard before the oldest commit that is left, so its first step is accepted.
     let whole = versions.first() == Some(&0);
     for version in versions {
@@ -310,6 +315,7 @@ async fn check_shards(store: &Store, report: &mut VerifyReport) -> Result<(), La
         if actions.is_empty() {
             report.faults.push(format!("version {version}: the commit is empty"));
         }
+        removals.note(version, &actions);
         let moved: BTreeSet<ShardKey> = actions.iter().filter_map(shard_of).collect();
         // Only shards that a commit moves are compared, because a log of many shards has many commits.
         let moved: Vec<_> = moved.into_iter().map(|shard| (decode_state(&known, &shard), shard)).collect();
@@ -333,6 +339,7 @@ async fn check_shards(store: &Store, report: &mut VerifyReport) -> Result<(), La
             check_range(store, &shard, version, old.as_ref(), &new, adds, &mut report.faults).await?;
         }
     }
+    report.faults.extend(removals.faults());
     let all = log::read_transactions(store).await?.unwrap_or_default();
     let shards: BTreeSet<ShardKey> = all.ids.keys().filter_map(|id| key_of(id)).collect();
     for shard in shards {

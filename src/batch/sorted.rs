@@ -17,7 +17,7 @@ use crate::decode::write_extra;
 /// Approximate bytes of a row's columns, without its text.
 pub(super) const ROW_BYTES: usize = 256;
 /// Values after which it is known whether a column repeats its values.
-const PROBE: usize = 2_048;
+pub(super) const PROBE: usize = 2_048;
 
 /// Distinct texts in their order, and the rank of the text of each event or row; [`NULL`] for null.
 #[derive(Debug)]
@@ -42,6 +42,11 @@ impl<'a> Ranked<'a> {
         }
         let ranks = codes.iter().map(|code| rank_of.get(*code as usize).copied().unwrap_or(NULL)).collect();
         Self { ranks, texts: order.iter().map(|code| values[*code as usize]).collect() }
+    }
+
+    /// Returns the texts in their order.
+    pub(super) fn texts(&self) -> &[&'a str] {
+        &self.texts
     }
 
     fn range(&self) -> Option<(String, String)> {

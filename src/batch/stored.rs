@@ -13,15 +13,18 @@ use arrow::array::{Array, AsArray, Int32Array, Int64Array, RecordBatch, StringVi
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema};
 use bytes::Bytes;
-use hashbrown::HashMap;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 use parquet::errors::ParquetError;
 
-use super::file::{Column, NULL};
+use super::file::NULL;
 use super::sorted::{ROW_BYTES, Ranked};
 use crate::schema::Table;
+
+mod window;
+
+use window::{Coder, Window};
 
 /// Positions of the columns in the file schema.
 pub(super) mod at {
@@ -187,6 +190,24 @@ impl StoredRows {
     }
 }
 
+/// Checks that a table has all columns of a file.
+///
+/// # Errors
+/// Returns [`Unfit::Foreign`] with the column that it lacks, or has in another type.
+pub(super) fn known_columns(table: Table, found: &Schema) -> Result<(), Unfit> {
+    let schema = table.file_schema();
+    for field in found.fields() {
+        let (name, found) = (field.name(), field.data_type());
+        let Some((_, known)) = schema.column_with_name(name) else {
+            return Err(Unfit::Foreign(format!("has the unknown column {name}")));
+        };
+        if known.data_type() != found {
+            return Err(Unfit::Foreign(format!("has a column {name} of type {found}, not {}", known.data_type())));
+        }
+    }
+    Ok(())
+}
+
 /// Returns the type in which a column is read: texts as views, which are not copied from their pages.
 fn stored_type(of: &DataType) -> DataType {
     if *of == DataType::Utf8 { DataType::Utf8View } else { of.clone() }
@@ -209,18 +230,9 @@ impl StoredReader {
     pub(crate) fn open(file: Bytes, batch_bytes: usize) -> Result<Self, Unfit> {
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let metadata = ArrowReaderMetadata::load(&file, options.clone())?;
-        let schema = Table::SyncRecords.file_schema();
-        let mut fields = Vec::new();
-        for field in metadata.schema().fields() {
-            let Some((_, known)) = schema.column_with_name(field.name()) else {
-                return Err(Unfit::Foreign(format!("has the unknown column {}", field.name())));
-            };
-            if known.data_type() != field.data_type() {
-                let (name, found) = (field.name(), field.data_type());
-                return Err(Unfit::Foreign(format!("has a column {name} of type {found}, not {}", known.data_type())));
-            }
-            fields.push(Field::new(field.name(), stored_type(field.data_type()), field.is_nullable()));
-        }
+        known_columns(Table::SyncRecords, metadata.schema())?;
+        let viewed = |field: &Arc<Field>| Field::new(field.name(), stored_type(field.data_type()), field.is_nullable());
+        let fields: Vec<Field> = metadata.schema().fields().iter().map(viewed).collect();
         let footer = metadata.metadata();
         let rows = u64::try_from(footer.file_metadata().num_rows()).unwrap_or(0);
         let bytes: i64 = footer.row_groups().iter().map(|group| group.total_byte_size()).sum();
@@ -263,22 +275,26 @@ pub(super) type Place = (u32, u32);
 pub(crate) struct Ordered<'a> {
     batches: &'a [StoredRows],
     order: Vec<Place>,
+    /// Number of the first row of each batch.
+    first: Vec<usize>,
+    identities: Ranked<'a>,
+    datasets: Ranked<'a>,
+    keys: Ranked<'a>,
 }
 
 impl<'a> Ordered<'a> {
     /// Sorts rows. The sort is stable, and fast where batches are sorted already.
     pub(crate) fn new(batches: &'a [StoredRows]) -> Self {
-        let texts = |column: usize| {
-            let rows = batches.iter().flat_map(move |batch| (0..batch.len()).map(move |row| batch.text(column, row)));
-            Ranked::of(distinct(rows)).ranks
-        };
-        let (identities, datasets, keys) = (texts(at::IDENTITY_ID), texts(at::DATASET_NAME), texts(at::KEY));
-        let mut places = Vec::with_capacity(keys.len());
+        let counts = batches.iter().map(StoredRows::len);
+        let first = counts.scan(0, |next, rows| Some(std::mem::replace(next, *next + rows))).collect();
+        let [identities, datasets, keys] =
+            [at::IDENTITY_ID, at::DATASET_NAME, at::KEY].map(|column| ranked(batches, column));
+        let mut places = Vec::with_capacity(keys.ranks.len());
         for (batch, rows) in (0..).zip(batches) {
             for (row, number) in (0..).zip(0..rows.len()) {
                 let next = places.len();
                 // Null is the largest code, and sorts first.
-                let rank = |ranks: &[u32]| ranks[next].wrapping_add(1);
+                let rank = |ranked: &Ranked<'_>| ranked.ranks[next].wrapping_add(1);
                 places.push(Unsorted {
                     dataset: u64::from(rank(&identities)) << 32 | u64::from(rank(&datasets)),
                     key: rank(&keys),
@@ -297,7 +313,8 @@ impl<'a> Ordered<'a> {
                 mine.compare_ties(a.row as usize, theirs, b.row as usize)
             })
         });
-        Self { batches, order: places.iter().map(|place| (place.batch, place.row)).collect() }
+        let order = places.iter().map(|place| (place.batch, place.row)).collect();
+        Self { batches, order, first, identities, datasets, keys }
     }
 
     /// Returns the number of rows.
@@ -341,59 +358,24 @@ impl<'a> Ordered<'a> {
         rows.text(column, row)
     }
 
-    /// Returns a column of texts, each text once.
-    pub(super) fn texts(&self, column: usize, range: Range<usize>) -> Column<&'a str> {
-        distinct(self.places(range).map(|place| self.text(column, *place)))
-    }
-
-    /// Returns a column of texts that may hardly repeat.
-    pub(super) fn long_texts(&self, column: usize, range: Range<usize>) -> Column<&'a str> {
-        super::sorted::column(self.places(range).map(|place| self.text(column, *place)))
-    }
-
-    /// Returns a column of numbers, each number once.
-    pub(super) fn longs(&self, column: usize, range: Range<usize>) -> Column<i64> {
-        distinct(self.places(range).map(|place| {
-            let (rows, row) = self.of(*place);
-            rows.long(column, row)
-        }))
-    }
-
-    /// Returns a column of small numbers, each number once.
-    pub(super) fn ints(&self, column: usize, range: Range<usize>) -> Column<i32> {
-        distinct(self.places(range).map(|place| {
-            let (rows, row) = self.of(*place);
-            rows.int(column, row)
-        }))
+    /// Returns the columns of rows.
+    pub(super) fn window(&'a self, range: Range<usize>) -> Window<'a> {
+        Window::new(self, range)
     }
 }
 
-/// Returns a column with each value once. Neighbours are compared first, because sorted rows have long runs.
-fn distinct<V: Copy + Eq + std::hash::Hash>(rows: impl Iterator<Item = Option<V>>) -> Column<V> {
-    let mut known: HashMap<V, u32> = HashMap::new();
-    let (mut codes, mut values) = (Vec::with_capacity(rows.size_hint().0), Vec::new());
-    let mut last: Option<(V, u32)> = None;
-    for value in rows {
-        let Some(value) = value else {
-            codes.push(NULL);
-            continue;
-        };
-        let code = match last {
-            Some((before, code)) if before == value => code,
-            _ => {
-                // A row group, and the rows in memory, are fewer than 2³².
-                let next = values.len() as u32;
-                let code = *known.entry(value).or_insert(next);
-                if code == next {
-                    values.push(value);
-                }
-                code
-            }
-        };
-        last = Some((value, code));
-        codes.push(code);
+/// Ranks the texts of a column.
+fn ranked(batches: &[StoredRows], column: usize) -> Ranked<'_> {
+    let mut coder = Coder::new();
+    let mut codes = Vec::with_capacity(batches.iter().map(StoredRows::len).sum());
+    for rows in batches {
+        let begin = codes.len();
+        codes.resize(begin + rows.len(), NULL);
+        if let Cells::Text(cells) = &rows.cells[column] {
+            coder.texts(cells, 0..rows.len(), |row, code| codes[begin + row] = code);
+        }
     }
-    Column { codes, values }
+    Ranked::of(coder.column(codes))
 }
 
 #[cfg(test)]

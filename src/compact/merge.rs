@@ -36,6 +36,37 @@ pub(super) struct Input {
     pub sha256: Option<String>,
 }
 
+impl Input {
+    /// Checks the bytes against the digest in the log. Damage that is merged gets a digest of its own, and nobody could
+    /// find it any more.
+    ///
+    /// # Errors
+    /// They are other bytes than were committed.
+    pub(super) fn check_digest(&self) -> Result<(), MergeError> {
+        match &self.sha256 {
+            Some(committed) if sha256_of(&self.bytes) != *committed => {
+                let reason = "holds other bytes than were committed, by their SHA-256; run `synclake verify --deep`";
+                Err(MergeError::Damaged { path: self.path.clone(), reason: reason.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the rows of the footer against those that the log claims.
+    ///
+    /// # Errors
+    /// They differ.
+    pub(super) fn check_rows(&self, rows: u64) -> Result<(), MergeError> {
+        match self.rows.filter(|claimed| *claimed != rows) {
+            Some(claimed) => {
+                let reason = format!("holds {rows} rows, the log claims {claimed}; run `synclake verify`");
+                Err(MergeError::Damaged { path: self.path.clone(), reason })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// Limits of a merge.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MergeLimits {
@@ -117,13 +148,7 @@ pub(super) fn merge(inputs: Vec<Input>, limits: MergeLimits) -> Result<Merged, M
     let mut sorter = Sorter { limits, chunk: Vec::new(), seen: HashSet::new(), bytes: 0, runs: Vec::new() };
     let mut expected = 0;
     for input in inputs {
-        // Damage that is merged gets a digest of its own, and nobody could find it any more.
-        if let Some(committed) = &input.sha256
-            && sha256_of(&input.bytes) != *committed
-        {
-            let reason = "holds other bytes than were committed, by their SHA-256; run `synclake verify --deep`";
-            return Err(MergeError::Damaged { path: input.path, reason: reason.to_owned() });
-        }
+        input.check_digest()?;
         let reader = match StoredReader::open(input.bytes.clone(), limits.batch_bytes()) {
             Ok(reader) => reader,
             Err(Unfit::Foreign(reason)) => {
@@ -133,10 +158,7 @@ pub(super) fn merge(inputs: Vec<Input>, limits: MergeLimits) -> Result<Merged, M
             Err(Unfit::Damaged(error)) => return Err(damaged(&input.path, &error)),
         };
         let rows = reader.rows();
-        if let Some(claimed) = input.rows.filter(|claimed| *claimed != rows) {
-            let reason = format!("holds {rows} rows, the log claims {claimed}; run `synclake verify`");
-            return Err(MergeError::Damaged { path: input.path, reason });
-        }
+        input.check_rows(rows)?;
         expected += rows;
         merged.paths.push(input.path.clone());
         if input.bytes.len() >= limits.large_bytes {
@@ -156,7 +178,7 @@ pub(super) fn merge(inputs: Vec<Input>, limits: MergeLimits) -> Result<Merged, M
     Ok(merged)
 }
 
-fn damaged(path: &str, error: &ParquetError) -> MergeError {
+pub(super) fn damaged(path: &str, error: &ParquetError) -> MergeError {
     MergeError::Damaged { path: path.to_owned(), reason: format!("is no readable Parquet file: {error}") }
 }
 

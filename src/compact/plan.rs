@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::NaiveDate;
 
-use crate::lake::paths::pool_partition;
+use crate::lake::paths::{is_staged, pool_partition};
 use crate::lake::snapshot::ActiveFile;
 
 use super::CompactOptions;
@@ -25,15 +25,19 @@ pub(super) struct Source {
 /// Files of one partition that become one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Group {
-    /// Partition value of the pool.
-    pub pool: String,
-    /// Partition value of the date.
-    pub event_date: String,
+    /// Names and values of the partition columns.
+    pub partition: Vec<(&'static str, String)>,
     /// The files.
     pub sources: Vec<Source>,
 }
 
 impl Group {
+    /// Returns the folder of the partition in the table.
+    pub(super) fn folder(&self) -> String {
+        let parts: Vec<String> = self.partition.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        parts.join("/")
+    }
+
     /// Returns the bytes of all files.
     pub(super) fn bytes(&self) -> u64 {
         self.sources.iter().map(|source| source.bytes).sum()
@@ -62,11 +66,13 @@ pub(super) fn plan(
     unfit: &HashSet<String>,
 ) -> Plan {
     let mut plan = Plan::default();
-    let mut partitions: BTreeMap<(String, String), Vec<Source>> = BTreeMap::new();
+    let columns = options.table.partition_columns();
+    let mut partitions: BTreeMap<Vec<(&str, String)>, Vec<Source>> = BTreeMap::new();
     let wanted_pool = options.pool.as_deref().map(pool_partition);
     for file in files {
         let value = |name: &str| file.partition.get(name).cloned().flatten();
-        let (pool, date) = (value("pool"), value("event_date"));
+        let (pool, date) =
+            (value("pool"), columns.iter().find(|name| name.ends_with("_date")).and_then(|name| value(name)));
         let day = date.as_deref().and_then(|date| date.parse::<NaiveDate>().ok());
         let is_wanted = wanted_pool.as_ref().is_none_or(|wanted| pool.as_ref() == Some(wanted))
             && options.from.is_none_or(|from| day.is_some_and(|day| day >= from))
@@ -75,7 +81,9 @@ pub(super) fn plan(
             continue;
         }
         plan.files += 1;
-        if file.size >= options.target_bytes / SMALL_PART || unfit.contains(&file.path) {
+        // A redrive knows the files that it staged by their names.
+        let is_small = file.size < options.target_bytes / SMALL_PART;
+        if !is_small || unfit.contains(&file.path) || is_staged(&file.path) {
             continue;
         }
         let mut leave = |reason: &str| *plan.left.entry(reason.to_owned()).or_default() += 1;
@@ -83,17 +91,18 @@ pub(super) fn plan(
             leave("has a deletion vector");
             continue;
         }
-        let (Some(pool), Some(date)) = (pool.filter(|pool| is_plain(pool)), date.filter(|_| day.is_some())) else {
+        let values = columns.iter().map(|name| Some((*name, value(name).filter(|value| is_plain(value))?)));
+        let Some(partition) = values.collect::<Option<Vec<_>>>().filter(|_| day.is_some()) else {
             leave("has a partition value that no file name can hold");
             continue;
         };
         let rows = file.statistics["numRecords"].as_u64();
         let source = Source { bytes: file.size, rows, sha256: digests.remove(&file.path), path: file.path };
-        partitions.entry((pool, date)).or_default().push(source);
+        partitions.entry(partition).or_default().push(source);
     }
-    for ((pool, event_date), sources) in partitions {
+    for (partition, sources) in partitions {
         for sources in packed(sources, options.target_bytes) {
-            plan.groups.push(Group { pool: pool.clone(), event_date: event_date.clone(), sources });
+            plan.groups.push(Group { partition: partition.clone(), sources });
         }
     }
     plan

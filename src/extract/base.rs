@@ -92,14 +92,8 @@ pub(super) fn use_of<'a>(
     };
     // Rows of dates that have left are nowhere else. As for the state (`query/reading.rs`), it must be told which of them
     // another writer deleted.
-    let is_told = |file: &RemovedFile| {
-        let partition = file.partition.as_ref();
-        let pool = partition.and_then(|partition| partition.get("pool").cloned().flatten());
-        let date = partition.and_then(|partition| day_in(partition, "event_date"));
-        pool.is_some_and(|pool| !left.is_before(&pool, date))
-    };
     let serves = match as_written.is(*day) {
-        true => changes.removed_with_rows_of(*covers).all(is_told),
+        true => !changes.removed_with_rows_of(*covers).any(|file| file.may_be_of(left)),
         false => as_written.has_lost_rows_at_most(*day),
     };
     if !left.is_empty() && serves {

@@ -79,6 +79,15 @@ impl Operation {
     }
 }
 
+/// Returns the metadata of a table as a commit holds it.
+///
+/// # Errors
+/// It does not have the form that the Delta protocol defines.
+pub(crate) fn metadata_of(table: Table, metadata: serde_json::Value) -> Result<Metadata, LakeError> {
+    serde_json::from_value(metadata)
+        .map_err(|error| LakeError::Invalid(format!("cannot use the metadata of {}: {error}", table.name())))
+}
+
 /// A commit that a writer wants to make.
 pub(crate) trait Proposal {
     /// Drafts the commit right after the version of `known`. Returns `None` if the commit must not be made any more.

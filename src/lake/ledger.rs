@@ -49,7 +49,7 @@ mod once;
 mod state;
 
 pub use super::commit::new_token;
-pub use once::Turns;
+pub use once::{CARE_TURN, Turns};
 pub(crate) use state::encode_state;
 pub use state::{ShardState, decode_state};
 

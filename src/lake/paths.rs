@@ -122,6 +122,14 @@ pub fn is_ours(file_name: &str) -> bool {
     PartName::parse(file_name).is_some() || CompactName::parse(file_name).is_some()
 }
 
+/// The prefix of the names of files that a redrive staged.
+pub(crate) const STAGED_PREFIX: &str = "redrive-";
+
+/// Returns whether a redrive staged a file of `quarantine`, by its path.
+pub(crate) fn is_staged(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.starts_with(STAGED_PREFIX))
+}
+
 /// Returns the path of the commit object of a version, relative to the table.
 pub fn commit(version: u64) -> String {
     format!("_delta_log/{version:020}.json")

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use chrono::{TimeDelta, Utc};
 use deltalake::kernel::{Add, Remove};
 
-use super::commit::{self, Draft, Operation, Proposal};
+use super::commit::{self, Draft, Operation, Proposal, metadata_of};
 use super::log::{self, Transactions};
 use super::snapshot::{self, ActiveFile};
 use super::{LakeError, Store};
@@ -200,7 +200,12 @@ where
         let living = snapshot::files(&store, &loaded).await?;
         let ids = (self.ids)(log::id_value(known.version + 1)?);
         let (adds, operation) = (self.files.clone(), self.operation.clone());
-        let draft = |removes| Draft { removes, adds, ids, operation, ..Draft::default() };
+        // delta-rs compares the files that its OPTIMIZE removes only with removals that change data. It would move rows a
+        // second time that this commit moves. Repeated metadata makes every writer fail that read the table before it.
+        let is_move = matches!(operation, Operation::Compact(_));
+        let metadata = is_move.then(|| known.requirements.same_metadata()).flatten();
+        let metadata = metadata.map(|metadata| metadata_of(self.table, metadata)).transpose()?;
+        let draft = |removes| Draft { removes, adds, ids, operation, metadata, ..Draft::default() };
         Ok((self.select)(living).map(draft))
     }
 }

@@ -14,7 +14,7 @@ use deltalake::kernel::{Action, Add, Remove};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use super::expired::is_expiry;
+use super::expired::{Expired, is_expiry};
 use super::{LakeError, Store, log, paths};
 
 /// Commits that are read concurrently.
@@ -49,6 +49,15 @@ pub(crate) struct RemovedFile {
     pub added: Option<u64>,
     /// Values of its partition columns, if the log states them.
     pub partition: Option<Partition>,
+}
+
+impl RemovedFile {
+    /// Returns whether the file may have held rows of dates that have left by retention.
+    pub(crate) fn may_be_of(&self, expired: &Expired) -> bool {
+        let value = |name: &str| self.partition.as_ref()?.get(name)?.clone();
+        let date = value("event_date").and_then(|date| date.parse().ok());
+        value("pool").is_none_or(|pool| expired.is_before(&pool, date))
+    }
 }
 
 /// A commit of another writer that removed or changed rows.

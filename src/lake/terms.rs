@@ -175,6 +175,11 @@ impl TableRequirements {
         if self.format() < FORMAT_EXPIRED { self.with_property(FORMAT_PROPERTY, Some(&format)) } else { None }
     }
 
+    /// Returns the metadata as it is, for a commit that repeats it.
+    pub(crate) fn same_metadata(&self) -> Option<Value> {
+        self.metadata.as_ref().map(|metadata| metadata.action.clone())
+    }
+
     /// Returns the table properties.
     pub(crate) fn properties(&self) -> impl Iterator<Item = (&str, &str)> {
         let all = self.metadata.iter().flat_map(|metadata| &metadata.configuration);

@@ -175,6 +175,14 @@ impl Reading {
         Ok(true)
     }
 
+    /// Returns why no query can have the current state until the next refresh; `None` if queries can.
+    pub(crate) fn refusal(&self) -> Option<LakeError> {
+        // Whether a row that left comes after the removal of its dataset must be found anew, which a refresh does.
+        let expired = self.state.as_ref()?.only.as_ref()?;
+        let why = "another writer removed or changed rows since the last refresh; run `synclake refresh`";
+        Some(expired.refusal(ANSWER, why))
+    }
+
     /// Makes the state serve only for rows that have left; everything else is computed from all rows.
     ///
     /// # Errors
@@ -299,24 +307,14 @@ impl Unusable {
             (_, StateChange::Other(what)) => {
                 refuse(format!("another writer changed the table state, which holds them ({what}); {RESTORE_STATE}"))
             }
-            (Self::Removed(files), StateChange::None) => {
-                let is_before = |file: &&RemovedFile| {
-                    let value = |name: &str| file.partition.as_ref()?.get(name)?.clone();
-                    let date = value("event_date").and_then(|date| date.parse::<NaiveDate>().ok());
-                    match (value("pool"), date) {
-                        (None, _) => true,
-                        (Some(pool), date) => expired.is_before(&pool, date),
-                    }
-                };
-                match files.iter().find(is_before) {
-                    Some(file) => refuse(format!(
-                        "version {} of sync_records removed rows of these dates, and the table state cannot tell them \
+            (Self::Removed(files), StateChange::None) => match files.iter().find(|file| file.may_be_of(expired)) {
+                Some(file) => refuse(format!(
+                    "version {} of sync_records removed rows of these dates, and the table state cannot tell them \
                          from rows that left by retention; DELETE the same rows from the table state",
-                        file.version
-                    )),
-                    None => Ok(()),
-                }
-            }
+                    file.version
+                )),
+                None => Ok(()),
+            },
             _ => Ok(()),
         }
     }

@@ -221,11 +221,9 @@ impl Relations {
             Some(_) => Some(records),
             None => reading.tail(&state).await?,
         };
-        if let Some(expired) = reading.state.as_ref().and_then(|state| state.only.as_ref()) {
-            // Whether a row that left comes after the removal of its dataset must be found anew, which a refresh does.
-            let why = "another writer removed or changed rows since the last refresh; run `synclake refresh`";
+        if let Some(why) = reading.refusal() {
             let schema = Resolved::new(None, None, REBUILD).schema();
-            return self.refuse(KEY_STATE, schema, &expired.refusal("the current state", why));
+            return self.refuse(KEY_STATE, schema, &why);
         }
         let maintained = match &reading.state {
             Some(maintained) => Some(reading::provider(&maintained.table, &state).await?),

@@ -4,28 +4,23 @@
 //! may have to be that base. With an extract go its transaction ids, so that no later extract takes it for its base.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use chrono::NaiveDate;
 
-use super::ExpiredRows;
 use super::policy::TablePolicy;
+use super::{ExpiredRows, let_leave};
 use crate::extract::{NewestExtract, forgotten_ids, recorded};
 use crate::lake::commit::{Draft, Operation, Proposal};
 use crate::lake::log::Transactions;
 use crate::lake::snapshot;
-use crate::lake::{LakeError, Store, manifest, replace};
+use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 
 /// Lets the extracts leave that are older than the policy.
 pub(super) async fn expire(lake: &Store, policy: &TablePolicy, today: NaiveDate) -> Result<ExpiredRows, LakeError> {
     let proposal = Expiry { lake, policy, today, result: Mutex::default() };
-    let version = replace::propose(lake, Table::DailyState, &proposal).await?;
-    if version.is_some() {
-        manifest::follow_commit(lake, Table::DailyState).await;
-    }
-    let result = proposal.result.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(ExpiredRows { version, ..result })
+    let_leave(lake, Table::DailyState, &proposal, &proposal.result).await
 }
 
 struct Expiry<'a> {
@@ -54,15 +49,12 @@ impl Proposal for Expiry<'_> {
                 *result.waiting.entry("newest_changed").or_default() += 1;
                 continue;
             }
-            let (rows, bytes) = file.rows_and_bytes();
-            result.files += 1;
-            result.rows = result.rows.saturating_add(rows);
-            result.bytes = result.bytes.saturating_add(bytes);
+            result.count(&file);
             partitions.insert((day, value("pool")));
             removes.push(file.remove);
         }
         result.partitions = partitions.len() as u64;
-        *self.result.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = result;
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = result;
         // An extract without rows has no files, but it may be a base too.
         let days: Vec<NaiveDate> = recorded.keys().copied().filter(|day| is_whole && is_due(*day)).collect();
         if removes.is_empty() && days.is_empty() {

@@ -11,11 +11,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use chrono::{Days, NaiveDate};
-use deltalake::kernel::Metadata;
 use serde::{Serialize, Serializer};
-use serde_json::Value;
 
-use crate::lake::commit::{Draft, Operation, Proposal};
+use crate::lake::commit::{Draft, Operation, Proposal, metadata_of};
 use crate::lake::log::Transactions;
 use crate::lake::paths::pool_partition;
 use crate::lake::{LakeError, Store, replace, snapshot};
@@ -178,15 +176,6 @@ impl Proposal for PolicyChange {
     }
 }
 
-/// Returns the metadata of a table as a commit holds it.
-///
-/// # Errors
-/// It does not have the form that the Delta protocol defines.
-pub(super) fn metadata_of(table: Table, metadata: Value) -> Result<Metadata, LakeError> {
-    serde_json::from_value(metadata)
-        .map_err(|error| LakeError::Invalid(format!("cannot use the metadata of {}: {error}", table.name())))
-}
-
 /// Changes the policy of a lake: one property, in a commit of its own. All others stay as they are.
 ///
 /// # Errors
@@ -222,7 +211,7 @@ fn check_pool(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

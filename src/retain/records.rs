@@ -5,19 +5,19 @@
 //! taken to hold more than it does. Each of them only comes to hold more.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use chrono::NaiveDate;
 
-use super::ExpiredRows;
-use super::policy::{TablePolicy, metadata_of};
+use super::policy::TablePolicy;
+use super::{ExpiredRows, let_leave};
 use crate::extract::{NewestExtract, consumer};
-use crate::lake::commit::{Draft, Operation, Proposal};
+use crate::lake::commit::{Draft, Operation, Proposal, metadata_of};
 use crate::lake::expired::Expired;
 use crate::lake::log::{self, Transactions};
 use crate::lake::since::{TableChanges, changes_between};
 use crate::lake::snapshot::{self, ActiveFile};
-use crate::lake::{LakeError, Store, manifest, replace};
+use crate::lake::{LakeError, Store};
 use crate::query::reading::Reading;
 use crate::schema::Table;
 
@@ -38,12 +38,7 @@ pub(super) async fn expire(lake: &Store, policy: &TablePolicy, today: NaiveDate)
         extract: NewestExtract::find(&daily_store, &daily).await?,
         result: Mutex::default(),
     };
-    let version = replace::propose(lake, Table::SyncRecords, &proposal).await?;
-    if version.is_some() {
-        manifest::follow_commit(lake, Table::SyncRecords).await;
-    }
-    let result = proposal.result.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(ExpiredRows { version, ..result })
+    let_leave(lake, Table::SyncRecords, &proposal, &proposal.result).await
 }
 
 struct Expiry<'a> {
@@ -140,10 +135,7 @@ impl Proposal for Expiry<'_> {
                     *result.waiting.entry(reason).or_default() += 1;
                     continue;
                 }
-                let (rows, bytes) = file.rows_and_bytes();
-                result.files += 1;
-                result.rows = result.rows.saturating_add(rows);
-                result.bytes = result.bytes.saturating_add(bytes);
+                result.count(&file);
                 removes.push(file.remove);
                 if let Some(after) = date.succ_opt() {
                     let boundary = expired.before.entry(pool.clone()).or_insert(after);
@@ -153,7 +145,7 @@ impl Proposal for Expiry<'_> {
             }
         }
         result.partitions = partitions.len() as u64;
-        *self.result.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = result;
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = result;
         if removes.is_empty() {
             return Ok(None);
         }

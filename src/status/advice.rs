@@ -45,6 +45,7 @@ pub(super) fn advice(report: &StatusReport) -> Vec<Advice> {
     }
     lost_records(report, &lake, &mut push);
     logs(report, &lake, &mut push);
+    retention(report, &lake, &mut push);
     state(report, &lake, &mut push);
     small_files(report, &lake, &mut push);
     extracts(report, &lake, &mut push);
@@ -158,6 +159,15 @@ fn logs(report: &StatusReport, lake: &str, push: Push<'_>) {
     }
 }
 
+fn retention(report: &StatusReport, lake: &str, push: Push<'_>) {
+    if let Some(refused) = &report.retention.refused {
+        push(format!("Queries of the current state are refused: {refused}."), vec![format!("synclake verify {lake}")]);
+    }
+    if let Some(problem) = &report.retention.problem {
+        push(format!("The policy has no effect: {problem}."), vec![format!("synclake policy {lake}")]);
+    }
+}
+
 fn state(report: &StatusReport, lake: &str, push: Push<'_>) {
     let Some(records) = report.tables.get(Table::SyncRecords.name()) else { return };
     let refresh = || vec![format!("synclake refresh {lake}")];
@@ -174,6 +184,8 @@ fn state(report: &StatusReport, lake: &str, push: Push<'_>) {
             );
             push(what, vec![format!("synclake verify {lake}")]);
         }
+        // The next round of care refreshes it.
+        Some(state) if is_cared_for(report) && !is_older(state.refreshed, SILENT_SECONDS) => {}
         Some(state) => {
             let is_large = state.behind.rows.saturating_mul(100) >= records.sums.rows;
             let is_behind = state.behind.rows > 0 || !state.behind.is_exact;
@@ -190,16 +202,26 @@ fn state(report: &StatusReport, lake: &str, push: Push<'_>) {
     }
 }
 
+/// Returns whether an ingest cares for the lake: it does so at least once an hour by default.
+fn is_cared_for(report: &StatusReport) -> bool {
+    !is_older(report.care, SILENT_SECONDS)
+}
+
 fn small_files(report: &StatusReport, lake: &str, push: Push<'_>) {
-    let Some(records) = report.tables.get(Table::SyncRecords.name()) else { return };
-    let sums = &records.sums;
-    if sums.small_files_of_partition_max >= SMALL_FILES_MANY {
-        let what = format!(
-            "sync_records has {} below 16 MiB that can be merged, in {}: queries open each of them.",
-            counted(sums.mergeable_files, "file"),
-            counted(sums.mergeable_partitions, "partition")
-        );
-        push(what, vec![format!("synclake compact {lake}")]);
+    if is_cared_for(report) {
+        return;
+    }
+    for (table, flag) in [(Table::SyncRecords, ""), (Table::Quarantine, " --table quarantine")] {
+        let Some(sums) = report.tables.get(table.name()).map(|found| &found.sums) else { continue };
+        if sums.small_files_of_partition_max >= SMALL_FILES_MANY {
+            let what = format!(
+                "{} has {} below 16 MiB that can be merged, in {}: queries open each of them.",
+                table.name(),
+                counted(sums.mergeable_files, "file"),
+                counted(sums.mergeable_partitions, "partition")
+            );
+            push(what, vec![format!("synclake compact {lake}{flag}")]);
+        }
     }
 }
 

@@ -214,7 +214,7 @@ fn derived(out: &mut String, report: &StatusReport) {
 }
 
 fn retention(out: &mut String, report: &StatusReport) {
-    let RetentionStatus { policy, problem } = &report.retention;
+    let RetentionStatus { policy, problem, .. } = &report.retention;
     if let Some(problem) = problem {
         let _ = writeln!(out, "RETAIN    {}", escaped(problem, ""));
         return;

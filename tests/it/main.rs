@@ -26,6 +26,7 @@ mod layers;
 mod manifest;
 mod opening;
 mod payload;
+mod quarantine;
 mod readers;
 mod readme;
 mod redrive;

@@ -378,7 +378,12 @@ fn a_state_that_is_computed_anew_keeps_what_left() {
     let whole = all();
     commit(&twins.aged, "sync_records", "DELETE", &[remove(gone, true)]);
     refused_query(&twins.aged, &[], "select * from current_state", &["run `synclake refresh`"]);
+    let status = run(&twins.aged, &["status"]);
+    assert!(status["retention"]["refused"].as_str().unwrap().contains("run `synclake refresh`"), "{status}");
+    let advice = status["next"][0]["text"].as_str().unwrap();
+    assert!(advice.starts_with("Queries of the current state are refused: "), "{advice}");
     let refreshed = run(&twins.aged, &["refresh"]);
+    assert_eq!(run(&twins.aged, &["status"])["retention"]["refused"], Value::Null);
     assert!(refreshed["files_replaced"].as_u64().unwrap() > 0, "{refreshed}");
     assert!(others(&twins.aged) == before_it, "other datasets");
     assert!(all() < whole, "keys whose latest row was deleted are gone");
@@ -504,6 +509,7 @@ fn a_policy_lives_in_the_lake() {
     assert_eq!(run(lake, &["policy"]), policy);
     let mut shown = policy;
     shown["problem"] = Value::Null;
+    shown["refused"] = Value::Null;
     assert_eq!(run(lake, &["status"])["retention"], shown);
     let text = ok(&mut command(lake, &["status", "--format", "human"]));
     assert!(text.contains(&format!("RETAIN    sync_records 400d, daily_state 90d, pool {pool} 30d\n")), "{text}");
@@ -529,6 +535,8 @@ fn a_policy_lives_in_the_lake() {
         &["policy", "--retain", "30d", "--pool", "us-east-1:nobody"][..],
         &["policy", "--retain", "30d", "--pool", &id, "--table", "daily_state"],
         &["policy", "--retain", "default"],
+        &["policy", "--retain", "default", "--table", "daily_state"],
+        &["policy", "--table", "daily_state"],
         &["policy", "--retain", "1y"],
         &["policy", "--pool", &id],
     ] {
@@ -553,6 +561,8 @@ fn a_policy_lives_in_the_lake() {
     assert!(listed(lake, "sync_records").len() <= files);
     let status = run(lake, &["status"]);
     assert!(status["retention"]["problem"].as_str().unwrap().contains("a while"), "{status}");
+    let advised = status["next"].as_array().unwrap().iter().map(|advice| advice["text"].as_str().unwrap());
+    assert!(advised.into_iter().any(|text| text.contains("synclake.retain") && text.contains("a while")), "{status}");
     run(lake, &["policy", "--retain", "forever"]);
     assert_eq!(run(lake, &["care"])["expire"]["sync_records"]["files"], 0);
 }

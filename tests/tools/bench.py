@@ -11,6 +11,7 @@ import platform
 import time
 
 import bench_commits
+import bench_compact
 import bench_pairs
 import bench_polled
 import bench_questions
@@ -31,10 +32,11 @@ PARTS = {
     "commits": bench_commits.part,
     "care": bench_commits.tended,
     "cost": bench_commits.cost,
+    "compact": bench_compact.part,
     "polled": bench_polled.part,
     "history": bench_state.part,
 }
-LONG_ONLY = {"sizes", "cost", "polled", "history"}
+LONG_ONLY = {"sizes", "cost", "compact", "polled", "history"}
 
 
 def arguments():

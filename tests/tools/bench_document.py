@@ -11,7 +11,7 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs/benchmarks.md"
 # All sections, in their order.
-SECTIONS = ["machine", "pairs", "questions", "sizes", "stream", "commits", "care", "cost", "polled", "history", "steps"]
+SECTIONS = ["machine", "pairs", "questions", "sizes", "stream", "commits", "care", "cost", "compact", "polled", "history", "steps"]
 BY_HAND = "<!-- by hand -->"
 
 

@@ -12,7 +12,7 @@ from bench_commits import Growing
 from bench_measure import once, rows, seconds
 from bench_plots import Series, plot
 
-LEVELS = (100, 300, 1_000, 3_000)
+LEVELS = (100, 1_000, 3_000, 10_000)
 EVENTS_A_COMMIT = 5
 # Seconds between two questions of the reader.
 PAUSE = 0.5

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parquet::errors::ParquetError;
 use parquet::file::writer::SerializedFileWriter;
 
-use super::{Column, Group, LEVEL, NULL, SCHEMA, filter};
+use super::{Coded, Column, Group, LEVEL, NULL, SCHEMA, filter};
 use crate::batch::parquet::{delta_statistics, properties};
 use crate::batch::sorted::Statistics;
 use crate::batch::stored::{Ordered, at};
@@ -41,45 +41,44 @@ impl StoredWriter {
         let schema = SCHEMA.as_ref().map_err(|error| ParquetError::General(error.clone()))?;
         let mut group = Group { schema, zstd: self.zstd.as_mut(), writer: self.file.next_row_group()?, next: 0 };
         let statistics = &mut self.statistics;
-        let texts = |column| rows.texts(column, range.clone());
-        let longs = |column| rows.longs(column, range.clone());
-        group.column(&texts(at::IDENTITY_POOL_ID))?;
-        let identities = texts(at::IDENTITY_ID);
-        note(&identities, &mut statistics.identity_id, &mut statistics.null_identities, |text| (*text).to_owned());
-        group.write(&identities.codes, &identities.values, Some(filter(&identities.codes, &identities.values)?))?;
-        let datasets = texts(at::DATASET_NAME);
-        note(&datasets, &mut statistics.dataset_name, &mut statistics.null_datasets, |text| (*text).to_owned());
-        group.column(&datasets)?;
-        group.column(&texts(at::OPERATION))?;
-        let keys = texts(at::KEY);
-        statistics.null_keys += nulls(&keys);
-        group.column(&keys)?;
-        let values = rows.long_texts(at::VALUE, range.clone());
-        statistics.null_values += nulls(&values);
+        let window = rows.window(range.clone());
+        group.column(&window.texts(at::IDENTITY_POOL_ID))?;
+        let identities = window.identities();
+        note_ranked(&identities, &mut statistics.identity_id, &mut statistics.null_identities);
+        group.write(&identities.codes, identities.values, Some(filter(&identities.codes, identities.values)?))?;
+        let datasets = window.datasets();
+        note_ranked(&datasets, &mut statistics.dataset_name, &mut statistics.null_datasets);
+        group.coded(&datasets)?;
+        group.column(&window.texts(at::OPERATION))?;
+        let keys = window.keys();
+        statistics.null_keys += nulls(&keys.codes);
+        group.coded(&keys)?;
+        let values = window.long_texts(at::VALUE);
+        statistics.null_values += nulls(&values.codes);
         group.long(&values)?;
-        group.column(&texts(at::OP))?;
-        let counts = longs(at::SYNC_COUNT);
-        note(&counts, &mut statistics.sync_count, &mut statistics.null_sync_counts, |number| *number);
+        group.column(&window.texts(at::OP))?;
+        let counts = window.longs(at::SYNC_COUNT);
+        note(&counts, &mut statistics.sync_count, &mut statistics.null_sync_counts);
         group.column(&counts)?;
-        let dates = longs(at::LAST_MODIFIED_DATE);
-        note(&dates, &mut statistics.last_modified_date, &mut statistics.null_dates, |number| *number);
+        let dates = window.longs(at::LAST_MODIFIED_DATE);
+        note(&dates, &mut statistics.last_modified_date, &mut statistics.null_dates);
         group.column(&dates)?;
-        let dates = longs(at::DEVICE_LAST_MODIFIED_DATE);
-        note(&dates, &mut statistics.device_last_modified_date, &mut statistics.null_device_dates, |number| *number);
+        let dates = window.longs(at::DEVICE_LAST_MODIFIED_DATE);
+        note(&dates, &mut statistics.device_last_modified_date, &mut statistics.null_device_dates);
         group.column(&dates)?;
-        group.column(&longs(at::EVENT_SYNC_COUNT))?;
-        group.column(&longs(at::EVENT_LAST_MODIFIED_DATE))?;
-        group.column(&texts(at::SHARD_ID))?;
-        group.column(&texts(at::SEQUENCE_NUMBER))?;
-        group.column(&longs(at::SUB_SEQUENCE))?;
-        group.column(&rows.ints(at::RECORD_INDEX, range.clone()))?;
-        group.column(&longs(at::ARRIVED_AT))?;
+        group.column(&window.longs(at::EVENT_SYNC_COUNT))?;
+        group.column(&window.longs(at::EVENT_LAST_MODIFIED_DATE))?;
+        group.column(&window.texts(at::SHARD_ID))?;
+        group.column(&window.texts(at::SEQUENCE_NUMBER))?;
+        group.column(&window.longs(at::SUB_SEQUENCE))?;
+        group.column(&window.ints(at::RECORD_INDEX))?;
+        group.column(&window.longs(at::ARRIVED_AT))?;
         group.rendered(rows.places(range.clone()), |place, text| {
             let extra = rows.text(at::EXTRA, *place);
             text.push_str(extra.unwrap_or_default());
             extra.is_some()
         })?;
-        group.column(&texts(at::SOURCE))?;
+        group.column(&window.texts(at::SOURCE))?;
         group.writer.close()?;
         Ok(())
     }
@@ -96,20 +95,25 @@ impl StoredWriter {
     }
 }
 
-fn nulls<V>(column: &Column<V>) -> usize {
-    column.codes.iter().filter(|code| **code == NULL).count()
+fn nulls(codes: &[u32]) -> usize {
+    codes.iter().filter(|code| **code == NULL).count()
 }
 
 /// Adds the values of a column to its range, and its nulls to their count.
-fn note<V: Ord, S: Ord>(
-    column: &Column<V>,
-    range: &mut Option<(S, S)>,
-    null_count: &mut usize,
-    owned: impl Fn(&V) -> S,
-) {
-    *null_count += nulls(column);
+fn note(column: &Column<i64>, range: &mut Option<(i64, i64)>, null_count: &mut usize) {
+    *null_count += nulls(&column.codes);
     if let (Some(low), Some(high)) = (column.values.iter().min(), column.values.iter().max()) {
-        let (low, high) = (owned(low), owned(high));
+        let known = range.get_or_insert((*low, *high));
+        *known = (known.0.min(*low), known.1.max(*high));
+    }
+}
+
+/// Adds the texts of a column to its range, and its nulls to their count. The codes of the texts have their order.
+fn note_ranked(column: &Coded<'_, &str>, range: &mut Option<(String, String)>, null_count: &mut usize) {
+    *null_count += nulls(&column.codes);
+    let present = || column.codes.iter().copied().filter(|code| *code != NULL);
+    let text = |code: u32| column.values.get(code as usize).map(|text| (*text).to_owned());
+    if let (Some(low), Some(high)) = (present().min().and_then(text), present().max().and_then(text)) {
         *range = Some(match range.take() {
             None => (low, high),
             Some(known) => (known.0.min(low), known.1.max(high)),

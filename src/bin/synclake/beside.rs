@@ -8,7 +8,7 @@ use chrono::Utc;
 use synclake::aws::AwsSettings;
 use synclake::compact::CompactOptions;
 use synclake::ingest::Counters;
-use synclake::lake::ledger::{Ledger, Turns};
+use synclake::lake::ledger::{CARE_TURN, Ledger, Turns};
 use synclake::lake::{Location, Store};
 use synclake::query::Limits;
 use synclake::query::state::refresh::{self, RefreshError};
@@ -20,8 +20,6 @@ use tokio_util::sync::CancellationToken;
 use crate::STACK_BYTES;
 use crate::care::{CareReport, Round};
 
-/// Transaction id in the log of `sync_records`: when the last round of care began (see [`Ledger::take_turn`]).
-const TURN: &str = "care/turn";
 /// Memory of a step beside an ingest.
 const MEMORY_BYTES: u64 = 128 << 20;
 /// A round is due after so many versions of `sync_records`, whatever the time: each may add a file to every partition of
@@ -52,6 +50,11 @@ pub(crate) struct Plan {
     pub(crate) care: Care,
     pub(crate) care_every: Duration,
 }
+
+/// Transaction id in the log of `sync_records`: when a round of care last began a vacuum.
+const VACUUM_TURN: &str = "care/vacuum";
+/// A vacuum looks at every object of the lake, and what it deletes is a week old.
+const VACUUM_EVERY: Duration = Duration::from_secs(86_400);
 
 /// Work beside an ingest, on its own thread: DataFusion blocks the thread that it computes on, and the ingest loop must
 /// not wait.
@@ -187,18 +190,21 @@ impl Caring {
         }
         let Some((lake, ledger)) = &mut self.opened else { return Ok(None) };
         let turns = Turns { every, versions: VERSIONS };
-        if ledger.take_turn(TURN, Utc::now().timestamp_millis(), turns).await? {
-            let done = round(lake, self.care, &self.stop).await;
-            ledger.end_turn(TURN).await?;
+        let now_ms = Utc::now().timestamp_millis();
+        if ledger.take_turn(CARE_TURN, now_ms, turns).await? {
+            let is_full = self.care == Care::Full;
+            let daily = Turns { every: Some(VACUUM_EVERY), versions: u64::MAX };
+            let is_vacuuming = is_full && ledger.take_turn(VACUUM_TURN, now_ms, daily).await?;
+            let done = round(lake, is_full, is_vacuuming, &self.stop).await;
+            ledger.end_turn(CARE_TURN).await?;
             done?;
         }
-        Ok(ledger.turn_version(TURN))
+        Ok(ledger.turn_version(CARE_TURN))
     }
 }
 
 /// Makes a round of care, within the memory of a step beside an ingest.
-async fn round(lake: &Store, care: Care, stop: &CancellationToken) -> Result<()> {
-    let is_full = care == Care::Full;
+async fn round(lake: &Store, is_full: bool, is_vacuuming: bool, stop: &CancellationToken) -> Result<()> {
     let round = Round {
         refresh: is_full.then(limits),
         is_expiring: is_full,
@@ -207,12 +213,12 @@ async fn round(lake: &Store, care: Care, stop: &CancellationToken) -> Result<()>
             memory_bytes: MEMORY_BYTES,
             ..CompactOptions::default()
         },
-        vacuum: is_full.then(VacuumOptions::default),
+        vacuum: is_vacuuming.then(VacuumOptions::default),
     };
     tracing::info!("caring for the lake");
     let mut report = CareReport::default();
     let done = round.run(lake, stop, &mut report, |_| ()).await;
-    let merged = report.compact.as_ref().map_or(0, |compact| compact.files_removed);
+    let merged = report.compactions().map(|compact| compact.files_removed).sum::<u64>();
     let deleted = report.vacuum.iter().flat_map(|vacuum| vacuum.tables.values()).map(|table| table.files).sum::<u64>();
     let expired = report.expire.as_ref().map_or(0, |expire| expire.sync_records.files + expire.daily_state.files);
     tracing::info!(expired, merged, deleted, "cared for the lake");

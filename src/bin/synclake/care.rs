@@ -8,6 +8,7 @@ use synclake::lake::Store;
 use synclake::query::Limits;
 use synclake::query::state::refresh::{self, RefreshError, RefreshReport};
 use synclake::retain::{self, ExpireReport};
+use synclake::schema::Table;
 use synclake::terminal;
 use synclake::vacuum::{self, VacuumOptions, VacuumReport};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,15 @@ pub(crate) struct CareReport {
     pub(crate) refresh: Option<RefreshReport>,
     pub(crate) expire: Option<ExpireReport>,
     pub(crate) compact: Option<CompactReport>,
+    pub(crate) compact_quarantine: Option<CompactReport>,
     pub(crate) vacuum: Option<VacuumReport>,
+}
+
+impl CareReport {
+    /// Returns the reports of the compactions that ended.
+    pub(crate) fn compactions(&self) -> impl Iterator<Item = &CompactReport> {
+        self.compact.iter().chain(&self.compact_quarantine)
+    }
 }
 
 /// Runs the command.
@@ -48,7 +57,7 @@ pub(crate) async fn run(args: CareArgs, file: &File) -> Result<()> {
         ReportFormat::Human => print_steps(&report)?,
     }
     done?;
-    match report.compact.map_or(0, |compact| compact.faults.len()) {
+    match report.compactions().map(|compact| compact.faults.len()).sum::<usize>() {
         0 => Ok(()),
         faults => anyhow::bail!("damaged files of {lake} were left alone ({faults}); run `synclake verify --deep`"),
     }
@@ -65,9 +74,11 @@ fn print_steps(report: &CareReport) -> Result<()> {
         Some(done) => print_expiry(done)?,
         None => not_ended("retention")?,
     }
-    match &report.compact {
-        Some(done) => print_compaction(done)?,
-        None => not_ended("compact")?,
+    for (compact, step) in [(&report.compact, "compact"), (&report.compact_quarantine, "compact of quarantine")] {
+        match compact {
+            Some(done) => print_compaction(done)?,
+            None => not_ended(step)?,
+        }
     }
     report.vacuum.as_ref().map_or_else(|| not_ended("vacuum"), print_tables)
 }
@@ -110,6 +121,11 @@ impl Round {
         show("merging small files");
         let compacted = compact::run(lake, &self.compact, |_| (), stop).await;
         report.compact = Some(compacted.context("compact sync_records")?);
+        if !stop.is_cancelled() {
+            let quarantine = CompactOptions { table: Table::Quarantine, ..self.compact.clone() };
+            let compacted = compact::run(lake, &quarantine, |_| (), stop).await;
+            report.compact_quarantine = Some(compacted.context("compact quarantine")?);
+        }
         if let Some(options) = self.vacuum.as_ref().filter(|_| !stop.is_cancelled()) {
             show("deleting old files");
             report.vacuum = Some(vacuum::run(lake, options, stop, |_| ()).await.context("vacuum")?);

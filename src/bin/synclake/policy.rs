@@ -32,9 +32,9 @@ pub(crate) struct PolicyArgs {
     /// a pool the policy of the table again.
     #[arg(long, value_name = "DAYS", value_parser = retention)]
     pub retain: Option<Retention>,
-    /// Table whose rows leave.
-    #[arg(long, value_enum, default_value = "sync_records")]
-    pub table: PolicyTable,
+    /// Table whose rows leave [default: sync_records].
+    #[arg(long, value_enum, requires = "retain")]
+    pub table: Option<PolicyTable>,
     /// Only this pool of sync_records, which the lake must have: its id, or its name in `synclake status`.
     #[arg(long, value_name = "POOL", requires = "retain")]
     pub pool: Option<String>,
@@ -68,14 +68,18 @@ fn retention(text: &str) -> Result<Retention, String> {
 /// Runs the command.
 pub(crate) async fn run(args: PolicyArgs, file: &File) -> Result<()> {
     let table = match args.table {
-        PolicyTable::SyncRecords => Table::SyncRecords,
-        PolicyTable::DailyState => Table::DailyState,
+        Some(PolicyTable::DailyState) => Table::DailyState,
+        Some(PolicyTable::SyncRecords) | None => Table::SyncRecords,
     };
     if table == Table::DailyState && args.pool.is_some() {
         return Err(Unusable("--pool does not apply to daily_state; a day leaves with all its pools".to_owned()).into());
     }
     if args.retain == Some(Retention(None)) && args.pool.is_none() {
-        return Err(Unusable("--retain default needs --pool; --retain forever deletes nothing".to_owned()).into());
+        let what = match table {
+            Table::DailyState => "--retain default is for a pool of sync_records; --retain forever keeps every extract",
+            _ => "--retain default needs --pool; --retain forever deletes nothing",
+        };
+        return Err(Unusable(what.to_owned()).into());
     }
     let lake = open_lake(args.lake, args.aws, file).await?;
     if let Some(Retention(retain)) = args.retain {

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use synclake::config::{File, Unusable};
 use synclake::lake::Location;
 use synclake::query::state::refresh::{self, RefreshReport};
+use synclake::schema::Table;
 use synclake::{compact, ddl, query, redrive, terminal, verify};
 
 use crate::args::{CompactArgs, CompactTable, DdlArgs, RedriveArgs, RefreshArgs, ReportFormat, VerifyArgs};
@@ -102,8 +103,11 @@ pub(crate) fn refresh_summary(report: &RefreshReport) -> String {
 
 /// Runs `synclake compact`.
 pub(crate) async fn compact(args: CompactArgs, file: &File) -> Result<()> {
-    let CompactTable::SyncRecords = args.table;
     let options = compact::CompactOptions {
+        table: match args.table {
+            CompactTable::SyncRecords => Table::SyncRecords,
+            CompactTable::Quarantine => Table::Quarantine,
+        },
         pool: args.pool,
         from: args.from,
         to: args.to,
@@ -152,7 +156,8 @@ pub(crate) fn print_compaction(report: &compact::CompactReport) -> Result<()> {
 /// Returns the report of a compaction as a sentence.
 fn compact_summary(report: &compact::CompactReport) -> String {
     let mut text = format!(
-        "{} {} files ({}) {} {} ({}), {} rows",
+        "{}: {} {} files ({}) {} {} ({}), {} rows",
+        report.table,
         if report.dry_run { "would replace" } else { "replaced" },
         report.files_removed,
         mib(report.bytes_removed),

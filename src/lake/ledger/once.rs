@@ -9,6 +9,10 @@ use crate::lake::LakeError;
 use crate::lake::commit::new_token_value;
 use crate::lake::log::{self, Transactions};
 
+/// Transaction id in the log of `sync_records`: when a process last took the turn to care for the lake (see
+/// [`Ledger::take_turn`]).
+pub const CARE_TURN: &str = "care/turn";
+
 /// When the next turn is due: after a time, or after so many versions of the log.
 #[derive(Debug, Clone, Copy)]
 pub struct Turns {

@@ -110,8 +110,10 @@ Examples:
   synclake compact --lake lake --dry-run
   synclake compact --lake s3://bucket/lake --to yesterday --max-duration 30m
   synclake compact --lake lake --pool us-east-1:0a1b… --from 2026-11-01 --to 2026-11-20 --target-size 64MiB
+  synclake compact --lake lake --table quarantine
 
-Files of less than half of the target size are merged, by pool and day. The rows stay the same, each in its order, and no
+Files of less than half of the target size are merged, by pool and day; those of quarantine by the day of arrival.
+A refresh and an extract write whole files of state and daily_state, which need no merging. The rows stay the same, each in its order, and no
 consumer gets a row again. Each group of files is one commit, so a run that is stopped or killed keeps what it committed,
 and the next run does the rest. On SIGTERM or SIGINT the program commits the groups that it is merging, and exits with 0.
 It may run beside an ingest, a refresh, extracts and deliveries. Replaced files stay until a vacuum.")]
@@ -185,11 +187,12 @@ pub(crate) struct VacuumArgs {
     pub aws: AwsArgs,
 }
 
-/// A table whose files can be merged.
+/// A table that can have many small files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum CompactTable {
     #[value(name = "sync_records")]
     SyncRecords,
+    Quarantine,
 }
 
 #[derive(Debug, Args)]
