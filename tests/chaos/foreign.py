@@ -262,4 +262,5 @@ def main():
     sys.exit(1 if faults or verify.returncode else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()
