@@ -205,7 +205,7 @@ where
         let is_move = matches!(operation, Operation::Compact(_));
         let metadata = is_move.then(|| known.requirements.same_metadata()).flatten();
         let metadata = metadata.map(|metadata| metadata_of(self.table, metadata)).transpose()?;
-        let draft = |removes| Draft { removes, adds, ids, operation, metadata, ..Draft::default() };
+        let draft = |removes| Draft { removes, adds, ids, operation, metadata };
         Ok((self.select)(living).map(draft))
     }
 }

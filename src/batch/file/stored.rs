@@ -73,7 +73,7 @@ impl StoredWriter {
         group.column(&window.longs(at::SUB_SEQUENCE))?;
         group.column(&window.ints(at::RECORD_INDEX))?;
         group.column(&window.longs(at::ARRIVED_AT))?;
-        group.rendered(rows.places(range.clone()), |place, text| {
+        group.rendered(rows.places(range), |place, text| {
             let extra = rows.text(at::EXTRA, *place);
             text.push_str(extra.unwrap_or_default());
             extra.is_some()
