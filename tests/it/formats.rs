@@ -70,7 +70,8 @@ fn a_lake_of_format_1_is_read_and_upgraded() {
     assert_eq!((sources("source is null"), sources("source = shard_id")), (ROWS, all - ROWS));
     assert_state_is_oracle(name, &[&oracle]);
     run(&lake, &["verify", "--deep"]);
-    assert_eq!(metadata(&lake).len(), 2);
+    let repeated = metadata(&lake);
+    assert!(repeated.len() > 2 && repeated[1..].iter().all(|stated| *stated == repeated[1]), "compactions repeat it");
 }
 
 /// Other readers see the files of both formats.
