@@ -105,7 +105,7 @@ class Reader(threading.Thread):
         self.table = str(lake / "sync_records")
         self.duckdb = duckdb.connect(config={"threads": 1})
         extension = next(pathlib.Path(duckdb_extension_delta.__file__).parent.rglob("delta.duckdb_extension"))
-        self.duckdb.execute(f"LOAD '{extension}'; SET enable_progress_bar = false")
+        self.duckdb.execute(f"LOAD '{extension}'; SET enable_progress_bar = false; SET enable_progress_bar_print = false")
 
     def by_query(self):
         distinct = "concat_ws('/', shard_id, sequence_number, coalesce(sub_sequence, -1), record_index)"
