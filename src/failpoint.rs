@@ -45,6 +45,7 @@ pub const NAMES: &[&str] = &[
     "expire/before",
     "expire/after",
     "vacuum/batch",
+    "vacuum/commit",
     "manifest/written",
     "manifest/record",
 ];

@@ -34,6 +34,7 @@ pub(crate) mod store;
 pub(crate) mod sweep;
 mod tables;
 pub(crate) mod terms;
+pub(crate) mod uploads;
 
 pub use store::{Location, Store};
 

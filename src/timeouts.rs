@@ -72,6 +72,10 @@ pub const VACUUM_RETENTION: Duration = Duration::from_secs(7 * 86_400);
 pub const VACUUM_RETENTION_MIN: Duration = Duration::from_secs(3_600);
 /// Age of an unlisted file, at least, if only its age tells that no writer will list it any more.
 pub const VACUUM_UNPROVEN_AGE_MIN: Duration = Duration::from_secs(86_400);
+/// Age of the commits that a vacuum deletes, unless the table states another one (`delta.logRetentionDuration`). Readers by
+/// version are spared at any age, so this is the time that `verify` looks back. Three months let a monthly `verify` check
+/// each commit twice or more, and a log of a commit a minute be listed by 130 requests.
+pub const LOG_RETENTION: Duration = Duration::from_secs(90 * 86_400);
 
 // Messages about failures.
 
@@ -113,7 +117,7 @@ const _: () = {
             < VACUUM_RETENTION_MIN.as_secs()
     );
     assert!(is_less(VACUUM_RETENTION_MIN, VACUUM_UNPROVEN_AGE_MIN));
-    assert!(is_less(VACUUM_UNPROVEN_AGE_MIN, VACUUM_RETENTION));
+    assert!(is_less(VACUUM_UNPROVEN_AGE_MIN, VACUUM_RETENTION) && is_less(VACUUM_RETENTION, LOG_RETENTION));
     // Docs tell operators to allow 60 s for a stop.
     assert!(STOP_TIMEOUT.as_secs() + LEASE_CLOSE_TIMEOUT.as_secs() < 60);
 };

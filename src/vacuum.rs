@@ -1,4 +1,4 @@
-//! Vacuum: deletes data files that no version of a table within the retention lists.
+//! Vacuum: deletes data files that no version of a table within the retention lists, and what expired of the log.
 //!
 //! | file | is deleted when |
 //! |---|---|
@@ -7,13 +7,15 @@
 //! | of a refresh, unlisted | it is older than the retention, and another commit has taken its version of `state` |
 //! | any other, unlisted | it is older than the retention, and at least a day old |
 //! | a checkpoint of the log | newer ones make it needless (`checkpoints`) |
+//! | a commit of the log | it is older than the log's own retention, and nobody reads it (`commits`) |
+//! | a write that never ended | it is older than the retention, and at least a day old (`uploads`) |
 //!
 //! # Invariants
 //! - Ages are differences of times that the store itself gave. The clock of this machine decides nothing.
 //! - No file goes that a running writer may still commit. The commit of a file of ingest or of a refresh is impossible
 //!   by then, however long its writer slept. For other files, a day is longer than any run from its first file to its
 //!   commit.
-//! - Only data files by their names go, from inside the table, and checkpoints. Commits are left alone.
+//! - Only data files by their names go, from inside the table, and objects of the log.
 //! - Before each batch, the commits made meanwhile are read, so what they list stays.
 //!
 //! A vacuum that is killed, or whose answers are lost, has deleted some of these files. The next one deletes the rest.
@@ -22,7 +24,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt;
 use object_store::ObjectMeta;
 use serde::Serialize;
@@ -32,12 +34,16 @@ use crate::failpoint;
 use crate::lake::{LakeError, Store, manifest};
 use crate::schema::Table;
 use crate::timeouts::{VACUUM_RETENTION, VACUUM_RETENTION_MIN};
+use checkpoints::CheckpointTimes;
+use commits::CleanUp;
 use listed::{Cutoffs, Listed, Verdict};
 
 mod checkpoints;
+mod commits;
 mod listed;
 mod names;
 mod undelivered;
+mod uploads;
 
 /// Files of a batch: ten requests to S3 at a time.
 const BATCH: usize = 10_000;
@@ -51,7 +57,7 @@ pub struct VacuumOptions {
     pub tables: Vec<Table>,
     /// The retention, at least [`VACUUM_RETENTION_MIN`].
     pub retention: Duration,
-    /// Whether to keep files whose rows a consumer has not got yet.
+    /// Whether to keep files, and commits, whose rows a consumer has not got yet.
     pub keeps_undelivered: bool,
     /// Whether to delete nothing, and only to say what would be deleted.
     pub is_dry_run: bool,
@@ -113,6 +119,16 @@ pub struct VacuumedTable {
     pub checkpoint_bytes: u64,
     /// Files of `sync_records` that stay because a consumer has not got their rows yet.
     pub kept_undelivered: u64,
+    /// Deleted commits of the log; in a dry run, those that would be deleted.
+    pub commits: u64,
+    /// Bytes of these commits, and of what other writers left beside them.
+    pub commit_bytes: u64,
+    /// Expired commits that stay because the state, a consumer or an extract has not passed them.
+    pub kept_commits: u64,
+    /// Aborted multipart uploads, or deleted temporary files; in a dry run, those that would be.
+    pub uploads: u64,
+    /// Bytes of the temporary files. S3 does not list those of an upload.
+    pub upload_bytes: u64,
 }
 
 /// What a vacuum is at.
@@ -148,6 +164,7 @@ pub async fn run(
         retention_from: cutoffs.retention,
         ..VacuumReport::default()
     };
+    let mut are_uploads_allowed = true;
     let is_wanted = |table: &Table| options.tables.is_empty() || options.tables.contains(table);
     for table in Table::ALL.into_iter().filter(is_wanted) {
         if stop.is_cancelled() {
@@ -166,8 +183,10 @@ pub async fn run(
         let result = VacuumedTable { version: listed.version, ..VacuumedTable::default() };
         let mut vacuum = Vacuum { table, store, listed, is_dry_run: options.is_dry_run, result, folder: None };
         vacuum.run(stop, &mut on).await?;
-        if !stop.is_cancelled() {
-            vacuum.thin_out(checkpoints::superseded(&vacuum.store, now, cutoffs.retention).await?, &mut on).await?;
+        vacuum.run_log(lake, (now, options), stop, &mut on).await?;
+        // A refusal holds for all tables, and is reported once.
+        if are_uploads_allowed && !stop.is_cancelled() {
+            are_uploads_allowed = vacuum.abort_uploads(cutoffs.unproven, stop, &mut on).await;
         }
         report.tables.insert(table.name(), vacuum.result);
     }
@@ -246,6 +265,32 @@ impl Vacuum {
         is_inside
     }
 
+    /// Deletes what expired of the log, and then checkpoints that the rest does not need.
+    async fn run_log(
+        &mut self,
+        lake: &Store,
+        (now, options): (DateTime<Utc>, &VacuumOptions),
+        stop: &CancellationToken,
+        on: &mut impl FnMut(Progress<'_>),
+    ) -> Result<(), LakeError> {
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        let log_retention = commits::retention(&self.store, &self.listed.known, options.retention);
+        let log_retention = log_retention.and_then(|age| now.checked_sub_signed(TimeDelta::from_std(age).ok()?));
+        let expired = match log_retention {
+            Some(before) => CleanUp::find(lake, self, before, options.keeps_undelivered).await?,
+            None => CleanUp::default(),
+        };
+        self.clean_up(&expired, stop, on).await?;
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        let times = CheckpointTimes { now, retention: self.listed.cutoffs.retention, log_retention };
+        let superseded = checkpoints::superseded(&self.store, times, expired.begin).await?;
+        self.thin_out(superseded, on).await
+    }
+
     /// Deletes objects of superseded checkpoints.
     async fn thin_out(
         &mut self,
@@ -294,8 +339,6 @@ impl Vacuum {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
-
     use super::*;
     use crate::aws::AwsSettings;
     use crate::lake::{Location, files, replace};

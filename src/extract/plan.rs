@@ -342,9 +342,7 @@ async fn stale(
         .skip_while(|(day, _)| **day == plan.date)
         .map(|(day, covers)| (*day, *covers))
         .collect();
-    if let Some(oldest) = later.iter().map(|(_, covers)| *covers).min()
-        && let Some(changes) = changes_between(store, oldest, plan.version).await?
-    {
+    if let Some(changes) = since_extracts(store, &later, plan.version).await? {
         let added = changes.files();
         let is_stale = |(day, covers): &(NaiveDate, u64)| {
             let came_after = |file: &ActiveFile| added.get(&file.path).is_some_and(|version| version > covers);
@@ -355,6 +353,21 @@ async fn stale(
     }
     stale.remove(&plan.date);
     Ok(stale.into_iter().collect())
+}
+
+/// Returns what changed since the oldest of some extracts, given by day. If the log does not reach back that far, what
+/// changed since the newest one: the extracts of the days in between found what changed before.
+async fn since_extracts(
+    store: &Store,
+    extracts: &[(NaiveDate, u64)],
+    version: u64,
+) -> Result<Option<TableChanges>, LakeError> {
+    let Some(oldest) = extracts.iter().map(|(_, covers)| *covers).min() else { return Ok(None) };
+    let changes = changes_between(store, oldest, version).await?;
+    match extracts.last().filter(|(_, newest)| changes.is_none() && *newest > oldest) {
+        Some((_, newest)) => changes_between(store, *newest, version).await,
+        None => Ok(changes),
+    }
 }
 
 /// Returns the watermark of each shard of a stream. Files have no clock of their own.

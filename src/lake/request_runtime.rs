@@ -34,7 +34,9 @@ static REQUESTS: LazyLock<Option<Runtime>> = LazyLock::new(|| {
 });
 
 /// Runs a request on the request runtime.
-async fn on_request_runtime<T: Send + 'static>(request: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+pub(super) async fn on_request_runtime<T: Send + 'static>(
+    request: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     match &*REQUESTS {
         Some(runtime) => runtime.spawn(request).await.map_err(|source| Error::JoinError { source })?,
         None => request.await,

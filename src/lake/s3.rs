@@ -120,6 +120,7 @@ fn permission(method: &str, query: &str) -> &'static str {
         "PUT" => "s3:PutObject",
         "POST" if query.contains("upload") => "s3:PutObject",
         "DELETE" | "POST" => "s3:DeleteObject",
+        _ if query.split('&').any(|pair| pair == "uploads=") => "s3:ListBucketMultipartUploads",
         _ if query.contains("list-type=") => "s3:ListBucket",
         // Without `s3:ListBucket`, S3 also answers "denied" for an object that does not exist.
         _ => "s3:GetObject and s3:ListBucket",
@@ -133,7 +134,7 @@ fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// Creates HTTP clients that report outages.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Connector(Arc<Watch>);
 
 impl Connector {

@@ -14,6 +14,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions}
 use url::Url;
 
 use super::request_runtime::OnRequestRuntime;
+use super::uploads::Uploads;
 use super::{LakeError, bucket, paths};
 use crate::aws::AwsSettings;
 use crate::failpoint;
@@ -26,6 +27,8 @@ pub struct Store {
     prefix: Path,
     /// The folder; `None` on S3.
     folder: Option<PathBuf>,
+    /// The multipart uploads of the bucket; `None` for a folder.
+    uploads: Option<Arc<Uploads>>,
     /// Test hook, called after a successful put-if-absent: returns whether the answer is lost.
     #[cfg(test)]
     pub(crate) loses_answer: Option<tests::LosesAnswer>,
@@ -137,6 +140,7 @@ impl Store {
             url,
             prefix,
             folder,
+            uploads: None,
             #[cfg(test)]
             loses_answer: None,
             #[cfg(test)]
@@ -167,8 +171,8 @@ impl Store {
             Location::Folder(folder) => Self::open_folder(folder),
             Location::S3 { bucket, prefix } => {
                 let (url, prefix) = s3_place(bucket, prefix).map_err(LakeError::Invalid)?;
-                let objects = bucket::open(aws, bucket).await?;
-                Ok(Self::at(objects, url, prefix, None))
+                let (objects, uploads) = bucket::open(aws, bucket).await?;
+                Ok(Self { uploads: Some(Arc::new(uploads)), ..Self::at(objects, url, prefix, None) })
             }
         }
     }
@@ -220,6 +224,16 @@ impl Store {
     /// Returns whether this is a local folder.
     pub fn is_local(&self) -> bool {
         self.folder.is_some()
+    }
+
+    /// Returns the local folder; `None` on S3.
+    pub(super) fn folder(&self) -> Option<&FsPath> {
+        self.folder.as_deref()
+    }
+
+    /// Returns the multipart uploads of the bucket; `None` for a folder.
+    pub(super) fn uploads(&self) -> Option<Arc<Uploads>> {
+        self.uploads.clone()
     }
 
     /// Returns the URL of this root, with a slash at its end.

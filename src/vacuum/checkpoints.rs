@@ -8,11 +8,11 @@
 //!   are there: version 0, or a checkpoint that stays.
 //! - The newest two stay, the one that the log's hint names, one of each day of the retention, and whatever is younger
 //!   than an hour. So a reader that is in the middle of the log finds what it was told of.
-//! - Commits stay. `verify` and deliveries read all of them.
+//! - One of each month of the log's own retention stays: the log can begin there when its commits expire (`commits`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
 use futures::TryStreamExt;
 
 use crate::lake::{LakeError, Store, log, paths};
@@ -30,46 +30,77 @@ struct Checkpoint {
     written_at: DateTime<Utc>,
 }
 
-/// Returns the objects of checkpoints that can go, and their sizes. `now` is the time of the store, and `retention` its
-/// beginning.
+/// The times that checkpoints are compared with, by the clock of the store.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CheckpointTimes {
+    /// The current time.
+    pub now: DateTime<Utc>,
+    /// The beginning of the vacuum's retention.
+    pub retention: DateTime<Utc>,
+    /// The beginning of the log's own retention; `None` if its commits never expire.
+    pub log_retention: Option<DateTime<Utc>>,
+}
+
+/// A span of time of which one checkpoint stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Span {
+    Day(NaiveDate),
+    Month(i32, u32),
+}
+
+impl CheckpointTimes {
+    fn span(&self, at: DateTime<Utc>) -> Option<Span> {
+        let date = at.date_naive();
+        let is_in_log = self.log_retention.is_some_and(|from| at >= from);
+        match at >= self.retention {
+            true => Some(Span::Day(date)),
+            false => is_in_log.then_some(Span::Month(date.year(), date.month())),
+        }
+    }
+}
+
+/// Returns the objects of checkpoints that can go, and their sizes. Those of versions before `begin` have gone.
 ///
 /// # Errors
 /// The store failed.
 pub(super) async fn superseded(
     table: &Store,
-    now: DateTime<Utc>,
-    retention: DateTime<Utc>,
+    times: CheckpointTimes,
+    begin: Option<u64>,
 ) -> Result<Vec<(String, u64)>, LakeError> {
+    let begin = begin.unwrap_or(0);
     let hint = log::last_checkpoint(table).await?;
     let mut commits = BTreeSet::new();
     let mut found: BTreeMap<u64, Checkpoint> = BTreeMap::new();
     let mut objects = table.listed("_delta_log", None);
     while let Some((path, object)) = objects.try_next().await? {
         let Some(name) = path.strip_prefix("_delta_log/") else { continue };
-        if let Some(version) = paths::commit_version(name) {
+        if let Some(version) = paths::commit_version(name).filter(|version| *version >= begin) {
             commits.insert(version);
-        } else if let Some(version) = classic(name) {
+        } else if let Some(version) = classic(name).filter(|version| *version >= begin) {
             let written_at = object.last_modified;
             let known = found.entry(version).or_insert_with(|| Checkpoint { objects: Vec::new(), written_at });
             known.written_at = known.written_at.max(written_at);
             known.objects.push((path, object.size));
         }
     }
-    let hour = now - TimeDelta::from_std(VACUUM_RETENTION_MIN).unwrap_or(TimeDelta::MAX);
+    let hour = times.now - TimeDelta::from_std(VACUUM_RETENTION_MIN).unwrap_or(TimeDelta::MAX);
     let mut kept = needed(&commits, found.keys().copied());
     kept.extend(found.keys().rev().take(NEWEST).copied().chain(hint));
     kept.extend(found.iter().filter(|(_, checkpoint)| checkpoint.written_at >= hour).map(|(version, _)| *version));
-    let mut days: BTreeMap<NaiveDate, u64> = BTreeMap::new();
-    for (version, checkpoint) in found.iter().filter(|(_, checkpoint)| checkpoint.written_at >= retention) {
-        days.entry(checkpoint.written_at.date_naive()).or_insert(*version);
+    let mut by_time: BTreeMap<Span, u64> = BTreeMap::new();
+    for (version, checkpoint) in &found {
+        if let Some(span) = times.span(checkpoint.written_at) {
+            by_time.entry(span).or_insert(*version);
+        }
     }
-    kept.extend(days.into_values());
+    kept.extend(by_time.into_values());
     found.retain(|version, _| !kept.contains(version));
     Ok(found.into_values().flat_map(|checkpoint| checkpoint.objects).collect())
 }
 
 /// Returns the version of a classic checkpoint's object. Others, which may have sidecars, are left alone.
-fn classic(name: &str) -> Option<u64> {
+pub(super) fn classic(name: &str) -> Option<u64> {
     let (version, rest) = name.split_once(".checkpoint.")?;
     let is_number = |part: &str| part.len() == 10 && part.bytes().all(|b| b.is_ascii_digit());
     let is_classic = match *rest.split('.').collect::<Vec<_>>() {
@@ -110,6 +141,18 @@ mod tests {
         assert_eq!(of(&[(101, 300)], &[100, 200, 300]), [100]);
         assert_eq!(of(&[(0, 149), (180, 300)], &[100, 200, 300]), [200], "there is a hole");
         assert_eq!(of(&[], &[100]), [100]);
+    }
+
+    #[test]
+    fn one_of_each_day_and_then_of_each_month_stays() {
+        let at = |text: &str| format!("{text}T12:00:00Z").parse::<DateTime<Utc>>().unwrap();
+        let (now, retention) = (at("2026-06-20"), at("2026-06-13"));
+        let times = CheckpointTimes { now, retention, log_retention: Some(at("2026-03-20")) };
+        assert_eq!(times.span(at("2026-06-13")), Some(Span::Day("2026-06-13".parse().unwrap())));
+        assert_eq!(times.span(at("2026-06-12")), Some(Span::Month(2026, 6)));
+        assert_eq!(times.span(at("2026-03-20")), Some(Span::Month(2026, 3)));
+        assert_eq!(times.span(at("2026-03-19")), None);
+        assert_eq!(CheckpointTimes { log_retention: None, ..times }.span(at("2026-06-12")), None);
     }
 
     #[test]

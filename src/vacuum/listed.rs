@@ -56,9 +56,9 @@ pub(super) enum Verdict {
 /// The paths that versions of a table list.
 pub(super) struct Listed {
     hasher: RandomState,
-    cutoffs: Cutoffs,
+    pub cutoffs: Cutoffs,
     /// The transaction ids, at most as new as `version`.
-    known: Transactions,
+    pub known: Transactions,
     /// The loaded version.
     pub version: u64,
     /// The newest version whose commit was read.

@@ -5,13 +5,13 @@ use std::io::BufRead;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
-use crate::harness::{refused, simulate, synclake, text};
+use crate::harness::{refused, setting, simulate, synclake, text};
 
 /// Starts an S3 server that gives the same answer to every request; returns its URL.
 async fn s3(status: u16, code: &'static str) -> String {
@@ -26,6 +26,41 @@ async fn s3(status: u16, code: &'static str) -> String {
                     let response = Response::builder().status(status).header("x-amz-bucket-region", "eu-west-1");
                     Ok::<_, Infallible>(response.body(Full::new(Bytes::from(body))).unwrap())
                 });
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service).await;
+            });
+        }
+    });
+    url
+}
+
+/// Starts an S3 server that refuses requests of a method whose query begins so, and passes all others on; returns its URL.
+pub(crate) async fn refusing(method: &'static str, query: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (url, server) = (format!("http://{}", listener.local_addr().unwrap()), setting("SYNCLAKE_TEST_S3"));
+    let to = reqwest::Client::builder().no_proxy().build().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let (to, server) = (to.clone(), server.clone());
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (to, server) = (to.clone(), server.clone());
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let is_refused = parts.uri.query().is_some_and(|text| text.starts_with(query));
+                    if is_refused && parts.method == method {
+                        let body = Bytes::from("<Error><Code>AccessDenied</Code></Error>");
+                        return Ok::<_, Infallible>(Response::builder().status(403).body(Full::new(body)).unwrap());
+                    }
+                    let body = body.collect().await.unwrap().to_bytes();
+                    let passed = to.request(parts.method, format!("{server}{}", parts.uri)).headers(parts.headers);
+                    let answer = passed.body(body).send().await.unwrap();
+                    let mut response = Response::builder().status(answer.status());
+                    *response.headers_mut().unwrap() = answer.headers().clone();
+                    Ok(response.body(Full::new(answer.bytes().await.unwrap())).unwrap())
+                }
+            });
+            tokio::spawn(async move {
                 let _ =
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service).await;
             });

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::compact::Lake;
 use crate::harness::{count, ingest_file, ok, python, query, refused, rows, setting, simulate, synclake, text};
 use crate::kinesis::make_bucket;
-use crate::writers::{commit, consume, copy, lake as two_files, listed, remove};
+use crate::writers::{commit, consume, copy, lake as two_files, listed, newest as newest_action, remove};
 
 const DAY: &str = "2026-01-02";
 /// The clock of the store, eight days ahead.
@@ -420,11 +420,7 @@ fn superseded_checkpoints_go_and_every_version_stays_readable() {
     let lake = Lake::new(&["--events", "300", "--seed", "8", "--pools", "1", "--days", "2"], 8);
     let path = lake.path.to_str().unwrap();
     let fill = |part: usize| {
-        for _ in 0..20 {
-            let next = versions(&lake.path, ".json").last().unwrap() + 1;
-            let info = json!({"commitInfo": {"operation": "WRITE", "timestamp": 1}}).to_string();
-            std::fs::write(lake.path.join(format!("sync_records/_delta_log/{next:020}.json")), info + "\n").unwrap();
-        }
+        idle_commits(&lake.path, "sync_records", 20);
         ingest_file(&lake.parts[part], &lake.path);
     };
     ingest_file(&lake.parts[0], &lake.path);
@@ -440,7 +436,7 @@ fn superseded_checkpoints_go_and_every_version_stays_readable() {
         assert_eq!(report["tables"]["sync_records"]["checkpoints"], before.len() - 2, "{report}");
     }
     assert_eq!(versions(&lake.path, CHECKPOINT), before[before.len() - 2..]);
-    assert_eq!(versions(&lake.path, ".json"), commits, "commits stay");
+    assert_eq!(versions(&lake.path, ".json"), commits, "no commit has expired");
 
     let each = "import sys; from deltalake import DeltaTable as T; t = sys.argv[1]
 for v in range(T(t).version() + 1): T(t, version=v).file_uris()";
@@ -462,4 +458,311 @@ for v in range(T(t).version() + 1): T(t, version=v).file_uris()";
     let since = each.replace("range(", &format!("range({first}, "));
     ok(python().args(["-c", &since]).arg(lake.path.join("sync_records")));
     assert_eq!(lake.rows(), all);
+}
+
+/// The clock of the store, more than the log's retention ahead.
+const MONTHS_LATER: &str = "store/clock=return(9000000)";
+
+/// Commits that only move the version, as a worker of a quiet stream makes them.
+fn idle_commits(lake: &Path, table: &str, count: u64) {
+    let log = lake.join(table).join("_delta_log");
+    let names = std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let newest: u64 = names.filter_map(|name| name.strip_suffix(".json")?.parse().ok()).max().unwrap();
+    for version in newest + 1..=newest + count {
+        let info = json!({"commitInfo": {"operation": "WRITE", "timestamp": 1}}).to_string();
+        std::fs::write(log.join(format!("{version:020}.json")), info + "\n").unwrap();
+    }
+}
+
+/// Returns a lake whose log has several checkpoints, and of which nothing was derived.
+fn long_log() -> Lake {
+    let lake = Lake::new(&["--events", "300", "--seed", "8", "--pools", "1", "--days", "2"], 8);
+    ingest_file(&lake.parts[0], &lake.path);
+    for part in 1..5 {
+        idle_commits(&lake.path, "sync_records", 20);
+        ingest_file(&lake.parts[part], &lake.path);
+    }
+    lake
+}
+
+fn deliver(lake: &str, consumer: &str, out: &Path, failpoints: &str) -> std::process::Output {
+    let mut command = synclake();
+    command.args(["deliver", "--consumer", consumer, "--format", "ndjson", "--lake", lake, "--out"]).arg(out);
+    command.env("FAILPOINTS", failpoints).output().unwrap()
+}
+
+fn delivered(lake: &str, consumer: &str, out: &Path) -> i64 {
+    let output = deliver(lake, consumer, out, "");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice::<Value>(&output.stdout).unwrap()["rows"].as_i64().unwrap()
+}
+
+/// Every version that the log still has can be read by delta-rs, and it reads all rows.
+fn assert_read_by_others(lake: &Lake) {
+    let script = "import glob, sys, tables; from deltalake import DeltaTable as T; t = sys.argv[1]
+first = min(int(p[-25:-5]) for p in glob.glob(t + '/_delta_log/*.json'))
+for v in range(first, T(t).version() + 1): T(t, version=v).file_uris()
+print(tables.read(t).num_rows)";
+    let rows = ok(python().args(["-c", script]).arg(lake.path.join("sync_records")));
+    assert_eq!(rows.trim().parse::<i64>().unwrap(), lake.rows());
+}
+
+/// Expired commits go, and everybody goes on as before.
+#[test]
+fn expired_commits_go_and_all_commands_go_on() {
+    let lake = long_log();
+    let (path, out) = (lake.name(), tempfile::tempdir().unwrap());
+    run(path, &["refresh"]);
+    run(path, &["extract", "--no-refresh", "--date", DAY]);
+    assert_eq!(delivered(path, "old", &out.path().join("old")), lake.rows());
+    let before = contents(path);
+    let commits = versions(&lake.path, ".json");
+    let log = lake.path.join("sync_records/_delta_log");
+    for beside in ["00000000000000000003.crc", ".00000000000000000003.json.crc"] {
+        std::fs::write(log.join(beside), "x").unwrap();
+    }
+    let young = report(path, LATER, &[]);
+    assert_eq!((sum(&young, "commits"), sum(&young, "kept_commits")), (0, 0), "{young}");
+    let dry = report(path, MONTHS_LATER, &["--dry-run"]);
+    assert_eq!(versions(&lake.path, ".json"), commits);
+    let done = report(path, MONTHS_LATER, &[]);
+    assert_eq!(done["tables"], dry["tables"]);
+    let (left, first) = (versions(&lake.path, ".json"), versions(&lake.path, ".checkpoint.parquet")[0]);
+    assert!(first > 40 && left == (first..=*commits.last().unwrap()).collect::<Vec<_>>(), "{first}: {left:?}");
+    assert_eq!(sum(&done, "commits"), first, "{done}");
+    assert!(!log.join("00000000000000000003.crc").exists() && !log.join(".00000000000000000003.json.crc").exists());
+    assert_eq!(sum(&report(path, MONTHS_LATER, &[]), "commits"), 0, "nothing is left to do");
+
+    assert_eq!(contents(path), before);
+    assert_read_by_others(&lake);
+    let verified = verify(path);
+    let from = &verified["tables"]["sync_records"]["log_from"];
+    assert_eq!((&verified["faults"], from), (&json!([]), &json!(first)));
+    let files = verified["tables"]["sync_records"]["files"].as_u64().unwrap();
+    let printed = run(path, &["verify", "--format", "human"]);
+    assert!(printed.contains(&format!("log cleaned: nothing before version {first} is checked")), "{printed}");
+    run(path, &["status"]);
+    let rows = lake.rows();
+    (5..8).for_each(|part| drop(ingest_file(&lake.parts[part], &lake.path)));
+    let new = verify(path)["tables"]["sync_records"]["files"].as_u64().unwrap() - files;
+    let refreshed: Value = serde_json::from_str(&run(path, &["refresh"])).unwrap();
+    assert_eq!(refreshed["files_read"], new, "only the new files are read");
+    run(path, &["extract", "--no-refresh", "--date", DAY]);
+    run(path, &["extract", "--no-refresh", "--date", "2026-01-03"]);
+    assert_eq!(delivered(path, "old", &out.path().join("old")), lake.rows() - rows);
+    assert_eq!(delivered(path, "new", &out.path().join("new")), lake.rows());
+    lake.assert_whole();
+    assert_read_by_others(&lake);
+}
+
+/// Whoever reads commits one by one keeps those that it has not passed, and a table may keep all of them.
+#[test]
+fn commits_stay_for_those_who_read_them() {
+    let lake = long_log();
+    let (path, out) = (lake.name(), tempfile::tempdir().unwrap());
+    let metadata = newest_action(&lake.path, "sync_records", "metaData");
+    let unfinished = || {
+        let output = deliver(path, "c", out.path(), "consumer/written=1*return(kill)");
+        assert_eq!(output.status.code(), None, "{}", text(&output.stderr));
+    };
+    let newest = || *versions(&lake.path, ".json").last().unwrap();
+    let first = || versions(&lake.path, ".json")[0];
+    let more = |part: usize| {
+        (0..2).for_each(|half| {
+            idle_commits(&lake.path, "sync_records", 20);
+            ingest_file(&lake.parts[part + half], &lake.path);
+        });
+    };
+    let vacuumed = |more: &[&str]| {
+        let done = report(path, MONTHS_LATER, &[&["--table", "sync_records"], more].concat());
+        (sum(&done, "commits"), sum(&done, "kept_commits"))
+    };
+    // The first delivery of a consumer is not finished: it reads the version that it reaches.
+    unfinished();
+    let (needed, rows) = (newest(), lake.rows());
+    more(5);
+    let (gone, kept) = vacuumed(&[]);
+    assert!(gone > 0 && kept >= 20 && first() <= needed, "{gone} {kept}");
+    assert_eq!(delivered(path, "c", out.path()), rows);
+    // It is at that version, and its second delivery is not finished.
+    unfinished();
+    let (gone, kept) = vacuumed(&[]);
+    assert!(gone == 0 && kept >= 20 && first() <= needed, "{gone} {kept}");
+    assert_eq!(delivered(path, "c", out.path()), lake.rows() - rows);
+    // The state and the newest extracts are behind, one after the other.
+    run(path, &["refresh"]);
+    run(path, &["extract", "--no-refresh", "--date", "2026-01-01"]);
+    run(path, &["extract", "--no-refresh", "--date", DAY]);
+    vacuumed(&[]);
+    let covered = newest();
+    idle_commits(&lake.path, "sync_records", 41);
+    ingest_file(&lake.parts[7], &lake.path);
+    idle_commits(&lake.path, "sync_records", 41);
+    ingest_file(&lake.made("late", &["--events", "20", "--seed", "9"]), &lake.path);
+    let held = |by: &str| {
+        let (gone, kept) = vacuumed(&[]);
+        assert!(kept >= 20 && first() <= covered, "{by}: {gone} {kept}");
+    };
+    held("the consumer, the state and the extracts");
+    let all = contents(path);
+    delivered(path, "c", out.path());
+    held("the state and the extracts");
+    run(path, &["refresh"]);
+    held("the extracts");
+    run(path, &["extract", "--no-refresh", "--date", DAY]);
+    held("the extract before the newest one");
+    assert_eq!(contents(path)[..5], all[..5]);
+    run(path, &["extract", "--no-refresh", "--date", "2026-01-03"]);
+
+    let set = |value: &str| {
+        let mut metadata = metadata.clone();
+        metadata["metaData"]["configuration"]["delta.enableExpiredLogCleanup"] = value.into();
+        let next = lake.path.join(format!("sync_records/_delta_log/{:020}.json", newest() + 1));
+        std::fs::write(next, metadata.to_string() + "\n").unwrap();
+    };
+    set("false");
+    assert_eq!(vacuumed(&[]), (0, 0));
+    set("true");
+    let (gone, kept) = vacuumed(&[]);
+    assert!(gone >= 40 && kept == 0 && first() > covered, "{gone} {kept}");
+    assert_eq!(verify(path)["faults"], json!([]));
+    // A consumer that does not matter any more.
+    idle_commits(&lake.path, "sync_records", 41);
+    ingest_file(&lake.made("last", &["--events", "20", "--seed", "10"]), &lake.path);
+    run(path, &["refresh"]);
+    run(path, &["extract", "--no-refresh", "--date", DAY]);
+    run(path, &["extract", "--no-refresh", "--date", "2026-01-03"]);
+    let (gone, kept) = vacuumed(&["--dry-run"]);
+    assert!(gone == 0 && kept > 0, "{gone} {kept}");
+    let (gone, kept) = vacuumed(&["--dry-run", "--ignore-consumers"]);
+    assert!(gone > 0 && kept == 0, "{gone} {kept}");
+}
+
+/// A clean-up that is killed leaves a log without a hole, and the next one goes on. A writer that slept meanwhile commits
+/// at the top.
+#[test]
+fn a_killed_clean_up_leaves_no_hole() {
+    let lake = Lake::new(&["--events", "300", "--seed", "8", "--pools", "1", "--days", "2"], 8);
+    let path = lake.name();
+    ingest_file(&lake.parts[0], &lake.path);
+    let sleeping = stopped_before_commit(&lake.parts[1], &lake.path);
+    let awakes_at = versions(&lake.path, ".json").last().unwrap() + 1;
+    for part in 2..5 {
+        idle_commits(&lake.path, "sync_records", 20);
+        ingest_file(&lake.parts[part], &lake.path);
+    }
+    let (all, rows) = (versions(&lake.path, ".json"), lake.rows());
+    for _ in 0..2 {
+        let before = versions(&lake.path, ".json")[0];
+        let failpoints = format!("{MONTHS_LATER};vacuum/commit=9*off->1*return(kill)");
+        let mut command = synclake();
+        let output = command.args(["vacuum", "--lake", path]).env("FAILPOINTS", failpoints).output().unwrap();
+        assert_eq!(output.status.code(), None, "{}", text(&output.stderr));
+        let left = versions(&lake.path, ".json");
+        assert!((before + 8..=before + 9).contains(&left[0]), "{before}: {left:?}");
+        assert_eq!(left, (left[0]..=*all.last().unwrap()).collect::<Vec<_>>(), "there is no hole");
+        assert_eq!(lake.rows(), rows);
+        assert_eq!(verify(path)["faults"], json!([]));
+    }
+    assert!(sum(&report(path, MONTHS_LATER, &[]), "commits") > 0);
+    assert!(versions(&lake.path, ".json")[0] > awakes_at);
+    go_on(&sleeping);
+    let output = sleeping.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(versions(&lake.path, ".json")[0] > awakes_at, "nothing is left where nobody looks");
+    (5..8).for_each(|part| drop(ingest_file(&lake.parts[part], &lake.path)));
+    lake.assert_whole();
+    assert_read_by_others(&lake);
+}
+
+/// A checkpoint that cannot be read is no beginning: the commits before it stay.
+#[test]
+fn a_log_begins_at_a_checkpoint_that_can_be_read() {
+    let lake = long_log();
+    let checkpoints = versions(&lake.path, ".checkpoint.parquet");
+    let [.., older, newest] = checkpoints[..] else { panic!("{checkpoints:?}") };
+    let damage = |version: u64| {
+        let damaged = lake.path.join(format!("sync_records/_delta_log/{version:020}.checkpoint.parquet"));
+        std::fs::write(damaged, "PAR1").unwrap();
+    };
+    damage(newest);
+    report(lake.name(), MONTHS_LATER, &["--table", "sync_records"]);
+    assert_eq!(versions(&lake.path, ".json")[0], older);
+    damage(older);
+    idle_commits(&lake.path, "sync_records", 3);
+    assert_eq!(sum(&report(lake.name(), MONTHS_LATER, &["--table", "sync_records"]), "commits"), 0);
+    assert_eq!(versions(&lake.path, ".json")[0], older);
+}
+
+/// Temporary files of killed writers go from a folder, and nothing else.
+#[test]
+fn temporary_files_of_killed_writers_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = two_files(folder.path());
+    let path = lake.to_str().unwrap();
+    let table = lake.join("sync_records");
+    let token = "0011223344556677";
+    let dead = [
+        format!("_delta_log/.00000000000000000010.json.{token}.tmp"),
+        "_delta_log/00000000000000000010.checkpoint.parquet#1".to_owned(),
+        format!("_symlink_format_manifest/pool=p/.manifest.{token}.tmp"),
+        "pool=p/part-0.parquet#2".to_owned(),
+    ];
+    let kept = ["notes#1", "_temporary/part-0.parquet#1", "_delta_log/.00000000000000000010.json.crc", "pool=p/.x.tmp"];
+    for name in dead.iter().map(String::as_str).chain(kept) {
+        std::fs::create_dir_all(table.join(name).parent().unwrap()).unwrap();
+        std::fs::write(table.join(name), "12").unwrap();
+    }
+    let hours = "store/clock=return(7200)";
+    assert_eq!(sum(&report(path, hours, &["--retain", "1h"]), "uploads"), 0, "a writer may be at work for a day");
+    assert_eq!(sum(&report(path, LATER, &["--dry-run"]), "uploads"), 4);
+    let done = report(path, LATER, &[]);
+    assert_eq!((sum(&done, "uploads"), sum(&done, "upload_bytes")), (4, 8), "{done}");
+    assert!(dead.iter().all(|name| !table.join(name).exists()));
+    assert!(kept.iter().all(|name| table.join(name).exists()));
+    assert_eq!(verify(path)["faults"], json!([]));
+}
+
+/// Runs curl against the S3 server.
+fn curl(method: &str, path: &str) -> String {
+    ok(Command::new("curl").args(["-sf", "-X", method, &format!("{}/{path}", setting("SYNCLAKE_TEST_S3"))]))
+}
+
+/// Multipart uploads that never ended are aborted, and no younger ones, none of other places, and in no dry run.
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_never_ended_are_aborted() {
+    let folder = tempfile::tempdir().unwrap();
+    make_bucket("uploads-bucket").await;
+    let lake = "s3://uploads-bucket/deep/lake";
+    let (events, _) = simulate(folder.path(), &["--events", "20"]);
+    run(lake, &["ingest", "--source", &format!("file:{}", events.display())]);
+    for key in
+        ["deep/lake/sync_records/pool=p/part-0.parquet", "deep/lake/state/a.parquet", "deep/lake2/sync_records/b"]
+    {
+        curl("POST", &format!("uploads-bucket/{key}?uploads="));
+    }
+    run(lake, &["refresh"]);
+    let left = || curl("GET", "uploads-bucket?uploads=").matches("<Upload>").count();
+    assert_eq!(sum(&report(lake, "store/clock=return(7200)", &["--retain", "1h"]), "uploads"), 0);
+    assert_eq!(sum(&report(lake, LATER, &["--dry-run"]), "uploads"), 2);
+    assert_eq!(left(), 3);
+    let done = report(lake, LATER, &[]);
+    let of = |table: &str| done["tables"][table]["uploads"].as_u64().unwrap();
+    assert_eq!((of("sync_records"), of("state"), sum(&done, "uploads"), left()), (1, 1, 2, 1), "{done}");
+    assert_eq!(sum(&report(lake, LATER, &[]), "uploads"), 0);
+
+    // Credentials that may do everything else.
+    curl("POST", "uploads-bucket/deep/lake/gaps/a.parquet?uploads=");
+    for (method, permission) in [("GET", "s3:ListBucketMultipartUploads"), ("DELETE", "s3:AbortMultipartUpload")] {
+        let endpoint = crate::stores::refusing(method, "upload").await;
+        let mut command = synclake();
+        command.args(["vacuum", "--format", "json", "--lake", lake, "--endpoint-url", &endpoint]);
+        let output = command.env("FAILPOINTS", LATER).output().unwrap();
+        let log = text(&output.stderr);
+        assert!(output.status.success(), "{log}");
+        let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
+        assert!(warnings.len() == 1 && warnings[0].contains(permission), "{log}");
+        assert_eq!(sum(&serde_json::from_slice(&output.stdout).unwrap(), "uploads"), 0);
+    }
+    assert_eq!(left(), 2);
 }

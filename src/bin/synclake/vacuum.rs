@@ -92,20 +92,27 @@ pub(crate) fn print_tables(report: &VacuumReport) -> Result<()> {
     let from = report.retention_from.format("%Y-%m-%dT%H:%M:%SZ");
     for (name, table) in &report.tables {
         let kept = |files: u64, why: &str| if files == 0 { String::new() } else { format!(", {files} {why}") };
+        let log = |count: u64, what: &str, bytes: u64| match count {
+            0 => String::new(),
+            count => format!(", {count} {what} ({})", mib(bytes)),
+        };
         print_line(&format!(
-            "{name:13} version {}, {done} {} files ({}){}{}{}{}",
+            "{name:13} version {}, {done} {} files ({}){}{}{}{}{}{}{}",
             table.version,
             table.files,
             mib(table.bytes),
-            match table.checkpoints {
-                0 => String::new(),
-                count => format!(" and {count} checkpoints ({})", mib(table.checkpoint_bytes)),
-            },
+            log(table.checkpoints, "checkpoints", table.checkpoint_bytes),
+            log(table.commits, "commits", table.commit_bytes),
+            kept(table.uploads, "writes that never ended"),
             kept(table.kept_recent, &format!("kept for versions since {from}")),
             kept(table.kept_pending, "kept until their writer runs again"),
             kept(
                 table.kept_undelivered,
                 "kept until `synclake deliver` has run for every consumer, or --forget removed it"
+            ),
+            kept(
+                table.kept_commits,
+                "expired commits kept until the state, the consumers and the newest extracts pass them"
             ),
         ))?;
     }

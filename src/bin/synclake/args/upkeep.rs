@@ -162,8 +162,9 @@ Examples:
   synclake vacuum --lake lake --table state --table daily_state --retain 1h
 
 Deletes files that a commit removed before the retention began, and files of killed runs that are older and that nobody
-can commit any more. Versions within the retention stay readable; a query of an older version may miss files. It may run
-beside everything. On SIGTERM or SIGINT it ends after the current batch.")]
+can commit any more. Versions within the retention stay readable; a query of an older version may miss files. Commits of
+the log go when they are older than delta.logRetentionDuration (90 days unless the table says otherwise) and no refresh,
+consumer or extract needs them. It may run beside everything. On SIGTERM or SIGINT it ends after the current batch.")]
 pub(crate) struct VacuumArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -174,7 +175,8 @@ pub(crate) struct VacuumArgs {
     /// Keep every file that a version of this last time lists, at least 1h.
     #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = vacuum::parse_retention)]
     pub retain: std::time::Duration,
-    /// Also delete files whose rows a consumer of `synclake deliver` has not got yet; such a consumer must start over.
+    /// Also delete files and commits whose rows a consumer of `synclake deliver` has not got yet; such a consumer must start
+    /// over.
     #[arg(long)]
     pub ignore_consumers: bool,
     /// Delete nothing, and list the files that would be deleted.
