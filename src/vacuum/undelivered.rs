@@ -15,8 +15,10 @@ pub(super) async fn find(lake: &Store, newest: u64, mut keep: impl FnMut(&str)) 
     let Some(known) = log::read_transactions(&Table::DailyState.store(lake)).await? else { return Ok(()) };
     let cursors = consumer::cursors(&known);
     let records = Table::SyncRecords.store(lake);
-    // Every file that a later cursor needs is among those of the earliest one.
-    let earliest = cursors.iter().filter_map(|cursor| cursor.version).min().filter(|from| *from < newest);
+    // Every file that a later cursor needs is among those of the earliest one. A first delivery that is not finished will
+    // leave its consumer at the version that it reaches.
+    let positions = cursors.iter().filter_map(|cursor| cursor.version.or(cursor.unfinished_to));
+    let earliest = positions.min().filter(|from| *from < newest);
     if let Some(from) = earliest
         && let Some(changes) = changes_between(&records, from, newest).await?
     {
