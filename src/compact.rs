@@ -11,6 +11,8 @@
 //! - The rows of a new file are the rows of the files that it replaces. The bytes of each file are those that the log
 //!   states the digest of, its rows are counted against the log, and the new file against their sum, before anything is
 //!   written.
+//! - If copies are collapsed, the rows of a new file stand for as many delivered rows as those of the files that it replaces
+//!   (`collapse`).
 //! - Each commit says `dataChange = false`, so a reader of changes sees no row again.
 //! - A commit removes only files that are active, and without deletion vectors, at the version before it. Of two
 //!   compactions of a file, one succeeds, and the other deletes its new file.
@@ -31,16 +33,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lake::ledger::new_token;
 use crate::lake::paths::{CompactName, pool_partition};
+use crate::lake::replace::MovedRows;
 use crate::lake::snapshot::ActiveFile;
 use crate::lake::{LakeError, Store, data_file, log, manifest, replace, snapshot, sweep};
 use crate::schema::Table;
 use crate::{cpu, failpoint};
 
 mod append;
+mod collapse;
 mod merge;
 mod plan;
 
 use append::append;
+use collapse::merge_collapsed;
 use merge::{Input, MergeError, MergeLimits, Merged, merge};
 use plan::{Group, Source, plan};
 
@@ -63,6 +68,8 @@ pub struct CompactOptions {
     pub dry_run: bool,
     /// Start no group after this time.
     pub max_duration: Option<Duration>,
+    /// Whether exact copies of a change become one row, which counts them.
+    pub collapse_duplicates: bool,
 }
 
 impl Default for CompactOptions {
@@ -76,6 +83,7 @@ impl Default for CompactOptions {
             memory_bytes: Self::MEMORY_BYTES,
             dry_run: false,
             max_duration: None,
+            collapse_duplicates: false,
         }
     }
 }
@@ -106,6 +114,12 @@ impl CompactOptions {
         }
         if self.table != Table::SyncRecords && self.pool.is_some() {
             return Err(format!("--pool is given, but {} is not divided by pools; leave it out", self.table.name()));
+        }
+        if self.table != Table::SyncRecords && self.collapse_duplicates {
+            let table = self.table.name();
+            return Err(format!(
+                "--collapse-duplicates is given, but the rows of {table} are no changes; leave it out"
+            ));
         }
         match (self.from, self.to) {
             (Some(from), Some(to)) if from > to => Err(format!("--from {from} is after --to {to}; exchange them")),
@@ -149,6 +163,9 @@ pub struct CompactReport {
     pub is_bytes_added_bound: bool,
     /// Rows that were moved.
     pub rows: u64,
+    /// Rows among them that were dropped, because another row counts them; absent if that was not wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_collapsed: Option<u64>,
     /// Groups of which another writer replaced a file meanwhile.
     pub groups_changed: u64,
     /// Groups that were planned and not merged: the time was over, or a signal came.
@@ -212,6 +229,7 @@ pub async fn run(
             table: table.name(),
             dry_run: options.dry_run,
             is_bytes_added_bound: options.dry_run,
+            rows_collapsed: options.collapse_duplicates.then_some(0),
             ..CompactReport::default()
         },
     };
@@ -336,12 +354,13 @@ impl Run<'_> {
                 let name = CompactName { run: self.token, index: self.next_file };
                 self.next_file += 1;
                 let (table, store, memory) = (self.options.table, self.store.clone(), self.memory.clone());
+                let merge = if self.options.collapse_duplicates { merge_collapsed } else { merge };
                 let work_bytes = work_bytes(&group, self.options);
                 running.spawn(async move {
                     let needed = permits(2 * group.bytes() + work_bytes);
                     // The semaphore is never closed.
                     let _memory = memory.acquire_many_owned(u32::try_from(needed).unwrap_or(u32::MAX)).await.ok();
-                    write_group(table, &store, name, group, work_bytes).await
+                    write_group(table, &store, name, group, work_bytes, merge).await
                 });
             }
             let Some(ended) = running.join_next().await else { break };
@@ -392,9 +411,10 @@ impl Run<'_> {
         let (Some(add), Some(file)) = (add, &merged.file) else { return Ok(group.bytes()) };
         let (path, size) = (add.path.clone(), u64::try_from(add.size).unwrap_or(0));
         failpoint::hit("compact/before");
-        let target_bytes = self.options.target_bytes;
         let table = self.options.table;
-        let version = replace::move_rows(self.lake, table, &merged.paths, vec![add], target_bytes).await?;
+        let moved =
+            MovedRows { files: vec![add], target_bytes: self.options.target_bytes, has_copies: file.has_copies };
+        let version = replace::move_rows(self.lake, table, &merged.paths, moved).await?;
         failpoint::hit("compact/after");
         if version.is_none() {
             self.report.groups_changed += 1;
@@ -411,7 +431,10 @@ impl Run<'_> {
         self.report.bytes_removed += removed.map(|source| source.bytes).sum::<u64>();
         self.report.files_added += 1;
         self.report.bytes_added += size;
-        self.report.rows += file.rows;
+        self.report.rows += file.rows + file.rows_collapsed;
+        if let Some(rows) = &mut self.report.rows_collapsed {
+            *rows += file.rows_collapsed;
+        }
         Ok(group.bytes())
     }
 }
@@ -434,6 +457,7 @@ async fn write_group(
     name: CompactName,
     group: Group,
     work_bytes: u64,
+    merge: fn(Vec<Input>, MergeLimits) -> Result<Merged, MergeError>,
 ) -> Result<Written, GroupError> {
     let inputs = fetch(store, &group).await?;
     let limits = MergeLimits::new(group.bytes(), work_bytes);

@@ -61,11 +61,12 @@ impl Engine {
     }
 }
 
-/// Returns the statements for an engine. `lake` is the lake's URL or folder, without a slash at its end.
+/// Returns the statements for an engine. `lake` is the lake's URL or folder, without a slash at its end. `is_collapsed` says
+/// whether its `sync_records` has the column `copies`.
 ///
 /// # Errors
 /// Returns one line about a name or place that cannot be written into SQL unchanged.
-pub fn render(engine: Engine, lake: &str, database: &str) -> Result<String, String> {
+pub fn render(engine: Engine, lake: &str, database: &str, is_collapsed: bool) -> Result<String, String> {
     let is_name = (1..=64).contains(&database.len())
         && database.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     if !is_name {
@@ -86,7 +87,15 @@ pub fn render(engine: Engine, lake: &str, database: &str) -> Result<String, Stri
         Engine::Redshift => (String::new(), "\nWITH NO SCHEMA BINDING"),
         _ => (schema.clone(), ""),
     };
+    // Perhaps no file of the manifests has the column.
+    let no_row = "\nUNION ALL BY NAME SELECT NULL::BIGINT AS copies WHERE false";
+    let (copies, copies_column, copies_row) = match is_collapsed {
+        true => ("sum(coalesce(copies, 1))", ", copies bigint", no_row),
+        false => ("count(*)", "", ""),
+    };
     let fill = |text: &str, db: &str| {
+        let text = text.replace("${copies}", copies).replace("${copies_column}", copies_column);
+        let text = text.replace("${copies_row}", copies_row);
         text.replace("${lake}", lake).replace("${database}", database).replace("${db}", db).trim_end().to_owned()
     };
     let mut out = fill(engine.tables(), &schema) + "\n";
@@ -112,8 +121,9 @@ mod tests {
 
     #[test]
     fn nothing_is_left_open() {
-        for engine in Engine::value_variants() {
-            let text = render(*engine, "s3://bucket/lake", "cognito").unwrap();
+        for (engine, is_collapsed) in Engine::value_variants().iter().flat_map(|e| [(e, false), (e, true)]) {
+            let text = render(*engine, "s3://bucket/lake", "cognito", is_collapsed).unwrap();
+            assert_eq!(text.contains("coalesce(copies"), is_collapsed, "{engine:?} counts what was collapsed");
             // Athena fills in these itself.
             let of_athena = ["${pool}", "${event_date}", "${extract_date}", "${arrived_date}"];
             let open = of_athena.iter().fold(text.clone(), |text, name| text.replace(name, ""));
@@ -123,7 +133,7 @@ mod tests {
             assert_eq!(text.contains("NOT EXACT"), is_plain, "{engine:?} says whether it is exact");
             assert_eq!(text.contains("refreshed_state"), engine.reads_rewritten());
         }
-        assert!(render(Engine::Spark, "s3://bucket/it's", "cognito").is_err());
-        assert!(render(Engine::Spark, "s3://bucket/lake", "a; drop table b").is_err());
+        assert!(render(Engine::Spark, "s3://bucket/it's", "cognito", false).is_err());
+        assert!(render(Engine::Spark, "s3://bucket/lake", "a; drop table b", false).is_err());
     }
 }

@@ -321,6 +321,6 @@ async fn rows_of(
     let rows = reading::files_of(loaded, session, files).await.map_err(QueryError::from)?;
     Ok(match rows {
         Some(rows) => rows,
-        None => Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()]).map_err(QueryError::from)?),
+        None => Arc::new(MemTable::try_new(table.query_schema(), vec![Vec::new()]).map_err(QueryError::from)?),
     })
 }

@@ -15,16 +15,23 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 /// | 1 | |
 /// | 2 | `source` of `sync_records` |
 /// | 3 | rows left `sync_records` by retention: a program that does not know it would compute the state without them |
+/// | 4 | [`COPIES`]: a program that does not know it would count the collapsed copies of a change as none |
 pub const FORMAT: u64 = 2;
 /// The format of a table from which rows left by retention.
 pub(crate) const FORMAT_EXPIRED: u64 = 3;
+/// The format of a table of which copies of changes were collapsed.
+pub(crate) const FORMAT_COLLAPSED: u64 = 4;
 /// The newest format that this version reads and writes.
-pub const FORMAT_MAX: u64 = FORMAT_EXPIRED;
+pub const FORMAT_MAX: u64 = FORMAT_COLLAPSED;
 /// The table property that states the format.
 pub const FORMAT_PROPERTY: &str = "synclake.format";
 /// Columns that came after format 1. The first writer that knows such a column adds it to a table that lacks it; until
 /// then, and in older files, its values are null.
 pub(crate) const ADDED: [(Table, &str); 1] = [(Table::SyncRecords, "source")];
+
+/// The column of `sync_records` that counts the exact copies of a row, the row included; null means 1. A table and a file have
+/// it only if copies were collapsed. Queries always see it.
+pub(crate) const COPIES: &str = "copies";
 
 /// A table of the lake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +76,11 @@ static SYNC_RECORDS: LazyLock<SchemaRef> = LazyLock::new(|| {
         Field::new("extra", DataType::Utf8, true),
         Field::new("source", DataType::Utf8, true),
     ]))
+});
+
+static COLLAPSED_RECORDS: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let copies = Arc::new(Field::new(COPIES, DataType::Int64, true));
+    Arc::new(Schema::new(SYNC_RECORDS.fields().iter().cloned().chain([copies]).collect::<Vec<_>>()))
 });
 
 static QUARANTINE: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -177,6 +189,14 @@ impl Table {
         }
     }
 
+    /// Returns the columns that queries see: also those that only some lakes have.
+    pub fn query_schema(self) -> SchemaRef {
+        match self {
+            Self::SyncRecords => COLLAPSED_RECORDS.clone(),
+            _ => self.schema(),
+        }
+    }
+
     /// Returns the names of the partition columns.
     pub fn partition_columns(self) -> &'static [&'static str] {
         match self {
@@ -190,10 +210,18 @@ impl Table {
 
     /// Returns the columns that are stored in the files: all except the partition columns.
     pub fn file_schema(self) -> SchemaRef {
+        self.without_partitions(&self.schema())
+    }
+
+    /// Returns the columns of a file in which copies were collapsed.
+    pub(crate) fn collapsed_file_schema(self) -> SchemaRef {
+        self.without_partitions(&self.query_schema())
+    }
+
+    fn without_partitions(self, schema: &Schema) -> SchemaRef {
         let partitions = self.partition_columns();
-        let fields = self.schema().fields().clone();
-        let stored: Vec<_> = fields.iter().filter(|f| !partitions.contains(&f.name().as_str())).cloned().collect();
-        Arc::new(Schema::new(stored))
+        let stored = schema.fields().iter().filter(|field| !partitions.contains(&field.name().as_str()));
+        Arc::new(Schema::new(stored.cloned().collect::<Vec<_>>()))
     }
 }
 

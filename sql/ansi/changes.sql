@@ -2,15 +2,15 @@
 SELECT
   pool, event_date, identity_pool_id, identity_id, dataset_name, operation, key, value, op, sync_count,
   last_modified_date, device_last_modified_date, event_sync_count, event_last_modified_date,
-  shard_id, sequence_number, sub_sequence, record_index, arrived_at, extra, copies
+  shard_id, sequence_number, sub_sequence, record_index, arrived_at, extra, CAST(all_copies AS bigint) AS copies
 FROM (
   SELECT
     pool, event_date, identity_pool_id, identity_id, dataset_name, operation, key, value, op, sync_count,
     last_modified_date, device_last_modified_date, event_sync_count, event_last_modified_date,
     shard_id, sequence_number, sub_sequence, record_index, arrived_at, extra,
-    count(*) OVER (
+    ${copies} OVER (
       PARTITION BY pool, event_date, identity_id, dataset_name, key, sync_count, op, value
-    ) AS copies,
+    ) AS all_copies,
     row_number() OVER (
       PARTITION BY pool, event_date, identity_id, dataset_name, key, sync_count, op, value
       ORDER BY last_modified_date DESC, arrived_at DESC, length(sequence_number) DESC, sequence_number DESC,

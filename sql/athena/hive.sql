@@ -6,7 +6,7 @@ CREATE EXTERNAL TABLE IF NOT EXISTS ${db}sync_records (
   identity_pool_id string, identity_id string, dataset_name string, operation string, key string, value string,
   op string, sync_count bigint, last_modified_date timestamp, device_last_modified_date timestamp,
   event_sync_count bigint, event_last_modified_date timestamp, shard_id string, sequence_number string,
-  sub_sequence bigint, record_index int, arrived_at timestamp, extra string, source string
+  sub_sequence bigint, record_index int, arrived_at timestamp, extra string, source string${copies_column}
 )
 PARTITIONED BY (pool string, event_date date)
 ROW FORMAT SERDE 'org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe'

@@ -8,4 +8,4 @@ SET VARIABLE sync_records_files = (
   ) WHERE file <> ''
 );
 CREATE OR REPLACE VIEW sync_records AS
-SELECT * FROM read_parquet(getvariable('sync_records_files'), hive_partitioning = true, union_by_name = true, hive_types = {'pool': VARCHAR, 'event_date': DATE});
+SELECT * FROM read_parquet(getvariable('sync_records_files'), hive_partitioning = true, union_by_name = true, hive_types = {'pool': VARCHAR, 'event_date': DATE})${copies_row};

@@ -12,7 +12,7 @@ CREATE EXTERNAL TABLE ${database}.sync_records (
   op varchar(65535), sync_count bigint, last_modified_date timestamp, device_last_modified_date timestamp,
   event_sync_count bigint, event_last_modified_date timestamp, shard_id varchar(65535), sequence_number varchar(65535),
   sub_sequence bigint, record_index int, arrived_at timestamp, extra varchar(65535),
-  source varchar(256)
+  source varchar(256)${copies_column}
 )
 PARTITIONED BY (pool varchar(256), event_date date)
 ROW FORMAT SERDE 'org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe'

@@ -9,7 +9,7 @@ CREATE TABLE IF NOT EXISTS ${db}sync_records (
   identity_pool_id STRING, identity_id STRING, dataset_name STRING, operation STRING, key STRING, value STRING,
   op STRING, sync_count BIGINT, last_modified_date TIMESTAMP, device_last_modified_date TIMESTAMP,
   event_sync_count BIGINT, event_last_modified_date TIMESTAMP, shard_id STRING, sequence_number STRING,
-  sub_sequence BIGINT, record_index INT, arrived_at TIMESTAMP, extra STRING, source STRING, pool STRING, event_date DATE
+  sub_sequence BIGINT, record_index INT, arrived_at TIMESTAMP, extra STRING, source STRING${copies_column}, pool STRING, event_date DATE
 )
 USING PARQUET
 PARTITIONED BY (pool, event_date)

@@ -37,6 +37,11 @@ const LEVEL: i32 = 1;
 
 static SCHEMA: LazyLock<Result<SchemaDescriptor, String>> =
     LazyLock::new(|| ArrowSchemaConverter::new().convert(&Table::SyncRecords.file_schema()).map_err(|e| e.to_string()));
+/// The columns of a file in which copies were collapsed.
+static COLLAPSED_SCHEMA: LazyLock<Result<SchemaDescriptor, String>> = LazyLock::new(|| {
+    let schema = Table::SyncRecords.collapsed_file_schema();
+    ArrowSchemaConverter::new().convert(&schema).map_err(|e| e.to_string())
+});
 
 /// Encodes sorted rows of `sync_records`.
 ///

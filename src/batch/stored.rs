@@ -13,6 +13,7 @@ use arrow::array::{Array, AsArray, Int32Array, Int64Array, RecordBatch, StringVi
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema};
 use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
@@ -20,7 +21,7 @@ use parquet::errors::ParquetError;
 
 use super::file::NULL;
 use super::sorted::{ROW_BYTES, Ranked};
-use crate::schema::Table;
+use crate::schema::{COPIES, Table};
 
 mod window;
 
@@ -86,6 +87,8 @@ impl Cells {
 #[derive(Debug, Clone)]
 pub(crate) struct StoredRows {
     cells: Vec<Cells>,
+    /// The column `copies`; `None` if the file lacks it.
+    copies: Option<Int64Array>,
     rows: usize,
 }
 
@@ -104,7 +107,8 @@ impl StoredRows {
                 _ => Cells::Long(cast(&column, &DataType::Int64)?.as_primitive::<Int64Type>().clone()),
             })
         });
-        Ok(Self { cells: cells.collect::<Result<_, ParquetError>>()?, rows })
+        let copies = batch.column_by_name(COPIES).and_then(|column| column.as_primitive_opt::<Int64Type>().cloned());
+        Ok(Self { cells: cells.collect::<Result<_, ParquetError>>()?, copies, rows })
     }
 
     /// Returns the number of rows.
@@ -114,7 +118,8 @@ impl StoredRows {
 
     /// Returns rows, without a copy of their values.
     pub(crate) fn slice(&self, start: usize, rows: usize) -> Self {
-        Self { cells: self.cells.iter().map(|cells| cells.slice(start, rows)).collect(), rows }
+        let copies = self.copies.as_ref().map(|copies| copies.slice(start, rows));
+        Self { cells: self.cells.iter().map(|cells| cells.slice(start, rows)).collect(), copies, rows }
     }
 
     /// Returns the bytes that these rows keep in memory. `seen` has the buffers that were counted before.
@@ -127,7 +132,8 @@ impl StoredRows {
             Cells::Long(_) => size_of::<i64>() * self.rows,
             Cells::Int(_) => size_of::<i32>() * self.rows,
         };
-        self.cells.iter().map(of_cells).sum()
+        let of_copies = self.copies.as_ref().map_or(0, |_| size_of::<i64>() * self.rows);
+        self.cells.iter().map(of_cells).sum::<usize>() + of_copies
     }
 
     /// Returns the text of a row; `None` for null.
@@ -152,6 +158,11 @@ impl StoredRows {
             Cells::Int(cells) if cells.is_valid(row) => Some(cells.value(row)),
             _ => None,
         }
+    }
+
+    /// Returns the copies that a row stands for, as its file states them; `None` for null, which means one.
+    fn copies(&self, row: usize) -> Option<i64> {
+        self.copies.as_ref().filter(|copies| copies.is_valid(row)).map(|copies| copies.value(row))
     }
 
     /// Compares a row with a row of other rows. Rows that compare equal may differ.
@@ -195,7 +206,7 @@ impl StoredRows {
 /// # Errors
 /// Returns [`Unfit::Foreign`] with the column that it lacks, or has in another type.
 pub(super) fn known_columns(table: Table, found: &Schema) -> Result<(), Unfit> {
-    let schema = table.file_schema();
+    let schema = table.collapsed_file_schema();
     for field in found.fields() {
         let (name, found) = (field.name(), field.data_type());
         let Some((_, known)) = schema.column_with_name(name) else {
@@ -217,6 +228,7 @@ fn stored_type(of: &DataType) -> DataType {
 pub(crate) struct StoredReader {
     reader: ParquetRecordBatchReader,
     rows: u64,
+    has_copies: bool,
 }
 
 /// Fewest and most rows of a batch.
@@ -237,17 +249,44 @@ impl StoredReader {
         let rows = u64::try_from(footer.file_metadata().num_rows()).unwrap_or(0);
         let bytes: i64 = footer.row_groups().iter().map(|group| group.total_byte_size()).sum();
         let row_bytes = usize::try_from(bytes).unwrap_or(0) / usize::try_from(rows).unwrap_or(1).max(1) + ROW_BYTES;
+        let has_copies = fields.iter().any(|field| field.name() == COPIES);
         let options = options.with_schema(Arc::new(Schema::new(fields)));
         let metadata = ArrowReaderMetadata::try_new(footer.clone(), options)?;
         let batch_rows = (batch_bytes / row_bytes).clamp(BATCH_ROWS.0, BATCH_ROWS.1);
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
-        Ok(Self { reader: builder.with_batch_size(batch_rows).build()?, rows })
+        Ok(Self { reader: builder.with_batch_size(batch_rows).build()?, rows, has_copies })
     }
 
     /// Returns the number of rows that the footer states.
     pub(crate) fn rows(&self) -> u64 {
         self.rows
     }
+
+    /// Returns whether the file has the column `copies`.
+    pub(crate) fn has_copies(&self) -> bool {
+        self.has_copies
+    }
+}
+
+/// Returns how many delivered rows the rows of a data file stand for, read from its bytes alone.
+///
+/// # Errors
+/// The file is no readable Parquet file.
+pub(crate) fn delivered_rows(file: &Bytes) -> Result<u64, ParquetError> {
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file.clone(), options)?;
+    if builder.schema().column_with_name(COPIES).is_none() {
+        return Ok(u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0));
+    }
+    let copies_alone = ProjectionMask::columns(builder.parquet_schema(), [COPIES]);
+    let mut delivered: i64 = 0;
+    for batch in builder.with_projection(copies_alone).build()? {
+        let batch = batch?;
+        let odd = || ParquetError::General(format!("column {COPIES} has another type"));
+        let copies = batch.column(0).as_primitive_opt::<Int64Type>().ok_or_else(odd)?;
+        delivered = copies.iter().fold(delivered, |sum, copies| sum.saturating_add(copies.unwrap_or(1)));
+    }
+    Ok(u64::try_from(delivered).unwrap_or(0))
 }
 
 impl Iterator for StoredReader {
@@ -377,6 +416,8 @@ fn ranked(batches: &[StoredRows], column: usize) -> Ranked<'_> {
     }
     Ranked::of(coder.column(codes))
 }
+
+pub(crate) mod copies;
 
 #[cfg(test)]
 mod tests {

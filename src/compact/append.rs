@@ -53,7 +53,7 @@ pub(super) fn append(table: Table, inputs: Vec<Input>, decoded_max: u64) -> Resu
     if rows != expected {
         return Err(MergeError::Lost { read: expected, written: rows });
     }
-    merged.file = Some(MergedFile { bytes, statistics, rows });
+    merged.file = Some(MergedFile { bytes, statistics, rows, rows_collapsed: 0, has_copies: false });
     Ok(merged)
 }
 

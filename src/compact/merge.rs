@@ -109,6 +109,10 @@ pub(super) struct MergedFile {
     pub statistics: Value,
     /// Its rows.
     pub rows: u64,
+    /// Rows that were dropped, because another row counts them.
+    pub rows_collapsed: u64,
+    /// Whether it has the column `copies`.
+    pub has_copies: bool,
 }
 
 /// The result of a merge.
@@ -145,7 +149,7 @@ pub(super) enum MergeError {
 pub(super) fn merge(inputs: Vec<Input>, limits: MergeLimits) -> Result<Merged, MergeError> {
     let mut merged = Merged::default();
     let input_bytes = inputs.iter().map(|input| input.bytes.len()).sum::<usize>();
-    let mut sorter = Sorter { limits, chunk: Vec::new(), seen: HashSet::new(), bytes: 0, runs: Vec::new() };
+    let mut sorter = Sorter::new(limits);
     let mut expected = 0;
     for input in inputs {
         input.check_digest()?;
@@ -160,6 +164,7 @@ pub(super) fn merge(inputs: Vec<Input>, limits: MergeLimits) -> Result<Merged, M
         let rows = reader.rows();
         input.check_rows(rows)?;
         expected += rows;
+        sorter.has_copies |= reader.has_copies();
         merged.paths.push(input.path.clone());
         if input.bytes.len() >= limits.large_bytes {
             sorter.runs.push(Run { bytes: input.bytes, rows, source: Some(input.path) });
@@ -198,9 +203,15 @@ struct Sorter {
     seen: HashSet<usize>,
     bytes: usize,
     runs: Vec<Run>,
+    /// Whether a file has the column `copies`. Then all runs have it.
+    has_copies: bool,
 }
 
 impl Sorter {
+    fn new(limits: MergeLimits) -> Self {
+        Self { limits, chunk: Vec::new(), seen: HashSet::new(), bytes: 0, runs: Vec::new(), has_copies: false }
+    }
+
     /// Adds all rows of a file.
     fn add(&mut self, path: &str, reader: StoredReader) -> Result<(), MergeError> {
         let (rows, mut found) = (reader.rows(), 0);
@@ -237,7 +248,7 @@ impl Sorter {
         capacity: usize,
         is_compressed: bool,
     ) -> Result<(Bytes, Value, u64), MergeError> {
-        let mut writer = StoredWriter::new(capacity, is_compressed)?;
+        let mut writer = StoredWriter::new(capacity, is_compressed, self.has_copies)?;
         write_groups(&mut writer, &Ordered::new(chunk), self.limits.group_rows, true)?;
         Ok(writer.finish()?)
     }
@@ -245,18 +256,17 @@ impl Sorter {
     /// Merges everything into one file.
     fn finish(mut self, input_bytes: usize) -> Result<MergedFile, MergeError> {
         let is_compressed = input_bytes >= COMPRESSED_BYTES_MIN;
+        let has_copies = self.has_copies;
+        let file = |(bytes, statistics, rows)| MergedFile { bytes, statistics, rows, rows_collapsed: 0, has_copies };
         if self.runs.is_empty() {
-            let (bytes, statistics, rows) = self.encode(&self.chunk, input_bytes, is_compressed)?;
-            return Ok(MergedFile { bytes, statistics, rows });
+            return self.encode(&self.chunk, input_bytes, is_compressed).map(file);
         }
         self.flush()?;
         loop {
             let is_last = self.runs.len() <= self.limits.fan_in;
             let some: Vec<Run> = self.runs.drain(..self.runs.len().min(self.limits.fan_in)).collect();
-            match merge_runs(&some, self.limits, is_compressed)? {
-                ControlFlow::Continue((bytes, statistics, rows)) if is_last => {
-                    return Ok(MergedFile { bytes, statistics, rows });
-                }
+            match merge_runs(&some, self.limits, is_compressed, has_copies)? {
+                ControlFlow::Continue(encoded) if is_last => return Ok(file(encoded)),
                 ControlFlow::Continue((bytes, _, rows)) => self.runs.push(Run { bytes, rows, source: None }),
                 ControlFlow::Break(unsorted) => {
                     for (index, run) in some.into_iter().enumerate() {
@@ -275,7 +285,7 @@ impl Sorter {
     }
 }
 
-fn open(bytes: &Bytes, limits: MergeLimits) -> Result<StoredReader, ParquetError> {
+pub(super) fn open(bytes: &Bytes, limits: MergeLimits) -> Result<StoredReader, ParquetError> {
     StoredReader::open(bytes.clone(), limits.batch_bytes()).map_err(|unfit| match unfit {
         Unfit::Damaged(error) => error,
         Unfit::Foreign(reason) => ParquetError::General(reason),
@@ -283,7 +293,7 @@ fn open(bytes: &Bytes, limits: MergeLimits) -> Result<StoredReader, ParquetError
 }
 
 /// Writes rows as row groups, the last one too if `is_end`. Returns the number of written rows.
-fn write_groups(
+pub(super) fn write_groups(
     writer: &mut StoredWriter,
     rows: &Ordered<'_>,
     group_rows: usize,
@@ -400,8 +410,10 @@ fn merge_runs(
     runs: &[Run],
     limits: MergeLimits,
     is_compressed: bool,
+    has_copies: bool,
 ) -> Result<ControlFlow<usize, Encoded>, MergeError> {
-    let mut writer = StoredWriter::new(runs.iter().map(|run| run.bytes.len()).sum(), is_compressed)?;
+    let capacity = runs.iter().map(|run| run.bytes.len()).sum();
+    let mut writer = StoredWriter::new(capacity, is_compressed, has_copies)?;
     let mut cursors = runs.iter().map(|run| Cursor::new(run, limits)).collect::<Result<Vec<_>, _>>()?;
     loop {
         for (index, cursor) in cursors.iter_mut().enumerate() {
@@ -449,7 +461,7 @@ fn merge_runs(
 }
 
 /// Returns whether rows fill a row group, or as much memory as rows may take.
-fn is_enough(slices: &[Vec<StoredRows>], limits: MergeLimits) -> bool {
+pub(super) fn is_enough(slices: &[Vec<StoredRows>], limits: MergeLimits) -> bool {
     let mut seen = HashSet::new();
     let (mut rows, mut bytes) = (0, 0);
     for batch in slices.iter().flatten() {
@@ -460,4 +472,4 @@ fn is_enough(slices: &[Vec<StoredRows>], limits: MergeLimits) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

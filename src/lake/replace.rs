@@ -60,7 +60,17 @@ pub(crate) async fn swap(
 /// [`super::sweep::sweep_compactions`] (a week) delete unlisted files.
 const MOVE_TIMEOUT: TimeDelta = TimeDelta::hours(12);
 
-/// Moves the rows of exactly the files `old` to `files`, without a change of data. Returns the version, or `None` if
+/// Files that hold the rows of older files.
+pub(crate) struct MovedRows {
+    /// The new files.
+    pub files: Vec<Add>,
+    /// The size that they should have, for people who read the log.
+    pub target_bytes: u64,
+    /// Whether they have the column `copies`. The commit adds it to a table that lacks it.
+    pub has_copies: bool,
+}
+
+/// Moves the rows of exactly the files `old` to other files, without a change of data. Returns the version, or `None` if
 /// one of the old files is not active any more, or lost rows to a deletion vector.
 ///
 /// # Errors
@@ -69,9 +79,9 @@ pub(crate) async fn move_rows(
     lake: &Store,
     table: Table,
     old: &[String],
-    mut files: Vec<Add>,
-    target_bytes: u64,
+    moved: MovedRows,
 ) -> Result<Option<u64>, LakeError> {
+    let MovedRows { mut files, target_bytes, has_copies } = moved;
     files.iter_mut().for_each(|file| file.data_change = false);
     let wanted: HashSet<&str> = old.iter().map(String::as_str).collect();
     let written_at = Utc::now();
@@ -86,7 +96,8 @@ pub(crate) async fn move_rows(
         let is_recent = Utc::now() - written_at < MOVE_TIMEOUT;
         (is_recent && found.len() == wanted.len()).then_some(found)
     };
-    rewrite(lake, table, Operation::Compact(target_bytes), files, |_| Vec::new(), select).await
+    let (operation, ids) = (Operation::Compact(target_bytes), |_: i64| Vec::new());
+    propose(lake, table, &Rewrite { lake, table, operation, files, has_copies, ids, select }).await
 }
 
 /// Commits exactly version `version` of a table, with transaction ids. Returns `false` if another writer took that
@@ -176,7 +187,7 @@ async fn rewrite(
     ids: impl Fn(i64) -> Vec<(String, i64)> + Sync,
     select: impl Fn(Vec<ActiveFile>) -> Option<Vec<Remove>> + Sync,
 ) -> Result<Option<u64>, LakeError> {
-    propose(lake, table, &Rewrite { lake, table, operation, files, ids, select }).await
+    propose(lake, table, &Rewrite { lake, table, operation, files, has_copies: false, ids, select }).await
 }
 
 struct Rewrite<'a, I, S> {
@@ -184,6 +195,7 @@ struct Rewrite<'a, I, S> {
     table: Table,
     operation: Operation,
     files: Vec<Add>,
+    has_copies: bool,
     ids: I,
     select: S,
 }
@@ -200,10 +212,13 @@ where
         let living = snapshot::files(&store, &loaded).await?;
         let ids = (self.ids)(log::id_value(known.version + 1)?);
         let (adds, operation) = (self.files.clone(), self.operation.clone());
+        // A program that does not know the column must not count the rows of these files.
+        let metadata = if self.has_copies { known.requirements.with_copies() } else { Ok(None) };
+        let metadata = metadata.map_err(|reason| LakeError::Unsupported { table: store.to_string(), reason })?;
         // delta-rs compares the files that its OPTIMIZE removes only with removals that change data. It would move rows a
         // second time that this commit moves. Repeated metadata makes every writer fail that read the table before it.
         let is_move = matches!(operation, Operation::Compact(_));
-        let metadata = is_move.then(|| known.requirements.same_metadata()).flatten();
+        let metadata = metadata.or_else(|| known.requirements.same_metadata().filter(|_| is_move));
         let metadata = metadata.map(|metadata| metadata_of(self.table, metadata)).transpose()?;
         let draft = |removes| Draft { removes, adds, ids, operation, metadata };
         Ok((self.select)(living).map(draft))

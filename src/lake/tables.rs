@@ -6,7 +6,7 @@ use deltalake::operations::create::CreateBuilder;
 use deltalake::{DeltaTable, DeltaTableError};
 
 use super::{LakeError, Store, log, paths};
-use crate::schema::{FORMAT, FORMAT_PROPERTY, Table};
+use crate::schema::{COPIES, FORMAT, FORMAT_PROPERTY, Table};
 
 impl Table {
     /// Returns the store of the table's own root.
@@ -20,6 +20,15 @@ impl Table {
     /// The store failed.
     pub async fn exists(self, lake: &Store) -> Result<bool, LakeError> {
         log::exists(&self.store(lake)).await
+    }
+
+    /// Returns whether the table has the column that counts collapsed copies.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn has_copies(self, lake: &Store) -> Result<bool, LakeError> {
+        let known = log::read_transactions(&self.store(lake)).await?;
+        Ok(known.is_some_and(|known| known.requirements.has_column(COPIES)))
     }
 
     /// Creates the table if it does not exist. Races are safe: the first writer's version 0 wins.

@@ -15,6 +15,7 @@
 //! | transaction ids that expire | rejected where used |
 //! | a column missing that came with a later format of synclake | added by the next commit ([`TableRequirements::upgrade`]) |
 //! | another column missing, renamed or of another type; other partition columns; a NOT NULL column | rejected |
+//! | `copies`, the count of collapsed copies | added by the first compaction that collapses some ([`TableRequirements::with_copies`]) |
 //! | a later format of synclake | rejected |
 //! | any other feature, a newer version | rejected |
 
@@ -24,7 +25,7 @@ use arrow::datatypes::DataType;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::schema::{FORMAT, FORMAT_EXPIRED, FORMAT_MAX, FORMAT_PROPERTY, Table};
+use crate::schema::{COPIES, FORMAT, FORMAT_COLLAPSED, FORMAT_EXPIRED, FORMAT_MAX, FORMAT_PROPERTY, Table};
 
 /// The newest supported versions of the protocol.
 const READER_VERSION: i64 = 3;
@@ -178,6 +179,41 @@ impl TableRequirements {
     /// Returns the metadata as it is, for a commit that repeats it.
     pub(crate) fn same_metadata(&self) -> Option<Value> {
         self.metadata.as_ref().map(|metadata| metadata.action.clone())
+    }
+
+    /// Returns whether the table has a column.
+    pub(crate) fn has_column(&self, name: &str) -> bool {
+        let schema =
+            self.metadata.as_ref().and_then(|metadata| serde_json::from_str::<Schema>(&metadata.schema_string).ok());
+        schema.is_some_and(|schema| schema.fields.iter().any(|column| column.name == name))
+    }
+
+    /// Returns the metadata of a table with the column `copies`, in the format that says so; `None` if it has both.
+    ///
+    /// # Errors
+    /// Returns one line about a column of another writer that has this name.
+    pub(crate) fn with_copies(&self) -> Result<Option<Value>, String> {
+        let Some(metadata) = &self.metadata else { return Ok(None) };
+        let unreadable = |error: serde_json::Error| format!("its columns cannot be read: {error}");
+        let mut schema: Value = serde_json::from_str(&metadata.schema_string).map_err(unreadable)?;
+        let Some(columns) = schema["fields"].as_array_mut() else { return Ok(None) };
+        let is_known = self.format() >= FORMAT_COLLAPSED;
+        let name_of = |column: &Value| column["name"].as_str().map(str::to_owned);
+        let found = columns.iter().filter_map(name_of).find(|name| name.eq_ignore_ascii_case(COPIES));
+        match found {
+            Some(_) if is_known => return Ok(None),
+            Some(name) => {
+                return Err(format!(
+                    "its column {name}, of another writer, has the name of the column {COPIES}, which counts collapsed \
+                     copies; rename or drop it in the engine that added it"
+                ));
+            }
+            None => columns.push(json!({"name": COPIES, "type": "long", "nullable": true, "metadata": {}})),
+        }
+        let format = self.format().max(FORMAT_COLLAPSED).to_string();
+        let mut action = self.with_property(FORMAT_PROPERTY, Some(&format)).unwrap_or_else(|| metadata.action.clone());
+        action["schemaString"] = schema.to_string().into();
+        Ok(Some(action))
     }
 
     /// Returns the table properties.
@@ -395,6 +431,25 @@ mod tests {
     }
 
     #[test]
+    fn the_first_collapsed_copies_add_their_column_and_state_the_format() {
+        let as_made = || json!({"minReaderVersion": 1, "minWriterVersion": 2});
+        let mut of = requirements(as_made(), json!({"synclake.format": "2", "x": "y"}), |_| {});
+        assert!(!of.has_column("copies"));
+        let action = of.with_copies().unwrap().unwrap();
+        assert_eq!(action["configuration"], json!({"synclake.format": "4", "x": "y"}));
+        of.apply_action(&json!({ "metaData": action })).unwrap();
+        assert!(of.has_column("copies") && of.has_column("source"));
+        assert_eq!((of.with_copies().unwrap(), of.with_expired_rows()), (None, None), "once");
+        assert_eq!(of.refusal(Table::SyncRecords, false), None);
+        for name in ["copies", "Copies"] {
+            let column = json!({"name": name, "type": "long", "nullable": true, "metadata": {}});
+            let foreign = requirements(as_made(), json!({}), |columns| columns.push(column));
+            let why = foreign.with_copies().unwrap_err();
+            assert!(why.contains(&format!("its column {name}, of another writer")), "{why}");
+        }
+    }
+
+    #[test]
     fn what_is_not_done_is_refused_by_its_name() {
         let as_made = || json!({"minReaderVersion": 1, "minWriterVersion": 2});
         let judge = |of: TableRequirements| of.refusal(Table::SyncRecords, false);
@@ -423,7 +478,7 @@ mod tests {
             ),
             (requirements(modern(&["rowTracking", "domainMetadata"]), json!({}), |_| {}), "feature rowTracking,"),
             (requirements(modern(&["fromTheFuture"]), json!({}), |_| {}), "fromTheFuture"),
-            (requirements(as_made(), json!({"synclake.format": "4"}), |_| {}), "format \"4\" of synclake"),
+            (requirements(as_made(), json!({"synclake.format": "5"}), |_| {}), "format \"5\" of synclake"),
             (requirements(as_made(), json!({"synclake.format": "two"}), |_| {}), "upgrade synclake"),
             (
                 requirements(as_made(), json!({}), |columns| {

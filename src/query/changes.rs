@@ -4,6 +4,8 @@
 //! gathers whole partitions into groups, sorts each group (`group`), and compares neighbours (`runs`). A sort holds one
 //! group per thread, and spills if a group is larger than the memory.
 //!
+//! A row of a file in which copies were collapsed stands for as many rows as its column `copies` says.
+//!
 //! `sql/views/changes.sql` and `sql/views/daily_changes.sql` define the same rows. They are used where this is not
 //! (`--as-of`, other engines), and the random queries compare both.
 
@@ -28,7 +30,7 @@ use super::state::order::ORDER;
 use super::state::{counts, unqualified};
 use crate::lake::snapshot::{self, ActiveFile};
 use crate::lake::{LakeError, Store};
-use crate::schema::Table;
+use crate::schema::{COPIES, Table};
 
 mod group;
 mod runs;
@@ -96,6 +98,12 @@ impl Changes {
         Self { view, records, store: Table::SyncRecords.store(lake), schema, group_rows }
     }
 
+    /// Returns whether a row may stand for several: only then is the column read that says it.
+    fn has_copies(&self) -> Result<bool> {
+        let snapshot = self.records.snapshot().map_err(|error| DataFusionError::External(Box::new(error)))?;
+        Ok(snapshot.schema().field(COPIES).is_some())
+    }
+
     async fn group(
         &self,
         files: Files,
@@ -119,8 +127,9 @@ impl Changes {
 }
 
 /// Returns the columns that a scan reads: those that it compares, then those that are wanted.
-fn columns<'a>(wanted: impl Iterator<Item = &'a str>, count: &str) -> Vec<&'a str> {
+fn columns<'a>(wanted: impl Iterator<Item = &'a str>, count: &str, has_copies: bool) -> Vec<&'a str> {
     let mut names: Vec<&str> = KEY_OF_A_DAY.into_iter().chain(OF_A_COPY).collect();
+    names.extend(has_copies.then_some(COPIES));
     for name in ORDER.into_iter().chain(wanted) {
         if name != count && !names.contains(&name) {
             names.push(name);
@@ -232,7 +241,8 @@ impl TableProvider for Changes {
         let files = snapshot::files(&self.store, &self.records).await.map_err(fail)?;
         let files = pruned(files, &filters, &session);
         let filter = filters.into_iter().reduce(Expr::and);
-        let names = columns(schema.fields().iter().map(|field| field.name().as_str()), self.view.count());
+        let names = schema.fields().iter().map(|field| field.name().as_str());
+        let names = columns(names, self.view.count(), self.has_copies()?);
         let mut inputs = Vec::new();
         for files in groups(files, self.group_rows) {
             inputs.extend(self.group(files, &names, filter.as_ref(), &session).await?);

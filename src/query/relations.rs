@@ -161,7 +161,7 @@ impl Relations {
             let mut provider: Arc<dyn TableProvider> = match loaded {
                 Some(loaded) => reading::provider(&loaded, &plain).await?,
                 // A table that nobody has written yet is empty, not missing.
-                None => Arc::new(MemTable::try_new(table.schema(), vec![Vec::new()])?),
+                None => Arc::new(MemTable::try_new(table.query_schema(), vec![Vec::new()])?),
             };
             if let (Table::DailyState, Some(day)) = (table, self.scope.as_of) {
                 let known = context.read_table(provider)?.filter(col("extract_date").lt_eq(lit(day_literal(day))))?;

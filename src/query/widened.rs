@@ -1,4 +1,5 @@
-//! A table of an older format, with the columns that it lacks: they are null.
+//! A table with the columns that it lacks, because it has an older format or because only some lakes have them: they are
+//! null.
 
 use std::sync::Arc;
 
@@ -26,8 +27,9 @@ impl Widened {
     /// Wraps a table that lacks columns; returns any other as it is.
     pub(super) fn over(inner: Arc<dyn TableProvider>, table: Table) -> Arc<dyn TableProvider> {
         let known = inner.schema();
-        let wanted = table.schema();
-        let is_lacking = |name: &str| table.is_added(name) && known.column_with_name(name).is_none();
+        let (wanted, always) = (table.query_schema(), table.schema());
+        let may_lack = |name: &str| table.is_added(name) || always.column_with_name(name).is_none();
+        let is_lacking = |name: &str| may_lack(name) && known.column_with_name(name).is_none();
         let lacking: Vec<_> = wanted.fields().iter().filter(|field| is_lacking(field.name())).cloned().collect();
         if lacking.is_empty() {
             return inner;

@@ -27,7 +27,7 @@ fn parts(events: &Path, parts: usize) -> Vec<PathBuf> {
 
 /// A lake of several small ingests.
 pub(crate) struct Lake {
-    folder: tempfile::TempDir,
+    pub folder: tempfile::TempDir,
     pub path: PathBuf,
     oracle: PathBuf,
     pub parts: Vec<PathBuf>,
@@ -73,12 +73,12 @@ impl Lake {
 
 pub(crate) const SMALL: [&str; 8] = ["--events", "2400", "--seed", "11", "--days", "3", "--identities", "120"];
 
-fn compact(lake: &Path, args: &[&str]) -> Value {
+pub(crate) fn compact(lake: &Path, args: &[&str]) -> Value {
     serde_json::from_str(&ok(synclake().args(["compact", "--lake"]).arg(lake).args(args))).unwrap()
 }
 
 /// Starts a compaction with failpoints.
-fn start(lake: &Path, failpoints: &str) -> Child {
+pub(crate) fn start(lake: &Path, failpoints: &str) -> Child {
     let mut command = synclake();
     command.args(["compact", "--lake"]).arg(lake).env("FAILPOINTS", failpoints);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -91,14 +91,14 @@ fn report(child: Child) -> Value {
 }
 
 #[track_caller]
-fn verify(lake: &Path) -> Value {
+pub(crate) fn verify(lake: &Path) -> Value {
     let report = ok(synclake().args(["verify", "--deep", "--format", "json", "--lake"]).arg(lake));
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["faults"], json!([]));
     report["tables"]["sync_records"].clone()
 }
 
-fn commits(lake: &Path) -> Vec<Vec<Value>> {
+pub(crate) fn commits(lake: &Path) -> Vec<Vec<Value>> {
     let log = std::fs::read_dir(lake.join("sync_records/_delta_log")).unwrap().map(|entry| entry.unwrap().path());
     let mut commits: Vec<PathBuf> = log.filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
     commits.sort();
@@ -119,7 +119,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, u64> {
 }
 
 /// Returns the rows of every table and view, sorted.
-fn dump(lake: &Path) -> BTreeMap<String, Vec<String>> {
+pub(crate) fn dump(lake: &Path) -> BTreeMap<String, Vec<String>> {
     let listed = ok(query().arg("--lake").arg(lake).args(["-c", "\\d"]));
     let names = listed.lines().map(|line| line.split_whitespace().nth(1).unwrap().to_owned());
     let rows_of = |name: &String| {
@@ -131,7 +131,7 @@ fn dump(lake: &Path) -> BTreeMap<String, Vec<String>> {
     names.map(|name| (rows_of(&name), name)).map(|(rows, name)| (name, rows)).collect()
 }
 
-fn deliver(lake: &Path, out: &Path, consumer: &str) -> Value {
+pub(crate) fn deliver(lake: &Path, out: &Path, consumer: &str) -> Value {
     let mut command = synclake();
     command.args(["deliver", "--consumer", consumer, "--format", "ndjson", "--out"]).arg(out).arg("--lake").arg(lake);
     serde_json::from_str(&ok(&mut command)).unwrap()

@@ -7,6 +7,7 @@ mod answers;
 mod bad_input;
 mod benches;
 mod care;
+mod collapse;
 mod compact;
 mod cost;
 mod crash;

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parquet::errors::ParquetError;
 use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::SchemaDescriptor;
 
-use super::{Coded, Column, Group, LEVEL, NULL, SCHEMA, filter};
+use super::{COLLAPSED_SCHEMA, Coded, Column, Group, LEVEL, NULL, SCHEMA, filter};
 use crate::batch::parquet::{delta_statistics, properties};
 use crate::batch::sorted::Statistics;
 use crate::batch::stored::{Ordered, at};
@@ -16,21 +17,24 @@ use crate::batch::stored::{Ordered, at};
 /// A data file that is being encoded.
 pub(crate) struct StoredWriter {
     file: SerializedFileWriter<Vec<u8>>,
+    schema: &'static SchemaDescriptor,
+    has_copies: bool,
     zstd: Option<zstd::bulk::Compressor<'static>>,
     statistics: Statistics,
 }
 
 impl StoredWriter {
-    /// Creates a file without rows. `capacity` is its expected size.
+    /// Creates a file without rows. `capacity` is its expected size. `has_copies` says whether it has the column `copies`.
     ///
     /// # Errors
     /// The library rejects the schema (a bug).
-    pub(crate) fn new(capacity: usize, is_compressed: bool) -> Result<Self, ParquetError> {
-        let schema = SCHEMA.as_ref().map_err(|error| ParquetError::General(error.clone()))?;
+    pub(crate) fn new(capacity: usize, is_compressed: bool, has_copies: bool) -> Result<Self, ParquetError> {
+        let schema = if has_copies { &COLLAPSED_SCHEMA } else { &SCHEMA };
+        let schema = schema.as_ref().map_err(|error| ParquetError::General(error.clone()))?;
         let properties = Arc::new(properties().build());
         let file = SerializedFileWriter::new(Vec::with_capacity(capacity), schema.root_schema_ptr(), properties)?;
         let zstd = if is_compressed { Some(zstd::bulk::Compressor::new(LEVEL)?) } else { None };
-        Ok(Self { file, zstd, statistics: Statistics::default() })
+        Ok(Self { file, schema, has_copies, zstd, statistics: Statistics::default() })
     }
 
     /// Writes rows as one row group. They must not sort before the rows that were written.
@@ -38,8 +42,8 @@ impl StoredWriter {
     /// # Errors
     /// The library rejects the columns (a bug, never the data).
     pub(crate) fn write(&mut self, rows: &Ordered<'_>, range: Range<usize>) -> Result<(), ParquetError> {
-        let schema = SCHEMA.as_ref().map_err(|error| ParquetError::General(error.clone()))?;
-        let mut group = Group { schema, zstd: self.zstd.as_mut(), writer: self.file.next_row_group()?, next: 0 };
+        let mut group =
+            Group { schema: self.schema, zstd: self.zstd.as_mut(), writer: self.file.next_row_group()?, next: 0 };
         let statistics = &mut self.statistics;
         let window = rows.window(range.clone());
         group.column(&window.texts(at::IDENTITY_POOL_ID))?;
@@ -79,6 +83,9 @@ impl StoredWriter {
             extra.is_some()
         })?;
         group.column(&window.texts(at::SOURCE))?;
+        if self.has_copies {
+            group.column(&window.copies())?;
+        }
         group.writer.close()?;
         Ok(())
     }

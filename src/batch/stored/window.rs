@@ -163,6 +163,11 @@ impl<'a> Window<'a> {
         self.numbers(|rows, row| rows.int(column, row))
     }
 
+    /// Returns the copies that rows stand for, as far as they are stated.
+    pub(crate) fn copies(&self) -> Column<i64> {
+        self.numbers(StoredRows::copies)
+    }
+
     fn numbers<V: Copy + Eq + Hash>(&self, number: impl Fn(&StoredRows, usize) -> Option<V>) -> Column<V> {
         let (mut codes, mut coder) = (vec![NULL; self.range.len()], Coder::probing());
         for (rows, seats) in &self.parts {

@@ -85,7 +85,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Care(args) => care::run(args, &file).await,
         Command::Policy(args) => policy::run(args, &file).await,
         Command::Manifest(args) => manifest::run(args, &file).await,
-        Command::Ddl(args) => upkeep::ddl(&args, &file),
+        Command::Ddl(args) => upkeep::ddl(&args, &file).await,
     }
 }
 

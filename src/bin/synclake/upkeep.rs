@@ -1,8 +1,9 @@
 //! `synclake verify`, `redrive`, `refresh`, `compact` and `ddl`.
 
 use anyhow::{Context, Result};
+use synclake::aws::AwsSettings;
 use synclake::config::{File, Unusable};
-use synclake::lake::Location;
+use synclake::lake::{Location, Store};
 use synclake::query::state::refresh::{self, RefreshReport};
 use synclake::schema::Table;
 use synclake::{compact, ddl, query, redrive, terminal, verify};
@@ -115,6 +116,7 @@ pub(crate) async fn compact(args: CompactArgs, file: &File) -> Result<()> {
         memory_bytes: args.memory,
         dry_run: args.dry_run,
         max_duration: args.max_duration,
+        collapse_duplicates: args.collapse_duplicates,
     };
     options.check().map_err(Unusable)?;
     let lake = open_lake(args.lake, args.aws, file).await?;
@@ -127,6 +129,12 @@ pub(crate) async fn compact(args: CompactArgs, file: &File) -> Result<()> {
     let report = compact::run(&lake, &options, draw, &stop).await;
     bar.finish_and_clear();
     let report = report?;
+    if report.rows_collapsed.is_some_and(|rows| rows > 0) {
+        terminal::print_message(
+            "other engines count collapsed copies by the views of `synclake ddl --collapsed`; create their tables and \
+             views again",
+        );
+    }
     match report_format(args.format) {
         ReportFormat::Json => print_report(&report)?,
         ReportFormat::Human => print_compaction(&report)?,
@@ -166,6 +174,9 @@ fn compact_summary(report: &compact::CompactReport) -> String {
         mib(report.bytes_added),
         report.rows
     );
+    if let Some(rows) = report.rows_collapsed.filter(|_| !report.dry_run) {
+        text += &format!(" of which {rows} are copies that were collapsed");
+    }
     for (count, what) in [
         (report.groups_changed, "groups changed meanwhile"),
         (report.groups_left, "groups are left to the next run"),
@@ -179,8 +190,9 @@ fn compact_summary(report: &compact::CompactReport) -> String {
 }
 
 /// Runs `synclake ddl`.
-pub(crate) fn ddl(args: &DdlArgs, file: &File) -> Result<()> {
+pub(crate) async fn ddl(args: &DdlArgs, file: &File) -> Result<()> {
     let place = required("lake", args.lake.clone(), &file.lake)?;
+    let mut is_collapsed = args.collapsed;
     let place = match location("lake", &place)? {
         // Other engines do not know the working directory of this program.
         Location::Folder(folder) => {
@@ -192,11 +204,13 @@ pub(crate) fn ddl(args: &DdlArgs, file: &File) -> Result<()> {
                 let shown = folder.display();
                 return Err(Unusable(format!("--lake {shown} is not a lake; `synclake ingest` creates one")).into());
             }
+            let lake = Store::open(&Location::Folder(folder.clone()), &AwsSettings::default()).await?;
+            is_collapsed |= Table::SyncRecords.has_copies(&lake).await?;
             let folder = std::path::absolute(&folder).with_context(|| format!("find {}", folder.display()))?;
             folder.display().to_string()
         }
         _ => place,
     };
-    let text = ddl::render(args.engine, place.trim_end_matches('/'), &args.database).map_err(Unusable)?;
+    let text = ddl::render(args.engine, place.trim_end_matches('/'), &args.database, is_collapsed).map_err(Unusable)?;
     print_line(text.trim_end())
 }

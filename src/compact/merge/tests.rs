@@ -14,15 +14,15 @@ use crate::schema::Table;
 
 /// A row in the types of the file schema, by column.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Row {
-    texts: [Option<String>; 10],
-    longs: [Option<i64>; 7],
-    index: Option<i32>,
+pub(in crate::compact) struct Row {
+    pub texts: [Option<String>; 10],
+    pub longs: [Option<i64>; 7],
+    pub index: Option<i32>,
 }
 
 /// Texts of a row: pool, identity, dataset, operation, key, value, op, shard, extra, source. Numbers: sync count, server date,
 /// device date, those of the event, sub-sequence, arrival. The sequence number is `number`.
-fn row(number: usize) -> impl Strategy<Value = (usize, Row)> {
+pub(in crate::compact) fn row(number: usize) -> impl Strategy<Value = (usize, Row)> {
     let text = || prop::option::weighted(0.9, prop_oneof!["[ab]", "[a-c]{0,3}", "\\PC{0,40}"]);
     let long = || prop::option::weighted(0.9, prop_oneof![0..3i64, any::<i64>()]);
     let texts = prop::array::uniform10(text());
@@ -30,7 +30,7 @@ fn row(number: usize) -> impl Strategy<Value = (usize, Row)> {
         .prop_map(|(number, texts, longs, index)| (number, Row { texts, longs, index }))
 }
 
-fn batch(rows: &[(usize, Row)]) -> RecordBatch {
+pub(in crate::compact) fn batch(rows: &[(usize, Row)]) -> RecordBatch {
     let text =
         |n: usize| -> ArrayRef { Arc::new(StringArray::from_iter(rows.iter().map(|(_, row)| row.texts[n].clone()))) };
     let long = |n: usize| Int64Array::from_iter(rows.iter().map(|(_, row)| row.longs[n]));
@@ -62,7 +62,7 @@ fn batch(rows: &[(usize, Row)]) -> RecordBatch {
 }
 
 /// Sorts by the definition of the order.
-fn sorted(mut rows: Vec<(usize, Row)>) -> Vec<(usize, Row)> {
+pub(in crate::compact) fn sorted(mut rows: Vec<(usize, Row)>) -> Vec<(usize, Row)> {
     rows.sort_by_cached_key(|(number, row)| {
         let newest = (Reverse(row.longs[0]), Reverse(row.longs[1]));
         let digits = number.to_string();
@@ -77,7 +77,7 @@ fn input(path: usize, rows: &[(usize, Row)]) -> Input {
     Input { path: path.to_string(), bytes, rows: Some(rows.len() as u64), sha256: None }
 }
 
-fn read(file: Bytes) -> RecordBatch {
+pub(in crate::compact) fn read(file: Bytes) -> RecordBatch {
     let reader = open_file(file).unwrap();
     let schema = reader.schema().clone();
     let batches: Vec<_> = reader.build().unwrap().map(Result::unwrap).collect();
@@ -85,7 +85,7 @@ fn read(file: Bytes) -> RecordBatch {
 }
 
 /// Limits under which a merge takes one chunk, or many runs in tiers.
-fn limits() -> impl Strategy<Value = MergeLimits> {
+pub(in crate::compact) fn limits() -> impl Strategy<Value = MergeLimits> {
     let sizes = prop_oneof![Just(1usize), Just(20_000), Just(usize::MAX)];
     let bytes = (sizes.clone(), sizes.clone(), sizes);
     (bytes, 2..4usize, prop_oneof![1..9usize, Just(GROUP_ROWS)]).prop_map(

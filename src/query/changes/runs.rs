@@ -4,11 +4,11 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::kernels::cmp::not_distinct;
 use arrow::compute::{cast, concat_batches, take_record_batch};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Int64Type, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -25,6 +25,7 @@ use hashbrown::HashMap;
 use super::group::Group;
 use super::{KEY_OF_A_DAY, OF_A_COPY};
 use crate::query::state::order::{RowOrder, column};
+use crate::schema::COPIES;
 
 /// Rows, and how many rows of the input each of them stands for.
 struct Counted {
@@ -126,6 +127,14 @@ impl Counted {
     /// Counts each row once.
     fn once(rows: RecordBatch) -> Self {
         Self { counts: vec![1; rows.num_rows()], rows }
+    }
+
+    /// Counts each row of `sync_records` as often as it was delivered.
+    fn delivered(rows: RecordBatch) -> Result<Self> {
+        let Some(copies) = rows.column_by_name(COPIES) else { return Ok(Self::once(rows)) };
+        let copies = cast(copies, &DataType::Int64)?;
+        let counts = copies.as_primitive::<Int64Type>().iter().map(|copies| copies.unwrap_or(1)).collect();
+        Ok(Self { rows, counts })
     }
 
     fn slice(&self, from: usize, length: usize) -> Self {
@@ -271,18 +280,24 @@ impl ExecutionPlan for RunsExec {
         let mine: Vec<_> = self.inputs.iter().skip(partition).step_by(self.partitions()).cloned().collect();
         let (steps, count, schema) = (self.steps.clone(), self.count, self.schema());
         let of_input = move |input: Group| {
-            let mut reduced = input.execute(context.clone()).map_ok(Counted::once).boxed();
-            for step in &steps {
-                // Each step counts the rows of the step before it.
-                reduced = step.reduce(reduced.map_ok(|rows| Counted::once(rows.rows)).boxed());
-            }
-            Ok::<_, DataFusionError>(reduced)
+            let rows = input.execute(context.clone()).and_then(|rows| std::future::ready(Counted::delivered(rows)));
+            Ok::<_, DataFusionError>(reduced_by(&steps, rows.boxed()))
         };
         let shown = schema.clone();
         let rows = futures::stream::iter(mine.into_iter().map(of_input)).try_flatten();
         let rows = rows.and_then(move |rows| std::future::ready(show(rows, count, &shown)));
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
     }
+}
+
+/// Reduces rows step by step. Each step but the first counts the rows of the step before it.
+fn reduced_by(steps: &[Runs], rows: BoxStream<'static, Result<Counted>>) -> BoxStream<'static, Result<Counted>> {
+    let mut steps = steps.iter();
+    let reduced = match steps.next() {
+        Some(first) => first.reduce(rows),
+        None => rows,
+    };
+    steps.fold(reduced, |rows, step| step.reduce(rows.map_ok(|counted| Counted::once(counted.rows)).boxed()))
 }
 
 /// Returns the columns of `schema`.
@@ -301,14 +316,14 @@ fn show(counted: Counted, count: &str, schema: &SchemaRef) -> Result<RecordBatch
 mod tests {
     use std::collections::BTreeMap;
 
-    use arrow::array::{AsArray, Date32Array, Int32Array, StringArray, TimestampMicrosecondArray};
-    use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimeUnit};
+    use arrow::array::{Date32Array, Int32Array, StringArray, TimestampMicrosecondArray};
+    use arrow::datatypes::{Field, Schema, TimeUnit};
     use proptest::prelude::*;
 
     use super::*;
 
-    /// key, sync_count, op, value, date, index.
-    type Change = (Option<String>, i64, String, Option<String>, i64, i32);
+    /// key, sync_count, op, value, date, index, copies.
+    type Change = (Option<String>, i64, String, Option<String>, i64, i32, Option<i64>);
 
     fn batch(changes: &[Change]) -> RecordBatch {
         let same = |text: &str| -> ArrayRef { Arc::new(StringArray::from(vec![text; changes.len()])) };
@@ -332,6 +347,7 @@ mod tests {
             ("sub_sequence", Arc::new(Int64Array::new_null(changes.len()))),
             ("record_index", Arc::new(Int32Array::from_iter_values(changes.iter().map(|change| change.5)))),
             ("shard_id", same("s")),
+            ("copies", Arc::new(changes.iter().map(|change| change.6).collect::<Int64Array>())),
         ];
         let field = |(name, values): &(&str, ArrayRef)| Field::new(*name, values.data_type().clone(), true);
         let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
@@ -341,11 +357,8 @@ mod tests {
 
     /// The kept rows (by index) and their counts, by a reduction of batches.
     fn reduced(runs: &[Runs], batches: Vec<RecordBatch>) -> Vec<(i32, i64)> {
-        let mut rows = futures::stream::iter(batches.into_iter().map(|rows| Ok(Counted::once(rows)))).boxed();
-        for step in runs {
-            rows = step.reduce(rows.map_ok(|rows| Counted::once(rows.rows)).boxed());
-        }
-        let found: Vec<Counted> = futures::executor::block_on(rows.try_collect()).unwrap();
+        let rows = futures::stream::iter(batches.into_iter().map(Counted::delivered)).boxed();
+        let found: Vec<Counted> = futures::executor::block_on(reduced_by(runs, rows).try_collect()).unwrap();
         let indexes = |counted: &Counted| -> Vec<i32> {
             let indexes = column(&counted.rows, "record_index").unwrap().as_primitive::<arrow::datatypes::Int32Type>();
             assert_eq!(column(&counted.rows, "sync_count").unwrap().as_primitive::<Int64Type>().null_count(), 0);
@@ -358,7 +371,7 @@ mod tests {
         #[test]
         fn runs_are_reduced_wherever_batches_are_cut(
             changes in prop::collection::vec(
-                (prop::option::of("[ab]"), 0..3i64, "[rs]", prop::option::of("[xy]"), 0..3i64, Just(0)),
+                (prop::option::of("[ab]"), 0..3i64, "[rs]", prop::option::of("[xy]"), 0..3i64, Just(0), prop::option::of(1..9i64)),
                 1..40,
             ),
             cuts in prop::collection::vec(1..6usize, 0..40),
@@ -378,7 +391,7 @@ mod tests {
                 let group = (change.0.clone(), change.1, change.2.clone(), change.3.clone());
                 let found = copies.entry(group).or_default();
                 found.0.push((change.4, change.5));
-                found.1 += 1;
+                found.1 += change.6.unwrap_or(1);
             }
             let mut expected: Vec<(i32, i64)> =
                 copies.values().map(|(places, count)| (places.iter().max().unwrap().1, *count)).collect();

@@ -116,7 +116,11 @@ Files of less than half of the target size are merged, by pool and day; those of
 A refresh and an extract write whole files of state and daily_state, which need no merging. The rows stay the same, each in its order, and no
 consumer gets a row again. Each group of files is one commit, so a run that is stopped or killed keeps what it committed,
 and the next run does the rest. On SIGTERM or SIGINT the program commits the groups that it is merging, and exits with 0.
-It may run beside an ingest, a refresh, extracts and deliveries. Replaced files stay until a vacuum.")]
+It may run beside an ingest, a refresh, extracts and deliveries. Replaced files stay until a vacuum.
+
+With --collapse-duplicates, the files that are merged lose exact copies of changes; changes and the current state stay the
+same. Given up are the shards, sequence numbers and arrivals of the dropped copies, and count(*) of sync_records, resolved
+and cognito_raw_data falls. Older versions of synclake refuse the lake from then on.")]
 pub(crate) struct CompactArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -140,6 +144,9 @@ pub(crate) struct CompactArgs {
     /// times the target size.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = config::parse_bytes)]
     pub memory: u64,
+    /// Keep one row of exact copies of a change, the latest one, with their number in the column `copies`.
+    #[arg(long)]
+    pub collapse_duplicates: bool,
     /// Report what would be merged, and change nothing.
     #[arg(long)]
     pub dry_run: bool,
@@ -241,6 +248,10 @@ pub(crate) struct DdlArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
+    /// Print the statements for a lake with collapsed copies (`compact --collapse-duplicates`). A lake in a folder is looked
+    /// at without this flag.
+    #[arg(long)]
+    pub collapsed: bool,
     /// Database or schema of the tables and views.
     #[arg(long, value_name = "NAME", default_value = "cognito")]
     pub database: String,
