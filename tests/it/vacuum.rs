@@ -475,13 +475,18 @@ fn idle_commits(lake: &Path, table: &str, count: u64) {
     }
 }
 
+fn ingest_alone(lake: &Lake, part: usize) {
+    let source = format!("file:{}", lake.parts[part].display());
+    ok(synclake().args(["ingest", "--care", "off", "--source", &source, "--lake"]).arg(&lake.path));
+}
+
 /// Returns a lake whose log has several checkpoints, and of which nothing was derived.
 fn long_log() -> Lake {
     let lake = Lake::new(&["--events", "300", "--seed", "8", "--pools", "1", "--days", "2"], 8);
-    ingest_file(&lake.parts[0], &lake.path);
-    for part in 1..5 {
+    for part in 0..5 {
+        // Care would refresh the state, which needs commits.
+        ingest_alone(&lake, part);
         idle_commits(&lake.path, "sync_records", 20);
-        ingest_file(&lake.parts[part], &lake.path);
     }
     lake
 }
@@ -544,7 +549,7 @@ fn expired_commits_go_and_all_commands_go_on() {
     assert!(printed.contains(&format!("log cleaned: nothing before version {first} is checked")), "{printed}");
     run(path, &["status"]);
     let rows = lake.rows();
-    (5..8).for_each(|part| drop(ingest_file(&lake.parts[part], &lake.path)));
+    (5..8).for_each(|part| ingest_alone(&lake, part));
     let new = verify(path)["tables"]["sync_records"]["files"].as_u64().unwrap() - files;
     let refreshed: Value = serde_json::from_str(&run(path, &["refresh"])).unwrap();
     assert_eq!(refreshed["files_read"], new, "only the new files are read");
@@ -686,7 +691,7 @@ fn a_log_begins_at_a_checkpoint_that_can_be_read() {
     std::fs::write(damaged, "PAR1").unwrap();
     assert!(sum(&report(lake.name(), MONTHS_LATER, &["--table", "sync_records"]), "commits") > 0);
     let first = versions(&lake.path, ".json")[0];
-    assert!(first < newest && checkpoints.contains(&first), "{first}: {checkpoints:?}");
+    assert_eq!(first, checkpoints[checkpoints.len() - 2], "{checkpoints:?}");
     assert_eq!(lake.rows(), rows);
 }
 
