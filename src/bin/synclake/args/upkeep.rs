@@ -112,11 +112,11 @@ Examples:
   synclake compact --lake lake --pool us-east-1:0a1b… --from 2026-11-01 --to 2026-11-20 --target-size 64MiB
   synclake compact --lake lake --table quarantine
 
-Files of less than half of the target size are merged, by pool and day; those of quarantine by the day of arrival.
-A refresh and an extract write whole files of state and daily_state, which need no merging. The rows stay the same, each in its order, and no
-consumer gets a row again. Each group of files is one commit, so a run that is stopped or killed keeps what it committed,
-and the next run does the rest. On SIGTERM or SIGINT the program commits the groups that it is merging, and exits with 0.
-It may run beside an ingest, a refresh, extracts and deliveries. Replaced files stay until a vacuum.
+Files of less than half of the target size are merged, by pool and day; those of quarantine by the day of arrival. A
+refresh and an extract write whole files of state and daily_state, which need no merging. The rows stay the same, each in
+its order, and no consumer gets a row again. Each group of files is one commit, so a run that is stopped or killed keeps
+what it committed, and the next run does the rest. On SIGTERM or SIGINT the program commits the groups that it is merging,
+and exits with 0. It may run beside an ingest, a refresh, extracts and deliveries. Replaced files stay until a vacuum.
 
 With --collapse-duplicates, the files that are merged lose exact copies of changes; changes and the current state stay the
 same. Given up are the shards, sequence numbers and arrivals of the dropped copies, and count(*) of sync_records, resolved
