@@ -15,7 +15,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 /// | 1 | |
 /// | 2 | `source` of `sync_records` |
 /// | 3 | rows left `sync_records` by retention: a program that does not know it would compute the state without them |
-/// | 4 | [`COPIES`]: a program that does not know it would count the collapsed copies of a change as none |
+/// | 4 | `copies`: a program that does not know it would count the collapsed copies of a change as none |
 pub const FORMAT: u64 = 2;
 /// The format of a table from which rows left by retention.
 pub(crate) const FORMAT_EXPIRED: u64 = 3;
