@@ -163,7 +163,8 @@ pub struct CompactReport {
     pub is_bytes_added_bound: bool,
     /// Rows that were moved.
     pub rows: u64,
-    /// Rows among them that were dropped, because another row counts them; absent if that was not wanted.
+    /// Rows among them that were dropped, because another row counts them; absent if that was not
+    /// wanted, and in a plan, which reads no file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows_collapsed: Option<u64>,
     /// Groups of which another writer replaced a file meanwhile.
@@ -229,7 +230,7 @@ pub async fn run(
             table: table.name(),
             dry_run: options.dry_run,
             is_bytes_added_bound: options.dry_run,
-            rows_collapsed: options.collapse_duplicates.then_some(0),
+            rows_collapsed: (options.collapse_duplicates && !options.dry_run).then_some(0),
             ..CompactReport::default()
         },
     };

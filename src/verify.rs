@@ -147,7 +147,7 @@ pub async fn run(lake: &Store, deep: bool) -> Result<VerifyReport, LakeError> {
             check_expired(lake, &store, &mut report.faults).await?;
         }
         if let Some(records) = report.tables.get(Table::SyncRecords.name()) {
-            check_covers(&store, table, records.version, &mut report.faults).await?;
+            check_covers(lake, table, records.version, &mut report.faults).await?;
         }
         report.tables.insert(table.name(), found);
         match table {
@@ -160,15 +160,22 @@ pub async fn run(lake: &Store, deep: bool) -> Result<VerifyReport, LakeError> {
 }
 
 /// Reports a table that covers a version of `sync_records` that does not exist: it was computed from another one.
-async fn check_covers(store: &Store, table: Table, newest: u64, faults: &mut Vec<String>) -> Result<(), LakeError> {
-    let known = log::read_transactions(store).await?.unwrap_or_default();
+async fn check_covers(lake: &Store, table: Table, newest: u64, faults: &mut Vec<String>) -> Result<(), LakeError> {
+    let known = log::read_transactions(&table.store(lake)).await?.unwrap_or_default();
     let is_cover = |id: &str| match table {
         Table::State => id == COVERS,
         Table::DailyState => id.starts_with("extract/") || id.starts_with("consumer/") && id.matches('/').count() == 1,
         _ => false,
     };
-    let covers =
-        known.ids.iter().filter(|(id, version)| is_cover(id) && u64::try_from(**version).is_ok_and(|v| v > newest));
+    let is_ahead =
+        |id: &str, version: i64, newest: u64| is_cover(id) && u64::try_from(version).is_ok_and(|v| v > newest);
+    if !known.ids.iter().any(|(id, version)| is_ahead(id, *version, newest)) {
+        return Ok(());
+    }
+    // `sync_records` was read before this table, and both may have grown since.
+    let records = log::read_transactions(&Table::SyncRecords.store(lake)).await?;
+    let newest = records.map_or(newest, |known| known.version);
+    let covers = known.ids.iter().filter(|(id, version)| is_ahead(id, **version, newest));
     let mut found: Vec<String> = covers
         .map(|(id, version)| {
             let name = table.name();

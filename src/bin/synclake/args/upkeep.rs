@@ -16,8 +16,9 @@ Examples:
   synclake status --lake s3://bucket/lake --commits 50000       exact growth of a busy week
   watch -n 60 synclake status --lake s3://bucket/lake --format human
 
-Reads only the logs of the tables, no data file. Times are those of the commits, and ages refer to the clock of this
-machine. A number after >= is a lower bound. Exits with 0 if the lake could be read, whatever there is to do.")]
+Reads only the logs of the tables, no data file. Times are those of the commits, and ages refer to
+the clock of this machine. A number after >= is a lower bound. Exits with 0 if the lake could be
+read, whatever there is to do.")]
 pub(crate) struct StatusArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -42,9 +43,10 @@ Examples:
   synclake verify --lake s3://bucket/lake --format json
   synclake verify --lake lake --deep
 
-Exits with 1 if it finds a fault. Orphans (files that no commit lists) are not faults: no reader of the table sees them,
-and the next ingest of their shard deletes them. Gaps (records that the stream trimmed before they were read) are
-reported. They are not faults of the lake, and a bulk publish restores their data.")]
+Exits with 1 if it finds a fault. Orphans (files that no commit lists) are not faults: no reader
+of the table sees them, and the next ingest of their shard deletes them. Gaps (records that the
+stream trimmed before they were read) are reported. They are not faults of the lake, and a bulk
+publish restores their data.")]
 pub(crate) struct VerifyArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -65,8 +67,9 @@ Examples:
   synclake redrive --lake lake
   synclake redrive --lake s3://bucket/lake --reason invalid_field --reason invalid_id --since 2026-11-01
 
-Run it after an upgrade whose decoder accepts more records. Each record is moved once, even if the command is killed and
-run again. Records that still cannot be decoded stay in the quarantine. It may run beside an ingest.")]
+Run it after an upgrade whose decoder accepts more records. Each record is moved once, even if the
+command is killed and run again. Records that still cannot be decoded stay in the quarantine. It
+may run beside an ingest.")]
 pub(crate) struct RedriveArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -86,9 +89,10 @@ pub(crate) struct RedriveArgs {
 Examples:
   synclake refresh --lake s3://bucket/lake
 
-Reads the rows added since the last refresh, and rewrites the affected files of the table state. current_state and
-dataset_state are exact to the newest commit with or without a refresh; a refresh makes them fast. Run it from cron, once
-an hour or once a day. It may run beside an ingest.")]
+Reads the rows added since the last refresh, and rewrites the affected files of the table state.
+current_state and dataset_state are exact to the newest commit with or without a refresh; a
+refresh makes them fast. Run it from cron, once an hour or once a day. It may run beside an
+ingest.")]
 pub(crate) struct RefreshArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -112,15 +116,18 @@ Examples:
   synclake compact --lake lake --pool us-east-1:0a1b… --from 2026-11-01 --to 2026-11-20 --target-size 64MiB
   synclake compact --lake lake --table quarantine
 
-Files of less than half of the target size are merged, by pool and day; those of quarantine by the day of arrival. A
-refresh and an extract write whole files of state and daily_state, which need no merging. The rows stay the same, each in
-its order, and no consumer gets a row again. Each group of files is one commit, so a run that is stopped or killed keeps
-what it committed, and the next run does the rest. On SIGTERM or SIGINT the program commits the groups that it is merging,
-and exits with 0. It may run beside an ingest, a refresh, extracts and deliveries. Replaced files stay until a vacuum.
+Files of less than half of the target size are merged, by pool and day; those of quarantine by the
+day of arrival. A refresh and an extract write whole files of state and daily_state, which need no
+merging. The rows stay the same, each in its order, and no consumer gets a row again. Each group
+of files is one commit, so a run that is stopped or killed keeps what it committed, and the next
+run does the rest. On SIGTERM or SIGINT the program commits the groups that it is merging, and
+exits with 0. It may run beside an ingest, a refresh, extracts and deliveries. Replaced files stay
+until a vacuum.
 
-With --collapse-duplicates, the files that are merged lose exact copies of changes; changes and the current state stay the
-same. Given up are the shards, sequence numbers and arrivals of the dropped copies, and count(*) of sync_records, resolved
-and cognito_raw_data falls. Older versions of synclake refuse the lake from then on.")]
+With --collapse-duplicates, the files that are merged lose exact copies of changes; changes and
+the current state stay the same. Given up are the shards, sequence numbers and arrivals of the
+dropped copies, and count(*) of sync_records, resolved and cognito_raw_data falls. Older versions
+of synclake refuse the lake from then on.")]
 pub(crate) struct CompactArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -168,10 +175,12 @@ Examples:
   synclake vacuum --lake lake --retain 30d
   synclake vacuum --lake lake --table state --table daily_state --retain 1h
 
-Deletes files that a commit removed before the retention began, and files of killed runs that are older and that nobody
-can commit any more. Versions within the retention stay readable; a query of an older version may miss files. Commits of
-the log go when they are older than delta.logRetentionDuration (90 days unless the table says otherwise) and no refresh,
-consumer or extract needs them. It may run beside everything. On SIGTERM or SIGINT it ends after the current batch.")]
+Deletes files that a commit removed before the retention began, and files of killed runs that are
+older and that nobody can commit any more. Versions within the retention stay readable; a query of
+an older version may miss files. Commits of the log go when they are older than
+delta.logRetentionDuration (90 days unless the table says otherwise) and no refresh, consumer or
+extract needs them. It may run beside everything. On SIGTERM or SIGINT it ends after the current
+batch.")]
 pub(crate) struct VacuumArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -211,10 +220,12 @@ Examples:
   synclake care --lake s3://bucket/lake --retain 30d --max-duration 30m
   17 * * * *  synclake care --lake s3://bucket/lake --quiet          every hour, from cron
 
-Does what refresh, compact and vacuum do, in this order and with their defaults. After the refresh, rows leave that are
-older than the lake's policy (`synclake policy`). It may run beside everything, also beside another round: of two that replace the same files, one does. On SIGTERM or SIGINT it commits what it is merging, and exits
-with 0; the next round does the rest. The report has one object for each step. It is null for a step that did not end: a
-signal or an error came before or during it.")]
+Does what refresh, compact and vacuum do, in this order and with their defaults. After the
+refresh, rows leave that are older than the lake's policy (`synclake policy`). It may run beside
+everything, also beside another round: of two that replace the same files, one does. On SIGTERM or
+SIGINT it commits what it is merging, and exits with 0; the next round does the rest. The report
+has one object for each step. It is null for a step that did not end: a signal or an error came
+before or during it.")]
 pub(crate) struct CareArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
@@ -238,9 +249,10 @@ Examples:
   synclake ddl --engine athena --lake s3://bucket/lake --database cognito
   synclake ddl --engine duckdb --lake lake > lake.sql && duckdb -init lake.sql
 
-The views have the names and columns that synclake-query has. current_state is computed from all rows. refreshed_state is
-the state of the last `synclake refresh`; it is fast, and exists for engines that read the Delta log. Engines that read
-plain Parquet are not exact; the first lines of their output say why.")]
+The views have the names and columns that synclake-query has. current_state is computed from all
+rows. refreshed_state is the state of the last `synclake refresh`; it is fast, and exists for
+engines that read the Delta log. Engines that read plain Parquet are not exact; the first lines of
+their output say why.")]
 pub(crate) struct DdlArgs {
     /// Engine to print the statements for.
     #[arg(long, value_enum)]
