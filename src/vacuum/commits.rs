@@ -185,7 +185,7 @@ impl LogObjects {
     }
 }
 
-/// What goes of a log.
+/// The objects of a log that a vacuum deletes.
 #[derive(Debug, Default)]
 pub(super) struct CleanUp {
     /// The version at which the log begins then; `None` if nothing goes.

@@ -15,16 +15,16 @@ use crate::lake::paths::{PartName, is_staged};
 /// The files that ingest or a redrive added, by version.
 type Ingested = BTreeMap<u64, usize>;
 
-/// What the commits of a log removed.
+/// The removals of a log, judged commit by commit.
 #[derive(Default)]
 pub(super) struct Removals {
     /// Removed files, with the version that removed them.
     gone: HashMap<String, u64>,
     /// The first file of each version that removed one again, with the version that had removed it.
     again: BTreeMap<u64, (String, u64)>,
-    /// What is not taken back.
+    /// The files that no RESTORE took back.
     ingested: Ingested,
-    /// What a RESTORE took back, by its version, with the version that it restored.
+    /// By the version of a RESTORE: the version that it restored, and the files that it took back.
     taken_back: BTreeMap<u64, (u64, Ingested)>,
 }
 

@@ -85,7 +85,7 @@ fn in_order(rows: Vec<Delivered>) -> Vec<Delivered> {
     sorted(plain).into_iter().map(|(number, row)| (number, row, copies[&number])).collect()
 }
 
-/// What must be left of rows, by the definition: of the rows that agree in all but the delivery, the latest with the sum.
+/// Collapses rows by the definition: of the rows that agree in all but the delivery, the latest stays, with the sum.
 fn expected(rows: &[Delivered]) -> Vec<Delivered> {
     let (mut groups, mut left) = (BTreeMap::<String, Vec<Delivered>>::new(), Vec::new());
     for delivered in rows {
