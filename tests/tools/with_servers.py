@@ -109,6 +109,29 @@ class Servers:
         )
         return f"http://127.0.0.1:{port}"
 
+    def start_cognito_sync(self, kinesis, iam):
+        """Starts the server for Amazon Cognito Sync, which looks for streams and roles there; returns its address."""
+        port = free_port()
+        self.start(
+            "cognito-sync",
+            [sys.executable, str(ROOT / "tests/tools/cognito_sync.py"), str(port), "--kinesis", kinesis, "--iam", iam],
+            {}, f"http://127.0.0.1:{port}/_control/health",
+        )
+        return f"http://127.0.0.1:{port}"
+
+    def start_policy_proxy(self, s3, kinesis):
+        """Starts the proxy that refuses what a policy does not allow, with a policy that allows nothing; returns its address."""
+        port = free_port()
+        policy = pathlib.Path(self.scratch, "policy.json")
+        policy.write_text('{"Version": "2012-10-17", "Statement": []}')
+        self.start(
+            "policy-proxy",
+            [sys.executable, str(ROOT / "tests/tools/policy_proxy.py"), str(port), "--policy", str(policy),
+             "--s3", s3, "--dynamodb", s3, "--kinesis", kinesis],
+            {}, f"http://127.0.0.1:{port}/_policy/health",
+        )
+        return f"http://127.0.0.1:{port}"
+
     def start_ferrokinesis(self):
         """Starts ferrokinesis, the fast Kinesis server of the benchmarks; returns its address and the process."""
         port = free_port()
@@ -129,10 +152,13 @@ def main():
         sys.exit(__doc__)
     with Servers() as servers:
         s3, _ = servers.start_ministack()
+        kinesis = servers.start_kinesis_local()
         env = {
             **os.environ,
             "SYNCLAKE_TEST_S3": s3,
-            "SYNCLAKE_TEST_KINESIS": servers.start_kinesis_local(),
+            "SYNCLAKE_TEST_KINESIS": kinesis,
+            "SYNCLAKE_TEST_COGNITO_SYNC": servers.start_cognito_sync(kinesis, iam=s3),
+            "SYNCLAKE_TEST_POLICY_PROXY": servers.start_policy_proxy(s3, kinesis),
             "SYNCLAKE_TEST_PYTHON": sys.executable,
             "SYNCLAKE_TEST_SPARK": str(TOOLS / "spark/bin/python"),
             "SYNCLAKE_TEST_TOOLS": str(TOOLS),
