@@ -9,12 +9,17 @@ use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::meta::credentials::CredentialsProviderChain;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
 use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use object_store::aws::AwsCredential;
 
 use crate::causes::causes;
+
+pub mod call;
+pub mod identity;
 
 /// Settings that every AWS tool reads from its environment and profile, and the user's overrides.
 #[derive(Debug, Clone, Default)]
@@ -77,6 +82,18 @@ impl AwsSettings {
             .or_else("Ec2InstanceMetadata", ImdsCredentialsProvider::builder().configure(&at).build());
         config.into_builder().credentials_provider(SharedCredentialsProvider::new(chain)).build()
     }
+}
+
+/// Timeout of each try of a call that a person waits for.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Tries of such a call. The SDK repeats throttled calls, failures of the service and lost connections, with pauses.
+const CALL_TRIES: u32 = 5;
+
+/// Returns a configuration for calls that a person waits for: with timeouts, and a few retries.
+pub(crate) fn for_calls(config: &aws_config::SdkConfig) -> aws_config::SdkConfig {
+    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(CALL_TIMEOUT).build();
+    let retries = RetryConfig::standard().with_max_attempts(CALL_TRIES);
+    config.clone().into_builder().timeout_config(timeouts).retry_config(retries).build()
 }
 
 /// Checks that a loaded configuration has a region.

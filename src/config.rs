@@ -3,6 +3,7 @@
 //! clap merges the first two. The file only fills settings that neither of them gave. An unknown key is an error,
 //! because a misspelt setting that is silently ignored is found out months later.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ pub struct File {
     pub care_every: Option<String>,
     /// Time without an observed renewal after which a worker has lost its lease.
     pub lease_failover: Option<String>,
-    /// Address that serves metrics, such as `127.0.0.1:9464`.
+    /// Address that serves metrics, such as `127.0.0.1:9464`, or `emf`, or both with a comma between.
     pub metrics: Option<String>,
     /// Hosts beside S3's own from which payloads may be fetched.
     pub payload_hosts: Option<Vec<String>>,
@@ -216,6 +217,35 @@ pub fn payloads(
         options.patience = Some(patience);
     }
     Ok(options)
+}
+
+/// Where metrics go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// Address that serves them.
+    pub address: Option<SocketAddr>,
+    /// Whether lines of CloudWatch's embedded metric format go to standard error.
+    pub is_embedded: bool,
+}
+
+/// Parses an address, `emf`, or both with a comma between.
+///
+/// # Errors
+/// Returns one line that shows the format.
+pub fn parse_metrics(text: &str) -> Result<Metrics, String> {
+    let mut metrics = Metrics::default();
+    for part in text.split(',').map(str::trim) {
+        match part.parse() {
+            Ok(address) if metrics.address.is_none() => metrics.address = Some(address),
+            Err(_) if part == "emf" => metrics.is_embedded = true,
+            _ => {
+                return Err(format!(
+                    "{part:?} is no address and not `emf`; write 127.0.0.1:9464, emf, or 127.0.0.1:9464,emf"
+                ));
+            }
+        }
+    }
+    Ok(metrics)
 }
 
 /// Parses `dynamodb:<table>` and returns the name of the table.

@@ -36,6 +36,7 @@ use crate::{aws, cpu, failpoint};
 
 mod counters;
 mod decoding;
+pub mod emf;
 mod from_files;
 mod from_stream;
 pub mod monitor;

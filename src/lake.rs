@@ -12,6 +12,8 @@ use object_store::ObjectStore;
 use crate::causes::causes;
 
 mod bucket;
+mod bucket_requests;
+pub(crate) mod bucket_settings;
 pub(crate) mod bulk;
 pub(crate) mod commit;
 mod conditional;
@@ -148,7 +150,7 @@ impl LakeError {
         }
     }
 
-    fn storage(action: &'static str, store: &Store, relative: &str, source: object_store::Error) -> Self {
+    pub(crate) fn storage(action: &'static str, store: &Store, relative: &str, source: object_store::Error) -> Self {
         let path = format!("{}{relative}", store.url());
         Self::Storage { action, path, source }
     }

@@ -21,6 +21,8 @@
 //! | [`compact`] | merges small files, and their rows stay the same | change a row |
 //! | [`retain`] | lets old rows leave, and never their state | delete a file |
 //! | [`status`] | what an operator wants to know of a lake | open a data file |
+//! | [`cognito`], [`streaming`], [`publishing`] | the stream of a pool, and bulk publishes | read records |
+//! | [`doctor`] | checks everything around a pipeline | change anything |
 //! | [`ddl`] | tables and views for other engines | read a lake |
 //! | [`simulate`] | a stream from a seed, and its true end state | use any of the above |
 //! | [`steps`] | shows the steps of ingest to measurements | be used by a program |
@@ -32,18 +34,22 @@ pub(crate) mod backoff;
 pub(crate) mod batch;
 pub(crate) mod budget;
 pub(crate) mod causes;
+pub mod cognito;
 pub mod compact;
 pub mod config;
 pub mod cpu;
 pub mod ddl;
 pub mod decode;
+pub mod doctor;
 pub mod extract;
 pub mod failpoint;
+pub mod iam;
 pub mod ids;
 pub mod ingest;
 pub mod lake;
 pub mod payload;
 pub mod print;
+pub mod publishing;
 pub mod query;
 pub(crate) mod record;
 pub mod redact;
@@ -55,6 +61,7 @@ pub mod simulate;
 pub mod source;
 pub mod status;
 pub mod steps;
+pub mod streaming;
 pub mod terminal;
 pub(crate) mod text;
 pub mod timeouts;

@@ -286,6 +286,20 @@ async fn attention(
 }
 
 impl StatusReport {
+    /// Returns the watermark of a stream, of all its incarnations: every record that arrived before this time was read.
+    /// `None` if no shard of it is open, or one has no watermark.
+    pub fn read_to(&self, stream: &str) -> Option<Moment> {
+        let is_of_stream = |source: &str| match source.strip_prefix(stream) {
+            Some("") => true,
+            // The name of a stream that was made again.
+            Some(rest) => rest.strip_prefix('.').is_some_and(|made| made.bytes().all(|b| b.is_ascii_digit())),
+            None => false,
+        };
+        let sources = self.sources.iter().filter(|s| !s.is_files && s.open > 0 && is_of_stream(&s.source));
+        let watermarks = sources.map(|source| source.read_to).collect::<Option<Vec<Moment>>>();
+        watermarks?.into_iter().min_by_key(|moment| moment.at)
+    }
+
     /// Returns the report as text for people; with `is_verbose`, all pools and shards.
     pub fn to_text(&self, is_verbose: bool) -> String {
         text::render(self, is_verbose)

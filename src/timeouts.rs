@@ -61,6 +61,8 @@ pub const IDLE_FLUSH: Duration = Duration::from_secs(5);
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// The loop counts as stuck after this time without a turn: longer than a file or a call is retried.
 pub const SILENCE_MAX: Duration = Duration::from_secs(660);
+/// Interval of the lines of embedded metrics: the resolution of CloudWatch's metrics.
+pub const EMF_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest time of a client, from its connection to its response.
 pub const MONITOR_CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 

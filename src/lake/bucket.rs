@@ -8,6 +8,7 @@ use object_store::{ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::LakeError;
+use super::bucket_requests::BucketRequests;
 use super::request_runtime::OnRequestRuntime;
 use super::s3::Connector;
 use super::uploads::Uploads;
@@ -43,9 +44,13 @@ pub(super) async fn open(aws: &AwsSettings, bucket: &str) -> Result<(Arc<dyn Obj
     let store = builder.build().map_err(failed)?;
     let uploads = Uploads {
         objects: store.clone(),
-        http: connector.connect(&ClientOptions::new().with_allow_http(is_http)).map_err(failed)?,
-        url: Url::parse(&url).map_err(|error| LakeError::Invalid(format!("endpoint {url:?} is no URL: {error}")))?,
-        region,
+        bucket: BucketRequests {
+            credentials: store.credentials().clone(),
+            http: connector.connect(&ClientOptions::new().with_allow_http(is_http)).map_err(failed)?,
+            url: Url::parse(&url)
+                .map_err(|error| LakeError::Invalid(format!("endpoint {url:?} is no URL: {error}")))?,
+            region,
+        },
     };
     Ok((Arc::new(OnRequestRuntime::new(store)), uploads))
 }

@@ -4,13 +4,13 @@
 use std::path::Path as FsPath;
 
 use chrono::{DateTime, Utc};
-use object_store::aws::{AmazonS3, AwsAuthorizer};
-use object_store::client::{HttpClient, HttpError, HttpErrorKind, HttpRequestBody};
+use object_store::aws::AmazonS3;
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use serde::Deserialize;
-use url::Url;
 
+use super::bucket_requests::{BucketRequests, failed};
 use super::request_runtime::on_request_runtime;
 use super::{LakeError, Store};
 
@@ -31,10 +31,7 @@ pub(crate) struct UnfinishedWrite {
 #[derive(Debug)]
 pub(super) struct Uploads {
     pub objects: AmazonS3,
-    pub http: HttpClient,
-    /// The URL of the bucket.
-    pub url: Url,
-    pub region: String,
+    pub bucket: BucketRequests,
 }
 
 /// A page of the list, as S3 answers `ListMultipartUploads`.
@@ -62,25 +59,16 @@ struct Upload {
 impl Uploads {
     /// Returns a page of the uploads below a prefix, after the markers of the page before it.
     async fn page(&self, prefix: &str, (key, id): (&str, &str)) -> object_store::Result<Page> {
-        let failed =
-            |source: Box<dyn std::error::Error + Send + Sync>| object_store::Error::Generic { store: "S3", source };
-        let mut url = self.url.clone();
-        url.query_pairs_mut().append_pair("uploads", "").append_pair("prefix", prefix);
+        let mut query = vec![("uploads", ""), ("prefix", prefix)];
         if !key.is_empty() {
-            url.query_pairs_mut().append_pair("key-marker", key).append_pair("upload-id-marker", id);
+            query.extend([("key-marker", key), ("upload-id-marker", id)]);
         }
-        let credential = self.objects.credentials().get_credential().await?;
-        let request = hyper::Request::get(url.as_str()).body(HttpRequestBody::empty());
-        let mut request = request.map_err(|error| failed(error.into()))?;
-        AwsAuthorizer::new(&credential, "s3", &self.region).authorize(&mut request, None);
-        let response = self.http.execute(request).await.map_err(|error| failed(error.into()))?;
-        let status = response.status();
-        let body = response.into_body().bytes().await.map_err(|error| failed(error.into()))?;
+        let (status, _, body) = self.bucket.get(&query).await?;
         if !status.is_success() {
             let status = std::io::Error::other(format!("S3 answered {status}"));
-            return Err(failed(HttpError::new(HttpErrorKind::Unknown, status).into()));
+            return Err(failed(HttpError::new(HttpErrorKind::Unknown, status)));
         }
-        quick_xml::de::from_reader(body.as_ref()).map_err(|error| failed(error.into()))
+        quick_xml::de::from_reader(body.as_ref()).map_err(failed)
     }
 }
 

@@ -11,6 +11,7 @@ use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 
 use super::{Retries, SourceError};
 use crate::aws::AwsSettings;
+use crate::aws::call::describe;
 use crate::backoff::{Alarm, Backoff};
 use crate::ids::{SequenceNumber, ShardKey};
 use crate::timeouts::{KINESIS_CALL_TIMEOUT, KINESIS_TIMEOUT, WARN_AFTER};
@@ -350,33 +351,5 @@ where
                 _ => MayPass(NO_ANSWER_OF_KINESIS),
             },
         },
-    }
-}
-
-/// Returns the text of an SDK error, on one line.
-pub(crate) fn describe<E>(error: &SdkError<E>) -> String
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-{
-    if let Some(error) = crate::aws::credentials_error(error) {
-        return crate::aws::describe_credentials(error);
-    }
-    match (error.code(), error.message(), error.raw_response()) {
-        (Some(code), Some(message), _) => format!("{code}: {message}"),
-        (Some(code), None, _) => code.to_owned(),
-        (None, _, Some(answer)) => {
-            let kind = answer.headers().get("content-type").unwrap_or("no content type");
-            let to = answer.headers().get("location").map(|to| format!(" to {to}")).unwrap_or_default();
-            format!("answered {}{to} ({kind}), which is no answer of the service", answer.status().as_u16())
-        }
-        (None, _, None) => {
-            let mut text = error.to_string();
-            let mut cause = std::error::Error::source(error);
-            while let Some(inner) = cause {
-                text = format!("{text}: {inner}");
-                cause = inner.source();
-            }
-            text
-        }
     }
 }

@@ -20,7 +20,7 @@ pub mod plan;
 pub mod table;
 
 pub use keeper::{Keeper, Offer, Standing, View};
-use table::LeaseTable;
+pub(crate) use table::LeaseTable;
 
 /// Options of the leases.
 #[derive(Debug, Clone)]

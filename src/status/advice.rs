@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::schema::Table;
 
+use super::history::DayGrowth;
 use super::text::age_text;
 use super::{Moment, ShardStatus, SourceStatus, StatusReport};
 
@@ -20,6 +21,8 @@ const SMALL_FILES_MANY: u64 = 8;
 const STATE_ROWS: u64 = 100_000;
 /// Commits without a checkpoint that are too many: one is due every hundred commits.
 const CHECKPOINT_OVERDUE: u64 = 300;
+/// Pools whose commands are listed.
+const POOLS_LISTED: usize = 5;
 /// Ranges of days whose commands are listed.
 const RANGES_LISTED: usize = 5;
 /// A commit that is so far in the future shows a wrong clock.
@@ -42,6 +45,7 @@ pub(super) fn advice(report: &StatusReport) -> Vec<Advice> {
     clocks(report, &mut push);
     for source in report.sources.iter().filter(|source| source.open > 0) {
         workers(report, source, &lake, &mut push);
+        silence(report, source, &mut push);
     }
     lost_records(report, &lake, &mut push);
     logs(report, &lake, &mut push);
@@ -99,6 +103,30 @@ fn workers(report: &StatusReport, source: &SourceStatus, lake: &str, push: Push<
         );
         push(what, vec![format!("synclake status {lake} --verbose")]);
     }
+}
+
+/// Tells a stream from which nothing comes although it is read. A stream that Cognito Sync turned off looks like that.
+fn silence(report: &StatusReport, source: &SourceStatus, push: Push<'_>) {
+    if is_older(source.read_to, SILENT_SECONDS) {
+        return;
+    }
+    let Some(last_day) = silent_since(&report.growth) else { return };
+    let what = format!(
+        "No row has come since {last_day}, although stream {} is read and rows came on most days before. Cognito Sync \
+         may have turned streaming off, which it announces nowhere.",
+        source.source
+    );
+    let pools = report.pools.iter().filter_map(|pool| pool.pool.as_deref());
+    let status = |pool: &str| format!("synclake stream status --pool {}", shell_word(&pool.replacen('_', ":", 1)));
+    push(what, pools.take(POOLS_LISTED).map(status).collect());
+}
+
+/// Returns the last day with rows if neither today nor yesterday had any, and most of the days before had.
+fn silent_since(growth: &[DayGrowth]) -> Option<NaiveDate> {
+    let (before, newest) = growth.split_at_checked(growth.len().checked_sub(2)?)?;
+    let is_silent = newest.iter().all(|day| day.rows == 0 && day.is_exact);
+    let with_rows = || before.iter().filter(|day| day.rows > 0);
+    with_rows().next_back().filter(|_| is_silent && with_rows().count() * 2 > before.len()).map(|day| day.day)
 }
 
 /// Names the first of some shards, and counts the others.
@@ -322,6 +350,23 @@ fn shell_word(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_is_two_days_without_rows_after_most_days_with_some() {
+        let growth = |rows: [u64; 7]| -> Vec<DayGrowth> {
+            let days = NaiveDate::from_ymd_opt(2026, 11, 20).unwrap().iter_days();
+            days.zip(rows).map(|(day, rows)| DayGrowth { day, rows, bytes: rows, is_exact: true }).collect()
+        };
+        let day = |day| NaiveDate::from_ymd_opt(2026, 11, day);
+        assert_eq!(silent_since(&growth([5, 1, 0, 2, 0, 0, 0])), day(23));
+        assert_eq!(silent_since(&growth([5, 1, 0, 2, 0, 0, 1])), None, "rows came today");
+        assert_eq!(silent_since(&growth([5, 1, 0, 2, 0, 1, 0])), None, "rows came yesterday");
+        assert_eq!(silent_since(&growth([5, 1, 0, 0, 0, 0, 0])), None, "rows come on few days");
+        let mut unknown = growth([5, 1, 1, 2, 0, 0, 0]);
+        unknown[6].is_exact = false;
+        assert_eq!(silent_since(&unknown), None, "not all commits of the day were read");
+        assert_eq!(silent_since(&[]), None);
+    }
 
     #[test]
     fn words_survive_a_shell() {

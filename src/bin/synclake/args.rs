@@ -6,17 +6,24 @@ use clap::{Args, Parser, Subcommand};
 
 mod extract;
 mod ingest;
+mod pools;
 mod simulate;
 mod upkeep;
 
 pub(crate) use extract::{DeliverArgs, ExtractArgs, FileFormat};
 pub(crate) use ingest::IngestArgs;
+pub(crate) use pools::{
+    BulkPublishCommand, BulkPublishStartArgs, BulkPublishStatusArgs, BulkPublishWaitArgs, ConsentArgs, StreamCommand,
+    StreamEnableArgs,
+};
 pub(crate) use simulate::SimulateArgs;
 pub(crate) use upkeep::{
     CareArgs, CompactArgs, CompactTable, DdlArgs, RedriveArgs, RefreshArgs, ReportFormat, StatusArgs, VacuumArgs,
     VerifyArgs, table,
 };
 
+use crate::doctor::{DoctorArgs, HealthArgs};
+use crate::iam_policy::IamPolicyArgs;
 use crate::manifest::ManifestArgs;
 use crate::policy::PolicyArgs;
 
@@ -31,6 +38,7 @@ Examples:
   synclake simulate --events 10000 --out events.ndjson      generate a stream
   synclake ingest --source file:events.ndjson --lake lake   read it into a lake
   synclake ingest --source kinesis:cognito --lake s3://bucket/lake
+  synclake doctor --source kinesis:cognito --lake s3://bucket/lake   check everything around it
   synclake extract --lake lake --date yesterday             write a daily extract
   synclake-query --lake lake -c 'select * from current_state limit 5'
 
@@ -78,6 +86,18 @@ pub(crate) enum Command {
     Manifest(ManifestArgs),
     /// Print tables and views for Athena, Spark, Trino, DuckDB or Redshift.
     Ddl(DdlArgs),
+    /// Show and change the streaming of identity pools.
+    #[command(subcommand)]
+    Stream(StreamCommand),
+    /// Send all data of identity pools into their streams again.
+    #[command(subcommand)]
+    BulkPublish(BulkPublishCommand),
+    /// Check everything that a pipeline needs, from the credentials to the lake.
+    Doctor(DoctorArgs),
+    /// Print the IAM policy that the commands of a role need.
+    IamPolicy(IamPolicyArgs),
+    /// Ask an ingest on this machine whether it is alive.
+    Health(HealthArgs),
 }
 
 /// How to reach AWS. Unset values, and credentials, come from the usual AWS configuration.

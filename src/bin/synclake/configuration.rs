@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 /// The document.
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
 
-/// Keys of the settings file that every command reads. Only `ingest` reads the others.
+/// Keys of the settings file that every command reads. `ingest`, `doctor` and `iam-policy` read others.
 pub(crate) const SHARED_KEYS: [&str; 4] = ["lake", "region", "endpoint_url", "profile"];
 
 /// Compares the section of a program with its arguments. `SYNCLAKE_UPDATE_DOCS=1` writes it.
@@ -35,10 +35,17 @@ fn section_of(program: &str, command: &Command, keys: &[String]) -> String {
     text += "Every command has these:\n\n";
     table(&mut text, command.get_arguments().filter(|arg| arg.is_global_set()), &[]);
     for command in commands {
-        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-        write!(text, "\n### `{program} {}`\n\n{about}.\n\n", command.get_name()).unwrap();
-        let keys = if command.get_name() == "ingest" { keys.to_vec() } else { SHARED_KEYS.map(str::to_owned).to_vec() };
-        table(&mut text, command.get_arguments().filter(|arg| !arg.is_global_set()), &keys);
+        let name = command.get_name();
+        let all = ["ingest", "doctor", "iam-policy"].contains(&name);
+        let keys = if all { keys.to_vec() } else { SHARED_KEYS.map(str::to_owned).to_vec() };
+        let nested: Vec<&Command> = command.get_subcommands().filter(|c| c.get_name() != "help").collect();
+        for command in if nested.is_empty() { vec![command] } else { nested } {
+            let name =
+                if command.get_name() == name { name.to_owned() } else { format!("{name} {}", command.get_name()) };
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            write!(text, "\n### `{program} {name}`\n\n{}.\n\n", about.trim_end_matches('.')).unwrap();
+            table(&mut text, command.get_arguments().filter(|arg| !arg.is_global_set()), &keys);
+        }
     }
     text
 }

@@ -1,6 +1,6 @@
 //! `synclake ingest`: check the settings, run, report.
 
-use std::net::SocketAddr;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,16 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use synclake::aws::AwsSettings;
-use synclake::config::{self, File, Unusable};
+use synclake::config::{self, File, Metrics, Unusable};
+use synclake::ingest::emf::EmbeddedMetrics;
 use synclake::ingest::{self, Counters, Summary};
 use synclake::lake::{Location, Store};
 use synclake::source::kinesis::Kinesis;
 use synclake::source::{Retries, files, leases};
 use synclake::terminal;
+use synclake::timeouts::EMF_INTERVAL;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::args::IngestArgs;
 use crate::beside::{Beside, Care, Plan as BesidePlan};
@@ -30,7 +34,7 @@ struct Plan {
     lake: Location,
     aws: AwsSettings,
     options: ingest::IngestOptions,
-    metrics: Option<SocketAddr>,
+    metrics: Metrics,
     beside: BesidePlan,
     /// Bytes of the files, if all of them tell.
     total: Option<u64>,
@@ -54,9 +58,8 @@ impl Plan {
         let source = required("source", args.source.take(), &file.source)?;
         let lake = location("lake", &required("lake", args.lake.take(), &file.lake)?)?;
         let options = options(&mut args, file)?;
-        let metrics = parsed_if_set("metrics", args.metrics.take(), &file.metrics, |text| {
-            text.parse().map_err(|_| format!("{text:?} is no address; write 127.0.0.1:9464"))
-        })?;
+        let metrics = parsed_if_set("metrics", args.metrics.take(), &file.metrics, config::parse_metrics)?;
+        let metrics = metrics.unwrap_or_default();
         let refresh_every =
             parsed_if_set("refresh-every", args.refresh_every.take(), &file.refresh_every, config::parse_duration)?;
         let care = parsed("care", args.care.take(), &file.care, "full", |text| {
@@ -101,9 +104,17 @@ impl Plan {
             None => terminal::progress(None, "{spinner} {bytes} {bytes_per_sec} {msg}"),
         };
         let drawn = tokio::spawn(draw(bar.clone(), counters.clone()));
+        let embedded = metrics.is_embedded.then(|| {
+            let stream = match &source {
+                ingest::Source::Stream(stream) => stream.kinesis.stream(),
+                ingest::Source::Files(_) => files::STREAM,
+            };
+            EmbeddedMetrics::new(stream)
+        });
+        let embedded = embedded.map(|metrics| Printed::start(metrics, counters.clone(), retries.clone()));
         let monitored = counters.clone();
         let served = async move {
-            match metrics {
+            match metrics.address {
                 Some(address) => {
                     let served = ingest::monitor::serve(address, monitored, retries).await;
                     served.with_context(|| format!("serve metrics at {address}"))
@@ -123,7 +134,44 @@ impl Plan {
         if let Some(beside) = beside {
             beside.finish(done.is_ok(), &stop).await;
         }
+        if let Some(embedded) = embedded {
+            embedded.finish().await;
+        }
         done
+    }
+}
+
+/// A task that prints embedded metrics.
+struct Printed {
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Printed {
+    fn start(mut metrics: EmbeddedMetrics, counters: Arc<Counters>, retries: Retries) -> Self {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let is_last = tokio::select! {
+                    () = tokio::time::sleep(EMF_INTERVAL) => false,
+                    () = stopped.cancelled() => true,
+                };
+                // Nobody may read the lines any more; the ingest goes on.
+                let _ = writeln!(std::io::stderr(), "{}", metrics.line(&counters, &retries));
+                if is_last {
+                    return;
+                }
+            }
+        });
+        Self { task, stop }
+    }
+
+    /// Prints the last line: without it, what was counted since the line before would be lost.
+    async fn finish(self) {
+        self.stop.cancel();
+        // The task does not panic, and nobody aborts it.
+        let _ = self.task.await;
     }
 }
 

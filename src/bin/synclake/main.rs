@@ -11,10 +11,13 @@ use synclake::{cpu, terminal, timeouts};
 
 mod args;
 mod beside;
+mod bulk_publish;
 mod care;
 #[cfg(test)]
 mod configuration;
+mod doctor;
 mod extract;
+mod iam_policy;
 mod ingest;
 mod manifest;
 mod output;
@@ -23,6 +26,7 @@ mod query;
 mod settings;
 mod simulate;
 mod status;
+mod stream;
 mod upkeep;
 mod vacuum;
 
@@ -85,6 +89,11 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Care(args) => care::run(args, &file).await,
         Command::Policy(args) => policy::run(args, &file).await,
         Command::Manifest(args) => manifest::run(args, &file).await,
+        Command::Stream(command) => stream::run(command, &file).await,
+        Command::BulkPublish(command) => bulk_publish::run(command, &file).await,
+        Command::Doctor(args) => doctor::run(args, &file).await,
+        Command::IamPolicy(args) => iam_policy::run(args, &file),
+        Command::Health(args) => doctor::health(args).await,
         Command::Ddl(args) => upkeep::ddl(&args, &file).await,
     }
 }

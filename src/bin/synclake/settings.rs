@@ -1,6 +1,7 @@
 //! Settings of the commands: flags, or the settings file, checked.
 
 use synclake::aws::AwsSettings;
+use synclake::cognito::PoolId;
 use synclake::config::{self, File, Unusable};
 use synclake::lake::{Location, Store};
 
@@ -11,6 +12,18 @@ pub(crate) async fn aws_settings(args: AwsArgs, file: &File) -> Result<AwsSettin
     let settings = config::aws(args.region, args.endpoint_url, args.profile, file);
     settings.check().await.map_err(Unusable)?;
     Ok(settings)
+}
+
+/// Returns the AWS settings for a pool: its region is that of its id.
+pub(crate) async fn pool_settings(args: &AwsArgs, file: &File, pool: &PoolId) -> Result<AwsSettings, Unusable> {
+    let settings = aws_settings(args.clone(), file).await?;
+    match settings.region.as_deref() {
+        Some(region) if region != pool.region() => Err(Unusable(format!(
+            "pool {pool} is in region {}, and --region is {region}; leave out --region, or correct the pool",
+            pool.region()
+        ))),
+        _ => Ok(AwsSettings { region: Some(pool.region().to_owned()), ..settings }),
+    }
 }
 
 /// Returns a setting that has no default.

@@ -16,7 +16,7 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ReturnValue, ScalarAttributeType,
-    TableStatus,
+    TableDescription, TableStatus,
 };
 
 use super::plan::Lease;
@@ -82,6 +82,33 @@ impl LeaseTable {
         Self { lake: lake.to_owned(), ..self }
     }
 
+    /// Returns all leases; `None` if the table does not exist.
+    ///
+    /// # Errors
+    /// The table is no lease table, or the service refuses or does not answer.
+    pub(crate) async fn examine(&self) -> Result<Option<Vec<Lease>>, SourceError> {
+        match self.client.describe_table().table_name(&self.name).send().await {
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_resource_not_found_exception()) => Ok(None),
+            Err(error) => Err(self.failed("DescribeTable", &error)),
+            Ok(described) => {
+                self.check_key(described.table())?;
+                self.scan().await.map(Some)
+            }
+        }
+    }
+
+    /// Checks that a table has the key of a lease table.
+    fn check_key(&self, table: Option<&TableDescription>) -> Result<(), SourceError> {
+        let keys = table.map(|table| table.key_schema()).unwrap_or_default();
+        match keys.iter().map(|key| key.attribute_name()).eq([KEY]) {
+            true => Ok(()),
+            false => Err(SourceError::Invalid(format!(
+                "DynamoDB table {} is not a lease table: its key must be {KEY} alone; give another name",
+                self.name
+            ))),
+        }
+    }
+
     /// Creates the table if it does not exist, and waits until it is active.
     ///
     /// # Errors
@@ -93,14 +120,7 @@ impl LeaseTable {
             match self.client.describe_table().table_name(&self.name).send().await {
                 Ok(described) => {
                     let table = described.table();
-                    let keys = table.map(|t| t.key_schema()).unwrap_or_default();
-                    if !keys.iter().map(|k| k.attribute_name()).eq([KEY]) {
-                        let message = format!(
-                            "DynamoDB table {} is not a lease table: its key must be {KEY} alone; give another name",
-                            self.name
-                        );
-                        return Err(SourceError::Invalid(message));
-                    }
+                    self.check_key(table)?;
                     if table.and_then(|t| t.table_status()) == Some(&TableStatus::Active) {
                         return Ok(());
                     }
@@ -369,7 +389,7 @@ impl LeaseTable {
             "ResourceNotFoundException" => "check the name of the table, the region and the account",
             _ => "check the region, the credentials and the network, and run again",
         };
-        let reason = crate::source::kinesis::describe(error);
+        let reason = crate::aws::call::describe(error);
         SourceError::Leases { action, table: self.name.clone(), reason, remedy }
     }
 }

@@ -81,7 +81,8 @@ pub(crate) struct IngestArgs {
     /// Allow payload hosts with private addresses, such as an S3 endpoint in a VPC.
     #[arg(long, env = "SYNCLAKE_PAYLOAD_PRIVATE_ADDRESSES", help_heading = "Payloads")]
     pub payload_private_addresses: bool,
-    /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9464.
+    /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9464; `emf` prints CloudWatch's embedded
+    /// metrics to stderr once a minute. Both: 127.0.0.1:9464,emf
     #[arg(long, env = "SYNCLAKE_METRICS", value_name = "ADDRESS", help_heading = "Monitoring")]
     pub metrics: Option<String>,
     #[command(flatten)]

@@ -1,0 +1,123 @@
+//! `synclake doctor`, and `synclake health`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use synclake::cognito::PoolId;
+use synclake::config::{File, Unusable, parse_lease_table};
+use synclake::doctor::{self, DoctorOptions, Verdict};
+use synclake::terminal;
+
+use crate::args::{AwsArgs, ReportFormat};
+use crate::output::{print_line, print_report, report_format};
+use crate::settings::{aws_settings, location};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake doctor --lake s3://bucket/lake
+  synclake doctor --lake s3://bucket/lake --source kinesis:cognito --lease-table dynamodb:synclake-cognito \\
+    --pool us-east-1:0a1b2c3d-…
+  synclake doctor --lake lake --format json | jq '.checks[] | select(.verdict != \"ok\")'
+
+Checks what is given: credentials, region and clock; the stream; streaming of each pool, its role
+and its silence; the bucket; the lease table; the lake. Each check is ok, a warning or a fault, with
+its remedy. Nothing is changed: the one write is an object below the lake, which is deleted again.
+Exits with 1 if there is a fault.")]
+pub(crate) struct DoctorArgs {
+    /// Lake: s3://bucket/prefix, or a folder.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    pub lake: Option<String>,
+    /// Stream: kinesis:<stream>.
+    #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
+    pub source: Option<String>,
+    /// Lease table of a fleet: dynamodb:<table>.
+    #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE")]
+    pub lease_table: Option<String>,
+    /// Id of an identity pool; repeat the flag for several pools.
+    #[arg(long, value_name = "POOL", value_parser = PoolId::parse)]
+    pub pool: Vec<PoolId>,
+    /// Format of the report [default: human on a terminal, json otherwise].
+    #[arg(long, value_enum)]
+    pub format: Option<ReportFormat>,
+    #[command(flatten)]
+    pub aws: AwsArgs,
+}
+
+/// Runs `synclake doctor`.
+pub(crate) async fn run(args: DoctorArgs, file: &File) -> Result<()> {
+    let lake = args.lake.or_else(|| file.lake.clone()).map(|lake| location("lake", &lake)).transpose()?;
+    let source = args.source.or_else(|| file.source.clone());
+    let stream = source.as_deref().and_then(|source| source.strip_prefix("kinesis:")).map(str::to_owned);
+    let lease_table = args.lease_table.or_else(|| file.lease_table.clone());
+    let lease_table = lease_table.map(|table| parse_lease_table(&table)).transpose();
+    let lease_table = lease_table.map_err(|error| Unusable(format!("--lease-table {error}")))?;
+    if lake.is_none() && stream.is_none() && lease_table.is_none() && args.pool.is_empty() {
+        return Err(Unusable("nothing to check; give --lake, --source, --lease-table or --pool".to_owned()).into());
+    }
+    let aws = aws_settings(args.aws, file).await?;
+    let options = DoctorOptions { aws, pools: args.pool, stream, lake, lease_table, now: chrono::Utc::now() };
+    let bar = terminal::progress(None, "{spinner} checking {elapsed}");
+    let report = doctor::run(&options).await;
+    bar.finish_and_clear();
+    match report_format(args.format) {
+        ReportFormat::Json => print_report(&report)?,
+        ReportFormat::Human => {
+            for check in &report.checks {
+                let verdict = match check.verdict {
+                    Verdict::Ok => "ok",
+                    Verdict::Warning => "warning",
+                    Verdict::Fault => "FAULT",
+                };
+                print_line(&format!("{verdict:8} {:19} {}", check.check, check.text))?;
+                if let Some(remedy) = &check.remedy {
+                    print_line(&format!("{:28} {remedy}", ""))?;
+                }
+            }
+        }
+    }
+    match report.count(Verdict::Fault) {
+        0 => Ok(()),
+        1 => bail!("1 fault, listed on standard output"),
+        faults => bail!("{faults} faults, listed on standard output"),
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake health
+  synclake health 127.0.0.1:9464
+
+Asks /healthz of an ingest with --metrics ADDRESS: the health check of a container. Exits with 1 if
+it does not answer, or if its loop stands still.")]
+pub(crate) struct HealthArgs {
+    /// Address of the metrics.
+    #[arg(value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    pub address: SocketAddr,
+}
+
+/// Time for the answer.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Runs `synclake health`.
+pub(crate) async fn health(args: HealthArgs) -> Result<()> {
+    let url = format!("http://{}/healthz", args.address);
+    let client = reqwest::Client::builder().no_proxy().timeout(HEALTH_TIMEOUT).build().context("build the client")?;
+    let asked = async {
+        let answer = client.get(&url).send().await?;
+        let status = answer.status();
+        Ok::<_, reqwest::Error>((status, answer.text().await?))
+    };
+    let (status, text) = asked.await.map_err(|error| {
+        // The last cause says what happened; the others repeat the address.
+        let cause = anyhow::Error::from(error);
+        anyhow!("no ingest answers at {url} ({}); is --metrics set?", cause.root_cause())
+    })?;
+    match status.is_success() {
+        true => print_line(text.trim_end()),
+        false => bail!("{url} answered {status}: {}", text.trim_end()),
+    }
+}

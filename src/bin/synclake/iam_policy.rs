@@ -1,0 +1,115 @@
+//! `synclake iam-policy`.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use synclake::config::{File, Unusable, parse_lease_table};
+use synclake::iam::{self, Prefix, Resources, Role};
+use synclake::lake::Location;
+
+use crate::output::print_line;
+use crate::settings::{location, required};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  synclake iam-policy --role query --lake s3://bucket/lake > query.json
+  synclake iam-policy --role extract --lake s3://bucket/lake --out s3://exports/cognito
+  synclake iam-policy --role ingest --lake s3://bucket/lake --source kinesis:cognito \\
+    --lease-table dynamodb:synclake-cognito --region eu-west-1 --account 123456789012
+
+Prints the policy that the commands of a role need, and sends no request. A stream or a bucket with
+a KMS key of your own needs --kms-key.")]
+pub(crate) struct IamPolicyArgs {
+    /// What the policy is for.
+    #[arg(long, value_enum)]
+    pub role: Role,
+    /// Lake: s3://bucket/prefix.
+    #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
+    pub lake: Option<String>,
+    /// Where extracts and deliveries go (role extract): s3://bucket/prefix.
+    #[arg(long, value_name = "URL")]
+    pub out: Option<String>,
+    /// Stream (role ingest): kinesis:<stream>.
+    #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
+    pub source: Option<String>,
+    /// Lease table of a fleet (role ingest): dynamodb:<table>.
+    #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE")]
+    pub lease_table: Option<String>,
+    /// Region of stream and lease table.
+    #[arg(long, env = "SYNCLAKE_REGION", value_name = "REGION")]
+    pub region: Option<String>,
+    /// AWS account of stream and lease table, twelve digits.
+    #[arg(long, value_name = "ID", value_parser = account)]
+    pub account: Option<String>,
+    /// ARN of a KMS key of the buckets or the stream; repeat the flag for several keys.
+    #[arg(long, value_name = "ARN", value_parser = key)]
+    pub kms_key: Vec<String>,
+}
+
+fn account(text: &str) -> Result<String, String> {
+    match text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit()) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is not twelve digits")),
+    }
+}
+
+fn key(text: &str) -> Result<String, String> {
+    match text.starts_with("arn:") && text.contains(":key/") {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no ARN of a key, such as arn:aws:kms:eu-west-1:123456789012:key/…")),
+    }
+}
+
+/// Runs `synclake iam-policy`.
+pub(crate) fn run(args: IamPolicyArgs, file: &File) -> Result<()> {
+    let lake = prefix("lake", &required("lake", args.lake, &file.lake)?)?;
+    let out = args.out.map(|out| prefix("out", &out)).transpose()?;
+    let (mut stream, mut lease_table) = (None, None);
+    let region = args.region.or_else(|| file.region.clone());
+    let region = region.or_else(|| std::env::var("AWS_REGION").ok().filter(|region| !region.is_empty()));
+    if args.role == Role::Ingest {
+        let source = args.source.or_else(|| file.source.clone());
+        let missing = |what: &str| {
+            Unusable(format!("--{what} is missing; the resources of a stream and a lease table have it in their names"))
+        };
+        let of = |service: &str, kind: &str, name: &str| -> Result<String, Unusable> {
+            let region = region.as_deref().ok_or_else(|| missing("region"))?;
+            let account = args.account.as_deref().ok_or_else(|| missing("account"))?;
+            Ok(format!("arn:{}:{service}:{region}:{account}:{kind}/{name}", partition(Some(region))))
+        };
+        if let Some(name) = source.as_deref().and_then(|source| source.strip_prefix("kinesis:")) {
+            stream = Some(of("kinesis", "stream", name)?);
+        }
+        if let Some(table) = args.lease_table.or_else(|| file.lease_table.clone()) {
+            let table = parse_lease_table(&table).map_err(|e| Unusable(format!("--lease-table {e}")))?;
+            lease_table = Some(of("dynamodb", "table", &table)?);
+        }
+    }
+    let resources = Resources {
+        partition: partition(region.as_deref()).to_owned(),
+        lake,
+        out,
+        stream,
+        lease_table,
+        keys: args.kms_key,
+    };
+    let policy = serde_json::to_string_pretty(&iam::policy(args.role, &resources)).context("encode the policy")?;
+    print_line(&policy)
+}
+
+fn partition(region: Option<&str>) -> &'static str {
+    match region.unwrap_or_default() {
+        region if region.starts_with("cn-") => "aws-cn",
+        region if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
+    }
+}
+
+fn prefix(name: &str, text: &str) -> Result<Prefix, Unusable> {
+    match location(name, text)? {
+        Location::S3 { bucket, prefix } => Ok(Prefix { bucket, prefix }),
+        Location::Folder(_) => {
+            Err(Unusable(format!("--{name} {text:?} is a folder, which needs no policy; give s3://bucket/prefix")))
+        }
+    }
+}
