@@ -84,14 +84,16 @@ impl AwsSettings {
     }
 }
 
-/// Timeout of each try of a call that a person waits for.
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Timeout of each try of a call that a person waits for, and of all its tries.
+const CALL_TRY_TIMEOUT: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Tries of such a call. The SDK repeats throttled calls, failures of the service and lost connections, with pauses.
 const CALL_TRIES: u32 = 5;
 
 /// Returns a configuration for calls that a person waits for: with timeouts, and a few retries.
 pub(crate) fn for_calls(config: &aws_config::SdkConfig) -> aws_config::SdkConfig {
-    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(CALL_TIMEOUT).build();
+    let timeouts =
+        TimeoutConfig::builder().operation_attempt_timeout(CALL_TRY_TIMEOUT).operation_timeout(CALL_TIMEOUT).build();
     let retries = RetryConfig::standard().with_max_attempts(CALL_TRIES);
     config.clone().into_builder().timeout_config(timeouts).retry_config(retries).build()
 }

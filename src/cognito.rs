@@ -138,7 +138,13 @@ impl CognitoSync {
         let reason = DisabledReason::default();
         let request = self.client.get_identity_pool_configuration().identity_pool_id(pool.as_str());
         let answer = request.customize().interceptor(reason.clone()).send().await;
-        let answer = answer.map_err(|e| failed("cognito-sync:GetIdentityPoolConfiguration", pool, &e))?;
+        let action = "cognito-sync:GetIdentityPoolConfiguration";
+        let answer = answer.map_err(|e| failed(action, pool, &e))?;
+        // A set writes back what a get returned. An answer of another service must not clear push sync.
+        if answer.identity_pool_id() != Some(pool.as_str()) {
+            let remedy = "check --endpoint-url, and whether a proxy stands in between";
+            return Err(CallError::odd(action, format!("pool {pool}"), "the answer does not name the pool", remedy));
+        }
         let streams = answer.cognito_streams().and_then(|streams| PoolStream::read(streams, reason.take()));
         Ok(PoolConfiguration { push_sync: answer.push_sync, streams })
     }

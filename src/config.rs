@@ -15,8 +15,8 @@ use crate::aws::AwsSettings;
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// `kinesis:<stream>` or `file:<path>`.
-    pub source: Option<String>,
+    /// `kinesis:<stream>` or `file:<path>`; a list for several streams.
+    pub source: Option<Sources>,
     /// `s3://bucket/prefix` or a folder.
     pub lake: Option<String>,
     /// AWS region.
@@ -57,6 +57,59 @@ pub struct File {
     pub payload_timeout: Option<String>,
     /// Whether hosts of payloads may have private addresses, as VPC endpoints do.
     pub payload_private_addresses: Option<bool>,
+}
+
+/// One source, or a list.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(untagged)]
+pub enum Sources {
+    /// One.
+    One(String),
+    /// Several.
+    Several(Vec<String>),
+}
+
+impl Sources {
+    /// Returns the sources of flags, else of the settings file. A text with several streams, as in an environment variable,
+    /// has commas between them.
+    pub fn of(flags: Vec<String>, file: &File) -> Vec<String> {
+        let given = match (flags.is_empty(), &file.source) {
+            (false, _) | (true, None) => flags,
+            (true, Some(Self::One(source))) => vec![source.clone()],
+            (true, Some(Self::Several(sources))) => sources.clone(),
+        };
+        let split = |source: String| -> Vec<String> {
+            let parts: Vec<&str> = source.split(',').map(str::trim).collect();
+            // A path may have a comma.
+            match parts.iter().all(|part| part.starts_with("kinesis:")) {
+                true => parts.into_iter().map(str::to_owned).collect(),
+                false => vec![source],
+            }
+        };
+        given.into_iter().flat_map(split).collect()
+    }
+
+    /// Returns the names of the streams among sources.
+    pub fn streams(sources: &[String]) -> Vec<String> {
+        sources.iter().filter_map(|source| source.strip_prefix("kinesis:")).map(str::to_owned).collect()
+    }
+}
+
+/// What stands for the name of the stream in the name of a lease table.
+const STREAM_PLACEHOLDER: &str = "{stream}";
+
+/// Returns the lease table of a stream: shard ids repeat in every stream, so several streams have a table each.
+///
+/// # Errors
+/// Several streams would share one table.
+pub fn lease_table_of(table: &str, stream: &str, streams: usize) -> Result<String, Unusable> {
+    if streams > 1 && !table.contains(STREAM_PLACEHOLDER) {
+        return Err(Unusable(format!(
+            "--lease-table {table}: several streams need a table each; write {STREAM_PLACEHOLDER} into its name, \
+             such as dynamodb:synclake-{STREAM_PLACEHOLDER}"
+        )));
+    }
+    Ok(table.replace(STREAM_PLACEHOLDER, stream))
 }
 
 /// An invalid setting: exit code 2.

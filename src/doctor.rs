@@ -25,12 +25,12 @@ pub struct DoctorOptions {
     pub aws: AwsSettings,
     /// Identity pools.
     pub pools: Vec<PoolId>,
-    /// Name of the Kinesis stream.
-    pub stream: Option<String>,
+    /// Names of the Kinesis streams.
+    pub streams: Vec<String>,
     /// Lake.
     pub lake: Option<Location>,
-    /// Name of the lease table.
-    pub lease_table: Option<String>,
+    /// Names of the lease tables.
+    pub lease_tables: Vec<String>,
     /// Time for ages.
     pub now: DateTime<Utc>,
 }
@@ -103,18 +103,24 @@ pub async fn run(options: &DoctorOptions) -> DoctorReport {
     let mut checks = account::check(options).await;
     // Without credentials, every other check would fail for that reason.
     let is_known = !checks.iter().any(|check| check.check == account::CREDENTIALS && check.verdict == Verdict::Fault);
-    let seen = lake::look(options, is_known).await;
+    let store = lake::open(options, is_known).await;
+    let of_bucket = bucket::check(&store).await;
+    // Without a bucket, every check of the lake would fail for that reason.
+    let has_bucket = !of_bucket.iter().any(|check| check.check == bucket::BUCKET);
+    let seen = lake::look(store, options, has_bucket).await;
     if is_known {
-        if let Some(name) = &options.stream {
+        for name in &options.streams {
             checks.extend(stream::check(options, name, &seen).await);
         }
         checks.extend(pools::check(options, &seen).await);
-        checks.extend(bucket::check(&seen).await);
-        if let Some(table) = &options.lease_table {
+        checks.extend(of_bucket);
+        for table in &options.lease_tables {
             checks.extend(leases::check(options, table).await);
         }
     }
-    checks.extend(lake::check(&seen).await);
+    if has_bucket {
+        checks.extend(lake::check(&seen).await);
+    }
     DoctorReport { checks }
 }
 

@@ -34,10 +34,10 @@ pub struct Resources {
     pub lake: Prefix,
     /// Where extracts and deliveries go, if outside of the lake.
     pub out: Option<Prefix>,
-    /// ARN of the stream, for ingest.
-    pub stream: Option<String>,
-    /// ARN of the lease table, for a fleet.
-    pub lease_table: Option<String>,
+    /// ARNs of the streams, for ingest.
+    pub streams: Vec<String>,
+    /// ARNs of the lease tables, for a fleet.
+    pub lease_tables: Vec<String>,
     /// ARNs of the KMS keys of buckets and stream.
     pub keys: Vec<String>,
 }
@@ -82,8 +82,9 @@ pub fn policy(role: Role, resources: &Resources) -> Value {
     };
     let mut statements = vec![allow(on_bucket, buckets_once), allow(on_objects, objects)];
     if role == Role::Ingest {
-        statements.extend(resources.stream.iter().map(|arn| allow(&STREAM_ACTIONS, vec![arn.clone()])));
-        statements.extend(resources.lease_table.iter().map(|arn| allow(&LEASE_ACTIONS, vec![arn.clone()])));
+        let of_streams = [(&STREAM_ACTIONS[..], &resources.streams), (&LEASE_ACTIONS[..], &resources.lease_tables)];
+        let of_streams = of_streams.into_iter().filter(|(_, arns)| !arns.is_empty());
+        statements.extend(of_streams.map(|(actions, arns)| allow(actions, arns.clone())));
     }
     if !resources.keys.is_empty() {
         let actions: &[&str] = match role {
@@ -112,8 +113,8 @@ mod tests {
             partition: "aws-cn".to_owned(),
             lake: prefix("lakes", "a/b"),
             out: Some(prefix("lakes", "out")),
-            stream: Some("arn:aws-cn:kinesis:cn-north-1:1:stream/s".to_owned()),
-            lease_table: None,
+            streams: vec!["arn:aws-cn:kinesis:cn-north-1:1:stream/s".to_owned()],
+            lease_tables: Vec::new(),
             keys: vec!["arn:aws-cn:kms:cn-north-1:1:key/k".to_owned()],
         };
         let extract = policy(Role::Extract, &resources);
@@ -124,7 +125,7 @@ mod tests {
         assert_eq!(of(&extract)[1], json!(["arn:aws-cn:s3:::lakes/a/b/*", "arn:aws-cn:s3:::lakes/out/*"]));
         assert_eq!(of(&policy(Role::Query, &resources))[1], json!(["arn:aws-cn:s3:::lakes/a/b/*"]));
         let ingest = policy(Role::Ingest, &resources);
-        assert_eq!(of(&ingest)[2], json!([resources.stream]));
+        assert_eq!(of(&ingest)[2], json!(resources.streams));
         assert_eq!(of(&ingest).len(), 4);
         for (role, verb) in
             [(Role::Query, "Put"), (Role::Query, "Delete"), (Role::Extract, "kinesis"), (Role::Care, "kinesis")]

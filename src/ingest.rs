@@ -23,7 +23,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::Limits;
-use crate::budget::{Budget, Reservation};
+use crate::budget::Reservation;
 use crate::ids::{ShardKey, StartAt};
 use crate::lake::ledger::ShardState;
 use crate::lake::{LakeError, Store};
@@ -39,6 +39,7 @@ mod decoding;
 pub mod emf;
 mod from_files;
 mod from_stream;
+mod memory;
 pub mod monitor;
 mod writer;
 
@@ -49,6 +50,7 @@ use crate::timeouts::{HEARTBEAT_INTERVAL, IDLE_FLUSH, STOP_TIMEOUT};
 pub use counters::{Counters, Summary};
 use decoding::{Decoded, decode_chunk};
 use from_files::Ends;
+pub use memory::SharedMemory;
 use writer::{Flushed, Writer};
 
 /// Approximate upper bound of the memory that decoding one chunk takes.
@@ -142,8 +144,8 @@ impl IngestOptions {
     /// Minimum memory: the largest possible record still leaves room to work.
     pub const MEMORY_BYTES_MIN: usize = 64 << 20;
 
-    fn limits(&self) -> Limits {
-        Limits { mark_bytes: self.memory_bytes / 2, flush_bytes: self.flush_bytes, flush_interval: self.flush_interval }
+    fn limits(&self, mark_bytes: usize) -> Limits {
+        Limits { mark_bytes, flush_bytes: self.flush_bytes, flush_interval: self.flush_interval }
     }
 }
 
@@ -166,20 +168,38 @@ pub async fn run(
     counters: Arc<Counters>,
     signal: CancellationToken,
 ) -> Result<Summary, IngestError> {
+    let memory = SharedMemory::new(&options, 1)?;
+    run_sharing(source, lake, options, memory, counters, signal).await
+}
+
+/// As [`run`], beside other ingests of the process.
+///
+/// # Errors
+/// As for [`run`].
+pub async fn run_sharing(
+    source: Source,
+    lake: Store,
+    options: IngestOptions,
+    memory: SharedMemory,
+    counters: Arc<Counters>,
+    signal: CancellationToken,
+) -> Result<Summary, IngestError> {
+    let part_bytes = memory.part();
     // The end of a stream or an idle timeout cancels only `stop`. Only a signal limits how long the last commit may
     // take.
     let stop = signal.child_token();
     let writer = tokio::select! {
         biased;
-        writer = Writer::open(lake, options.limits(), counters.clone()) => writer?,
+        writer = Writer::open(lake, options.limits(part_bytes / 2), counters.clone()) => writer?,
         // Nothing has been read yet. The next run continues with whatever part of the lake was created.
         () = signal.cancelled() => return Ok(counters.summary(Ends::default())),
     };
-    let payloads = Payloads::new(options.payloads.clone()).map_err(IngestError::Payloads)?;
-    let (sink, deliveries) = Sink::new(Budget::new(options.memory_bytes));
+    let SharedMemory { budget, payloads, .. } = memory;
+    let budget_bytes = budget.bytes();
+    let (sink, deliveries) = Sink::new(budget);
     // Any chunk may hold a worst-case record for its length. With little memory, fewer chunks than processors are
     // decoded at a time.
-    let decoding_max = (2 * cpu::processors() + 2).min(options.memory_bytes / DECODING_BYTES).max(2);
+    let decoding_max = (2 * cpu::processors() + 2).min(part_bytes / DECODING_BYTES).max(2);
     let run = Run {
         writer,
         counters: counters.clone(),
@@ -200,9 +220,9 @@ pub async fn run(
         stopping: false,
         ends: Arc::default(),
         opening: None,
-        memory_bytes: options.memory_bytes,
+        memory_bytes: part_bytes,
     };
-    counters.ready(options.memory_bytes);
+    counters.ready(budget_bytes);
     let ends = run.ends.clone();
     match source {
         Source::Files(found) => {

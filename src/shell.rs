@@ -147,7 +147,7 @@ async fn run_statement(
         }
     };
     if settings.timing && !settings.quiet {
-        eprintln!("{rows} rows in {:.3} s", began.elapsed().as_secs_f64());
+        crate::terminal::write_line(&format!("{rows} rows in {:.3} s", began.elapsed().as_secs_f64()));
     }
     Ok(())
 }
@@ -191,7 +191,7 @@ fn command(line: &str, settings: &mut Settings) -> Result<Next, QueryError> {
         ("\\d" | "\\dt" | "\\dv", None) => print_text(&relations())?,
         ("\\timing", _) => {
             settings.timing = !settings.timing;
-            eprintln!("timing is {}", if settings.timing { "on" } else { "off" });
+            crate::terminal::write_line(&format!("timing is {}", if settings.timing { "on" } else { "off" }));
         }
         ("\\format", Some(name)) => {
             settings.format = clap::ValueEnum::from_str(name, true)

@@ -1,7 +1,7 @@
 //! The terminal side of both programs: logs, exit codes, signals, progress.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -96,7 +96,7 @@ impl<'a> MakeWriter<'a> for Redacted {
     }
 }
 
-impl std::io::Write for Redacted {
+impl Write for Redacted {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         let clean = crate::redact::redact(&String::from_utf8_lossy(line));
         std::io::stderr().write_all(escaped_log(&clean).as_bytes())?;
@@ -138,9 +138,14 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// Writes a line to stderr. A standard error that is closed or full must not end the work.
+pub fn write_line(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Prints an error to stderr, on one line and without characters that could steer a terminal.
 pub fn print_error(error: &str) {
-    eprintln!("error: {}", escaped(&crate::redact::redact(error), ""));
+    write_line(&format!("error: {}", escaped(&crate::redact::redact(error), "")));
 }
 
 /// Prints an error and its causes on one line, and returns its exit code: 2 for usage, 1 for the rest.
@@ -310,6 +315,6 @@ pub static QUIET: AtomicBool = AtomicBool::new(false);
 /// Prints a message to stderr, unless [`QUIET`] is set.
 pub fn print_message(line: &str) {
     if !QUIET.load(Ordering::Relaxed) {
-        eprintln!("{}", escaped(line, "\n"));
+        write_line(&escaped(line, "\n"));
     }
 }

@@ -17,6 +17,8 @@ pub struct CallError {
     pub reason: String,
     /// Advice to the user.
     pub remedy: String,
+    /// Whether no answer came at all.
+    pub(crate) is_of_network: bool,
 }
 
 impl CallError {
@@ -26,8 +28,21 @@ impl CallError {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         let code = error.code().map(str::to_owned);
-        let remedy = remedy(action, code.as_deref(), super::credentials_error(error));
-        Self { action, target: target.to_owned(), code, reason: describe(error), remedy }
+        let credentials = super::credentials_error(error);
+        let status = error.raw_response().map(|answer| answer.status().as_u16());
+        let remedy = remedy(action, code.as_deref(), credentials, status);
+        let is_of_network = credentials.is_none() && matches!(status, None | Some(500..));
+        Self { action, target: target.to_owned(), code, reason: describe(error), remedy, is_of_network }
+    }
+
+    /// Makes the error of an answer that is not what it should be.
+    pub(crate) fn odd(
+        action: &'static str,
+        target: String,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { action, target, code: None, reason: reason.into(), remedy: remedy.into(), is_of_network: false }
     }
 
     /// Replaces the advice where the caller knows better.
@@ -38,6 +53,14 @@ impl CallError {
     /// Returns whether the service answered with this code.
     pub(crate) fn is(&self, code: &str) -> bool {
         self.code.as_deref() == Some(code)
+    }
+
+    /// Returns whether the same call may succeed later: no answer came, the rate was limited, or the service failed.
+    pub fn may_pass(&self) -> bool {
+        match self.code.as_deref() {
+            None => self.is_of_network,
+            Some(code) => is_passing(code),
+        }
     }
 
     /// Returns whether the credentials do not allow the action.
@@ -53,7 +76,22 @@ fn is_denial(code: &str) -> bool {
     )
 }
 
-fn remedy(action: &str, code: Option<&str>, credentials: Option<&CredentialsError>) -> String {
+fn is_passing(code: &str) -> bool {
+    matches!(
+        code,
+        "TooManyRequestsException"
+            | "LimitExceededException"
+            | "LimitExceeded"
+            | "ThrottlingException"
+            | "Throttling"
+            | "InternalErrorException"
+            | "InternalFailure"
+            | "ServiceFailure"
+            | "ServiceUnavailable"
+    )
+}
+
+fn remedy(action: &str, code: Option<&str>, credentials: Option<&CredentialsError>, status: Option<u16>) -> String {
     if let Some(error) = credentials {
         let remedy = match super::is_hopeless(error) {
             true => "give --profile, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -86,8 +124,14 @@ fn remedy(action: &str, code: Option<&str>, credentials: Option<&CredentialsErro
             | "SignatureDoesNotMatch"
             | "IncompleteSignature",
         ) => "check the credentials, and the clock of this machine",
-        Some(_) => "see the documentation of this error",
-        None => "no answer: check the network, the region and --endpoint-url",
+        Some(_) => "read what the service says, and correct it",
+        None => match status {
+            None => "no answer: check the network, the region and --endpoint-url",
+            Some(500..) => "the service fails, or a proxy before it: wait a minute and run again",
+            Some(_) => {
+                "the answer is not from the service: check --endpoint-url, and whether a proxy stands in between"
+            }
+        },
     };
     remedy.to_owned()
 }

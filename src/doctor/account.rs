@@ -12,14 +12,14 @@ const CLOCK_OFF_WARNING_SECONDS: i64 = 60;
 
 pub(super) async fn check(options: &DoctorOptions) -> Vec<Check> {
     let is_local = matches!(options.lake, None | Some(Location::Folder(_)));
-    if is_local && options.pools.is_empty() && options.stream.is_none() && options.lease_table.is_none() {
+    if is_local && options.pools.is_empty() && options.streams.is_empty() && options.lease_tables.is_empty() {
         return Vec::new();
     }
     let mut checks = Vec::new();
     let pool_region = options.pools.first().map(|pool| pool.region().to_owned());
     match options.aws.load().await.region() {
         Some(region) => checks.push(Check::ok("region", region.as_ref())),
-        None if pool_region.is_some() && options.stream.is_none() && is_local => {}
+        None if pool_region.is_some() && options.streams.is_empty() && is_local => {}
         None => checks.push(Check::fault("region", "no AWS region found", "give --region or set AWS_REGION")),
     }
     let mut aws = options.aws.clone();

@@ -1,11 +1,14 @@
 //! The bucket of the lake: what may lose its objects, show them or keep them for ever.
 
 use super::Check;
-use super::lake::{Seen, spoken_error};
+use super::lake::{Opened, spoken_error};
 use crate::lake::bucket_settings::{LifecycleRule, Setting};
 
-pub(super) async fn check(seen: &Seen) -> Vec<Check> {
-    let Some(store) = seen.store() else { return Vec::new() };
+/// The check whether there is a bucket at all.
+pub(super) const BUCKET: &str = "bucket";
+
+pub(super) async fn check(store: &Opened) -> Vec<Check> {
+    let Some(Ok(store)) = store else { return Vec::new() };
     let (settings, region) = match store.bucket_settings().await {
         None => return Vec::new(),
         Some(Err(error)) => return vec![Check::warning("bucket region", spoken_error(&error), "run again")],
@@ -15,6 +18,17 @@ pub(super) async fn check(seen: &Seen) -> Vec<Check> {
     let (bucket, prefix) = url.strip_prefix("s3://").unwrap_or_default().split_once('/').unwrap_or((&url, ""));
     let bucket = bucket.trim_start_matches("s3://");
     let prefix = format!("{}/", prefix.trim_end_matches('/')).trim_start_matches('/').to_owned();
+    if settings.region == Setting::NoBucket {
+        let remedy = "check its name and the region, or make it: aws s3api create-bucket";
+        return vec![Check::fault(BUCKET, format!("there is no bucket {bucket}"), remedy)];
+    }
+    if let Setting::Failed(reason) = &settings.region {
+        return vec![Check::fault(
+            BUCKET,
+            format!("bucket {bucket} cannot be looked at: {reason}"),
+            "correct that, and run again",
+        )];
+    }
     let mut checks = Vec::new();
     checks.extend(judge("bucket region", &settings.region, |found| match found {
         Some(found) if *found != region => Check::fault(
@@ -98,7 +112,7 @@ fn lifecycle(setting: &Setting<Vec<LifecycleRule>>, rules: &[LifecycleRule], pre
 fn judge<T>(check: &'static str, setting: &Setting<T>, judged: impl FnOnce(Option<&T>) -> Check) -> Vec<Check> {
     vec![match setting {
         Setting::Is(value) => judged(Some(value)),
-        Setting::Absent => judged(None),
+        Setting::Absent | Setting::NoBucket => judged(None),
         Setting::Denied(action) => {
             Check::warning(check, "cannot be checked", format!("allow {action} for these credentials"))
         }

@@ -17,14 +17,14 @@ const COMMITS_MAX: usize = 1_000;
 /// The lake as it was seen, for the checks that compare it with something.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    store: Option<Result<Store, LakeError>>,
+    store: Opened,
     report: Option<Result<StatusReport, LakeError>>,
 }
 
 impl Seen {
-    /// Returns the store of the lake, if there is one.
-    pub(super) fn store(&self) -> Option<&Store> {
-        self.store.as_ref()?.as_ref().ok()
+    /// Returns whether a lake was named.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.store.is_some()
     }
 
     /// Returns the status of the lake, if it can be read.
@@ -38,22 +38,29 @@ impl Seen {
     }
 }
 
-/// Looks at the lake. Without credentials, only a folder.
-pub(super) async fn look(options: &DoctorOptions, has_credentials: bool) -> Seen {
-    let Some(location) = &options.lake else { return Seen::default() };
-    if matches!(location, Location::S3 { .. }) && !has_credentials {
-        return Seen::default();
+/// The store of the lake, if one is named.
+pub(super) type Opened = Option<Result<Store, LakeError>>;
+
+/// Opens the lake. Without credentials, only a folder.
+pub(super) async fn open(options: &DoctorOptions, has_credentials: bool) -> Opened {
+    match &options.lake {
+        Some(Location::S3 { .. }) if !has_credentials => None,
+        Some(location) => Some(Store::open(location, &options.aws).await),
+        None => None,
     }
-    let store = Store::open(location, &options.aws).await;
+}
+
+/// Looks at the lake, unless its bucket is missing.
+pub(super) async fn look(store: Opened, options: &DoctorOptions, has_bucket: bool) -> Seen {
     let report = match &store {
-        Ok(store) => {
+        Some(Ok(store)) if has_bucket => {
             let options =
                 StatusOptions { lake: store.to_string(), commits_max: COMMITS_MAX, verbose: false, now: options.now };
             Some(status::run(store, &options).await)
         }
-        Err(_) => None,
+        _ => None,
     };
-    Seen { store: Some(store), report }
+    Seen { store, report }
 }
 
 pub(super) async fn check(seen: &Seen) -> Vec<Check> {
@@ -86,7 +93,7 @@ pub(super) async fn check(seen: &Seen) -> Vec<Check> {
 }
 
 fn none(place: &str) -> Check {
-    Check::warning(LAKE, format!("{place} has no lake yet"), "the first ingest makes it")
+    Check::fault(LAKE, format!("{place} has no lake"), "check the name; the first ingest makes a lake")
 }
 
 fn failed(check: &'static str, error: &LakeError) -> Check {
@@ -100,12 +107,16 @@ pub(super) fn spoken_error(error: &LakeError) -> String {
 
 /// Lists, writes, reads and deletes an object of its own below the lake.
 async fn permissions(store: &Store) -> Check {
-    match probe(store, &format!("_doctor-{:016x}", rand::random::<u64>())).await {
+    let path = format!("_doctor-{:016x}", rand::random::<u64>());
+    match probe(store, &path).await {
         Ok(()) => Check::ok(PERMISSIONS, "an object was listed, written, read and deleted"),
         Err((action, error)) => Check::warning(
             PERMISSIONS,
-            format!("cannot {action} an object below {store}: {}", spoken_error(&error)),
-            "`synclake iam-policy --role ingest` prints what a worker needs; a query only lists and reads",
+            format!("cannot {action} the object {store}/{path}: {}", spoken_error(&error)),
+            match store.folder() {
+                Some(_) => "ingest, extract and care write below the lake; a query only lists and reads",
+                None => "`synclake iam-policy --role ingest` prints what a worker needs; a query only lists and reads",
+            },
         ),
     }
 }

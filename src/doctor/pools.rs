@@ -36,6 +36,11 @@ pub(super) async fn check(options: &DoctorOptions, seen: &Seen) -> Vec<Check> {
 fn streams(report: &PoolReport, options: &DoctorOptions) -> Vec<Check> {
     let pool = &report.pool;
     let mut checks: Vec<Check> = Vec::new();
+    if let Some(region) = options.aws.region.as_deref().filter(|region| *region != pool.region()) {
+        let text = format!("pool {pool} is in {}, and the region is set to {region}", pool.region());
+        let remedy = "leave the region out, or correct the pool: its stream is in its own region";
+        checks.push(Check::fault(POOL, text, remedy));
+    }
     for finding in &report.findings {
         let text = format!("pool {pool}: {}", finding.text);
         checks.push(match finding.is_fault {
@@ -43,14 +48,12 @@ fn streams(report: &PoolReport, options: &DoctorOptions) -> Vec<Check> {
             false => Check::warning(POOL, text, &finding.remedy),
         });
     }
-    if let (Some(configured), Some(read)) = (&report.configured, &options.stream)
-        && configured.stream != *read
+    if let (Some(configured), Some(first)) = (&report.configured, options.streams.first())
+        && !options.streams.contains(&configured.stream)
     {
-        let text = format!("pool {pool} streams into {}, and the source is {read}", configured.stream);
-        let remedy = format!(
-            "read kinesis:{}, or run `synclake stream enable --pool {pool} --stream {read}`",
-            configured.stream
-        );
+        let (read, stream) = (options.streams.join(", "), &configured.stream);
+        let text = format!("pool {pool} streams into {stream}, and the source is {read}");
+        let remedy = format!("read kinesis:{stream}, or run `synclake stream enable --pool {pool} --stream {first}`");
         checks.push(Check::fault(POOL, text, remedy));
     }
     if checks.is_empty() {
@@ -63,20 +66,28 @@ fn streams(report: &PoolReport, options: &DoctorOptions) -> Vec<Check> {
 /// Compares the last change that the service knows with the newest change in the lake. Silence alone is no fault: a pool
 /// may rest.
 fn silence(pool: &PoolId, report: &PoolReport, usage: &PoolUsage, seen: &Seen, now: DateTime<Utc>) -> Option<Check> {
-    let lake = seen.report()?;
+    if !seen.is_wanted() {
+        return None;
+    }
+    let Some(lake) = seen.report() else {
+        return Some(Check::warning(
+            SILENCE,
+            format!("pool {pool}: the lake cannot be compared"),
+            "make the lake readable",
+        ));
+    };
     let folder = pool.as_str().replace(':', "_");
-    let newest =
-        lake.pools.iter().find(|found| found.pool.as_deref() == Some(&folder)).and_then(|found| found.newest_change);
+    let newest = lake.pools.iter().find(|found| found.pool.as_deref() == Some(&folder));
+    let newest = newest.and_then(|found| found.newest_change);
     let sessions = usage.sync_sessions.map_or(String::new(), |n| format!(", {n} sync sessions so far"));
-    let changed = usage.last_modified?;
+    let Some(changed) = usage.last_modified else {
+        return Some(Check::ok(SILENCE, format!("the service states no change of pool {pool}{sessions}")));
+    };
     let stream = report.configured.as_ref().map(|configured| configured.stream.as_str()).unwrap_or_default();
     let read_to = seen.read_to(stream);
     let told = |at: DateTime<Utc>| format!("{} ({} ago)", at.format("%Y-%m-%d %H:%M UTC"), spoken(now - at));
     let text = format!("pool {pool} changed last at {}{sessions}", told(changed));
-    let is_missing = match newest {
-        Some(newest) => changed - newest > ARRIVAL_MAX,
-        None => usage.sync_sessions != Some(0),
-    };
+    let is_missing = newest.is_none_or(|newest| changed - newest > ARRIVAL_MAX);
     let newest = newest.map_or("the lake has no change of it".to_owned(), |newest| {
         format!("the newest change in the lake is of {}", told(newest))
     });

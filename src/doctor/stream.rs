@@ -16,9 +16,10 @@ pub(super) async fn check(options: &DoctorOptions, name: &str, seen: &Seen) -> V
     let stream = match streaming::stream(&client, name).await {
         Ok(Some(stream)) => stream,
         Ok(None) => {
+            let region = config.region().map_or("no region", |region| region.as_ref());
             let remedy =
                 "check the name and the region; `synclake stream repair --pool POOL` creates a deleted stream again";
-            return vec![Check::fault(STREAM, format!("stream {name} does not exist"), remedy)];
+            return vec![Check::fault(STREAM, format!("stream {name} does not exist in {region}"), remedy)];
         }
         Err(error) => return vec![Check::of_error(STREAM, &error)],
     };
@@ -72,6 +73,11 @@ fn retention(stream: &StreamReport, options: &DoctorOptions, seen: &Seen) -> Che
             format!("aws kinesis increase-stream-retention-period --stream-name {name} --retention-period-hours 168"),
         ),
         Some(behind) => Check::ok(RETENTION, format!("{keeps}; the lake was read up to {} ago", spoken(behind))),
+        None if seen.report().is_some() => Check::warning(
+            RETENTION,
+            format!("{keeps}, and the lake has no open shard of it"),
+            format!("start a worker: synclake ingest --source kinesis:{name}"),
+        ),
         None => Check::ok(RETENTION, keeps),
     }
 }

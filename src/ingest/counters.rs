@@ -19,6 +19,8 @@ pub struct Counters {
     last_arrival_ms: AtomicU64,
     last_turn_ms: AtomicU64,
     ready: AtomicBool,
+    /// Whether the last run failed, and the next one has not begun.
+    failed: AtomicBool,
     records: AtomicU64,
     record_bytes: AtomicU64,
     rows: AtomicU64,
@@ -171,6 +173,7 @@ impl Default for Counters {
             last_arrival_ms: AtomicU64::new(0),
             last_turn_ms: AtomicU64::new(0),
             ready: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             records: AtomicU64::new(0),
             record_bytes: AtomicU64::new(0),
             rows: AtomicU64::new(0),
@@ -347,6 +350,25 @@ impl Counters {
     /// Returns whether the lake is open and reading has started.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Relaxed)
+    }
+
+    /// Notes that a run failed, or that the next one begins. What a failed run had read and not committed is read again.
+    pub fn set_failed(&self, has_failed: bool) {
+        self.alive();
+        self.failed.store(has_failed, Relaxed);
+        if has_failed {
+            self.dropped(self.uncommitted());
+            self.buffered_bytes.store(0, Relaxed);
+            self.leases.store(0, Relaxed);
+            if let Ok(mut shards) = self.shards.lock() {
+                shards.clear();
+            }
+        }
+    }
+
+    /// Returns whether a run is at work, as far as is known.
+    pub fn is_running(&self) -> bool {
+        !self.failed.load(Relaxed)
     }
 
     /// Returns the time since the loop's last turn. While the loop waits for an upload, it does not turn.

@@ -1,7 +1,7 @@
 //! Signed requests about a bucket, for which object_store has no verb.
 
 use bytes::Bytes;
-use hyper::{HeaderMap, StatusCode};
+use hyper::StatusCode;
 use object_store::aws::{AwsAuthorizer, AwsCredentialProvider};
 use object_store::client::{HttpClient, HttpRequestBody};
 use url::Url;
@@ -18,7 +18,7 @@ pub(super) struct BucketRequests {
 
 impl BucketRequests {
     /// Returns the answer to a GET of the bucket with a query, whatever its status.
-    pub(super) async fn get(&self, query: &[(&str, &str)]) -> object_store::Result<(StatusCode, HeaderMap, Bytes)> {
+    pub(super) async fn get(&self, query: &[(&str, &str)]) -> object_store::Result<(StatusCode, Bytes)> {
         let mut url = self.url.clone();
         url.query_pairs_mut().extend_pairs(query);
         let credential = self.credentials.get_credential().await?;
@@ -26,8 +26,8 @@ impl BucketRequests {
         let mut request = request.map_err(failed)?;
         AwsAuthorizer::new(&credential, "s3", &self.region).authorize(&mut request, None);
         let response = self.http.execute(request).await.map_err(failed)?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        Ok((status, headers, response.into_body().bytes().await.map_err(failed)?))
+        let status = response.status();
+        Ok((status, response.into_body().bytes().await.map_err(failed)?))
     }
 }
 

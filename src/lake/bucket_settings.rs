@@ -7,7 +7,10 @@ use serde::de::DeserializeOwned;
 
 use super::bucket_requests::{BucketRequests, failed};
 use super::request_runtime::on_request_runtime;
-use super::{LakeError, Store};
+use super::s3::{Fault, Kind};
+use super::{LakeError, Store, fault};
+use crate::aws::innermost;
+use crate::causes::causes;
 
 /// A setting, as far as the credentials may look.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub(crate) enum Setting<T> {
     Is(T),
     /// Nothing is set.
     Absent,
+    /// There is no such bucket.
+    NoBucket,
     /// The credentials do not allow this action.
     Denied(&'static str),
     /// Any other answer, or none.
@@ -65,15 +70,37 @@ impl Store {
         let settings = on_request_runtime(async move {
             Ok(BucketSettings {
                 region: region_of(&bucket).await,
-                is_private: read(&bucket, "publicAccessBlock", "s3:GetBucketPublicAccessBlock", PublicAccess::blocked)
-                    .await,
-                encryption: read(&bucket, "encryption", "s3:GetEncryptionConfiguration", Encryption::default_rule)
-                    .await,
-                has_versions: read(&bucket, "versioning", "s3:GetBucketVersioning", |versioning: Versioning| {
-                    Some(versioning.status.as_deref() == Some("Enabled"))
-                })
+                is_private: read(
+                    &bucket,
+                    "publicAccessBlock",
+                    ("s3:GetBucketPublicAccessBlock", "PublicAccessBlockConfiguration"),
+                    PublicAccess::blocked,
+                )
                 .await,
-                lifecycle: read(&bucket, "lifecycle", "s3:GetLifecycleConfiguration", Lifecycle::rules).await,
+                encryption: read(
+                    &bucket,
+                    "encryption",
+                    ("s3:GetEncryptionConfiguration", "ServerSideEncryptionConfiguration"),
+                    Encryption::default_rule,
+                )
+                .await,
+                has_versions: read(
+                    &bucket,
+                    "versioning",
+                    ("s3:GetBucketVersioning", "VersioningConfiguration"),
+                    |versioning: Versioning| {
+                        // Where versioning is suspended, the versions from before stay.
+                        Some(versioning.status.is_some())
+                    },
+                )
+                .await,
+                lifecycle: read(
+                    &bucket,
+                    "lifecycle",
+                    ("s3:GetLifecycleConfiguration", "LifecycleConfiguration"),
+                    Lifecycle::rules,
+                )
+                .await,
             })
         });
         let settings = settings.await.map(|settings| (settings, region));
@@ -82,17 +109,14 @@ impl Store {
 }
 
 async fn region_of(bucket: &BucketRequests) -> Setting<String> {
+    let action = "s3:GetBucketLocation";
     match bucket.get(&[("location", "")]).await {
-        Err(error) => Setting::Failed(error.to_string()),
-        // Another region than that of the request answers so, and names the right one.
-        Ok((status, headers, _)) if status.is_redirection() || status == StatusCode::BAD_REQUEST => {
-            let region = headers.get("x-amz-bucket-region").and_then(|region| region.to_str().ok());
-            region.map_or_else(
-                || Setting::Failed(format!("S3 answered {status}")),
-                |region| Setting::Is(region.to_owned()),
-            )
-        }
-        Ok((status, _, body)) => parse(status, &body, "s3:GetBucketLocation", |location: Location| {
+        Err(error) => match fault_of(&error) {
+            // The answer names the right one.
+            Some(Kind::Elsewhere(Some(region))) => Setting::Is(region.clone()),
+            _ => failure(&error, action),
+        },
+        Ok((status, body)) => parse(status, &body, action, "LocationConstraint", |location: Location| {
             let region = location.region.filter(|region| !region.is_empty());
             Some(region.unwrap_or_else(|| "us-east-1".to_owned()))
         }),
@@ -102,25 +126,42 @@ async fn region_of(bucket: &BucketRequests) -> Setting<String> {
 async fn read<A: DeserializeOwned, T>(
     bucket: &BucketRequests,
     query: &str,
-    action: &'static str,
+    (action, root): (&'static str, &str),
     meaning: impl Fn(A) -> Option<T>,
 ) -> Setting<T> {
     match bucket.get(&[(query, "")]).await {
-        Err(error) => Setting::Failed(error.to_string()),
-        Ok((status, _, body)) => parse(status, &body, action, meaning),
+        Err(error) => failure(&error, action),
+        Ok((status, body)) => parse(status, &body, action, root, meaning),
     }
 }
 
+fn fault_of(error: &object_store::Error) -> Option<&Kind> {
+    causes(error).find_map(|cause| cause.downcast_ref::<Fault>()).map(|fault| &fault.kind)
+}
+
+/// Returns the setting for an error of the client.
+fn failure<T>(error: &object_store::Error, action: &'static str) -> Setting<T> {
+    match fault_of(error) {
+        Some(Kind::Denied(_)) => Setting::Denied(action),
+        Some(Kind::NoBucket) => Setting::NoBucket,
+        _ => Setting::Failed(fault::sentence(error).unwrap_or_else(|| innermost(error))),
+    }
+}
+
+/// Reads an answer. One without the expected element is of somebody else.
 fn parse<A: DeserializeOwned, T>(
     status: StatusCode,
     body: &[u8],
     action: &'static str,
+    root: &str,
     meaning: impl Fn(A) -> Option<T>,
 ) -> Setting<T> {
+    let is_of_s3 = String::from_utf8_lossy(body).contains(&format!("<{root}"));
     match status {
         StatusCode::NOT_FOUND => Setting::Absent,
         StatusCode::FORBIDDEN => Setting::Denied(action),
         status if !status.is_success() => Setting::Failed(format!("S3 answered {status}")),
+        _ if !is_of_s3 => Setting::Failed("the answer is not from S3: check --endpoint-url".to_owned()),
         _ => match quick_xml::de::from_reader(body) {
             Ok(answer) => meaning(answer).map_or(Setting::Absent, Setting::Is),
             Err(error) => Setting::Failed(failed(error).to_string()),
@@ -284,7 +325,15 @@ mod tests {
 
     #[test]
     fn settings_are_read() {
-        let get = |body: &str| parse(StatusCode::OK, body.as_bytes(), "s3:GetLifecycleConfiguration", Lifecycle::rules);
+        let get = |body: &str| {
+            parse(
+                StatusCode::OK,
+                body.as_bytes(),
+                "s3:GetLifecycleConfiguration",
+                "LifecycleConfiguration",
+                Lifecycle::rules,
+            )
+        };
         let rules = get("<LifecycleConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
              <Rule><ID>uploads</ID><Filter/><Status>Enabled</Status>\
              <AbortIncompleteMultipartUpload><DaysAfterInitiation>7</DaysAfterInitiation></AbortIncompleteMultipartUpload></Rule>\
@@ -305,14 +354,29 @@ mod tests {
         assert!(rules[1].expires && rules[1].covers("lake/deep/") && rules[1].covers("") && !rules[1].covers("other/"));
         assert!(rules[2].moves_to.is_none() && !rules[3].expires);
         let region = |body: &str| {
-            parse(StatusCode::OK, body.as_bytes(), "s3:GetBucketLocation", |location: Location| Some(location.region))
+            parse(
+                StatusCode::OK,
+                body.as_bytes(),
+                "s3:GetBucketLocation",
+                "LocationConstraint",
+                |location: Location| Some(location.region),
+            )
         };
         let constraint =
             "<LocationConstraint xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">eu-west-1</LocationConstraint>";
         assert_eq!(region(constraint), Setting::Is(Some("eu-west-1".to_owned())));
         assert_eq!(region("<LocationConstraint/>"), Setting::Is(None));
-        let denied: Setting<bool> =
-            parse(StatusCode::FORBIDDEN, b"", "s3:GetBucketPublicAccessBlock", PublicAccess::blocked);
+        assert!(
+            matches!(region("<html><body>Welcome</body></html>"), Setting::Failed(_)),
+            "an answer of somebody else"
+        );
+        let denied: Setting<bool> = parse(
+            StatusCode::FORBIDDEN,
+            b"",
+            "s3:GetBucketPublicAccessBlock",
+            "PublicAccessBlockConfiguration",
+            PublicAccess::blocked,
+        );
         assert_eq!(denied, Setting::Denied("s3:GetBucketPublicAccessBlock"));
     }
 }

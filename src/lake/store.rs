@@ -227,7 +227,7 @@ impl Store {
     }
 
     /// Returns the local folder; `None` on S3.
-    pub(super) fn folder(&self) -> Option<&FsPath> {
+    pub(crate) fn folder(&self) -> Option<&FsPath> {
         self.folder.as_deref()
     }
 

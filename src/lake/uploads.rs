@@ -63,7 +63,7 @@ impl Uploads {
         if !key.is_empty() {
             query.extend([("key-marker", key), ("upload-id-marker", id)]);
         }
-        let (status, _, body) = self.bucket.get(&query).await?;
+        let (status, body) = self.bucket.get(&query).await?;
         if !status.is_success() {
             let status = std::io::Error::other(format!("S3 answered {status}"));
             return Err(failed(HttpError::new(HttpErrorKind::Unknown, status)));

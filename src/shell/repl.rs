@@ -213,7 +213,7 @@ pub fn repl(opening: &Opening, name: &str, settings: Settings) -> Result<(), Que
         let _ = editor.load_history(path);
     }
     let mut session = Session::open(opening, interrupts, settings)?;
-    eprintln!("synclake-query on {name}. \\? for help, \\d for tables, \\q to leave.");
+    terminal::write_line(&format!("synclake-query on {name}. \\? for help, \\d for tables, \\q to leave."));
     read_statements(&mut editor, &mut session)?;
     if let Some(path) = &history {
         let _ = editor.save_history(path);

@@ -86,6 +86,11 @@ impl Kinesis {
         })
     }
 
+    /// Returns a client for whatever stream has this name now, with the same counts of retried calls.
+    pub fn anew(&self) -> Self {
+        Self { incarnation: Arc::default(), ..self.clone() }
+    }
+
     /// Returns the counts of retried calls.
     pub fn retries(&self) -> Retries {
         self.retries.clone()

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::inspect::{self, role_name};
+use super::inspect::{self, StreamReport, role_name};
 use super::{PoolReport, Streaming, policy};
 use crate::aws::call::CallError;
 use crate::backoff::Backoff;
@@ -70,6 +70,8 @@ pub enum Change {
         role: String,
         /// Stream.
         stream: String,
+        /// KMS key of the stream; null if the role needs none.
+        key: Option<String>,
     },
     /// Another stream of the pool.
     SetStream {
@@ -91,8 +93,13 @@ impl std::fmt::Display for Change {
             Self::SetTrust { role, before, trust } => {
                 write!(f, "change the trust policy of role {role} from {before} to {trust}")
             }
-            Self::Permit { role, stream } => {
-                write!(f, "allow {} on stream {stream} for role {role}", policy::WRITES.join(" and "))
+            Self::Permit { role, stream, key } => {
+                write!(f, "allow {} on stream {stream}", policy::WRITES.join(" and "))?;
+                key.iter().try_for_each(|key| write!(f, " and kms:GenerateDataKey on {key}"))?;
+                write!(f, " for role {role}")
+            }
+            Self::SetStream { before: Some(before), after } if before == after => {
+                write!(f, "set the pool's stream {} again, so that the service checks it", after.stream)
             }
             Self::SetStream { before, after } => {
                 let shown = |stream: &PoolStream| {
@@ -172,9 +179,13 @@ impl Streaming {
                 ));
             }
         }
-        let role = inspect::role(&self.iam, role_arn, stream.as_ref()).await?;
-        let (role_arn, permit) =
-            (role.arn.clone(), || Change::Permit { role: role.arn.clone(), stream: stream_name.to_owned() });
+        // What a role allows on a stream can be asked before there is one.
+        let expected = stream.clone().or_else(|| inspect::expected(stream_name, pool.region(), role_arn));
+        let role = inspect::role(&self.iam, role_arn, expected.as_ref()).await?;
+        let role_arn = role.arn.clone();
+        let key = expected.as_ref().and_then(StreamReport::own_key).filter(|key| key.starts_with("arn:"));
+        let permit =
+            || Change::Permit { role: role.arn.clone(), stream: stream_name.to_owned(), key: key.map(str::to_owned) };
         let denied = role.denied.as_deref().unwrap_or_default();
         let wrong = match (role.exists, role.is_trusted) {
             (Some(false), _) => Some("does not exist".to_owned()),
@@ -202,8 +213,7 @@ impl Streaming {
                     let trust = policy::with_trust(&role.trust);
                     changes.push(Change::SetTrust { role: role_arn.clone(), before: role.trust.clone(), trust });
                 }
-                // What a role allows on a stream that is to be created is unknown until then.
-                if !denied.is_empty() || (stream.is_none() && options.may_change_role) {
+                if !denied.is_empty() {
                     changes.push(permit());
                 }
             }
@@ -255,7 +265,7 @@ impl Streaming {
                     let set = request.policy_document(trust.to_string()).send().await;
                     set.map_err(|e| CallError::new("iam:UpdateAssumeRolePolicy", &format!("role {name}"), &e))?;
                 }
-                Change::Permit { role, stream } => self.permit(role, stream).await?,
+                Change::Permit { role, stream, .. } => self.permit(role, stream).await?,
                 Change::SetStream { after, .. } => self.set_stream(pool, after, changes.len() > 1).await?,
             }
         }
@@ -295,13 +305,12 @@ impl Streaming {
             }
             if since.elapsed() > READY_TIMEOUT {
                 let status = stream.map_or("does not exist".to_owned(), |stream| format!("is {}", stream.status));
-                return Err(CallError {
-                    action: "kinesis:CreateStream",
-                    target: format!("stream {name}"),
-                    code: None,
-                    reason: format!("it {status} after {} s", READY_TIMEOUT.as_secs()),
-                    remedy: "run the same command again".to_owned(),
-                });
+                return Err(CallError::odd(
+                    "kinesis:CreateStream",
+                    format!("stream {name}"),
+                    format!("it {status} after {} s", READY_TIMEOUT.as_secs()),
+                    "run the same command again",
+                ));
             }
             tokio::time::sleep(backoff.pause()).await;
         }
@@ -309,12 +318,13 @@ impl Streaming {
 
     async fn permit(&self, role: &str, stream: &str) -> Result<(), CallError> {
         let target = format!("role {}", role_name(role).unwrap_or_default());
-        let found = inspect::stream(&self.kinesis, stream).await?.ok_or_else(|| CallError {
-            action: "kinesis:DescribeStreamSummary",
-            target: format!("stream {stream}"),
-            code: None,
-            reason: "it does not exist any more".to_owned(),
-            remedy: "run the same command again".to_owned(),
+        let found = inspect::stream(&self.kinesis, stream).await?.ok_or_else(|| {
+            CallError::odd(
+                "kinesis:DescribeStreamSummary",
+                format!("stream {stream}"),
+                "it does not exist any more",
+                "run the same command again",
+            )
         })?;
         let permissions = policy::permissions(&found.arn, found.own_key().filter(|key| key.starts_with("arn:")));
         let request = self.iam.put_role_policy().role_name(role_name(role).unwrap_or_default());

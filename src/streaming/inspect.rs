@@ -74,6 +74,21 @@ pub(crate) async fn stream(client: &aws_sdk_kinesis::Client, name: &str) -> Resu
     }))
 }
 
+/// Returns a stream that does not exist yet, in the account of a role.
+pub(super) fn expected(name: &str, region: &str, role_arn: &str) -> Option<StreamReport> {
+    let mut parts = role_arn.split(':').skip(1);
+    let (partition, account) = (parts.next()?, parts.nth(2)?);
+    Some(StreamReport {
+        stream: name.to_owned(),
+        arn: format!("arn:{partition}:kinesis:{region}:{account}:stream/{name}"),
+        status: "MISSING".to_owned(),
+        mode: None,
+        retention_hours: 0,
+        open_shards: 0,
+        key: None,
+    })
+}
+
 /// Returns the name of a role from its ARN, which may have a path.
 pub(super) fn role_name(arn: &str) -> Option<&str> {
     arn.split_once(":role/").and_then(|(_, path)| path.rsplit('/').next()).filter(|name| !name.is_empty())
@@ -152,5 +167,7 @@ mod tests {
         assert_eq!(role_name("arn:aws:iam::123456789012:role/a/b/name"), Some("name"));
         assert_eq!(role_name("arn:aws:iam::123456789012:role/name"), Some("name"));
         assert_eq!(role_name("arn:aws:iam::123456789012:user/name"), None);
+        let stream = expected("s", "cn-north-1", "arn:aws-cn:iam::123456789012:role/name").unwrap();
+        assert_eq!(stream.arn, "arn:aws-cn:kinesis:cn-north-1:123456789012:stream/s");
     }
 }

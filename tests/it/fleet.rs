@@ -150,7 +150,7 @@ fn ingest(stream: &str, lake: &str, more: &[&str]) -> std::process::Command {
     command
 }
 
-async fn put(stream: &str, partition_key: &str, n: u32) -> (String, String) {
+pub(crate) async fn put(stream: &str, partition_key: &str, n: u32) -> (String, String) {
     let event = format!(
         r#"{{"identityPoolId":"us-east-1:0a","identityId":"us-east-1:{n:02x}","dataSetName":"d","operation":"replace","kinesisSyncRecords":[{{"key":"k","value":"v","op":"replace"}}],"lastModifiedDate":1,"syncCount":1}}"#
     );
@@ -291,7 +291,7 @@ async fn of_two_workers_with_one_name_one_stays() {
     assert_eq!(terminate(stays).status.code(), Some(0));
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < deadline, "{what} did not come about in a minute");
@@ -299,7 +299,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn terminate(child: Child) -> std::process::Output {
+pub(crate) fn terminate(child: Child) -> std::process::Output {
     let sent = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
     child.wait_with_output().unwrap()
@@ -449,7 +449,7 @@ async fn operators_see_what_goes_on() {
     ] {
         assert!(metric(&text, name).is_some(), "{name} is not in {text}");
     }
-    assert!(text.contains(r#"synclake_quarantined_total{reason="not_json"} 1"#), "{text}");
+    assert!(text.contains(r#"synclake_quarantined_total{stream="watched",reason="not_json"} 1"#), "{text}");
     assert_eq!(get(&address, "/healthz").unwrap().0, 200);
     assert_eq!(get(&address, "/nothing").unwrap().0, 404);
     let occupied = ingest("watched", lake, &["--metrics", &address]).output().unwrap();

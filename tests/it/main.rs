@@ -36,6 +36,7 @@ mod readme;
 mod redrive;
 mod retain;
 mod schemas;
+mod several;
 mod shell;
 mod state;
 mod status;

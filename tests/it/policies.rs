@@ -137,6 +137,10 @@ async fn each_policy_is_enough_and_each_of_its_actions_is_used() {
     refused(&output, 1, &["s3:GetObject"]);
     let output = synclake().args(["iam-policy", "--role", "ingest", "--lake", lake, "--source", "kinesis:s"]).output();
     refused(&output.unwrap(), 2, &["--account is missing"]);
+    for lake in ["s3://*/x", "s3://b/x*y", "s3://b/${aws:username}"] {
+        let output = synclake().args(["iam-policy", "--role", "query", "--lake", lake]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{lake}");
+    }
     refused(
         &synclake().args(["iam-policy", "--role", "query", "--lake", "lake"]).output().unwrap(),
         2,

@@ -100,7 +100,7 @@ async fn streaming_is_turned_on_and_off() {
         let output = aws(&args).output().unwrap();
         let error = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{args:?} {error}");
-        assert!(error.lines().last().unwrap().contains(part), "{part:?} is not in {error}");
+        assert!(error.contains(part), "{part:?} is not in {error}");
     }
 
     let enable_args =
@@ -218,7 +218,7 @@ fn errors_of_the_service_are_told_with_a_remedy() {
     refused(&output, 1, &["SetIdentityPoolConfiguration", "somebody else changes the pool"]);
     calm("SetIdentityPoolConfiguration");
     let output = aws(&["stream", "status", "--pool", &pool, "--region", "eu-west-1"]).output().unwrap();
-    refused(&output, 2, &["is in region us-east-1, and --region is eu-west-1"]);
+    refused(&output, 2, &["is in region us-east-1, and the region is set to eu-west-1"]);
     let output = aws(&["stream", "status", "--pool", "no-pool"]).output().unwrap();
     refused(&output, 2, &["is no id of an identity pool"]);
 }
@@ -289,7 +289,11 @@ async fn a_bulk_publish_is_followed_and_reconciled() {
     let never = make_pool(5).0;
     let output = aws(&["bulk-publish", "wait", "--pool", &never]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("has none; run `synclake bulk-publish start"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("has no bulk publish; run `synclake bulk-publish start"),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 /// A fleet's worker prints what it counted as embedded metrics; a health check asks a running one.

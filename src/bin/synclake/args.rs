@@ -13,8 +13,8 @@ mod upkeep;
 pub(crate) use extract::{DeliverArgs, ExtractArgs, FileFormat};
 pub(crate) use ingest::IngestArgs;
 pub(crate) use pools::{
-    BulkPublishCommand, BulkPublishStartArgs, BulkPublishStatusArgs, BulkPublishWaitArgs, ConsentArgs, StreamCommand,
-    StreamEnableArgs,
+    BulkPublishCommand, BulkPublishStartArgs, BulkPublishStatusArgs, BulkPublishWaitArgs, ConsentArgs, ROLE_NAME,
+    StreamCommand, StreamEnableArgs,
 };
 pub(crate) use simulate::SimulateArgs;
 pub(crate) use upkeep::{

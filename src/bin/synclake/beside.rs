@@ -68,7 +68,7 @@ pub(crate) struct Beside {
 
 impl Beside {
     /// Starts it.
-    pub(crate) fn start(place: Location, aws: AwsSettings, plan: &Plan, counters: Arc<Counters>) -> Result<Self> {
+    pub(crate) fn start(place: Location, aws: AwsSettings, plan: &Plan, all: Vec<Arc<Counters>>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("beside")
@@ -88,7 +88,7 @@ impl Beside {
         let mut last = None;
         if plan.care != Care::Off {
             let caring = |stop| Caring { place: place.clone(), aws: aws.clone(), care: plan.care, stop, opened: None };
-            work.push(runtime.spawn(caring(stop.clone()).while_it_runs(plan.care_every, counters)));
+            work.push(runtime.spawn(caring(stop.clone()).while_it_runs(plan.care_every, all)));
             last = Some(caring(CancellationToken::new()));
         }
         Ok(Self { runtime, work, stop, last })
@@ -156,11 +156,12 @@ impl Caring {
     /// Makes the rounds that are due while an ingest runs.
     ///
     /// The ledger is read when a round may be due: by the time, or by the version that this ingest reached.
-    async fn while_it_runs(mut self, every: Duration, counters: Arc<Counters>) {
+    async fn while_it_runs(mut self, every: Duration, all: Vec<Arc<Counters>>) {
+        let version = || all.iter().map(|counters| counters.numbers().version).max().unwrap_or_default();
         let look_every = LOOK_EVERY.min(every / 10);
-        let (mut looked, mut turn_version) = (Instant::now(), counters.numbers().version);
+        let (mut looked, mut turn_version) = (Instant::now(), version());
         while pauses(look_every.min(COUNT_EVERY), &self.stop).await {
-            let is_due = counters.numbers().version >= turn_version.saturating_add(VERSIONS);
+            let is_due = version() >= turn_version.saturating_add(VERSIONS);
             if is_due || looked.elapsed() >= look_every {
                 turn_version = self.look(Some(every)).await.unwrap_or(turn_version);
                 looked = Instant::now();

@@ -1,9 +1,11 @@
 //! `synclake bulk-publish`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
+use indicatif::ProgressBar;
+use synclake::aws::call::CallError;
 use synclake::cognito::{BulkPublish, CognitoSync, PoolId};
 use synclake::config::{File, Unusable};
 use synclake::lake::Store;
@@ -12,7 +14,7 @@ use synclake::terminal;
 
 use crate::args::{BulkPublishCommand, BulkPublishStartArgs, BulkPublishStatusArgs, BulkPublishWaitArgs, ReportFormat};
 use crate::output::{print_line, print_report, report_format};
-use crate::settings::{location, pool_settings};
+use crate::settings::{location, of_each, pool_settings};
 
 /// The report on a bulk publish.
 #[derive(Debug, serde::Serialize)]
@@ -34,7 +36,7 @@ pub(crate) async fn run(command: BulkPublishCommand, file: &File) -> Result<()> 
 
 async fn start(args: BulkPublishStartArgs, file: &File) -> Result<()> {
     let format = report_format(args.pools.format);
-    for pool in &args.pools.pool {
+    of_each(&args.pools.pool, async |pool| {
         let cognito = CognitoSync::new(&pool_settings(&args.pools.aws, file, pool).await?).await;
         match cognito.configuration(pool).await?.streams {
             Some(stream) if stream.is_enabled => {}
@@ -44,70 +46,57 @@ async fn start(args: BulkPublishStartArgs, file: &File) -> Result<()> {
         }
         cognito.start_bulk_publish(pool).await?;
         let publish = cognito.bulk_publish(pool).await?;
-        print(&PublishReport { pool: pool.clone(), publish, received: None }, format)?;
-    }
-    Ok(())
+        print(&PublishReport { pool: pool.clone(), publish, received: None }, format)
+    })
+    .await
 }
 
 async fn status(args: BulkPublishStatusArgs, file: &File) -> Result<()> {
     let format = report_format(args.pools.format);
-    for pool in &args.pools.pool {
+    of_each(&args.pools.pool, async |pool| {
         let watched = Watched::new(&args.pools.aws, args.lake.clone(), file, pool).await?;
-        print(&watched.report().await?, format)?;
-    }
-    Ok(())
+        print(&watched.report().await?, format)
+    })
+    .await
 }
 
 async fn wait(args: BulkPublishWaitArgs, file: &File) -> Result<()> {
     let format = report_format(args.pools.format);
     let stop = terminal::stop_on_signals().context("listen to signals")?;
-    let since = Instant::now();
-    let mut failed = Vec::new();
-    for pool in &args.pools.pool {
+    let until = args.max_duration.map(|max| tokio::time::Instant::now() + max);
+    of_each(&args.pools.pool, async |pool| {
         let watched = Watched::new(&args.pools.aws, args.lake.clone(), file, pool).await?;
         let bar = terminal::progress(None, "{spinner} {msg} {elapsed}");
-        let ended_early = loop {
-            let (publish, read_to) = watched.progress().await?;
-            let lags = watched.lake.is_some() && publish.has_succeeded() && !publishing::is_complete(&publish, read_to);
-            if !publish.is_running() && !lags {
-                break None;
-            }
-            let state = match lags {
-                false => "the service publishes".to_owned(),
-                true => format!("the service is done, and the stream was read up to {}", shown(read_to)),
-            };
-            bar.set_message(state.clone());
-            let left = args.max_duration.map_or(Duration::MAX, |max| max.saturating_sub(since.elapsed()));
-            match (left.is_zero(), stop.is_cancelled()) {
-                (true, _) => break Some(format!("{state}; --max-duration is over")),
-                (_, true) => break Some(format!("{state}; stopped by a signal")),
-                _ => {}
-            }
-            tokio::select! {
-                () = tokio::time::sleep(args.every.min(left)) => {}
-                () = stop.cancelled() => {}
-            }
+        let mut state = "nothing is known yet".to_owned();
+        let ended_early = tokio::select! {
+            done = watched.follow(args.every, &bar, &mut state) => done.map(|()| None),
+            () = passed(until) => Ok(Some("--max-duration is over")),
+            () = stop.cancelled() => Ok(Some("stopped by a signal")),
         };
         bar.finish_and_clear();
+        if let Some(why) = ended_early? {
+            bail!("the bulk publish of pool {pool} is not done: {state}; {why}; run the same command again");
+        }
         let report = watched.report().await?;
         print(&report, format)?;
-        if let Some(why) = ended_early {
-            bail!("the bulk publish of pool {pool} is not done: {why}; run the same command again");
+        let message = report.publish.message.as_deref().unwrap_or("the service does not say why");
+        match report.publish.status.as_str() {
+            "SUCCEEDED" => Ok(()),
+            "NOT_STARTED" => bail!("pool {pool} has no bulk publish; run `synclake bulk-publish start --pool {pool}`"),
+            "FAILED" => bail!(
+                "the bulk publish of pool {pool} failed, and some datasets may be missing: {message}; run `synclake bulk-publish start --pool {pool}`"
+            ),
+            status => bail!("the bulk publish of pool {pool} is {status}: {message}"),
         }
-        if !report.publish.has_succeeded() {
-            let message = report.publish.message.as_deref().unwrap_or("the service does not say why");
-            failed.push(match report.publish.status.as_str() {
-                "NOT_STARTED" => format!("pool {pool} has none; run `synclake bulk-publish start --pool {pool}`"),
-                "FAILED" => format!(
-                    "that of pool {pool} failed, and some datasets may be missing: {message}; run `synclake bulk-publish start --pool {pool}`"
-                ),
-                status => format!("that of pool {pool} is {status}: {message}"),
-            });
-        }
-    }
-    match failed.is_empty() {
-        true => Ok(()),
-        false => bail!("no bulk publish succeeded: {}", failed.join("; ")),
+    })
+    .await
+}
+
+/// Waits until a time, or for ever.
+async fn passed(until: Option<tokio::time::Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -132,14 +121,41 @@ impl Watched {
         Ok(Self { pool: pool.clone(), cognito: CognitoSync::new(&settings).await, lake })
     }
 
-    /// Returns the state of the bulk publish, and up to when the stream was read. It reads no data file.
-    async fn progress(&self) -> Result<(BulkPublish, Option<DateTime<Utc>>)> {
-        let publish = self.cognito.bulk_publish(&self.pool).await?;
+    /// Waits until the bulk publish has ended, and the lake was read past its end. A call that fails for a while is
+    /// repeated. It reads no data file. `state` says how far it is.
+    async fn follow(&self, every: Duration, bar: &ProgressBar, state: &mut String) -> Result<()> {
+        loop {
+            match self.progress().await {
+                Ok(None) => return Ok(()),
+                Ok(Some(now)) => *state = now,
+                Err(error) if error.downcast_ref::<CallError>().is_some_and(CallError::may_pass) => {
+                    *state = format!("the service fails: {}", terminal::chain(error.as_ref()));
+                }
+                Err(error) => return Err(error),
+            }
+            bar.set_message(state.clone());
+            tokio::time::sleep(every).await;
+        }
+    }
+
+    /// Returns how far the bulk publish is; `None` if it is done.
+    async fn progress(&self) -> Result<Option<String>> {
+        // The lake is looked at from the beginning: a wrong one is told at once.
         let read_to = match &self.lake {
-            Some(lake) if publish.has_succeeded() => publishing::read_to(lake, &self.stream().await?).await?,
-            _ => None,
+            Some(lake) => publishing::read_to(lake, &self.stream().await?).await?,
+            None => None,
         };
-        Ok((publish, read_to))
+        let publish = self.cognito.bulk_publish(&self.pool).await?;
+        if publish.is_running() {
+            return Ok(Some("the service publishes".to_owned()));
+        }
+        let lags = self.lake.is_some() && publish.has_succeeded() && !publishing::is_complete(&publish, read_to);
+        Ok(lags.then(|| match read_to {
+            Some(_) => format!("the service is done, and the stream was read up to {}", shown(read_to)),
+            None => {
+                "the service is done, and the lake has no open shard of the stream: does a worker read it?".to_owned()
+            }
+        }))
     }
 
     async fn report(&self) -> Result<PublishReport> {
@@ -160,7 +176,7 @@ impl Watched {
 }
 
 fn shown(time: Option<DateTime<Utc>>) -> String {
-    time.map_or("an unknown time".to_owned(), |time| time.to_rfc3339())
+    time.map_or("-".to_owned(), |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
 }
 
 fn print(report: &PublishReport, format: ReportFormat) -> Result<()> {
@@ -175,7 +191,8 @@ fn print(report: &PublishReport, format: ReportFormat) -> Result<()> {
         shown(publish.completed_at)
     ))?;
     if let Some(message) = &publish.message {
-        print_line(&format!("  {message}"))?;
+        // The service's own words, without characters that could steer a terminal.
+        print_line(&format!("  {message:?}"))?;
     }
     let Some(got) = &report.received else { return Ok(()) };
     print_line(&format!(

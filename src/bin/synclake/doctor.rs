@@ -1,12 +1,12 @@
 //! `synclake doctor`, and `synclake health`.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use synclake::cognito::PoolId;
-use synclake::config::{File, Unusable, parse_lease_table};
+use synclake::config::{File, Sources, Unusable, lease_table_of, parse_lease_table, parse_metrics};
 use synclake::doctor::{self, DoctorOptions, Verdict};
 use synclake::terminal;
 
@@ -30,9 +30,9 @@ pub(crate) struct DoctorArgs {
     /// Lake: s3://bucket/prefix, or a folder.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,
-    /// Stream: kinesis:<stream>.
+    /// Stream: kinesis:<stream>; repeat the flag for several streams.
     #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
-    pub source: Option<String>,
+    pub source: Vec<String>,
     /// Lease table of a fleet: dynamodb:<table>.
     #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE")]
     pub lease_table: Option<String>,
@@ -49,16 +49,27 @@ pub(crate) struct DoctorArgs {
 /// Runs `synclake doctor`.
 pub(crate) async fn run(args: DoctorArgs, file: &File) -> Result<()> {
     let lake = args.lake.or_else(|| file.lake.clone()).map(|lake| location("lake", &lake)).transpose()?;
-    let source = args.source.or_else(|| file.source.clone());
-    let stream = source.as_deref().and_then(|source| source.strip_prefix("kinesis:")).map(str::to_owned);
-    let lease_table = args.lease_table.or_else(|| file.lease_table.clone());
-    let lease_table = lease_table.map(|table| parse_lease_table(&table)).transpose();
-    let lease_table = lease_table.map_err(|error| Unusable(format!("--lease-table {error}")))?;
-    if lake.is_none() && stream.is_none() && lease_table.is_none() && args.pool.is_empty() {
+    let sources = Sources::of(args.source, file);
+    let streams = Sources::streams(&sources);
+    if let Some(other) = sources.iter().find(|source| !source.starts_with("kinesis:") && !source.starts_with("file:")) {
+        return Err(Unusable(format!("--source {other:?} is neither kinesis:<stream> nor file:<path>")).into());
+    }
+    let table = args.lease_table.or_else(|| file.lease_table.clone());
+    let table = table.map(|table| parse_lease_table(&table)).transpose();
+    let table = table.map_err(|error| Unusable(format!("--lease-table {error}")))?;
+    let lease_tables = match (table, &streams[..]) {
+        (None, _) => Vec::new(),
+        (Some(table), []) => vec![table],
+        (Some(table), streams) => {
+            let of = |stream: &String| lease_table_of(&table, stream, streams.len());
+            streams.iter().map(of).collect::<Result<_, _>>()?
+        }
+    };
+    if lake.is_none() && streams.is_empty() && lease_tables.is_empty() && args.pool.is_empty() {
         return Err(Unusable("nothing to check; give --lake, --source, --lease-table or --pool".to_owned()).into());
     }
     let aws = aws_settings(args.aws, file).await?;
-    let options = DoctorOptions { aws, pools: args.pool, stream, lake, lease_table, now: chrono::Utc::now() };
+    let options = DoctorOptions { aws, pools: args.pool, streams, lake, lease_tables, now: chrono::Utc::now() };
     let bar = terminal::progress(None, "{spinner} checking {elapsed}");
     let report = doctor::run(&options).await;
     bar.finish_and_clear();
@@ -94,17 +105,23 @@ Examples:
 Asks /healthz of an ingest with --metrics ADDRESS: the health check of a container. Exits with 1 if
 it does not answer, or if its loop stands still.")]
 pub(crate) struct HealthArgs {
-    /// Address of the metrics.
-    #[arg(value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
-    pub address: SocketAddr,
+    /// Address of the metrics [default: that of the settings, else 127.0.0.1:9464].
+    #[arg(value_name = "ADDRESS", env = "SYNCLAKE_METRICS")]
+    pub address: Option<String>,
 }
 
 /// Time for the answer.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Runs `synclake health`.
-pub(crate) async fn health(args: HealthArgs) -> Result<()> {
-    let url = format!("http://{}/healthz", args.address);
+pub(crate) async fn health(args: HealthArgs, file: &File) -> Result<()> {
+    let metrics = args.address.or_else(|| file.metrics.clone()).map(|text| parse_metrics(&text)).transpose();
+    let address = metrics.map_err(Unusable)?.and_then(|metrics| metrics.address);
+    let mut address = address.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)));
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let url = format!("http://{address}/healthz");
     let client = reqwest::Client::builder().no_proxy().timeout(HEALTH_TIMEOUT).build().context("build the client")?;
     let asked = async {
         let answer = client.get(&url).send().await?;
@@ -116,8 +133,9 @@ pub(crate) async fn health(args: HealthArgs) -> Result<()> {
         let cause = anyhow::Error::from(error);
         anyhow!("no ingest answers at {url} ({}); is --metrics set?", cause.root_cause())
     })?;
-    match status.is_success() {
-        true => print_line(text.trim_end()),
-        false => bail!("{url} answered {status}: {}", text.trim_end()),
+    match (status.is_success(), text.trim_end()) {
+        (true, "ok") => print_line("ok"),
+        (true, _) => bail!("{url} answered {status}, and is no ingest; check the address"),
+        (false, text) => bail!("{url} answered {status}: {text}"),
     }
 }

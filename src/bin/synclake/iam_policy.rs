@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
-use synclake::config::{File, Unusable, parse_lease_table};
+use synclake::config::{File, Sources, Unusable, lease_table_of, parse_lease_table};
 use synclake::iam::{self, Prefix, Resources, Role};
 use synclake::lake::Location;
 
@@ -29,9 +29,9 @@ pub(crate) struct IamPolicyArgs {
     /// Where extracts and deliveries go (role extract): s3://bucket/prefix.
     #[arg(long, value_name = "URL")]
     pub out: Option<String>,
-    /// Stream (role ingest): kinesis:<stream>.
+    /// Stream (role ingest): kinesis:<stream>; repeat the flag for several streams.
     #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
-    pub source: Option<String>,
+    pub source: Vec<String>,
     /// Lease table of a fleet (role ingest): dynamodb:<table>.
     #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE")]
     pub lease_table: Option<String>,
@@ -64,11 +64,10 @@ fn key(text: &str) -> Result<String, String> {
 pub(crate) fn run(args: IamPolicyArgs, file: &File) -> Result<()> {
     let lake = prefix("lake", &required("lake", args.lake, &file.lake)?)?;
     let out = args.out.map(|out| prefix("out", &out)).transpose()?;
-    let (mut stream, mut lease_table) = (None, None);
+    let (mut streams, mut lease_tables) = (Vec::new(), Vec::new());
     let region = args.region.or_else(|| file.region.clone());
     let region = region.or_else(|| std::env::var("AWS_REGION").ok().filter(|region| !region.is_empty()));
     if args.role == Role::Ingest {
-        let source = args.source.or_else(|| file.source.clone());
         let missing = |what: &str| {
             Unusable(format!("--{what} is missing; the resources of a stream and a lease table have it in their names"))
         };
@@ -77,24 +76,33 @@ pub(crate) fn run(args: IamPolicyArgs, file: &File) -> Result<()> {
             let account = args.account.as_deref().ok_or_else(|| missing("account"))?;
             Ok(format!("arn:{}:{service}:{region}:{account}:{kind}/{name}", partition(Some(region))))
         };
-        if let Some(name) = source.as_deref().and_then(|source| source.strip_prefix("kinesis:")) {
-            stream = Some(of("kinesis", "stream", name)?);
-        }
-        if let Some(table) = args.lease_table.or_else(|| file.lease_table.clone()) {
-            let table = parse_lease_table(&table).map_err(|e| Unusable(format!("--lease-table {e}")))?;
-            lease_table = Some(of("dynamodb", "table", &table)?);
+        let names = Sources::streams(&Sources::of(args.source, file));
+        let table = args.lease_table.or_else(|| file.lease_table.clone());
+        let table = table.map(|table| parse_lease_table(&table)).transpose();
+        let table = table.map_err(|error| Unusable(format!("--lease-table {error}")))?;
+        for name in &names {
+            streams.push(of("kinesis", "stream", name)?);
+            if let Some(table) = &table {
+                lease_tables.push(of("dynamodb", "table", &lease_table_of(table, name, names.len())?)?);
+            }
         }
     }
-    let resources = Resources {
-        partition: partition(region.as_deref()).to_owned(),
-        lake,
-        out,
-        stream,
-        lease_table,
-        keys: args.kms_key,
-    };
+    let partition = partition(region.as_deref()).to_owned();
+    let resources = Resources { partition, lake, out, streams, lease_tables, keys: args.kms_key };
+    // A wildcard in a name would be a grant on everything that it matches.
+    let named = [&resources.streams, &resources.lease_tables].into_iter().flatten().chain(&resources.keys);
+    let prefixes = [Some(&resources.lake), resources.out.as_ref()].into_iter().flatten();
+    let prefixes = prefixes.flat_map(|prefix| [&prefix.bucket, &prefix.prefix]);
+    if let Some(odd) = named.chain(prefixes).find(|name| !name.chars().all(is_of_name)) {
+        return Err(Unusable(format!("{odd:?} has a character that no name has, or a wildcard; correct it")).into());
+    }
     let policy = serde_json::to_string_pretty(&iam::policy(args.role, &resources)).context("encode the policy")?;
     print_line(&policy)
+}
+
+/// Characters of ARNs, buckets and prefixes that mean nothing else in a policy.
+fn is_of_name(c: char) -> bool {
+    c.is_alphanumeric() || "_.-:/=+@!'()".contains(c)
 }
 
 fn partition(region: Option<&str>) -> &'static str {

@@ -27,6 +27,7 @@ mod settings;
 mod simulate;
 mod status;
 mod stream;
+mod streams;
 mod upkeep;
 mod vacuum;
 
@@ -93,7 +94,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::BulkPublish(command) => bulk_publish::run(command, &file).await,
         Command::Doctor(args) => doctor::run(args, &file).await,
         Command::IamPolicy(args) => iam_policy::run(args, &file),
-        Command::Health(args) => doctor::health(args).await,
+        Command::Health(args) => doctor::health(args, &file).await,
         Command::Ddl(args) => upkeep::ddl(&args, &file).await,
     }
 }

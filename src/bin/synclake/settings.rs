@@ -4,6 +4,7 @@ use synclake::aws::AwsSettings;
 use synclake::cognito::PoolId;
 use synclake::config::{self, File, Unusable};
 use synclake::lake::{Location, Store};
+use synclake::terminal;
 
 use crate::args::AwsArgs;
 
@@ -19,10 +20,28 @@ pub(crate) async fn pool_settings(args: &AwsArgs, file: &File, pool: &PoolId) ->
     let settings = aws_settings(args.clone(), file).await?;
     match settings.region.as_deref() {
         Some(region) if region != pool.region() => Err(Unusable(format!(
-            "pool {pool} is in region {}, and --region is {region}; leave out --region, or correct the pool",
+            "pool {pool} is in region {}, and the region is set to {region}; leave it out (--region, SYNCLAKE_REGION or the \
+             settings file), or correct the pool",
             pool.region()
         ))),
         _ => Ok(AwsSettings { region: Some(pool.region().to_owned()), ..settings }),
+    }
+}
+
+/// Does the same for each pool. One that fails does not keep the others from it; the error names all that failed.
+pub(crate) async fn of_each(pools: &[PoolId], work: impl AsyncFn(&PoolId) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    if let [pool] = pools {
+        return work(pool).await;
+    }
+    let mut failed = Vec::new();
+    for pool in pools {
+        if let Err(error) = work(pool).await {
+            failed.push(format!("pool {pool}: {}", terminal::chain(error.as_ref())));
+        }
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => anyhow::bail!("{} of {} pools failed: {}", failed.len(), pools.len(), failed.join("; ")),
     }
 }
 

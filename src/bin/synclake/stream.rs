@@ -1,18 +1,18 @@
 //! `synclake stream`.
 
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, IsTerminal, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use synclake::aws::AwsSettings;
 use synclake::aws::identity;
 use synclake::cognito::PoolId;
 use synclake::config::{File, Unusable};
 use synclake::streaming::{Change, EnableOptions, PlanError, PoolReport, State, Streaming};
-use synclake::terminal::print_message;
+use synclake::terminal::{print_message, write_line};
 
-use crate::args::{ConsentArgs, ReportFormat, StreamCommand, StreamEnableArgs};
+use crate::args::{ConsentArgs, ROLE_NAME, ReportFormat, StreamCommand, StreamEnableArgs};
 use crate::output::{print_line, print_report, report_format};
-use crate::settings::pool_settings;
+use crate::settings::{of_each, pool_settings};
 
 /// The report of a change.
 #[derive(Debug, serde::Serialize)]
@@ -25,65 +25,65 @@ struct ChangeReport {
 
 /// Runs `synclake stream`.
 pub(crate) async fn run(command: StreamCommand, file: &File) -> Result<()> {
-    match command {
-        StreamCommand::Status(args) => {
-            let format = report_format(args.pools.format);
-            for pool in &args.pools.pool {
-                let aws = pool_settings(&args.pools.aws, file, pool).await?;
-                let report = Streaming::new(&aws).await.status(pool).await?;
-                match format {
-                    ReportFormat::Json => print_report(&report)?,
-                    ReportFormat::Human => print_pool(&report)?,
-                }
-            }
-            Ok(())
-        }
-        StreamCommand::Enable(args) => {
-            let format = report_format(args.pools.format);
-            for pool in &args.pools.pool {
-                let aws = pool_settings(&args.pools.aws, file, pool).await?;
-                let streaming = Streaming::new(&aws).await;
-                let options = enable_options(&args, &aws, &streaming, pool).await?;
+    let pools = match &command {
+        StreamCommand::Status(args) => &args.pools,
+        StreamCommand::Enable(args) => &args.pools,
+        StreamCommand::Disable(args) => &args.pools,
+        StreamCommand::Repair(args) => &args.pools,
+    };
+    let format = report_format(pools.format);
+    of_each(&pools.pool, async |pool| {
+        let aws = pool_settings(&pools.aws, file, pool).await?;
+        let streaming = Streaming::new(&aws).await;
+        match &command {
+            StreamCommand::Status(_) => print(&streaming.status(pool).await?, format),
+            StreamCommand::Enable(args) => {
+                let options = enable_options(args, &aws, &streaming, pool).await?;
                 let changes = streaming.plan_enable(pool, &options).await.map_err(usage)?;
-                apply(&streaming, pool, changes, args.consent, format).await?;
+                works(&apply(&streaming, pool, changes, args.consent, format).await?)
             }
-            Ok(())
-        }
-        StreamCommand::Disable(args) => {
-            let format = report_format(args.pools.format);
-            for pool in &args.pools.pool {
-                let streaming = Streaming::new(&pool_settings(&args.pools.aws, file, pool).await?).await;
+            StreamCommand::Disable(args) => {
                 let changes = streaming.plan_disable(pool).await.map_err(usage)?;
-                apply(&streaming, pool, changes, args.consent, format).await?;
+                apply(&streaming, pool, changes, args.consent, format).await.map(drop)
             }
-            Ok(())
-        }
-        StreamCommand::Repair(args) => {
-            let format = report_format(args.pools.format);
-            let options = EnableOptions {
-                may_create_stream: true,
-                may_change_role: true,
-                retention_hours: args.retention.retention,
-                ..EnableOptions::default()
-            };
-            for pool in &args.pools.pool {
-                let streaming = Streaming::new(&pool_settings(&args.pools.aws, file, pool).await?).await;
+            StreamCommand::Repair(args) => {
                 if streaming.status(pool).await?.streaming == State::None {
                     let message = format!(
                         "pool {pool} has no stream to repair; run `synclake stream enable --pool {pool} --stream NAME`"
                     );
                     return Err(Unusable(message).into());
                 }
+                let options = EnableOptions {
+                    may_create_stream: true,
+                    may_change_role: true,
+                    retention_hours: args.retention.retention,
+                    ..EnableOptions::default()
+                };
                 let changes = streaming.plan_enable(pool, &options).await.map_err(usage)?;
-                let has_changed = apply(&streaming, pool, changes, args.consent, format).await?;
-                if has_changed {
+                let done = apply(&streaming, pool, changes, args.consent, format).await?;
+                if done.is_applied {
                     print_message(&format!(
                         "what changed while streaming was off is in no stream; run `synclake bulk-publish start --pool {pool}`"
                     ));
                 }
+                works(&done)
             }
-            Ok(())
         }
+    })
+    .await
+}
+
+/// Fails if a pool was changed, and its records still do not arrive.
+fn works(done: &ChangeReport) -> Result<()> {
+    let fault = done.after.findings.iter().find(|finding| finding.is_fault).filter(|_| done.is_applied);
+    match fault {
+        None => Ok(()),
+        Some(finding) => bail!(
+            "pool {} was changed, and its records still do not arrive: {}; {}",
+            done.after.pool,
+            finding.text,
+            finding.remedy
+        ),
     }
 }
 
@@ -94,12 +94,20 @@ async fn enable_options(
     pool: &PoolId,
 ) -> Result<EnableOptions> {
     let mut role_arn = args.role_arn.clone();
-    if role_arn.is_none()
-        && let Some(name) = &args.create_role
-    {
-        let has_role =
-            streaming.status(pool).await?.configured.is_some_and(|configured| !configured.role_arn.is_empty());
-        if !has_role {
+    if let Some(arn) = &role_arn {
+        if args.create_role.as_deref().is_some_and(|name| name != ROLE_NAME) {
+            let message = "--create-role NAME and --role-arn name two roles; give --create-role without a name to change that one";
+            return Err(Unusable(message.to_owned()).into());
+        }
+        let account = identity::caller(aws).await?.account;
+        if arn.split(':').nth(4) != Some(&account) {
+            let message =
+                format!("--role-arn {arn} is of another account than these credentials, {account}; give a role of it");
+            return Err(Unusable(message).into());
+        }
+    } else if let Some(name) = &args.create_role {
+        let configured = streaming.status(pool).await?.configured;
+        if configured.is_none_or(|configured| configured.role_arn.is_empty()) {
             role_arn = Some(identity::caller(aws).await?.role_arn(name));
         }
     }
@@ -121,24 +129,25 @@ fn usage(error: PlanError) -> anyhow::Error {
     }
 }
 
-/// Shows the changes, asks, makes them and reports the pool. Returns whether it has changed anything.
+/// Shows the changes, asks, makes them and reports the pool.
 async fn apply(
     streaming: &Streaming,
     pool: &PoolId,
     changes: Vec<Change>,
     consent: ConsentArgs,
     format: ReportFormat,
-) -> Result<bool> {
+) -> Result<ChangeReport> {
+    // Who is asked sees the changes, also with --quiet.
+    let show: fn(&str) = if consent.yes || consent.dry_run { print_message } else { write_line };
     let is_applied = match changes.is_empty() {
         true => {
             print_message(&format!("pool {pool}: nothing to change"));
             false
         }
         false => {
-            print_message(&format!("pool {pool}:"));
-            for change in &changes {
-                print_message(&format!("  - {change}"));
-            }
+            show(&format!("pool {pool}:"));
+            let would = if consent.dry_run { "would " } else { "" };
+            changes.iter().for_each(|change| show(&format!("  - {would}{change}")));
             !consent.dry_run && (consent.yes || ask(pool)?)
         }
     };
@@ -146,11 +155,19 @@ async fn apply(
         true => streaming.apply(pool, &changes).await?,
         false => streaming.status(pool).await?,
     };
+    let report = ChangeReport { changes, is_applied, after };
     match format {
-        ReportFormat::Json => print_report(&ChangeReport { changes, is_applied, after })?,
-        ReportFormat::Human => print_pool(&after)?,
+        ReportFormat::Json => print_report(&report)?,
+        ReportFormat::Human => print_pool(&report.after)?,
     }
-    Ok(is_applied)
+    Ok(report)
+}
+
+fn print(report: &PoolReport, format: ReportFormat) -> Result<()> {
+    match format {
+        ReportFormat::Json => print_report(report),
+        ReportFormat::Human => print_pool(report),
+    }
 }
 
 fn ask(pool: &PoolId) -> Result<bool> {
@@ -158,7 +175,8 @@ fn ask(pool: &PoolId) -> Result<bool> {
         let message = format!("pool {pool}: nobody can be asked; give --yes to make these changes, or --dry-run");
         return Err(Unusable(message).into());
     }
-    eprint!("Make these changes? [y/N] ");
+    // A question that cannot be written is answered by no.
+    let _ = write!(std::io::stderr(), "Make these changes? [y/N] ");
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).context("read the answer")?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
@@ -167,6 +185,7 @@ fn ask(pool: &PoolId) -> Result<bool> {
 /// Prints a pool for people.
 fn print_pool(report: &PoolReport) -> Result<()> {
     let state = match report.streaming {
+        State::Enabled if report.is_faulty() => "streaming is on, and records do not arrive",
         State::Enabled => "streaming is on",
         State::Disabled => "streaming is off",
         State::None => "no stream",

@@ -11,14 +11,17 @@ Examples:
   zcat *.gz | synclake ingest --source file:- --lake lake
   synclake ingest --source kinesis:cognito --lake s3://bucket/lake --until-idle 1m
   synclake ingest --source kinesis:cognito --lake s3://bucket/lake --lease-table dynamodb:synclake-cognito
+  synclake ingest --source kinesis:a --source kinesis:b --lake s3://bucket/lake --lease-table 'dynamodb:leases-{stream}'
 
 Files are identified by content: a file is not read twice, and a file that has grown is continued.
 Workers with the same --lease-table share the shards, and replace workers that die.
+Several streams share memory and care; one that fails is tried again while the others go on.
 On SIGTERM or SIGINT the program commits the records it has read, returns its leases, and exits with 0.")]
 pub(crate) struct IngestArgs {
-    /// kinesis:<stream>, file:<path> (NDJSON, .gz, .zst, or a folder of them), or file:- for standard input.
+    /// kinesis:<stream>, file:<path> (NDJSON, .gz, .zst, or a folder of them), or file:- for standard input. Repeat the
+    /// flag for several streams.
     #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
-    pub source: Option<String>,
+    pub source: Vec<String>,
     /// Lake: s3://bucket/prefix, or a folder. Created if missing.
     #[arg(long, env = "SYNCLAKE_LAKE", value_name = "LAKE")]
     pub lake: Option<String>,

@@ -26,6 +26,9 @@ pub(crate) enum StreamCommand {
     Repair(StreamRepairArgs),
 }
 
+/// Name of a created role.
+pub(crate) const ROLE_NAME: &str = "synclake-cognito-stream";
+
 /// The pools of a command, and its report.
 #[derive(Debug, Args)]
 pub(crate) struct PoolsArgs {
@@ -77,7 +80,7 @@ pub(crate) struct StreamEnableArgs {
     #[command(flatten)]
     pub pools: PoolsArgs,
     /// Kinesis stream, in the region of the pool [default: the one that the pool has].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = stream_name)]
     pub stream: Option<String>,
     /// Create the stream if it does not exist.
     #[arg(long)]
@@ -88,11 +91,11 @@ pub(crate) struct StreamEnableArgs {
     #[command(flatten)]
     pub retention: StreamRetentionArgs,
     /// Role by which Cognito Sync writes [default: the one that the pool has].
-    #[arg(long, value_name = "ARN")]
+    #[arg(long, value_name = "ARN", value_parser = role_arn)]
     pub role_arn: Option<String>,
     /// Create the role if it does not exist, or change its policies if they do not suffice. NAME is for a pool
     /// without a role [default: synclake-cognito-stream].
-    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "synclake-cognito-stream")]
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = ROLE_NAME, value_parser = role_name)]
     pub create_role: Option<String>,
     #[command(flatten)]
     pub consent: ConsentArgs,
@@ -209,10 +212,42 @@ pub(crate) struct BulkPublishWaitArgs {
 
 /// Parses the retention of a stream into hours.
 fn stream_retention(text: &str) -> Result<i32, String> {
-    let seconds = config::parse_duration(text)?.as_secs();
-    let hours = i32::try_from(seconds / 3_600).unwrap_or(i32::MAX);
-    match seconds % 3_600 == 0 && (24..=8_760).contains(&hours) {
-        true => Ok(hours),
-        false => Err(format!("{text:?} is not between 1d and 365d in whole hours")),
+    let seconds = humantime::parse_duration(text).ok().map(|duration| duration.as_secs());
+    let hours = seconds.filter(|seconds| seconds % 3_600 == 0).and_then(|seconds| i32::try_from(seconds / 3_600).ok());
+    hours.filter(|hours| (24..=8_760).contains(hours)).ok_or_else(|| {
+        format!("{text:?} is no retention of a stream; write 1d to 365d in whole hours, such as 7d or 36h")
+    })
+}
+
+fn stream_name(text: &str) -> Result<String, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    match (1..=128).contains(&text.len()) && text.chars().all(is_name) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no name of a stream: 1 to 128 of [A-Za-z0-9_.-]")),
+    }
+}
+
+fn role_name(text: &str) -> Result<String, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+    match (1..=64).contains(&text.len()) && text.chars().all(is_name) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no name of a role: 1 to 64 of [A-Za-z0-9_+=,.@-]")),
+    }
+}
+
+fn role_arn(text: &str) -> Result<String, String> {
+    let parts: Vec<&str> = text.splitn(6, ':').collect();
+    let is_arn = match &parts[..] {
+        ["arn", partition, "iam", "", account, role] => {
+            partition.starts_with("aws")
+                && account.len() == 12
+                && account.bytes().all(|b| b.is_ascii_digit())
+                && role.strip_prefix("role/").is_some_and(|name| !name.is_empty() && !name.ends_with('/'))
+        }
+        _ => false,
+    };
+    match is_arn {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no ARN of a role, such as arn:aws:iam::123456789012:role/name")),
     }
 }
