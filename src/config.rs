@@ -95,7 +95,7 @@ impl Sources {
     }
 }
 
-/// What stands for the name of the stream in the name of a lease table.
+/// Placeholder for the name of the stream in the name of a lease table.
 const STREAM_PLACEHOLDER: &str = "{stream}";
 
 /// Returns the lease table of a stream: shard ids repeat in every stream, so several streams have a table each.

@@ -18,7 +18,7 @@ mod leases;
 mod pools;
 mod stream;
 
-/// What is checked. Checks of what is not given are left out.
+/// Things to check. A thing that is not given has no checks.
 #[derive(Debug, Clone)]
 pub struct DoctorOptions {
     /// Settings of AWS, of stream, lease table and lake.
@@ -50,13 +50,13 @@ pub enum Verdict {
 /// A check and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was checked, such as `stream` or `bucket lifecycle`.
+    /// Name of the check, such as `stream` or `bucket lifecycle`.
     pub check: &'static str,
     /// Result.
     pub verdict: Verdict,
-    /// What was found.
+    /// The finding.
     pub text: String,
-    /// What to do; null if nothing.
+    /// Advice; null if there is nothing to do.
     pub remedy: Option<String>,
 }
 

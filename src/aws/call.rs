@@ -17,7 +17,7 @@ pub struct CallError {
     pub reason: String,
     /// Advice to the user.
     pub remedy: String,
-    /// Whether no answer came at all.
+    /// Whether no answer came, or a failure of the service (HTTP 5xx) without a code.
     pub(crate) is_of_network: bool,
 }
 

@@ -121,7 +121,7 @@ async fn enable_options(
     })
 }
 
-/// What only the user can decide is a usage error.
+/// Turns an open decision of the user into a usage error.
 fn usage(error: PlanError) -> anyhow::Error {
     match error {
         PlanError::Undecided(text) => Unusable(text).into(),
@@ -137,7 +137,7 @@ async fn apply(
     consent: ConsentArgs,
     format: ReportFormat,
 ) -> Result<ChangeReport> {
-    // Who is asked sees the changes, also with --quiet.
+    // A user who is asked must see the changes, also with --quiet.
     let show: fn(&str) = if consent.yes || consent.dry_run { print_message } else { write_line };
     let is_applied = match changes.is_empty() {
         true => {

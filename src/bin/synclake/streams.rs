@@ -17,7 +17,7 @@ use crate::output::print_report;
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 
-/// What the sources have in common.
+/// The lake, the options and the memory that all sources share.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) lake: Store,
@@ -78,7 +78,7 @@ async fn read_again(stream: Stream, watched: &Watched, shared: &Shared) -> Resul
         tracing::error!(stream = name, error, seconds, "a stream failed and is tried again; the others go on");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            // What this run committed counts; the error was told.
+            // The next turn ends at once, with the counts of all runs. The error is in the log already.
             () = shared.stop.cancelled() => {}
         }
         watched.counters.set_failed(false);
