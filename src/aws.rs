@@ -20,6 +20,7 @@ use crate::causes::causes;
 
 pub mod call;
 pub mod identity;
+pub(crate) mod json;
 
 /// Settings that every AWS tool reads from its environment and profile, and the user's overrides.
 #[derive(Debug, Clone, Default)]

@@ -8,11 +8,13 @@ use serde::Serialize;
 
 use crate::aws::AwsSettings;
 use crate::aws::call::CallError;
+use crate::catalog::Engine;
 use crate::cognito::PoolId;
 use crate::lake::Location;
 
 mod account;
 mod bucket;
+mod catalog;
 mod lake;
 mod leases;
 mod pools;
@@ -31,6 +33,8 @@ pub struct DoctorOptions {
     pub lake: Option<Location>,
     /// Names of the lease tables.
     pub lease_tables: Vec<String>,
+    /// Engine whose tables are in the Glue catalogue, and their database.
+    pub catalog: Option<(Engine, String)>,
     /// Time for ages.
     pub now: DateTime<Utc>,
 }
@@ -87,7 +91,7 @@ impl Check {
 /// The results of all checks.
 #[derive(Debug, Serialize)]
 pub struct DoctorReport {
-    /// Results, in the order of the data: account, stream, pools, bucket, lease table, lake.
+    /// Results, in the order of the data: account, stream, pools, bucket, lease table, lake, catalogue.
     pub checks: Vec<Check>,
 }
 
@@ -120,6 +124,9 @@ pub async fn run(options: &DoctorOptions) -> DoctorReport {
     }
     if has_bucket {
         checks.extend(lake::check(&seen).await);
+        if is_known {
+            checks.extend(catalog::check(options, &seen).await);
+        }
     }
     DoctorReport { checks }
 }

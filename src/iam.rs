@@ -14,6 +14,8 @@ pub enum Role {
     Extract,
     /// `care`, `refresh`, `compact`, `vacuum`, `policy`, `manifest` and `redrive`.
     Care,
+    /// `catalog sync`.
+    Catalog,
 }
 
 /// A prefix in a bucket.
@@ -38,6 +40,8 @@ pub struct Resources {
     pub streams: Vec<String>,
     /// ARNs of the lease tables, for a fleet.
     pub lease_tables: Vec<String>,
+    /// ARNs of the Glue catalogue, its database and the tables in it, for `catalog sync`.
+    pub catalog: Vec<String>,
     /// ARNs of the KMS keys of buckets and stream.
     pub keys: Vec<String>,
 }
@@ -52,6 +56,17 @@ const LEASE_ACTIONS: [&str; 7] = [
     "dynamodb:PutItem",
     "dynamodb:Scan",
     "dynamodb:UpdateItem",
+];
+const CATALOG_ACTIONS: [&str; 9] = [
+    "glue:BatchCreatePartition",
+    "glue:BatchUpdatePartition",
+    "glue:CreateDatabase",
+    "glue:CreateTable",
+    "glue:DeletePartition",
+    "glue:GetDatabase",
+    "glue:GetPartitions",
+    "glue:GetTable",
+    "glue:UpdateTable",
 ];
 
 /// Returns the policy of a role.
@@ -73,7 +88,7 @@ pub fn policy(role: Role, resources: &Resources) -> Value {
         .collect();
     // Without s3:ListBucket, S3 answers 403 for an object that does not exist. A condition on the prefix would do the same.
     let (on_bucket, on_objects): (&[&str], &[&str]) = match role {
-        Role::Query => (&["s3:ListBucket"], &["s3:GetObject"]),
+        Role::Query | Role::Catalog => (&["s3:ListBucket"], &["s3:GetObject"]),
         Role::Extract => (&["s3:ListBucket"], &["s3:DeleteObject", "s3:GetObject", "s3:PutObject"]),
         Role::Ingest | Role::Care => (
             &["s3:ListBucket", "s3:ListBucketMultipartUploads"],
@@ -86,9 +101,12 @@ pub fn policy(role: Role, resources: &Resources) -> Value {
         let of_streams = of_streams.into_iter().filter(|(_, arns)| !arns.is_empty());
         statements.extend(of_streams.map(|(actions, arns)| allow(actions, arns.clone())));
     }
+    if role == Role::Catalog && !resources.catalog.is_empty() {
+        statements.push(allow(&CATALOG_ACTIONS, resources.catalog.clone()));
+    }
     if !resources.keys.is_empty() {
         let actions: &[&str] = match role {
-            Role::Query => &["kms:Decrypt"],
+            Role::Query | Role::Catalog => &["kms:Decrypt"],
             _ => &["kms:Decrypt", "kms:GenerateDataKey"],
         };
         statements.push(allow(actions, resources.keys.clone()));
@@ -115,6 +133,7 @@ mod tests {
             out: Some(prefix("lakes", "out")),
             streams: vec!["arn:aws-cn:kinesis:cn-north-1:1:stream/s".to_owned()],
             lease_tables: Vec::new(),
+            catalog: Vec::new(),
             keys: vec!["arn:aws-cn:kms:cn-north-1:1:key/k".to_owned()],
         };
         let extract = policy(Role::Extract, &resources);

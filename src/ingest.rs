@@ -26,11 +26,12 @@ use crate::batch::Limits;
 use crate::budget::Reservation;
 use crate::ids::{ShardKey, StartAt};
 use crate::lake::ledger::ShardState;
-use crate::lake::{LakeError, Store};
+use crate::lake::{LakeError, Location, Store};
 use crate::payload::{self, Payloads};
 use crate::source::files::{self, Opened, ReadOptions};
 use crate::source::kinesis::{self, Kinesis, Listing};
 use crate::source::leases::{self, Keeper};
+use crate::source::objects::Objects;
 use crate::source::{Assignment, Delivery, Reached, Sink, SourceError};
 use crate::{aws, cpu, failpoint};
 
@@ -38,6 +39,7 @@ mod counters;
 mod decoding;
 pub mod emf;
 mod from_files;
+mod from_objects;
 mod from_stream;
 mod memory;
 pub mod monitor;
@@ -106,8 +108,41 @@ impl IngestError {
 pub enum Source {
     /// Files, read one after the other.
     Files(files::Found),
+    /// Objects below a prefix of a bucket.
+    Objects(Box<ObjectSource>),
     /// The shards of a stream.
     Stream(Box<Stream>),
+}
+
+/// Objects of a bucket, and how this worker shares them.
+#[derive(Debug, Clone)]
+pub struct ObjectSource {
+    /// The objects.
+    pub objects: Objects,
+    /// Go on with objects that arrive later.
+    pub follow: bool,
+    /// Share the objects with other workers.
+    pub leases: Option<leases::LeaseOptions>,
+    /// How to reach AWS.
+    pub aws: aws::AwsSettings,
+}
+
+impl ObjectSource {
+    /// Opens the bucket of the objects. `url` is what the user gave for `place`.
+    ///
+    /// # Errors
+    /// The bucket cannot be opened.
+    pub async fn open(
+        url: &str,
+        place: &Location,
+        follow: bool,
+        leases: Option<leases::LeaseOptions>,
+        aws: &aws::AwsSettings,
+    ) -> Result<Self, IngestError> {
+        let store = Store::open(place, aws).await?;
+        let objects = Objects::new(store.objects(), url, store.key(""));
+        Ok(Self { objects, follow, leases, aws: aws.clone() })
+    }
 }
 
 /// A stream, and how this worker shares it.
@@ -215,6 +250,7 @@ pub async fn run_sharing(
         changed_at: Instant::now(),
         keeper: None,
         listing: None,
+        paging: None,
         retention_ms: i64::MAX / 2,
         stop,
         stopping: false,
@@ -231,6 +267,7 @@ pub async fn run_sharing(
             from_files::lock(&ends).unreadable.extend(found.failed);
             in_time(signal, &counters, remedy, run.files(found.files)).await?;
         }
+        Source::Objects(source) => run.objects(&source, signal).await?,
         Source::Stream(stream) => run.stream(&stream, signal).await?,
     }
     let ends = from_files::lock(&ends).clone();
@@ -255,6 +292,8 @@ struct Run {
     changed_at: Instant,
     keeper: Option<Keeper>,
     listing: Option<JoinHandle<Result<Listing, SourceError>>>,
+    /// The page of a prefix that is being listed.
+    paging: Option<JoinHandle<Result<from_objects::Listed, SourceError>>>,
     retention_ms: i64,
     stop: CancellationToken,
     stopping: bool,
@@ -276,6 +315,7 @@ enum LoopEvent {
     Stopped(Assignment),
     Opened(Result<Opened, SourceError>),
     Listed(Listing),
+    Paged(from_objects::Listed),
     Leases,
     Went,
     Over,
@@ -313,6 +353,10 @@ impl Run {
             listed = finished(&mut self.listing) => {
                 self.listing = None;
                 return Ok(LoopEvent::Listed(listed.map_err(IngestError::task)??));
+            }
+            paged = finished(&mut self.paging) => {
+                self.paging = None;
+                return Ok(LoopEvent::Paged(paged.map_err(IngestError::task)??));
             }
             opened = opened(&mut self.opening) => {
                 self.opening = None;
@@ -400,10 +444,13 @@ impl Run {
     /// Commits all received records. Leaves the shards that other workers took over; the other shards continue.
     async fn flush(&mut self) -> Result<Flushed, IngestError> {
         let flushed = self.writer.flush().await?;
+        // A lease of a fleet is that of a shard; objects share the lease of their part.
+        let has_lease = |shard: &ShardKey| shard.stream() != files::STREAM;
         for shard in &flushed.fenced {
             self.leave(shard);
             match &self.keeper {
-                Some(keeper) => keeper.give_back(shard),
+                Some(keeper) if has_lease(shard) => keeper.give_back(shard),
+                Some(_) => {}
                 None => drop(self.foreign.insert(shard.clone())),
             }
         }
@@ -411,7 +458,8 @@ impl Run {
             self.leave(shard);
         }
         if let Some(keeper) = &self.keeper {
-            flushed.reached.iter().for_each(|(shard, position)| keeper.reached(shard, position));
+            let reached = flushed.reached.iter().filter(|(shard, _)| has_lease(shard));
+            reached.for_each(|(shard, position)| keeper.reached(shard, position));
         }
         Ok(flushed)
     }

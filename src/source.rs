@@ -1,4 +1,4 @@
-//! The two sources of records (files and Kinesis streams), and the types that they deliver.
+//! The sources of records (files, objects of a bucket, Kinesis streams), and the types that they deliver.
 //!
 //! A source delivers *chunks*: consecutive records of one shard, with the position that the shard reaches once all of
 //! them are committed. The lake stores that position and returns it to the source. Only the source understands it.
@@ -14,6 +14,7 @@ use crate::record::Record;
 pub mod files;
 pub mod kinesis;
 pub mod leases;
+pub mod objects;
 mod shard;
 
 /// Consecutive records of one shard that travel together.
@@ -166,6 +167,15 @@ pub enum SourceError {
     /// A source that is not what the option says, or that gives invalid answers.
     #[error("{0}")]
     Invalid(String),
+    /// A prefix of a bucket that cannot be listed.
+    #[error("list {url}")]
+    Store {
+        /// Prefix as the user named it.
+        url: String,
+        /// Error of the store.
+        #[source]
+        source: object_store::Error,
+    },
     /// A failed call of the lease table.
     #[error("{action} of lease table {table}: {reason}; {remedy}")]
     Leases {

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
+use crate::ids::incarnation_of;
 use crate::lake::ledger::CARE_TURN;
 use crate::lake::log::{self, Transactions};
 use crate::lake::{LakeError, Store, snapshot};
@@ -289,13 +290,8 @@ impl StatusReport {
     /// Returns the watermark of a stream, of all its incarnations: every record that arrived before this time was read.
     /// `None` if no shard of it is open, or one has no watermark.
     pub fn read_to(&self, stream: &str) -> Option<Moment> {
-        let is_of_stream = |source: &str| match source.strip_prefix(stream) {
-            Some("") => true,
-            // The name of a stream that was made again.
-            Some(rest) => rest.strip_prefix('.').is_some_and(|made| made.bytes().all(|b| b.is_ascii_digit())),
-            None => false,
-        };
-        let sources = self.sources.iter().filter(|s| !s.is_files && s.open > 0 && is_of_stream(&s.source));
+        let is_of_stream = |source: &SourceStatus| incarnation_of(stream, &source.source).is_some();
+        let sources = self.sources.iter().filter(|s| !s.is_files && s.open > 0 && is_of_stream(s));
         let watermarks = sources.map(|source| source.read_to).collect::<Option<Vec<Moment>>>();
         watermarks?.into_iter().min_by_key(|moment| moment.at)
     }
@@ -374,5 +370,19 @@ mod tests {
         assert_eq!(requests.iter().filter(|request| !is_log(request)).collect::<Vec<_>>(), Vec::<&Request>::new());
         // Twenty of them are the newest commits; the others do not grow with the files.
         assert!((20..150).contains(&requests.len()), "{}", requests.len());
+    }
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_whose_name_ends_in_a_number_is_no_later_incarnation() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = StatusOptions { lake: "lake".into(), commits_max: 20, verbose: false, now: Utc::now() };
+        let mut report = run(&lake(folder.path()).await, &options).await.unwrap();
+        let read_to = |ms| Moment::new(ms, options.now);
+        report.sources[0].read_to = read_to(3_000);
+        for (name, ms) in [("stream.1", 1_000), ("stream.eu", 1_000), ("stream.1767225600000", 2_000)] {
+            let other = SourceStatus { source: name.to_owned(), read_to: read_to(ms), ..report.sources[0].clone() };
+            report.sources.push(other);
+        }
+        assert_eq!(report.read_to("stream"), read_to(2_000), "the older of the two incarnations");
+        assert_eq!(report.read_to("stream.1"), read_to(1_000));
     }
 }

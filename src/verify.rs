@@ -425,7 +425,8 @@ async fn check_range(
 
 /// Returns a position that compares with sequence numbers. The position of a file has a digest behind the offset.
 pub(super) fn comparable(shard: &ShardKey, position: &SequenceNumber) -> SequenceNumber {
-    if shard.stream() == files::STREAM { files::offset_of(position) } else { position.clone() }
+    let is_offset = shard.stream() == files::STREAM && !position.is_shard_end();
+    if is_offset { files::offset_of(position) } else { position.clone() }
 }
 
 /// Returns the lowest and the highest sequence number in a file, and reads only that column.

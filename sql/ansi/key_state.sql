@@ -8,11 +8,12 @@ SELECT
     l.removal_count IS NULL
     OR l.sync_count > l.removal_count
     OR (l.sync_count = l.removal_count AND l.last_modified_date > l.removal_date)
-  )) AS is_after_removal
+  )) AS is_after_removal,
+  l.shard_id, l.sequence_number, l.sub_sequence, l.record_index, l.arrived_at
 FROM (
   SELECT
     pool, identity_pool_id, identity_id, dataset_name, key, value, op, sync_count,
-    last_modified_date, device_last_modified_date,
+    last_modified_date, device_last_modified_date, shard_id, sequence_number, sub_sequence, record_index, arrived_at,
     row_number() OVER (
       PARTITION BY pool, identity_id, dataset_name, key
       ORDER BY sync_count DESC, last_modified_date DESC, arrived_at DESC,

@@ -27,6 +27,11 @@ impl Seen {
         self.store.is_some()
     }
 
+    /// Returns the store of the lake, if it could be opened.
+    pub(super) fn store(&self) -> Option<&Store> {
+        self.store.as_ref()?.as_ref().ok()
+    }
+
     /// Returns the status of the lake, if it can be read.
     pub(super) fn report(&self) -> Option<&StatusReport> {
         self.report.as_ref()?.as_ref().ok()

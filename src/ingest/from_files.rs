@@ -37,7 +37,7 @@ pub(super) fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Runs blocking work on a dedicated thread.
-fn on_thread<T: Send + 'static>(
+pub(super) fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<oneshot::Receiver<T>, IngestError> {
     let (sender, result) = oneshot::channel();
@@ -197,15 +197,15 @@ impl Run {
 }
 
 /// What the thread of a file works with.
-struct FileThread {
-    reader: Box<FileReader>,
-    assignment: Assignment,
-    sink: Sink,
-    stop: CancellationToken,
-    payloads: Payloads,
-    ends: Arc<Mutex<Ends>>,
-    counters: Arc<Counters>,
-    runtime: tokio::runtime::Handle,
+pub(super) struct FileThread {
+    pub(super) reader: Box<FileReader>,
+    pub(super) assignment: Assignment,
+    pub(super) sink: Sink,
+    pub(super) stop: CancellationToken,
+    pub(super) payloads: Payloads,
+    pub(super) ends: Arc<Mutex<Ends>>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) runtime: tokio::runtime::Handle,
 }
 
 impl FileThread {
@@ -226,11 +226,16 @@ impl FileThread {
         let _ = self.sink.blocking_send(Delivery::End(self.assignment));
     }
 
-    fn deliver(&mut self) -> Result<(), Stop> {
+    /// Delivers the file up to its end, or to a signal.
+    ///
+    /// # Errors
+    /// The file cannot be read to its end, or the run is over.
+    pub(super) fn deliver(&mut self) -> Result<(), Stop> {
         // Bytes read from a pipe are gone from it, so the pipe is read to its last complete line.
         while self.reader.is_gone() || !self.stop.is_cancelled() {
             let mut reserved = self.runtime.block_on(self.sink.budget.reserve(files::CHUNK_BYTES_MAX));
-            let now = chrono::Utc::now().timestamp_micros();
+            // Whole milliseconds, as Kinesis gives them: Athena and Trino read no finer times of a Delta table.
+            let now = chrono::Utc::now().timestamp_millis() * 1_000;
             let Some(mut chunk) = self.reader.next_chunk(now).map_err(Stop::Failed)? else { break };
             self.counters.handed(chunk.records.len());
             reserved.shrink_to(3 * chunk.bytes());
@@ -268,7 +273,7 @@ impl FileThread {
 }
 
 /// Reason why a file was not delivered to its end.
-enum Stop {
+pub(super) enum Stop {
     Failed(SourceError),
     /// The run is over.
     Over,

@@ -204,7 +204,7 @@ impl Run {
                         known.list_at = Some(Instant::now() + RELIST_SOON);
                     }
                 }
-                LoopEvent::Opened(_) | LoopEvent::Went => {}
+                LoopEvent::Opened(_) | LoopEvent::Paged(_) | LoopEvent::Went => {}
                 LoopEvent::Over => break,
             }
         }

@@ -106,6 +106,24 @@ pub(crate) async fn follow(lake: &Store, table: Table) -> Result<(), LakeError> 
     }
 }
 
+/// Returns the values of the partition columns of each manifest, and its folder below the table. `None` without manifests.
+///
+/// # Errors
+/// The store failed.
+pub(crate) async fn partitions(lake: &Store, table: Table) -> Result<Option<Vec<(Vec<String>, String)>>, LakeError> {
+    let Some(record) = table.store(lake).get(RECORD).await? else { return Ok(None) };
+    let record: Record = serde_json::from_slice(&record).map_err(|e| {
+        LakeError::Invalid(format!("{RECORD} of {} is damaged: {e}; run `synclake manifest`", table.name()))
+    })?;
+    let of_path = |path: &String| {
+        let folder = path.strip_suffix("/manifest")?;
+        let parts = folder.strip_prefix(FOLDER)?.split('/').skip(1);
+        let values = parts.map(|part| part.split_once('=').map(|(_, value)| value.to_owned()));
+        Some((values.collect::<Option<Vec<_>>>()?, folder.to_owned()))
+    };
+    Ok(Some(record.manifests.keys().filter_map(of_path).collect()))
+}
+
 /// Updates the manifests after a commit, as [`follow`]. The commit stands, so an error is only told.
 pub(crate) async fn follow_commit(lake: &Store, table: Table) {
     if let Err(error) = follow(lake, table).await {

@@ -13,9 +13,9 @@ use object_store::prefix::PrefixStore;
 use super::files::SHA256;
 use super::remember::LogReads;
 use super::request_runtime::HidingStore;
-use super::terms::newer_format;
+use super::terms::TableRequirements;
 use super::{LakeError, Objects, Store, log, paths};
-use crate::schema::FORMAT_PROPERTY;
+use crate::schema::Table;
 
 /// Creates deltalake's log store for a table from the table's own object store, so that credentials, endpoints and
 /// retries are the same everywhere.
@@ -70,8 +70,14 @@ pub(crate) async fn load_among(reads: &LogReads, version: Option<u64>) -> Result
         }
     };
     let snapshot = loaded.snapshot().map_err(fail)?;
-    let format = snapshot.metadata().configuration().get(FORMAT_PROPERTY).map(String::as_str);
-    if let Some(reason) = newer_format(format) {
+    // What deltalake cannot read, it tells only when rows are read, and in its own words.
+    let mut requirements = TableRequirements::default();
+    let action = serde_json::json!({ "protocol": snapshot.protocol(), "metaData": snapshot.metadata() });
+    requirements.apply_action(&action).map_err(|error| fail(error.into()))?;
+    let name = table.url().path_segments().and_then(|parts| parts.filter(|part| !part.is_empty()).next_back());
+    let of_lake = Table::ALL.into_iter().find(|of| Some(of.name()) == name);
+    let reason = of_lake.map_or_else(|| requirements.unreadable(), |of| requirements.unreadable_rows(of));
+    if let Some(reason) = reason {
         return Err(LakeError::Unsupported { table: table.to_string(), reason });
     }
     check_paths(table, &loaded).await?;

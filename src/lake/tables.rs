@@ -1,12 +1,16 @@
 //! Creation and loading of the lake's tables.
 
+use std::time::Instant;
+
 use deltalake::kernel::StructType;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::operations::create::CreateBuilder;
 use deltalake::{DeltaTable, DeltaTableError};
 
-use super::{LakeError, Store, log, paths};
+use super::{LakeError, Store, fault, log, paths};
+use crate::backoff::Backoff;
 use crate::schema::{COPIES, FORMAT, FORMAT_PROPERTY, Table};
+use crate::timeouts::COMMIT_TIMEOUT;
 
 impl Table {
     /// Returns the store of the table's own root.
@@ -44,26 +48,39 @@ impl Table {
             Self::check_that_lake_is_new(lake).await?;
         }
         let store = self.store(lake);
-        let fail = |source| LakeError::delta("create", &store, source);
+        let (began, mut backoff) = (Instant::now(), Backoff::new(50, 5_000));
+        // A store does not repeat a conditional write whose connection broke, so this repeats it.
+        loop {
+            let Err(error) = self.create(&store).await else { return Ok(()) };
+            // Another worker, or an earlier try, created the table.
+            match store.get(&paths::commit(0)).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) | Err(_) => {}
+            }
+            if fault::is_permanent(&error) || began.elapsed() > COMMIT_TIMEOUT {
+                return Err(error);
+            }
+            tracing::warn!(table = self.name(), %error, "cannot create the table, trying again");
+            tokio::time::sleep(backoff.pause()).await;
+        }
+    }
+
+    /// Writes version 0 of the table.
+    async fn create(self, store: &Store) -> Result<(), LakeError> {
+        let fail = |source| LakeError::delta("create", store, source);
         let columns: StructType =
             self.schema().as_ref().try_into_kernel().map_err(|e| fail(DeltaTableError::Arrow { source: e }))?;
-        let created = CreateBuilder::new()
-            .with_log_store(super::snapshot::log_store(&store)?)
+        CreateBuilder::new()
+            .with_log_store(super::snapshot::log_store(store)?)
             .with_table_name(self.name())
             .with_columns(columns.fields().cloned())
             .with_partition_columns(self.partition_columns().iter().copied())
             .with_configuration([(FORMAT_PROPERTY, Some(FORMAT.to_string()))])
             // deltalake knows the properties of the protocol only.
             .with_raise_if_key_not_exists(false)
-            .await;
-        match created {
-            Ok(_) => Ok(()),
-            // Another worker created the table between the check and the write.
-            Err(error) => match store.get(&paths::commit(0)).await? {
-                Some(_) => Ok(()),
-                None => Err(fail(error)),
-            },
-        }
+            .await
+            .map(drop)
+            .map_err(fail)
     }
 
     /// Rejects a new `sync_records` beside tables that were derived from another one: nobody would notice its missing

@@ -9,12 +9,14 @@
 //! | in-commit timestamps | written |
 //! | append-only | respected: commits that remove rows are rejected |
 //! | change data feed, deletion vectors, v2 checkpoints, domain metadata, new nullable columns | none needed |
-//! | timestampNtz, type widening, checkpoint protection, vacuum protocol check | none needed |
+//! | timestampNtz, checkpoint protection, vacuum protocol check | none needed |
 //! | suspended row tracking | none needed |
+//! | type widening, which deltalake cannot read | rejected, by readers, too |
 //! | column mapping, constraints, invariants, generated, identity and default columns | rejected where used |
 //! | transaction ids that expire | rejected where used |
 //! | a column missing that came with a later format of synclake | added by the next commit ([`TableRequirements::upgrade`]) |
-//! | another column missing, renamed or of another type; other partition columns; a NOT NULL column | rejected |
+//! | another column missing or renamed | rejected, by readers, too |
+//! | a column of another type; other partition columns; a NOT NULL column | rejected |
 //! | `copies`, the count of collapsed copies | added by the first compaction that collapses some ([`TableRequirements::with_copies`]) |
 //! | a later format of synclake | rejected |
 //! | any other feature, a newer version | rejected |
@@ -31,7 +33,7 @@ use crate::schema::{COPIES, FORMAT, FORMAT_COLLAPSED, FORMAT_EXPIRED, FORMAT_MAX
 const READER_VERSION: i64 = 3;
 const WRITER_VERSION: i64 = 7;
 /// Features under which synclake's commits are correct, unless the table uses something that is rejected below.
-const FEATURES: [&str; 17] = [
+const FEATURES: [&str; 15] = [
     "allowColumnDefaults",
     "appendOnly",
     "changeDataFeed",
@@ -45,8 +47,6 @@ const FEATURES: [&str; 17] = [
     "inCommitTimestamp",
     "invariants",
     "timestampNtz",
-    "typeWidening",
-    "typeWidening-preview",
     "v2Checkpoint",
     "vacuumProtocolCheck",
 ];
@@ -132,6 +132,14 @@ impl TableRequirements {
         newer("reader", version, READER_VERSION)
             .or_else(|| unknown("reader", features))
             .or_else(|| newer_format(self.metadata.as_ref()?.get(FORMAT_PROPERTY)))
+    }
+
+    /// Returns why the rows of a table cannot be read, or `None` if they can.
+    pub(crate) fn unreadable_rows(&self, table: Table) -> Option<String> {
+        self.unreadable().or_else(|| {
+            let schema: Schema = serde_json::from_str(&self.metadata.as_ref()?.schema_string).ok()?;
+            schema.lacking(table)
+        })
     }
 
     /// Returns the metadata that adds the columns which the table lacks because an older version of synclake made it, and
@@ -276,13 +284,32 @@ fn newer(side: &str, version: i64, known: i64) -> Option<String> {
 
 fn unknown<'a>(side: &str, features: impl Iterator<Item = &'a String>) -> Option<String> {
     let unknown: Vec<&str> = features.map(String::as_str).filter(|feature| !FEATURES.contains(feature)).collect();
+    // Delta 4.0 cannot drop row tracking.
+    let by = match unknown.contains(&"rowTracking") {
+        true => "Databricks, or Spark with Delta 4.1 or later",
+        false => "the engine that added it",
+    };
     (!unknown.is_empty()).then(|| {
         format!(
             "it requires the Delta {side} feature {}, which this version of synclake does not support; remove it with \
-             ALTER TABLE … DROP FEATURE in the engine that added it, or upgrade synclake",
+             ALTER TABLE … DROP FEATURE in {by}, or upgrade synclake",
             unknown.join(", ")
         )
     })
+}
+
+impl Schema {
+    /// Returns the column that a table lacks and that was not added by a later format of synclake.
+    fn lacking(&self, table: Table) -> Option<String> {
+        let table_schema = table.schema();
+        let mut names = table_schema.fields().iter().map(|field| field.name());
+        let name =
+            names.find(|name| !table.is_added(name) && !self.fields.iter().any(|column| column.name == **name))?;
+        Some(format!(
+            "its column {name} was dropped or renamed; rename it back, or take the table back to a version before: \
+             RESTORE TABLE … TO VERSION AS OF n"
+        ))
+    }
 }
 
 impl Metadata {
@@ -339,26 +366,30 @@ impl Metadata {
                 table.partition_columns()
             ));
         }
+        if let Some(reason) = schema.lacking(table) {
+            return Some(reason);
+        }
         for field in table.schema().fields() {
             let (name, expected) = (field.name(), delta_type(field.data_type()));
             let Some(column) = schema.fields.iter().find(|column| column.name == *name) else {
-                if table.is_added(name) {
-                    let other = schema.fields.iter().find(|column| column.name.eq_ignore_ascii_case(name));
-                    match other {
-                        Some(other) => {
-                            return Some(format!(
-                                "its column {} has the name of the column {name} of synclake in another case; rename \
-                                 or drop it in the engine that added it",
-                                other.name
-                            ));
-                        }
-                        None => continue,
+                // A column of a later format of synclake.
+                match schema.fields.iter().find(|column| column.name.eq_ignore_ascii_case(name)) {
+                    Some(other) => {
+                        return Some(format!(
+                            "its column {} has the name of the column {name} of synclake in another case; rename or \
+                             drop it in the engine that added it",
+                            other.name
+                        ));
                     }
+                    None => continue,
                 }
-                return Some(format!("its column {name} was dropped or renamed; undo that"));
             };
             if column.of_type != expected {
-                return Some(format!("its column {name} is of type {}, not {expected}; undo that", column.of_type));
+                return Some(format!(
+                    "its column {name} is of type {}, not {expected}; take the table back to a version before: RESTORE \
+                     TABLE … TO VERSION AS OF n",
+                    column.of_type
+                ));
             }
         }
         schema.fields.iter().find_map(|column| {

@@ -22,6 +22,7 @@
 //! Standard input, named pipes and similar inputs are opened once and read as their bytes arrive (`pipe`). The bytes
 //! that identify them are read ahead and kept (`input`).
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,7 @@ mod pipe;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod values;
 
 pub use folder::{Found, expand};
 pub use identity::{STREAM, offset_of};
@@ -51,7 +53,7 @@ use identity::{Digest, KnownFile, join_position, known};
 use input::{Begun, Input};
 use lines::{Line, Lines, Next, Step};
 use packed::Format;
-use shape::{is_blank, is_whole_object, look};
+use shape::{is_blank, is_whole_object, look, shape_of_start};
 
 /// Longest line held in memory, in bytes; of a longer line the quarantine keeps the beginning.
 const LINE_BYTES_MAX: usize = 32 << 20;
@@ -109,6 +111,8 @@ pub struct FileReader {
     torn_bytes: Option<usize>,
     /// Whether the reader was stopped before the end of its file.
     is_stopped: bool,
+    /// Whether nothing is added to the bytes behind the last line.
+    is_final: bool,
 }
 
 impl std::fmt::Debug for FileReader {
@@ -170,8 +174,70 @@ impl FileReader {
         let options = options.clone();
         let (failed, is_done, torn_bytes, is_stopped) = (None, false, None, false);
         let path = path.to_owned();
-        let reader = Self { path, lines, shard, resumed, options, failed, is_done, torn_bytes, is_stopped };
+        let is_final = false;
+        let reader = Self { path, lines, shard, resumed, options, failed, is_done, torn_bytes, is_stopped, is_final };
         Ok(Opened::Reader(Box::new(reader)))
+    }
+
+    /// Reads an object of a bucket, behind what the lake has of it (`position`). Its records need no line break between
+    /// them, and its last one is read as it is, because an object does not grow. Returns `None` after `options.stop`.
+    ///
+    /// # Errors
+    /// The bytes cannot be read or unpacked, do not begin with what was committed, or hold no events one after the other.
+    pub fn of_object(
+        name: &str,
+        bytes: impl Read + Send + 'static,
+        shard: ShardKey,
+        position: Option<SequenceNumber>,
+        options: &ReadOptions,
+    ) -> Result<Option<Self>, SourceError> {
+        let path = PathBuf::from(name);
+        let stopped = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+        let input = match Input::of_object(name, bytes, options) {
+            Err(error) if stopped(&error) => return Ok(None),
+            input => input.map_err(|error| failure(&path, Format::Plain, error))?,
+        };
+        let format = input.format();
+        if let Format::Foreign(kind, command) = format {
+            return Err(refusal(&path, Format::Plain, format!("is packed as {kind}"), (command, " ")));
+        }
+        let mut lines = Lines::of_values(input, Digest::new());
+        let shape = match lines.start() {
+            Err(error) if stopped(&error) => return Ok(None),
+            start => shape_of_start(start.map_err(|error| failure(&path, format, error))?),
+        };
+        if let (None, Some(shape)) = (&position, shape) {
+            return Err(refusal(&path, format, shape.to_string(), shape.remedy()));
+        }
+        let known = position.map(|position| KnownFile::new(shard.clone(), position));
+        if let Some(known) = &known {
+            loop {
+                match lines.step_to(known.offset).map_err(|error| failure(&path, format, error))? {
+                    Step::Under if options.stop.is_cancelled() => return Ok(None),
+                    Step::Under => {}
+                    Step::There => break,
+                    Step::End => return Err(SourceError::CutOff { path: shown(&path) }),
+                }
+            }
+            if !known.is_at(lines.digest().map_err(|error| failure(&path, format, error))?) {
+                let reason = "its beginning is not what the lake has of it".to_owned();
+                return Err(SourceError::Damaged { path: shown(&path), reason });
+            }
+        }
+        lines.forget();
+        let resumed = known.map(|known| (known.position, known.offset));
+        Ok(Some(Self {
+            path,
+            lines,
+            shard,
+            resumed,
+            options: options.clone(),
+            failed: None,
+            is_done: false,
+            torn_bytes: None,
+            is_stopped: false,
+            is_final: true,
+        }))
     }
 
     /// Returns the shard of the file.
@@ -197,6 +263,11 @@ impl FileReader {
     /// Returns the path as the user named it.
     pub fn name(&self) -> String {
         shown(&self.path)
+    }
+
+    /// Returns whether every record was delivered.
+    pub fn is_complete(&self) -> bool {
+        self.is_done && !self.is_stopped && self.failed.is_none()
     }
 
     /// Returns whether another run cannot read the same bytes again.
@@ -284,8 +355,11 @@ impl FileReader {
 
     /// Returns the bytes after the last line break, if they are to be read.
     fn last_line(&mut self) -> Option<Line> {
+        if self.is_final && self.is_stopped {
+            return None;
+        }
         let line = self.lines.rest()?;
-        if is_whole_object(&line.bytes) {
+        if self.is_final || is_whole_object(&line.bytes) {
             self.lines.accept(&line);
             return Some(line);
         }
@@ -378,14 +452,16 @@ fn failure(path: &Path, format: Format, error: std::io::Error) -> SourceError {
 /// Returns the error for a file in another shape. The last argument is the command that converts the file to one event
 /// per line, and the separator between command and file name.
 fn refusal(path: &Path, format: Format, what: String, (command, takes): (&str, &str)) -> SourceError {
-    let file = if path == Path::new("-") { String::new() } else { quoted(path) };
+    let is_object = path.as_os_str().as_encoded_bytes().starts_with(b"s3:");
+    let feed = if is_object { format!("aws s3 cp {} - | ", quoted(path)) } else { String::new() };
+    let file = if is_object || path == Path::new("-") { String::new() } else { quoted(path) };
     let given = |takes: &str| if file.is_empty() { String::new() } else { format!("{takes}{file}") };
     let lines = match format {
         Format::Gzip => format!("gzip -dc{} | {command}", given(" ")),
         Format::Zstd => format!("zstd -dc{} | {command}", given(" ")),
         Format::Plain | Format::Foreign(..) => format!("{command}{}", given(takes)),
     };
-    SourceError::Refused { path: shown(path), what, remedy: format!("{lines} | synclake ingest --source file:-") }
+    SourceError::Refused { path: shown(path), what, remedy: format!("{feed}{lines} | synclake ingest --source file:-") }
 }
 
 /// Returns a path as a shell accepts it.

@@ -8,7 +8,7 @@
 //! [`plan`] decides which leases to take, and [`table`] makes the conditional updates. [`keeper`] renews, takes and
 //! gives back leases on its own thread, which no slow upload can starve.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::SourceError;
@@ -54,8 +54,17 @@ pub struct Imported {
 pub async fn import(aws: &AwsSettings, table: &str, stream: &str) -> Result<BTreeMap<ShardKey, Imported>, SourceError> {
     let leases = LeaseTable::open(aws, table, "import", Duration::from_secs(30)).await?.scan().await?;
     let mut found = BTreeMap::new();
+    let mut others = BTreeSet::new();
     for lease in leases {
-        let shard = ShardKey::new(stream, &lease.key)
+        let name = match stream_and_shard(&lease.key) {
+            Some((of, _)) if of != stream => {
+                others.insert(of.to_owned());
+                continue;
+            }
+            Some((_, shard)) => shard,
+            None => &lease.key,
+        };
+        let shard = ShardKey::new(stream, name)
             .ok_or_else(|| SourceError::Invalid(format!("lease table {table} holds the odd key {:?}", lease.key)))?;
         let imported = imported(&lease).ok_or_else(|| {
             let (key, checkpoint) = (&lease.key, &lease.checkpoint);
@@ -63,10 +72,24 @@ pub async fn import(aws: &AwsSettings, table: &str, stream: &str) -> Result<BTre
         })?;
         found.insert(shard, imported);
     }
+    if let (true, Some(_)) = (found.is_empty(), others.first()) {
+        let others = others.into_iter().collect::<Vec<_>>().join(", ");
+        let message =
+            format!("lease table {table} holds no lease of stream {stream}, only of {others}; check the names");
+        return Err(SourceError::Invalid(message));
+    }
     if found.is_empty() {
         return Err(SourceError::Invalid(format!("lease table {table} holds no lease; check its name")));
     }
     Ok(found)
+}
+
+/// Returns stream and shard of a lease of an application for several streams, whose keys are
+/// `account:stream:creation time:shard`.
+fn stream_and_shard(key: &str) -> Option<(&str, &str)> {
+    let mut parts = key.split(':');
+    let (_account, stream, _created, shard) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    parts.next().is_none().then_some((stream, shard))
 }
 
 /// Converts a KCL checkpoint. If the application had not begun the shard, everything that the stream still holds is
@@ -121,5 +144,8 @@ mod tests {
         assert_eq!(check("4960", 3), Some((Some("4959".to_owned()), 4)));
         assert_eq!(check("SHARD_END", 0), Some((Some("9".repeat(72)), 0)));
         assert_eq!(check("nonsense", 0), None);
+        let key = "123456789012:orders:1700000000:shardId-000000000000";
+        assert_eq!(stream_and_shard(key), Some(("orders", "shardId-000000000000")));
+        assert_eq!(stream_and_shard("shardId-000000000000"), None);
     }
 }

@@ -3,6 +3,7 @@
 use chrono::NaiveDate;
 use serde::Serialize;
 
+use crate::ids::incarnation_of;
 use crate::schema::Table;
 
 use super::history::DayGrowth;
@@ -140,8 +141,8 @@ fn named<'a>(mut shards: impl Iterator<Item = &'a ShardStatus>) -> Option<String
 
 /// Returns the name of a stream without the creation time of a later incarnation.
 fn stream_of(name: &str) -> &str {
-    let is_time = |ms: &str| ms.len() == 13 && ms.bytes().all(|b| b.is_ascii_digit());
-    name.rsplit_once('.').filter(|(_, ms)| is_time(ms)).map_or(name, |(stream, _)| stream)
+    let stream = name.rsplit_once('.').map(|(stream, _)| stream);
+    stream.filter(|stream| incarnation_of(stream, name).is_some()).unwrap_or(name)
 }
 
 fn lost_records(report: &StatusReport, lake: &str, push: Push<'_>) {

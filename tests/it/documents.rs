@@ -68,3 +68,28 @@ fn links_lead_somewhere() {
     }
     assert!(followed > 10, "only {followed} links");
 }
+
+/// docs/operations.md has a heading for each log line of level ERROR, and no other line.
+#[test]
+fn every_error_line_has_a_runbook() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = ok(std::process::Command::new("git").args(["ls-files", "src/*.rs"]).current_dir(root));
+    let sources: Vec<String> =
+        sources.lines().filter_map(|file| std::fs::read_to_string(root.join(file)).ok()).collect();
+    let runbook = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let headings: Vec<&str> = runbook.lines().filter_map(|line| line.strip_prefix("## `")?.strip_suffix('`')).collect();
+    // The message is the last text of a call, perhaps with a description, whose text the other check finds.
+    let call = regex::Regex::new(r#"(?s)tracing::error!\(.*?"([^"]+)"(?:,\s*[a-z._]+\(\))?\s*\)"#).unwrap();
+    let mut lines = 0;
+    for found in sources.iter().flat_map(|text| call.captures_iter(text)) {
+        let message = found[1].split('{').next().unwrap();
+        lines += 1;
+        assert!(headings.iter().any(|heading| heading.contains(message)), "no heading has {message:?}");
+    }
+    assert!(lines >= 6, "{lines}");
+    for heading in headings {
+        let beginning = heading.split('…').next().unwrap();
+        let beginning = beginning.split("; see the table gaps").next().unwrap();
+        assert!(sources.iter().any(|text| text.contains(beginning)), "no source has {beginning:?}");
+    }
+}

@@ -128,6 +128,10 @@ async fn each_policy_is_enough_and_each_of_its_actions_is_used() {
         ok(behind(synclake().args(["deliver", "--lake", lake, "--consumer", "c", "--out", out])));
     });
     enough_and_minimal(&role("care"), || care(lake));
+    let catalogued = "s3://allowed-bucket/catalogued";
+    enough_and_minimal(&policy(&["--role", "catalog", "--lake", catalogued, "--database", "allowed"]), || {
+        crate::catalog::change_all(catalogued, "allowed", &setting("SYNCLAKE_TEST_POLICY_PROXY"));
+    });
 
     // The proxy does refuse: without one action, its command says what to allow.
     let mut document: Value = serde_json::from_str(&role("query")).unwrap();

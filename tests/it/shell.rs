@@ -15,7 +15,7 @@ fn fixture(folder: &std::path::Path) -> std::path::PathBuf {
 #[test]
 fn help_teaches_by_example() {
     let names = ["synclake", "ingest", "extract", "simulate", "refresh", "status", "care", "manifest", "ddl", "query"];
-    let of_pools = ["stream", "bulk-publish", "doctor", "iam-policy"];
+    let of_pools = ["catalog", "stream", "bulk-publish", "doctor", "iam-policy"];
     for name in names.into_iter().chain(of_pools) {
         let mut command = if name == "query" { query() } else { synclake() };
         if !["synclake", "query"].contains(&name) {

@@ -128,6 +128,20 @@ def dynamodb(operation, body, region):
     return needed
 
 
+def glue(operation, body, region):
+    """Glue asks for the catalogue, and for the database and the table below it."""
+    document, base = json_body(body), f"arn:aws:glue:{region}:{ACCOUNT}:"
+    named = document.get("TableInput") or {}
+    table = document.get("TableName") or named.get("Name") or ("DatabaseName" in document and document.get("Name"))
+    database = document.get("DatabaseName") or (document.get("DatabaseInput") or {}).get("Name") or document.get("Name")
+    if not database:
+        raise Unmapped(f"Glue {operation} without a database")
+    resources = [f"{base}catalog", f"{base}database/{database}"]
+    if table:
+        resources.append(f"{base}table/{database}/{table}")
+    return [(f"glue:{operation}", resource) for resource in resources]
+
+
 def cognito_sync(method, target, body, region):
     operation, parts = operation_of(method, target)
     if operation is None:

@@ -1,6 +1,7 @@
 """A proxy in front of AWS emulators that refuses what an IAM policy does not allow, with the error of the service itself.
 
-    python policy_proxy.py PORT --policy FILE [--s3 URL] [--kinesis URL] [--dynamodb URL] [--cognito-sync URL] [--log FILE]
+    python policy_proxy.py PORT --policy FILE [--s3 URL] [--kinesis URL] [--dynamodb URL] [--glue URL]
+        [--cognito-sync URL] [--log FILE]
 
 Clients use it as the endpoint of all services (AWS_ENDPOINT_URL). A request that is not signed, that belongs to a service
 without an upstream, or for which no IAM action is known, is refused: nothing passes unchecked. aws_actions.py maps requests
@@ -109,7 +110,8 @@ def make_handler(guard, upstreams):
 
         def guessed_service(self):
             target = self.headers.get("X-Amz-Target", "")
-            return "dynamodb" if target.startswith("DynamoDB") else "kinesis" if target.startswith("Kinesis") else "s3"
+            known = {"DynamoDB": "dynamodb", "Kinesis": "kinesis", "AWSGlue": "glue"}
+            return next((service for prefix, service in known.items() if target.startswith(prefix)), "s3")
 
         def checked(self, body):
             operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
@@ -120,8 +122,8 @@ def make_handler(guard, upstreams):
             elif not operation:
                 raise aws_actions.Unmapped("the request has no X-Amz-Target")
             else:
-                mapping = {"kinesis": aws_actions.kinesis, "dynamodb": aws_actions.dynamodb}[self.service]
-                guard.require(mapping(operation, body, self.region))
+                mappings = {"kinesis": aws_actions.kinesis, "dynamodb": aws_actions.dynamodb, "glue": aws_actions.glue}
+                guard.require(mappings[self.service](operation, body, self.region))
             self.relay(self.send(body, self.headers.items()))
 
         # S3
@@ -255,7 +257,7 @@ def make_handler(guard, upstreams):
                 )
                 return self.answer(403, body.encode(), [("Content-Type", "text/xml"), ("x-amzn-RequestId", identity)])
             prefix = "com.amazon.coral.service#" if self.service == "dynamodb" else ""
-            if self.service in ("kinesis", "dynamodb"):
+            if self.service in ("kinesis", "dynamodb", "glue"):
                 status, document = 400, {"__type": f"{prefix}AccessDeniedException", "Message": message}
             else:
                 status, document = 403, {"message": message}
@@ -297,7 +299,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("--policy", required=True)
-    services = ("s3", "kinesis", "dynamodb", "cognito-sync")
+    services = ("s3", "kinesis", "dynamodb", "glue", "cognito-sync")
     for service in services:
         parser.add_argument(f"--{service}")
     parser.add_argument("--log")

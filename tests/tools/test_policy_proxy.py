@@ -141,6 +141,21 @@ class Actions(unittest.TestCase):
         tagged = [("dynamodb:CreateTable", TABLE), ("dynamodb:TagResource", TABLE)]
         self.assertEqual(dynamodb("CreateTable", TableName="leases", Tags=[{"Key": "k"}]), tagged)
 
+    def test_glue(self):
+        def glue(operation, **body):
+            return aws_actions.glue(operation, json.dumps(body).encode(), "us-east-1")
+
+        base = "arn:aws:glue:us-east-1:000000000000:"
+        places = [f"{base}catalog", f"{base}database/d", f"{base}table/d/t"]
+        self.assertEqual(glue("GetDatabase", Name="d"), [("glue:GetDatabase", place) for place in places[:2]])
+        self.assertEqual(glue("GetTable", DatabaseName="d", Name="t"), [("glue:GetTable", place) for place in places])
+        created = glue("CreateTable", DatabaseName="d", TableInput={"Name": "t"})
+        self.assertEqual(created, [("glue:CreateTable", place) for place in places])
+        created = glue("CreateDatabase", DatabaseInput={"Name": "d"})
+        self.assertEqual(created, [("glue:CreateDatabase", place) for place in places[:2]])
+        with self.assertRaises(aws_actions.Unmapped):
+            glue("GetDatabases")
+
     def test_cognito_sync(self):
         pool = "arn:aws:cognito-sync:us-east-1:000000000000:identitypool/us-east-1:0a"
         role = "arn:aws:iam::000000000000:role/r"
@@ -160,7 +175,7 @@ class Proxy(Program):
         self.addCleanup(folder.cleanup)
         file, self.log = pathlib.Path(folder.name, "policy.json"), pathlib.Path(folder.name, "log")
         file.write_text(json.dumps(policy(*statements)))
-        addresses = [f"--{name}={self.upstream.url}" for name in ("s3", "kinesis", "dynamodb", "cognito-sync")]
+        addresses = [f"--{name}={self.upstream.url}" for name in ("s3", "kinesis", "dynamodb", "glue", "cognito-sync")]
         self.client = self.start("policy_proxy.py", "/_policy/health", "--policy", str(file), "--log", str(self.log), *addresses)
 
     def reply(self, handler, body):

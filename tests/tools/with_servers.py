@@ -127,7 +127,7 @@ class Servers:
         self.start(
             "policy-proxy",
             [sys.executable, str(ROOT / "tests/tools/policy_proxy.py"), str(port), "--policy", str(policy),
-             "--s3", s3, "--dynamodb", s3, "--kinesis", kinesis],
+             "--s3", s3, "--dynamodb", s3, "--glue", s3, "--kinesis", kinesis],
             {}, f"http://127.0.0.1:{port}/_policy/health",
         )
         return f"http://127.0.0.1:{port}"

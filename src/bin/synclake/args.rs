@@ -22,6 +22,7 @@ pub(crate) use upkeep::{
     VerifyArgs, table,
 };
 
+use crate::catalog::CatalogCommand;
 use crate::doctor::{DoctorArgs, HealthArgs};
 use crate::iam_policy::IamPolicyArgs;
 use crate::manifest::ManifestArgs;
@@ -86,6 +87,9 @@ pub(crate) enum Command {
     Manifest(ManifestArgs),
     /// Print tables and views for Athena, Spark, Trino, DuckDB or Redshift.
     Ddl(DdlArgs),
+    /// Register the lake in the AWS Glue catalogue, for Athena and Redshift Spectrum.
+    #[command(subcommand)]
+    Catalog(CatalogCommand),
     /// Show and change the streaming of identity pools.
     #[command(subcommand)]
     Stream(StreamCommand),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
+use synclake::catalog::Engine;
 use synclake::cognito::PoolId;
 use synclake::config::{File, Sources, Unusable, lease_table_of, parse_lease_table, parse_metrics};
 use synclake::doctor::{self, DoctorOptions, Verdict};
@@ -20,11 +21,12 @@ Examples:
   synclake doctor --lake s3://bucket/lake
   synclake doctor --lake s3://bucket/lake --source kinesis:cognito --lease-table dynamodb:synclake-cognito \\
     --pool us-east-1:0a1b2c3d-…
+  synclake doctor --lake s3://bucket/lake --engine athena
   synclake doctor --lake lake --format json | jq '.checks[] | select(.verdict != \"ok\")'
 
 Checks what is given: credentials, region and clock; the stream; streaming of each pool, its role
-and its silence; the bucket; the lease table; the lake. Each check is ok, a warning or a fault, with
-its remedy. Nothing is changed: the one write is an object below the lake, which is deleted again.
+and its silence; the bucket; the lease table; the lake; the catalogue of an engine. Each check is
+ok, a warning or a fault, with its remedy. Nothing is changed: the one write is an object below the lake, which is deleted again.
 Exits with 1 if there is a fault.")]
 pub(crate) struct DoctorArgs {
     /// Lake: s3://bucket/prefix, or a folder.
@@ -39,6 +41,12 @@ pub(crate) struct DoctorArgs {
     /// Id of an identity pool; repeat the flag for several pools.
     #[arg(long, value_name = "POOL", value_parser = PoolId::parse)]
     pub pool: Vec<PoolId>,
+    /// Engine for which `catalog sync` registered the lake in the Glue catalogue.
+    #[arg(long, value_enum)]
+    pub engine: Option<Engine>,
+    /// Database of the catalogue.
+    #[arg(long, value_name = "NAME", default_value = "cognito", requires = "engine")]
+    pub database: String,
     /// Format of the report [default: human on a terminal, json otherwise].
     #[arg(long, value_enum)]
     pub format: Option<ReportFormat>,
@@ -68,8 +76,13 @@ pub(crate) async fn run(args: DoctorArgs, file: &File) -> Result<()> {
     if lake.is_none() && streams.is_empty() && lease_tables.is_empty() && args.pool.is_empty() {
         return Err(Unusable("nothing to check; give --lake, --source, --lease-table or --pool".to_owned()).into());
     }
+    if args.engine.is_some() && lake.is_none() {
+        return Err(Unusable("--engine compares the catalogue with a lake; give --lake".to_owned()).into());
+    }
     let aws = aws_settings(args.aws, file).await?;
-    let options = DoctorOptions { aws, pools: args.pool, streams, lake, lease_tables, now: chrono::Utc::now() };
+    let catalog = args.engine.map(|engine| (engine, args.database));
+    let options =
+        DoctorOptions { aws, pools: args.pool, streams, lake, lease_tables, catalog, now: chrono::Utc::now() };
     let bar = terminal::progress(None, "{spinner} checking {elapsed}");
     let report = doctor::run(&options).await;
     bar.finish_and_clear();

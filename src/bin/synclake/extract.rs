@@ -77,6 +77,10 @@ pub(crate) async fn run(args: ExtractArgs, file: &File) -> Result<()> {
         Some(out) => open(args.lake, out, args.aws, file).await.map(|(lake, out)| (lake, Some(out)))?,
         None => (open_lake(args.lake, args.aws, file).await?, None),
     };
+    if !args.no_refresh {
+        let checked = refresh::check(&lake).await;
+        checked.context("refresh the state after the extract (--no-refresh leaves it out)")?;
+    }
     let limits = query::Limits::default();
     let bar = terminal::progress(None, "{spinner} extracting {elapsed}");
     let mut began = Instant::now();

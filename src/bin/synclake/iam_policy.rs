@@ -16,6 +16,7 @@ Examples:
   synclake iam-policy --role extract --lake s3://bucket/lake --out s3://exports/cognito
   synclake iam-policy --role ingest --lake s3://bucket/lake --source kinesis:cognito \\
     --lease-table dynamodb:synclake-cognito --region eu-west-1 --account 123456789012
+  synclake iam-policy --role catalog --lake s3://bucket/lake --region eu-west-1 --account 123456789012
 
 Prints the policy that the commands of a role need, and sends no request. A stream or a bucket with
 a KMS key of your own needs --kms-key.")]
@@ -35,10 +36,13 @@ pub(crate) struct IamPolicyArgs {
     /// Lease table of a fleet (role ingest): dynamodb:<table>.
     #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE")]
     pub lease_table: Option<String>,
-    /// Region of stream and lease table.
+    /// Database of the Glue catalogue (role catalog).
+    #[arg(long, value_name = "NAME", default_value = "cognito")]
+    pub database: String,
+    /// Region of stream, lease table and catalogue.
     #[arg(long, env = "SYNCLAKE_REGION", value_name = "REGION")]
     pub region: Option<String>,
-    /// AWS account of stream and lease table, twelve digits.
+    /// AWS account of stream, lease table and catalogue, twelve digits.
     #[arg(long, value_name = "ID", value_parser = account)]
     pub account: Option<String>,
     /// ARN of a KMS key of the buckets or the stream; repeat the flag for several keys.
@@ -64,18 +68,25 @@ fn key(text: &str) -> Result<String, String> {
 pub(crate) fn run(args: IamPolicyArgs, file: &File) -> Result<()> {
     let lake = prefix("lake", &required("lake", args.lake, &file.lake)?)?;
     let out = args.out.map(|out| prefix("out", &out)).transpose()?;
-    let (mut streams, mut lease_tables) = (Vec::new(), Vec::new());
+    let (mut streams, mut lease_tables, mut catalog) = (Vec::new(), Vec::new(), Vec::new());
     let region = args.region.or_else(|| file.region.clone());
     let region = region.or_else(|| std::env::var("AWS_REGION").ok().filter(|region| !region.is_empty()));
+    let missing = |what: &str| {
+        let message = "is missing; the resources of a stream, a lease table and a catalogue have it in their names";
+        Unusable(format!("--{what} {message}"))
+    };
+    let of = |service: &str, kind: &str, name: &str| -> Result<String, Unusable> {
+        let region = region.as_deref().ok_or_else(|| missing("region"))?;
+        let account = args.account.as_deref().ok_or_else(|| missing("account"))?;
+        let slash = if name.is_empty() { "" } else { "/" };
+        Ok(format!("arn:{}:{service}:{region}:{account}:{kind}{slash}{name}", partition(Some(region))))
+    };
+    if args.role == Role::Catalog {
+        let database = &args.database;
+        let tables = format!("{database}/*");
+        catalog = vec![of("glue", "catalog", "")?, of("glue", "database", database)?, of("glue", "table", &tables)?];
+    }
     if args.role == Role::Ingest {
-        let missing = |what: &str| {
-            Unusable(format!("--{what} is missing; the resources of a stream and a lease table have it in their names"))
-        };
-        let of = |service: &str, kind: &str, name: &str| -> Result<String, Unusable> {
-            let region = region.as_deref().ok_or_else(|| missing("region"))?;
-            let account = args.account.as_deref().ok_or_else(|| missing("account"))?;
-            Ok(format!("arn:{}:{service}:{region}:{account}:{kind}/{name}", partition(Some(region))))
-        };
         let names = Sources::streams(&Sources::of(args.source, file));
         let table = args.lease_table.or_else(|| file.lease_table.clone());
         let table = table.map(|table| parse_lease_table(&table)).transpose();
@@ -88,12 +99,12 @@ pub(crate) fn run(args: IamPolicyArgs, file: &File) -> Result<()> {
         }
     }
     let partition = partition(region.as_deref()).to_owned();
-    let resources = Resources { partition, lake, out, streams, lease_tables, keys: args.kms_key };
+    let resources = Resources { partition, lake, out, streams, lease_tables, catalog, keys: args.kms_key };
     // A wildcard in a name would be a grant on everything that it matches.
     let named = [&resources.streams, &resources.lease_tables].into_iter().flatten().chain(&resources.keys);
     let prefixes = [Some(&resources.lake), resources.out.as_ref()].into_iter().flatten();
     let prefixes = prefixes.flat_map(|prefix| [&prefix.bucket, &prefix.prefix]);
-    if let Some(odd) = named.chain(prefixes).find(|name| !name.chars().all(is_of_name)) {
+    if let Some(odd) = named.chain(prefixes).chain([&args.database]).find(|name| !name.chars().all(is_of_name)) {
         return Err(Unusable(format!("{odd:?} has a character that no name has, or a wildcard; correct it")).into());
     }
     let policy = serde_json::to_string_pretty(&iam::policy(args.role, &resources)).context("encode the policy")?;

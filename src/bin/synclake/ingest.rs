@@ -80,6 +80,10 @@ impl Plan {
         let beside = BesidePlan { refresh_every, care, care_every };
         let mut total = None;
         let reading = StreamSettings::check(&mut args, file)?;
+        if args.follow && !sources.iter().all(|source| source.starts_with("s3://")) {
+            let message = "--follow is for --source s3://<bucket>/<prefix>/; a stream is always followed, a file never";
+            return Err(Unusable(message.to_owned()).into());
+        }
         let aws = aws_settings(args.aws, file).await?;
         let streams = Sources::streams(&sources);
         let sources = if streams.len() == sources.len() {
@@ -100,20 +104,34 @@ impl Plan {
                 opened.push(ingest::Source::Stream(Box::new(stream)));
             }
             opened
+        } else if let [source] = &sources[..]
+            && source.starts_with("s3://")
+        {
+            if reading.import.is_some() {
+                return Err(Unusable("--import-kcl-checkpoints is for --source kinesis:<stream>".to_owned()).into());
+            }
+            let place = location("source", source)?;
+            check_apart(source, &place, &lake)?;
+            let leases = reading.leases.clone();
+            let opened = ingest::ObjectSource::open(source, &place, args.follow, leases, &aws).await?;
+            vec![ingest::Source::Objects(Box::new(opened))]
         } else if let [source] = &sources[..] {
             if reading.leases.is_some() || reading.import.is_some() {
-                let message = "--lease-table and --import-kcl-checkpoints are for --source kinesis:<stream>";
+                let message =
+                    "--lease-table and --import-kcl-checkpoints are for --source kinesis:<stream>, not for files";
                 return Err(Unusable(message.to_owned()).into());
             }
             let Some(path) = source.strip_prefix("file:") else {
-                let message = format!("--source {source:?} is neither kinesis:<stream> nor file:<path>");
+                let message =
+                    format!("--source {source:?} is none of kinesis:<stream>, s3://<bucket>/<prefix>/ and file:<path>");
                 return Err(Unusable(message).into());
             };
             let found = files::expand(path)?;
             total = found.files.iter().map(|path: &PathBuf| files::plain_bytes(path)).sum::<Option<u64>>();
             vec![ingest::Source::Files(found)]
         } else {
-            let message = "several --source flags are for kinesis:<stream>; read files by a run of their own";
+            let message =
+                "several --source flags are for kinesis:<stream>; read files and objects by a run of their own";
             return Err(Unusable(message.to_owned()).into());
         };
         Ok(Self { sources, lake, aws, options, metrics, beside, total })
@@ -164,10 +182,22 @@ impl Plan {
     }
 }
 
+/// Fails if a lake lies below the prefix that is read: its files are no events.
+fn check_apart(source: &str, place: &Location, lake: &Location) -> Result<(), Unusable> {
+    let (Location::S3 { bucket, prefix }, Location::S3 { bucket: of_lake, prefix: below }) = (place, lake) else {
+        return Ok(());
+    };
+    let is_below = prefix.is_empty() || below == prefix || below.starts_with(&format!("{prefix}/"));
+    match bucket == of_lake && is_below {
+        true => Err(Unusable(format!("--source {source} contains the lake; give a prefix beside it"))),
+        false => Ok(()),
+    }
+}
+
 fn watched_of(source: &ingest::Source) -> Watched {
     let (stream, retries) = match source {
         ingest::Source::Stream(stream) => (stream.kinesis.stream(), stream.kinesis.retries()),
-        ingest::Source::Files(_) => (files::STREAM, Retries::default()),
+        ingest::Source::Files(_) | ingest::Source::Objects(_) => (files::STREAM, Retries::default()),
     };
     Watched { stream: stream.to_owned(), counters: Arc::default(), retries }
 }

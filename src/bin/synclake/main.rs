@@ -13,6 +13,7 @@ mod args;
 mod beside;
 mod bulk_publish;
 mod care;
+mod catalog;
 #[cfg(test)]
 mod configuration;
 mod doctor;
@@ -92,6 +93,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Manifest(args) => manifest::run(args, &file).await,
         Command::Stream(command) => stream::run(command, &file).await,
         Command::BulkPublish(command) => bulk_publish::run(command, &file).await,
+        Command::Catalog(command) => catalog::run(command, &file).await,
         Command::Doctor(args) => doctor::run(args, &file).await,
         Command::IamPolicy(args) => iam_policy::run(args, &file),
         Command::Health(args) => doctor::health(args, &file).await,

@@ -42,7 +42,7 @@ pub(crate) async fn read_all(
         reading.spawn(async move {
             let done = match source {
                 Source::Stream(stream) => read_again(*stream, &watched, &shared).await,
-                source @ Source::Files(_) => read_once(source, &watched, &shared).await,
+                source @ (Source::Files(_) | Source::Objects(_)) => read_once(source, &watched, &shared).await,
             };
             (stream, done)
         });

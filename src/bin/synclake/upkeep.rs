@@ -211,6 +211,14 @@ pub(crate) async fn ddl(args: &DdlArgs, file: &File) -> Result<()> {
         }
         _ => place,
     };
-    let text = ddl::render(args.engine, place.trim_end_matches('/'), &args.database, is_collapsed).map_err(Unusable)?;
-    print_line(text.trim_end())
+    let text = ddl::render(args.engine, place.trim_end_matches('/'), &args.database, is_collapsed).await;
+    let text = text.map_err(Unusable)?;
+    let Some(folder) = &args.split else { return print_line(text.trim_end()) };
+    if args.engine == ddl::Engine::Dbt {
+        return Err(Unusable("--split is for statements, and dbt reads one file; leave it out".to_owned()).into());
+    }
+    let files =
+        ddl::write_split(&text, folder).with_context(|| format!("write statements into {}", folder.display()))?;
+    terminal::print_message(&format!("{files} statements in {}", folder.display()));
+    Ok(())
 }

@@ -42,6 +42,19 @@ const FILE_BYTES: usize = 64 << 20;
 /// A file of fewer rows is rewritten along with its pool, so that small files do not accumulate.
 const FILE_ROWS_MIN: u64 = 50_000;
 
+/// Checks that a refresh may write the table `state`, if there is one. A command that ends with a refresh asks before it
+/// writes anything.
+///
+/// # Errors
+/// The table requires what this version does not support, or its log cannot be read.
+pub async fn check(lake: &Store) -> Result<(), LakeError> {
+    let store = Table::State.store(lake);
+    match log::read_transactions(&store).await? {
+        Some(known) => known.admit(Table::State, &store, true),
+        None => Ok(()),
+    }
+}
+
 /// The advice for an unreadable table `state` that alone holds rows.
 const DAMAGED: &str = "cannot read the table state, which alone holds rows that left sync_records by retention; restore \
                        its files from a backup, or give up the keys whose last change has left: `synclake refresh \

@@ -61,6 +61,12 @@ pub(super) struct KnownFile {
 }
 
 impl KnownFile {
+    /// Returns the file of a shard, at the position that the lake has of it.
+    pub(super) fn new(shard: ShardKey, position: SequenceNumber) -> Self {
+        let (offset, digest) = split_position(&position);
+        Self { shard, position, offset, digest }
+    }
+
     /// Returns whether the file that was read up to here is this file.
     pub(super) fn is_at(&self, read: &Digest) -> bool {
         let older = read.older.as_ref().map(|older| digits(&older.clone().finalize()));
@@ -83,8 +89,7 @@ pub(super) fn known(
                 free.get_or_insert(shard);
                 break;
             };
-            let (offset, digest) = split_position(&position);
-            found.push(KnownFile { shard, position, offset, digest });
+            found.push(KnownFile::new(shard, position));
         }
     }
     let free = free.ok_or_else(|| SourceError::Invalid("no name is free for the shard of a file".to_owned()))?;

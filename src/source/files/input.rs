@@ -92,6 +92,19 @@ impl Input {
         Ok(Begun::Input(Self { reader, origin: Origin::Once { is_gone, kept }, format, name, window_log_max }))
     }
 
+    /// Reads the bytes of an object.
+    ///
+    /// # Errors
+    /// The first bytes cannot be read; [`ErrorKind::WouldBlock`] after a signal.
+    pub(super) fn of_object(name: &str, bytes: impl Read + Send + 'static, options: &ReadOptions) -> Result<Self> {
+        let mut input = Ahead::new(bytes);
+        let format = sniff(&mut input)?;
+        let window_log_max = options.window_log_max;
+        let reader = unpack(input, format, name, window_log_max)?;
+        let origin = Origin::Once { is_gone: false, kept: None };
+        Ok(Self { reader, origin, format, name: name.to_owned(), window_log_max })
+    }
+
     pub(super) fn format(&self) -> Format {
         self.format
     }

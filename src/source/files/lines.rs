@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::LINE_BYTES_MAX;
 use super::identity::Digest;
 use super::input::Input;
+use super::values::Values;
 
 /// Bytes of a block that holds lines.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -47,6 +48,8 @@ pub(super) struct Lines {
     /// line would cost as much as reading it.
     line: BytesMut,
     length: usize,
+    /// Finds the ends of records that need no line break; `None` for a file of lines.
+    values: Option<Values>,
 }
 
 impl Lines {
@@ -54,7 +57,17 @@ impl Lines {
     pub(super) fn new(input: Input, start: Digest) -> Self {
         let (consumed, digest) = (start.clone(), start);
         let line = BytesMut::new();
-        Self { input, pending: 0, consumed_bytes: 0, consumed, offset: 0, digest, line, length: 0 }
+        Self { input, pending: 0, consumed_bytes: 0, consumed, offset: 0, digest, line, length: 0, values: None }
+    }
+
+    /// As [`Self::new`], for an input whose records need no line break between them. A line is then a record.
+    pub(super) fn of_values(input: Input, start: Digest) -> Self {
+        Self { values: Some(Values::default()), ..Self::new(input, start) }
+    }
+
+    /// Returns bytes at the current place, as many as one read gives, and consumes none.
+    pub(super) fn start(&mut self) -> Result<&[u8]> {
+        self.input.fill_buf()
     }
 
     pub(super) fn input(&self) -> &Input {
@@ -110,8 +123,11 @@ impl Lines {
                 self.consume_pending()?;
                 continue;
             }
-            let end = memchr::memchr(b'\n', rest);
-            let count = end.map_or(rest.len(), |at| at + 1);
+            let end = match &mut self.values {
+                None => memchr::memchr(b'\n', rest).map(|at| at + 1),
+                Some(values) => values.end(rest),
+            };
+            let count = end.unwrap_or(rest.len());
             // The rest of a line that is too long enters the digest, but not memory.
             let room = (LINE_BYTES_MAX + 1).saturating_sub(self.line.len());
             let kept = &rest[..count.min(room)];

@@ -60,6 +60,22 @@ impl fmt::Display for Shape {
     }
 }
 
+/// Returns the shape of an object that begins so, unless it holds events one after the other.
+pub(super) fn shape_of_start(start: &[u8]) -> Option<Shape> {
+    if let Some(shape) = utf16(start) {
+        return Some(shape);
+    }
+    let text = start.strip_prefix(BOM).unwrap_or(start).trim_ascii_start();
+    match text {
+        [b'[', rest @ ..] if rest.trim_ascii_start().first() == Some(&b'{') => Some(Shape::Array),
+        [b'{', rest @ ..] => {
+            let gap = rest.iter().take_while(|byte| byte.is_ascii_whitespace());
+            gap.into_iter().any(|byte| *byte == b'\n').then_some(Shape::Pretty)
+        }
+        _ => None,
+    }
+}
+
 /// The beginning of a file.
 pub(super) struct Look {
     /// First line, with or without a line break; `None` for an empty file.
@@ -89,11 +105,8 @@ fn read(lines: &mut Lines, stop: &CancellationToken) -> Result<Option<Line>> {
 type More<'a> = &'a mut dyn FnMut() -> Result<Option<Line>>;
 
 fn shape_of(first: &Line, more: More<'_>) -> Result<Option<Shape>> {
-    match &*first.bytes {
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Ok(Some(Shape::Utf16)),
-        [b'{' | b'[', 0, ..] => return Ok(Some(Shape::Utf16Le)),
-        [0, b'{' | b'[', ..] => return Ok(Some(Shape::Utf16Be)),
-        _ => {}
+    if let Some(shape) = utf16(&first.bytes) {
+        return Ok(Some(shape));
     }
     let mut next = None;
     if is_blank(&first.bytes) {
@@ -115,6 +128,15 @@ fn shape_of(first: &Line, more: More<'_>) -> Result<Option<Shape>> {
         }
         Some(b'{') => shape_of_object(line, text, more),
         _ => Ok(None),
+    }
+}
+
+fn utf16(start: &[u8]) -> Option<Shape> {
+    match start {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(Shape::Utf16),
+        [b'{' | b'[', 0, ..] => Some(Shape::Utf16Le),
+        [0, b'{' | b'[', ..] => Some(Shape::Utf16Be),
+        _ => None,
     }
 }
 

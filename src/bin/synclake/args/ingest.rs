@@ -9,17 +9,20 @@ use super::AwsArgs;
 Examples:
   synclake ingest --source file:events.ndjson.gz --lake lake
   zcat *.gz | synclake ingest --source file:- --lake lake
+  synclake ingest --source s3://firehose/cognito/ --lake s3://bucket/lake
   synclake ingest --source kinesis:cognito --lake s3://bucket/lake --until-idle 1m
   synclake ingest --source kinesis:cognito --lake s3://bucket/lake --lease-table dynamodb:synclake-cognito
   synclake ingest --source kinesis:a --source kinesis:b --lake s3://bucket/lake --lease-table 'dynamodb:leases-{stream}'
 
 Files are identified by content: a file is not read twice, and a file that has grown is continued.
-Workers with the same --lease-table share the shards, and replace workers that die.
+Objects of a bucket are identified by ETag and size, and read in the order of their keys; their events
+need no line breaks between them. Run again for objects that arrive later, or give --follow.
+Workers with the same --lease-table share the shards or objects, and replace workers that die.
 Several streams share memory and care; one that fails is tried again while the others go on.
 On SIGTERM or SIGINT the program commits the records it has read, returns its leases, and exits with 0.")]
 pub(crate) struct IngestArgs {
-    /// kinesis:<stream>, file:<path> (NDJSON, .gz, .zst, or a folder of them), or file:- for standard input. Repeat the
-    /// flag for several streams.
+    /// kinesis:<stream>, file:<path> (NDJSON, .gz, .zst, or a folder of them), file:- for standard input, or
+    /// s3://<bucket>/<prefix>/ (objects of the same formats). Repeat the flag for several streams.
     #[arg(long, env = "SYNCLAKE_SOURCE", value_name = "SOURCE")]
     pub source: Vec<String>,
     /// Lake: s3://bucket/prefix, or a folder. Created if missing.
@@ -32,6 +35,9 @@ pub(crate) struct IngestArgs {
     /// Stop once every shard has had nothing to read for this long.
     #[arg(long, env = "SYNCLAKE_UNTIL_IDLE", value_name = "DURATION")]
     pub until_idle: Option<String>,
+    /// Objects of a bucket: go on with objects that arrive later, until a signal.
+    #[arg(long, env = "SYNCLAKE_FOLLOW")]
+    pub follow: bool,
     /// Limit the buffers to this many bytes [default: 256MiB].
     #[arg(long, env = "SYNCLAKE_MEMORY", value_name = "SIZE")]
     pub memory: Option<String>,
@@ -52,7 +58,7 @@ pub(crate) struct IngestArgs {
     /// [default: 1h].
     #[arg(long, env = "SYNCLAKE_CARE_EVERY", value_name = "DURATION")]
     pub care_every: Option<String>,
-    /// Share the stream's shards with other workers: dynamodb:<table>, created if missing.
+    /// Share the shards of a stream, or the objects of a bucket, with other workers: dynamodb:<table>, created if missing.
     #[arg(long, env = "SYNCLAKE_LEASE_TABLE", value_name = "TABLE", help_heading = "Fleet")]
     pub lease_table: Option<String>,
     /// Treat a lease as expired after this long without a renewal [default: 10s].

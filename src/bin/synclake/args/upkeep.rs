@@ -247,6 +247,8 @@ pub(crate) struct CareArgs {
 #[command(after_help = "\
 Examples:
   synclake ddl --engine athena --lake s3://bucket/lake --database cognito
+  synclake ddl --engine athena --lake s3://bucket/lake --split statements   a file for each statement
+  synclake ddl --engine dbt --lake s3://bucket/lake > models/sources.yml
   synclake ddl --engine duckdb --lake lake > lake.sql && duckdb -init lake.sql
 
 The views have the names and columns that synclake-query has. current_state is computed from all
@@ -267,6 +269,9 @@ pub(crate) struct DdlArgs {
     /// Database or schema of the tables and views.
     #[arg(long, value_name = "NAME", default_value = "cognito")]
     pub database: String,
+    /// Write each statement into a file of this folder, which must be empty: for runners of one statement, such as Athena.
+    #[arg(long, value_name = "FOLDER")]
+    pub split: Option<std::path::PathBuf>,
 }
 
 pub(crate) fn table(text: &str) -> Result<Table, String> {
