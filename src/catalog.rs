@@ -17,7 +17,6 @@ mod glue;
 mod partitions;
 mod views;
 
-use entries::Entry;
 use glue::Glue;
 
 /// An engine that reads the catalogue.
@@ -167,48 +166,64 @@ pub async fn sync(lake: &Store, aws: &AwsSettings, options: &CatalogOptions) -> 
     if !tables.contains(&Table::SyncRecords) {
         return Err(LakeError::NoLake(lake.to_string()).into());
     }
-    let is_collapsed = Table::SyncRecords.has_copies(lake).await?;
     let glue = Glue::new(aws).await;
     let has_database = glue.has_database(&options.database).await?;
-    let mut wanted: Vec<Entry> =
-        tables.iter().map(|table| entries::table(options.engine, lake, *table, is_collapsed)).collect();
-    if options.engine == Engine::Athena {
-        wanted.extend(views::entries(&lake.to_string(), &options.database, &tables, is_collapsed).await?);
-    }
-    let mut planned = Vec::new();
-    for entry in wanted {
-        let found = if has_database { glue.table(&options.database, entry.name()).await? } else { None };
-        planned.push(entry.compare(&options.database, found, options.may_replace)?);
-    }
-    let mut of_partitions = Vec::new();
-    if options.engine == Engine::Redshift {
-        for table in tables.iter().filter(|table| !table.partition_columns().is_empty()) {
-            let exists = planned.iter().any(|change| {
-                change.report.kind == Kind::Table && change.is_of(*table) && change.report.action != Action::Create
-            });
-            of_partitions.push(partitions::compare(&glue, lake, &options.database, *table, exists).await?);
+    let planned = plan(lake, &glue, options, &tables, has_database).await?;
+    if !options.is_dry_run {
+        if !has_database {
+            glue.create_database(&options.database).await?;
+        }
+        for Planned { entry, partitions } in &planned {
+            entry.apply(&glue, &options.database).await?;
+            if let Some(partitions) = partitions {
+                partitions.apply(&glue, &options.database).await?;
+            }
         }
     }
     let action = if has_database { Action::None } else { Action::Create };
     let database =
         EntryReport { name: options.database.clone(), kind: Kind::Database, action, differences: Vec::new() };
-    if !options.is_dry_run {
-        if !has_database {
-            glue.create_database(&options.database).await?;
-        }
-        for change in &planned {
-            change.apply(&glue, &options.database).await?;
-        }
-        for change in &of_partitions {
-            change.apply(&glue, &options.database).await?;
-        }
-    }
-    let mut entries = vec![database];
-    let mut of_partitions: Vec<EntryReport> = of_partitions.into_iter().map(|change| change.report).collect();
-    for change in planned {
-        let partitions = of_partitions.iter().position(|report| report.name == change.report.name);
-        entries.push(change.report);
-        entries.extend(partitions.map(|n| of_partitions.remove(n)));
-    }
+    let reports = planned
+        .into_iter()
+        .flat_map(|planned| [Some(planned.entry.report), planned.partitions.map(|partitions| partitions.report)]);
+    let entries = std::iter::once(database).chain(reports.flatten()).collect();
     Ok(CatalogReport { lake: lake.to_string(), entries, missing, is_applied: !options.is_dry_run })
+}
+
+/// A table or view and what it needs, with its partitions.
+struct Planned {
+    entry: entries::Change,
+    partitions: Option<partitions::Change>,
+}
+
+/// Compares everything, and changes nothing.
+async fn plan(
+    lake: &Store,
+    glue: &Glue,
+    options: &CatalogOptions,
+    tables: &[Table],
+    has_database: bool,
+) -> Result<Vec<Planned>, CatalogError> {
+    let CatalogOptions { engine, database, may_replace, .. } = options;
+    let is_collapsed = Table::SyncRecords.has_copies(lake).await?;
+    let find = async |name: &str| if has_database { glue.table(database, name).await } else { Ok(None) };
+    let mut planned = Vec::new();
+    for table in tables {
+        let entry = entries::table(*engine, lake, *table, is_collapsed);
+        let found = find(entry.name()).await?;
+        let entry = entry.compare(database, found, *may_replace)?;
+        let has_partitions = *engine == Engine::Redshift && !table.partition_columns().is_empty();
+        let partitions = match has_partitions {
+            true => Some(partitions::compare(glue, lake, database, *table, entry.exists()).await?),
+            false => None,
+        };
+        planned.push(Planned { entry, partitions });
+    }
+    if *engine == Engine::Athena {
+        for view in views::entries(&lake.to_string(), database, tables, is_collapsed).await? {
+            let found = find(view.name()).await?;
+            planned.push(Planned { entry: view.compare(database, found, *may_replace)?, partitions: None });
+        }
+    }
+    Ok(planned)
 }

@@ -26,14 +26,13 @@ use crate::batch::Limits;
 use crate::budget::Reservation;
 use crate::ids::{ShardKey, StartAt};
 use crate::lake::ledger::ShardState;
-use crate::lake::{LakeError, Location, Store};
+use crate::lake::{LakeError, Store};
 use crate::payload::{self, Payloads};
 use crate::source::files::{self, Opened, ReadOptions};
-use crate::source::kinesis::{self, Kinesis, Listing};
-use crate::source::leases::{self, Keeper};
-use crate::source::objects::Objects;
+use crate::source::kinesis::Listing;
+use crate::source::leases::Keeper;
 use crate::source::{Assignment, Delivery, Reached, Sink, SourceError};
-use crate::{aws, cpu, failpoint};
+use crate::{cpu, failpoint};
 
 mod counters;
 mod decoding;
@@ -43,6 +42,7 @@ mod from_objects;
 mod from_stream;
 mod memory;
 pub mod monitor;
+mod sources;
 mod writer;
 
 pub(crate) use decoding::{Partitions, decode_part};
@@ -53,6 +53,7 @@ pub use counters::{Counters, Summary};
 use decoding::{Decoded, decode_chunk};
 use from_files::Ends;
 pub use memory::SharedMemory;
+pub use sources::{ObjectSource, Source, Stream};
 use writer::{Flushed, Writer};
 
 /// Approximate upper bound of the memory that decoding one chunk takes.
@@ -101,65 +102,6 @@ impl IngestError {
     fn task(error: tokio::task::JoinError) -> Self {
         Self::Task(error.to_string())
     }
-}
-
-/// What to read.
-#[derive(Debug, Clone)]
-pub enum Source {
-    /// Files, read one after the other.
-    Files(files::Found),
-    /// Objects below a prefix of a bucket.
-    Objects(Box<ObjectSource>),
-    /// The shards of a stream.
-    Stream(Box<Stream>),
-}
-
-/// Objects of a bucket, and how this worker shares them.
-#[derive(Debug, Clone)]
-pub struct ObjectSource {
-    /// The objects.
-    pub objects: Objects,
-    /// Go on with objects that arrive later.
-    pub follow: bool,
-    /// Share the objects with other workers.
-    pub leases: Option<leases::LeaseOptions>,
-    /// How to reach AWS.
-    pub aws: aws::AwsSettings,
-}
-
-impl ObjectSource {
-    /// Opens the bucket of the objects. `url` is what the user gave for `place`.
-    ///
-    /// # Errors
-    /// The bucket cannot be opened.
-    pub async fn open(
-        url: &str,
-        place: &Location,
-        follow: bool,
-        leases: Option<leases::LeaseOptions>,
-        aws: &aws::AwsSettings,
-    ) -> Result<Self, IngestError> {
-        let store = Store::open(place, aws).await?;
-        let objects = Objects::new(store.objects(), url, store.key(""));
-        Ok(Self { objects, follow, leases, aws: aws.clone() })
-    }
-}
-
-/// A stream, and how this worker shares it.
-#[derive(Debug, Clone)]
-pub struct Stream {
-    /// The stream.
-    pub kinesis: Kinesis,
-    /// Where to start if the lake does not know the stream.
-    pub from: kinesis::From,
-    /// Stop once every shard has had nothing to read for this long.
-    pub until_idle: Option<Duration>,
-    /// Share the shards with other workers.
-    pub leases: Option<leases::LeaseOptions>,
-    /// Table of a Kinesis Client Library application at whose checkpoints to start.
-    pub import: Option<String>,
-    /// How to reach AWS.
-    pub aws: aws::AwsSettings,
 }
 
 /// Options of a run.

@@ -209,7 +209,7 @@ fn differ(path: &str, wanted: &Value, found: &Value, into: &mut Vec<String>) {
         (wanted, found) if is_same(wanted, found) => {}
         // The text of a view is long, and encoded.
         (Value::String(_), _) if path == "ViewOriginalText" => {
-            into.push("the definition of the view differs".to_owned())
+            into.push("the definition of the view differs".to_owned());
         }
         (wanted, Value::Null) => into.push(format!("{path} is missing; it should be {wanted}")),
         (wanted, found) => into.push(format!("{path} is {found}; it should be {wanted}")),
@@ -263,9 +263,9 @@ fn merged(wanted: Value, found: &Value) -> Value {
 }
 
 impl Change {
-    /// Returns whether this is the entry of a table.
-    pub(super) fn is_of(&self, table: Table) -> bool {
-        self.name == table.name()
+    /// Returns whether something has the name of the entry.
+    pub(super) fn exists(&self) -> bool {
+        self.report.action != Action::Create
     }
 
     pub(super) async fn apply(&self, glue: &Glue, database: &str) -> Result<(), CallError> {

@@ -157,7 +157,7 @@ impl Run {
 
     /// Starts the listing of the next page when it is due.
     async fn list_objects(&mut self, source: &ObjectSource, view: &mut View) -> Result<(), IngestError> {
-        if self.paging.is_some() || !view.list_at.is_some_and(|at| Instant::now() >= at) {
+        if self.paging.is_some() || view.list_at.is_none_or(|at| Instant::now() < at) {
             return Ok(());
         }
         if self.keeper.is_some() {

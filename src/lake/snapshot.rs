@@ -74,7 +74,7 @@ pub(crate) async fn load_among(reads: &LogReads, version: Option<u64>) -> Result
     let mut requirements = TableRequirements::default();
     let action = serde_json::json!({ "protocol": snapshot.protocol(), "metaData": snapshot.metadata() });
     requirements.apply_action(&action).map_err(|error| fail(error.into()))?;
-    let name = table.url().path_segments().and_then(|parts| parts.filter(|part| !part.is_empty()).next_back());
+    let name = table.url().path_segments().and_then(|mut parts| parts.rfind(|part| !part.is_empty()));
     let of_lake = Table::ALL.into_iter().find(|of| Some(of.name()) == name);
     let reason = of_lake.map_or_else(|| requirements.unreadable(), |of| requirements.unreadable_rows(of));
     if let Some(reason) = reason {

@@ -53,9 +53,8 @@ impl Table {
         loop {
             let Err(error) = self.create(&store).await else { return Ok(()) };
             // Another worker, or an earlier try, created the table.
-            match store.get(&paths::commit(0)).await {
-                Ok(Some(_)) => return Ok(()),
-                Ok(None) | Err(_) => {}
+            if let Ok(Some(_)) = store.get(&paths::commit(0)).await {
+                return Ok(());
             }
             if fault::is_permanent(&error) || began.elapsed() > COMMIT_TIMEOUT {
                 return Err(error);

@@ -23,11 +23,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use arrow::datatypes::DataType;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::schema::{COPIES, FORMAT, FORMAT_COLLAPSED, FORMAT_EXPIRED, FORMAT_MAX, FORMAT_PROPERTY, Table};
+
+mod columns;
+
+use columns::{Schema, delta_type};
 
 /// The newest supported versions of the protocol.
 const READER_VERSION: i64 = 3;
@@ -50,10 +53,6 @@ const FEATURES: [&str; 15] = [
     "v2Checkpoint",
     "vacuumProtocolCheck",
 ];
-/// Prefixes of keys in a column's metadata that a writer must obey.
-const COLUMN_RULES: [&str; 4] =
-    ["delta.invariants", "delta.generationExpression", "delta.identity.", "CURRENT_DEFAULT"];
-
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Protocol {
@@ -76,21 +75,6 @@ struct Metadata {
     /// The whole action.
     #[serde(skip)]
     action: Value,
-}
-
-#[derive(Deserialize)]
-struct Schema {
-    fields: Vec<Column>,
-}
-
-#[derive(Deserialize)]
-struct Column {
-    name: String,
-    #[serde(rename = "type")]
-    of_type: Value,
-    nullable: bool,
-    #[serde(default)]
-    metadata: BTreeMap<String, Value>,
 }
 
 /// The protocol and the metadata of a table, as far as they require something of readers and writers.
@@ -137,7 +121,7 @@ impl TableRequirements {
     /// Returns why the rows of a table cannot be read, or `None` if they can.
     pub(crate) fn unreadable_rows(&self, table: Table) -> Option<String> {
         self.unreadable().or_else(|| {
-            let schema: Schema = serde_json::from_str(&self.metadata.as_ref()?.schema_string).ok()?;
+            let schema = self.metadata.as_ref()?.schema().ok()?;
             schema.lacking(table)
         })
     }
@@ -191,9 +175,8 @@ impl TableRequirements {
 
     /// Returns whether the table has a column.
     pub(crate) fn has_column(&self, name: &str) -> bool {
-        let schema =
-            self.metadata.as_ref().and_then(|metadata| serde_json::from_str::<Schema>(&metadata.schema_string).ok());
-        schema.is_some_and(|schema| schema.fields.iter().any(|column| column.name == name))
+        let schema = self.metadata.as_ref().and_then(|metadata| metadata.schema().ok());
+        schema.is_some_and(|schema| schema.has(name))
     }
 
     /// Returns the metadata of a table with the column `copies`, in the format that says so; `None` if it has both.
@@ -284,37 +267,43 @@ fn newer(side: &str, version: i64, known: i64) -> Option<String> {
 
 fn unknown<'a>(side: &str, features: impl Iterator<Item = &'a String>) -> Option<String> {
     let unknown: Vec<&str> = features.map(String::as_str).filter(|feature| !FEATURES.contains(feature)).collect();
-    // Delta 4.0 cannot drop row tracking.
-    let by = match unknown.contains(&"rowTracking") {
-        true => "Databricks, or Spark with Delta 4.1 or later",
-        false => "the engine that added it",
+    // Delta 4.0 cannot drop row tracking, but suspend it.
+    let remedy = match unknown[..] {
+        ["rowTracking"] => {
+            "suspend it with ALTER TABLE … SET TBLPROPERTIES ('delta.enableRowTracking' = 'false', \
+             'delta.rowTrackingSuspended' = 'true'), for which Delta 4.0 needs SET \
+             spark.databricks.delta.allowArbitraryProperties.enabled = true"
+        }
+        _ => "remove it with ALTER TABLE … DROP FEATURE in the engine that added it, or upgrade synclake",
     };
     (!unknown.is_empty()).then(|| {
         format!(
-            "it requires the Delta {side} feature {}, which this version of synclake does not support; remove it with \
-             ALTER TABLE … DROP FEATURE in {by}, or upgrade synclake",
+            "it requires the Delta {side} feature {}, which this version of synclake does not support; {remedy}",
             unknown.join(", ")
         )
     })
 }
 
-impl Schema {
-    /// Returns the column that a table lacks and that was not added by a later format of synclake.
-    fn lacking(&self, table: Table) -> Option<String> {
-        let table_schema = table.schema();
-        let mut names = table_schema.fields().iter().map(|field| field.name());
-        let name =
-            names.find(|name| !table.is_added(name) && !self.fields.iter().any(|column| column.name == **name))?;
-        Some(format!(
-            "its column {name} was dropped or renamed; rename it back, or take the table back to a version before: \
-             RESTORE TABLE … TO VERSION AS OF n"
-        ))
-    }
-}
-
 impl Metadata {
     fn get(&self, property: &str) -> Option<&str> {
         self.configuration.get(property)?.as_deref()
+    }
+
+    fn schema(&self) -> Result<Schema, serde_json::Error> {
+        serde_json::from_str(&self.schema_string)
+    }
+
+    /// Returns why the table's columns forbid a commit.
+    fn other_columns(&self, table: Table) -> Option<String> {
+        let schema = match self.schema() {
+            Ok(schema) => schema,
+            Err(error) => return Some(format!("its columns cannot be read: {error}")),
+        };
+        if self.partition_columns != table.partition_columns() {
+            let (found, expected) = (&self.partition_columns, table.partition_columns());
+            return Some(format!("it is partitioned by {found:?}, not by {expected:?}"));
+        }
+        schema.refusal(table)
     }
 
     fn is(&self, property: &str) -> bool {
@@ -351,72 +340,6 @@ impl Metadata {
                  ALTER TABLE … UNSET TBLPROPERTIES ('{ids}')"
             )
         })
-    }
-
-    /// Returns why the table's columns forbid a commit.
-    fn other_columns(&self, table: Table) -> Option<String> {
-        let schema: Schema = match serde_json::from_str(&self.schema_string) {
-            Ok(schema) => schema,
-            Err(error) => return Some(format!("its columns cannot be read: {error}")),
-        };
-        if self.partition_columns != table.partition_columns() {
-            return Some(format!(
-                "it is partitioned by {:?}, not by {:?}",
-                self.partition_columns,
-                table.partition_columns()
-            ));
-        }
-        if let Some(reason) = schema.lacking(table) {
-            return Some(reason);
-        }
-        for field in table.schema().fields() {
-            let (name, expected) = (field.name(), delta_type(field.data_type()));
-            let Some(column) = schema.fields.iter().find(|column| column.name == *name) else {
-                // A column of a later format of synclake.
-                match schema.fields.iter().find(|column| column.name.eq_ignore_ascii_case(name)) {
-                    Some(other) => {
-                        return Some(format!(
-                            "its column {} has the name of the column {name} of synclake in another case; rename or \
-                             drop it in the engine that added it",
-                            other.name
-                        ));
-                    }
-                    None => continue,
-                }
-            };
-            if column.of_type != expected {
-                return Some(format!(
-                    "its column {name} is of type {}, not {expected}; take the table back to a version before: RESTORE \
-                     TABLE … TO VERSION AS OF n",
-                    column.of_type
-                ));
-            }
-        }
-        schema.fields.iter().find_map(|column| {
-            let name = &column.name;
-            let rule = column.metadata.keys().find(|key| COLUMN_RULES.iter().any(|rule| key.starts_with(rule)));
-            match (rule, column.nullable) {
-                (Some(rule), _) => Some(format!("its column {name} has the rule {rule}, which is not supported here")),
-                (None, false) => {
-                    Some(format!("its column {name} must not be null; ALTER TABLE … ALTER COLUMN {name} DROP NOT NULL"))
-                }
-                (None, true) => None,
-            }
-        })
-    }
-}
-
-/// Returns the Delta protocol's name of an Arrow type that the lake's tables use.
-fn delta_type(of: &DataType) -> &'static str {
-    match of {
-        DataType::Utf8 => "string",
-        DataType::Date32 => "date",
-        DataType::Int64 => "long",
-        DataType::Int32 => "integer",
-        DataType::Boolean => "boolean",
-        DataType::Binary => "binary",
-        DataType::Timestamp(..) => "timestamp",
-        _ => "another",
     }
 }
 
