@@ -212,7 +212,7 @@ fn terms_that_are_not_kept_are_refused_before_anything_is_written() {
     commit(&lake, "sync_records", "UPGRADE PROTOCOL", &[protocol]);
     let (files, commits) = (listed(&lake, "sync_records"), log(&lake, "sync_records").len());
     std::fs::write(&more, std::fs::read_to_string(&more).unwrap() + "{}\n").unwrap();
-    refused(&ingest(), 1, &["sync_records", "rowTracking", "DROP FEATURE"]);
+    refused(&ingest(), 1, &["sync_records", "rowTracking", "rowTrackingSuspended"]);
     assert_eq!((listed(&lake, "sync_records"), log(&lake, "sync_records").len()), (files, commits));
 }
 
