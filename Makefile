@@ -43,13 +43,13 @@ deploy-check: $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/deploy.stamp $(
 	$(TOOLS)/deploy/bin/python tests/tools/stack.py "$(CARGO_TARGET_DIR)/debug"
 	$(TOOLS)/deploy/bin/python tests/tools/image.py "$(CARGO_TARGET_DIR)/debug"
 
-engines: maven ## everything beside synclake: answers of other engines, KCL, S3 servers, an archive of objects; CI runs it
+engines: maven ## everything beside synclake: answers of other engines, KCL, S3 servers, an archive of objects
 	$(MAKE) answers
 	$(MAKE) kcl
 	$(MAKE) s3-servers
 	$(MAKE) backfill
 
-answers: maven $(TOOLS)/engines.stamp $(TOOLS)/daft.stamp $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/trino.stamp ## compare the answers of all engines row by row with the input; UPDATE=1 writes the tables of docs/engines.md
+answers: maven $(TOOLS)/engines.stamp $(TOOLS)/daft.stamp $(TOOLS)/dbt.stamp $(TOOLS)/python.stamp $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/trino.stamp ## compare the answers of all engines row by row with the input; UPDATE=1 writes the tables of docs/engines.md
 	$(CARGO) build --locked --features failpoints --bins
 	$(TOOLS)/engines/bin/python tests/engines/run.py "$(CARGO_TARGET_DIR)/debug" $(if $(UPDATE),--update-docs)
 
@@ -170,6 +170,12 @@ $(TOOLS)/engines.stamp: tests/tools/requirements-engines.lock
 $(TOOLS)/daft.stamp: tests/tools/requirements-daft.lock
 	python3 -m venv $(TOOLS)/daft
 	$(TOOLS)/daft/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# dbt, in a folder of its own, because it pins other versions.
+$(TOOLS)/dbt.stamp: tests/tools/requirements-dbt.lock
+	python3 -m venv $(TOOLS)/dbt
+	$(TOOLS)/dbt/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
 # Trino's server, from Maven: its archive stays in a cache outside of this folder.

@@ -7,7 +7,6 @@ mod columns;
 mod dbt;
 
 pub(crate) use columns::views_with_columns;
-pub(crate) use dbt::about;
 
 /// An engine that reads the lake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

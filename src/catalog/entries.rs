@@ -14,6 +14,8 @@ use crate::schema::Table;
 const OWNER: &str = "synclake.lake";
 /// Parameter by which a table states the engine for which it was registered.
 const ENGINE: &str = "synclake.engine";
+/// Comment of every view of Athena and Trino.
+const VIEW_COMMENT: &str = "Presto View";
 /// Longest comment of a column that Glue takes, in characters.
 const COMMENT_CHARS_MAX: usize = 255;
 
@@ -93,14 +95,14 @@ pub(super) fn manifests(columns: Vec<Value>, folder: &str) -> Value {
 }
 
 /// Returns the entry of a view of Athena. `text` is its definition in Athena's encoding.
-pub(super) fn view(lake: &str, name: &str, about: &str, text: String, columns: Vec<Value>) -> Entry {
+pub(super) fn view(lake: &str, name: &str, text: String, columns: Vec<Value>) -> Entry {
     let input = json!({
         "Name": name,
-        "Description": about,
+        // Trino knows a view by this comment, and takes the description for the comment.
+        "Description": VIEW_COMMENT,
         "TableType": "VIRTUAL_VIEW",
-        // Trino knows a view by this comment.
         "Parameters": {
-            "presto_view": "true", "comment": "Presto View", OWNER: lake, ENGINE: Engine::Athena.name(),
+            "presto_view": "true", "comment": VIEW_COMMENT, OWNER: lake, ENGINE: Engine::Athena.name(),
         },
         "StorageDescriptor": { "Columns": columns, "Location": "", "SerdeInfo": {} },
         "PartitionKeys": [],
@@ -283,7 +285,7 @@ mod tests {
 
     fn wanted(columns: &[(&str, DataType)]) -> Entry {
         let columns = columns.iter().map(|(name, data_type)| column("changes", name, data_type)).collect();
-        view("s3://b/lake", "changes", "A change.", "/* Presto View: x */".to_owned(), columns)
+        view("s3://b/lake", "changes", "/* Presto View: x */".to_owned(), columns)
     }
 
     fn columns() -> Vec<(&'static str, DataType)> {
@@ -302,7 +304,7 @@ mod tests {
         found["CreateTime"] = 1.into();
         found["StorageDescriptor"].as_object_mut().unwrap().remove("SerdeInfo");
         assert_eq!(differences(&found), Vec::<String>::new());
-        found["Description"] = "old".into();
+        found["ViewExpandedText"] = "old".into();
         let change = wanted(&columns()).compare("d", Some(found), false).unwrap();
         assert_eq!(change.report.action, Action::Update);
         assert_eq!(

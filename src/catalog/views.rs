@@ -34,7 +34,7 @@ pub(super) async fn entries(
             "path": [],
         });
         let text = format!("/* Presto View: {} */", STANDARD.encode(definition.to_string()));
-        entries.push(entries::view(lake, view.name, &ddl::about(&view), text, columns.collect()));
+        entries.push(entries::view(lake, view.name, text, columns.collect()));
     }
     Ok(entries)
 }

@@ -9,7 +9,7 @@ use crate::schema::Table;
 
 /// Columns that are never null, in every relation that has them.
 const NOT_NULL: [&str; 5] = ["pool", "identity_pool_id", "identity_id", "dataset_name", "event_date"];
-/// Operations on a key.
+/// Known operations on a key. The lake keeps any other as it came, so another one is a warning of dbt and no failure.
 const OPERATIONS: &str = "['replace', 'remove']";
 
 /// Returns the text of a `sources.yml`. dbt reads the tables and views that the statements of another engine have made.
@@ -19,6 +19,7 @@ const OPERATIONS: &str = "['replace', 'remove']";
 pub(super) async fn sources(database: &str, is_collapsed: bool) -> Result<String, String> {
     let mut text = format!(
         "# Sources of dbt over a lake of synclake. The statements of `synclake ddl` for your engine make the tables and views.\n\
+         # DuckDB makes them in its current schema: run `CREATE SCHEMA {database}; USE {database};` before its statements.\n\
          version: 2\nsources:\n  - name: {database}\n    schema: {database}\n    tables:\n"
     );
     for table in Table::ALL {
@@ -33,7 +34,7 @@ pub(super) async fn sources(database: &str, is_collapsed: bool) -> Result<String
 }
 
 /// Returns what a row of a view is.
-pub(crate) fn about(view: &View) -> String {
+fn about(view: &View) -> String {
     let lines = || view.about.lines().map(|line| line.trim_start_matches(['-', ' ']));
     describe::row_of(view.name).map_or_else(|| lines().collect::<Vec<_>>().join(" "), str::to_owned)
 }
@@ -52,7 +53,7 @@ fn relation<'a>(text: &mut String, name: &str, about: &str, columns: impl Iterat
         if is_of_rows && column == "op" {
             let _ = writeln!(
                 text,
-                "            data_tests:\n              - accepted_values:\n                  arguments: {{values: {OPERATIONS}}}"
+                "            data_tests:\n              - accepted_values:\n                  arguments: {{values: {OPERATIONS}}}\n                  config: {{severity: warn}}"
             );
         }
     }

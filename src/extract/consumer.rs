@@ -120,7 +120,17 @@ pub async fn run(lake: &Store, name: &str, out: (&Store, Format), limits: &Limit
         return Ok(delivery);
     }
     let store = Table::SyncRecords.store(lake);
-    let records = snapshot::load(&store, Some(to)).await?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?;
+    let records = match snapshot::load(&store, Some(to)).await {
+        // The newest version was found to be readable, so this is that of an unfinished delivery.
+        Err(error @ LakeError::Unsupported { .. }) => {
+            let what = format!(
+                "consumer {name} has an unfinished delivery of version {to}, whose rows cannot be read: {error}; forget it \
+                 (deliver --forget {name}), and make a full copy"
+            );
+            return Err(LakeError::Invalid(what).into());
+        }
+        loaded => loaded?.ok_or_else(|| LakeError::NoLake(lake.to_string()))?,
+    };
     let rows = match from {
         None => {
             let files = snapshot::files(&store, &records).await?;
@@ -223,7 +233,12 @@ struct Intent {
 async fn begin_delivery(lake: &Store, name: &str, (out, format): (&Store, Format)) -> Result<Intent, LakeError> {
     let records = Table::SyncRecords.store(lake);
     let none = || LakeError::NoLake(lake.to_string());
-    let newest = log::read_transactions(&records).await?.ok_or_else(none)?.version;
+    let known = log::read_transactions(&records).await?.ok_or_else(none)?;
+    // What cannot be read is refused before its version is fixed for the delivery.
+    if let Some(reason) = known.requirements.unreadable_rows(Table::SyncRecords) {
+        return Err(LakeError::Unsupported { table: records.to_string(), reason });
+    }
+    let newest = known.version;
     Table::DailyState.ensure(lake).await?;
     let intent = intent_id(name);
     let [form, place] = ["format", "place"].map(|part| format!("{}/{part}", id(name)));

@@ -274,6 +274,10 @@ fn unknown<'a>(side: &str, features: impl Iterator<Item = &'a String>) -> Option
              'delta.rowTrackingSuspended' = 'true'), for which Delta 4.0 needs SET \
              spark.databricks.delta.allowArbitraryProperties.enabled = true"
         }
+        ["typeWidening"] => {
+            "take the table back to a version before a column was widened, if one was (RESTORE TABLE … TO VERSION AS OF \
+             n), and remove the feature with ALTER TABLE … DROP FEATURE typeWidening"
+        }
         _ => "remove it with ALTER TABLE … DROP FEATURE in the engine that added it, or upgrade synclake",
     };
     (!unknown.is_empty()).then(|| {

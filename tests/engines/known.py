@@ -2,6 +2,7 @@
 
 import collections
 
+import catalog
 from relations import TABLES
 
 # Readers of each engine, and how each reads the lake.
@@ -10,6 +11,9 @@ READERS = {
     "polars": {"polars": "log"}, "delta-rs": {"delta-rs": "log"}, "chdb": {"chdb": "log"}, "daft": {"daft": "log"},
     "spark": {"spark": "log", "spark-parquet": "folders"}, "trino": {"trino": "log", "athena": "log"},
 }
+
+# Readers that docs/engines.md describes in sentences: the catalogue of lakes on S3 (catalog.py), and models of dbt (ask_dbt.py).
+BESIDE = {"trino": ["athena-catalog", "redshift-catalog", "dbt-trino"], "dbt": ["dbt-duckdb"]}
 
 # `text` is for the document; `evidence` is a part of a line that the run finds: a difference, or the engine's error.
 Exception_ = collections.namedtuple("Exception_", "text evidence mark", defaults=("no",))
@@ -37,5 +41,9 @@ def asked(reader, job):
     if reader == "synclake-query":
         # Its current_state uses the last refresh by itself.
         return [relation for relation in job["relations"] if relation != "refreshed_state"]
+    if reader in catalog.READERS:
+        return catalog.READERS[reader]
+    if reader.startswith("dbt-"):
+        return ["current_state"]
     # The tables of `athena` are those of Trino.
     return [name for name in job["declared"].get(reader, job["relations"]) if reader != "athena" or name not in TABLES]

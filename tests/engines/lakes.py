@@ -22,18 +22,24 @@ from oracle import History
 from relations import COLUMNS, ROOT, canonical, to_table
 
 SEED = 20260101
+BUCKET = "lakes"
+AWS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
 class Lake:
-    """A lake and its history."""
+    """A lake and its history. It is in a folder, or on the S3 server at `endpoint`."""
 
-    def __init__(self, programs, folder, name):
-        self.programs, self.name, self.path = programs, name, folder / name / "lake"
+    def __init__(self, programs, folder, name, endpoint=None):
+        self.programs, self.name, self.inputs = programs, name, folder / name
+        self.place, self.settings = str(self.inputs / "lake"), {}
+        if endpoint:
+            self.place, self.settings = f"s3://{BUCKET}/{name}/lake", {**AWS, "AWS_ENDPOINT_URL": endpoint}
         self.history, self.files, self.is_collapsed = History(), 0, False
-        self.path.parent.mkdir(parents=True)
+        self.inputs.mkdir(parents=True)
 
     def run(self, *arguments):
         settings = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SYNCLAKE_"))}
+        settings |= self.settings
         command = [str(self.programs / arguments[0]), *arguments[1:]]
         done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         if done.returncode:
@@ -41,15 +47,22 @@ class Lake:
         return done.stdout
 
     def synclake(self, command, *arguments):
-        return self.run("synclake", command, "--lake", str(self.path), *arguments)
+        return self.run("synclake", command, "--lake", self.place, *arguments)
+
+    def storage(self):
+        """Returns what delta-rs needs to reach the lake."""
+        return {**self.settings, "AWS_ALLOW_HTTP": "true", "aws_conditional_put": "etag"} if self.settings else None
+
+    def table(self, name):
+        return DeltaTable(f"{self.place}/{name}", storage_options=self.storage())
 
     def read(self, table, columns=None):
         """Returns the rows of a table, as delta-rs reads them by the log."""
-        return pa.table(DeltaTable(str(self.path / table)).to_pyarrow_dataset().to_table(columns=columns))
+        return pa.table(self.table(table).to_pyarrow_dataset().to_table(columns=columns))
 
     def ingest(self, data):
         self.files += 1
-        file = self.path.with_name(f"{self.files}.ndjson")
+        file = self.inputs / f"{self.files}.ndjson"
         file.write_bytes(data)
         began = time.time_ns() // 1000
         self.synclake("ingest", "--source", f"file:{file}", "--care", "off")
@@ -66,7 +79,8 @@ class Lake:
     def append(self, rows):
         """Adds rows to `sync_records` by delta-rs, as another writer may."""
         columns = [name for name in COLUMNS["sync_records"] if name != "copies"]
-        write_deltalake(str(self.path / "sync_records"), to_table(rows, "sync_records").select(columns), mode="append")
+        new = to_table(rows, "sync_records").select(columns)
+        write_deltalake(f"{self.place}/sync_records", new, mode="append", storage_options=self.storage())
         self.history.append(rows)
 
     def refresh(self):
@@ -93,8 +107,8 @@ class Lake:
         return tables
 
 
-def make_golden(programs, folder, name, collapse):
-    lake = Lake(programs, folder, name)
+def make_golden(programs, folder, name, collapse, endpoint=None):
+    lake = Lake(programs, folder, name, endpoint)
     for data in events.golden(json.loads((ROOT / "tests/golden/cases.json").read_text(encoding="utf-8"))):
         lake.ingest(data)
     lake.append(events.ties())
@@ -109,8 +123,8 @@ def make_golden(programs, folder, name, collapse):
     return lake
 
 
-def make_made_up(programs, folder, scale=1.0):
-    lake = Lake(programs, folder, "made_up")
+def make_made_up(programs, folder, scale=1.0, endpoint=None):
+    lake = Lake(programs, folder, "made_up", endpoint)
     first, second, third, last = events.made_up(SEED, scale)
     lake.ingest(first)
     lake.refresh()
@@ -132,10 +146,10 @@ def make_made_up(programs, folder, scale=1.0):
     return lake
 
 
-def make(programs, folder, scale=1.0):
-    """Returns all lakes."""
+def make(programs, folder, scale=1.0, endpoint=None):
+    """Returns all lakes, in a folder or on the S3 server at `endpoint`."""
     return [
-        make_golden(programs, folder, "golden", collapse=False),
-        make_golden(programs, folder, "collapsed", collapse=True),
-        make_made_up(programs, folder, scale),
+        make_golden(programs, folder, "golden", collapse=False, endpoint=endpoint),
+        make_golden(programs, folder, "collapsed", collapse=True, endpoint=endpoint),
+        make_made_up(programs, folder, scale, endpoint),
     ]

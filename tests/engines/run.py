@@ -3,8 +3,9 @@
     run.py PROGRAMS [--only ENGINE ...] [--update-docs] [--view NAME=FILE ...] [--keep FOLDER]
 
 PROGRAMS is the folder of synclake and synclake-query. The run makes three lakes (lakes.py), computes their rows from the input
-(oracle.py), has each engine read them (ask.py, ask_spark.py, ask_trino.py), and fails if a table or view is not exact, unless
-known.py says so and why; what known.py says must be so, too. Then it compares the tables of docs/engines.md with the results;
+(oracle.py), has each engine read them (ask.py, ask_spark.py, ask_trino.py, ask_dbt.py), and fails if a table or view is not
+exact, unless known.py says so and why; what known.py says must be so, too. Trino also reads smaller lakes on an S3 server, by
+the Glue catalogue (catalog.py). Then the run compares the tables of docs/engines.md with the results;
 `--update-docs` writes them instead. Times go to stderr.
 
 `--view` replaces the SQL of a view, with ${db} as in sql/ansi: to try a change, or to see this run fail.
@@ -22,16 +23,18 @@ import time
 
 import pyarrow.parquet as pq
 
+import catalog
 import dialects
 import document
 import known
 import lakes
 from ask import VIEW
 from relations import RELATIONS, ROOT, differences
+from with_servers import Servers
 
 TOOLS = ROOT / ".tools"
 # Two lanes run beside each other. One has the engines on a Java virtual machine, so that one such machine runs at a time.
-LANES = [["synclake-query", "duckdb", "polars", "delta-rs", "chdb", "daft"], ["spark", "trino"]]
+LANES = [["synclake-query", "duckdb", "polars", "delta-rs", "chdb", "daft", "dbt"], ["spark", "trino"]]
 ENGINES = [engine for lane in LANES for engine in lane]
 
 
@@ -62,7 +65,7 @@ def job_of(made, programs, views):
             "synclake", "ddl", "--engine", "athena", "--lake", "s3://bucket/lake",
             "--database", dialects.database("athena", lake.name), *arguments)
         sql["athena"] = [replaced(statement, views) for statement in dialects.statements(text)]
-        job["lakes"].append({"name": lake.name, "path": str(lake.path), "sql": sql})
+        job["lakes"].append({"name": lake.name, "path": lake.place, "sql": sql})
     for dialect in [*dialects.LOCAL, "athena"]:
         job["declared"][dialect] = dialects.declared(job["lakes"][0]["sql"][dialect])
     return job
@@ -105,7 +108,8 @@ def judge(engine, report, job, expected, folder):
     if "failed" in report:
         return {}, [f"{engine} {report['failed']}"]
     results, faults = {}, []
-    for reader in known.READERS[engine]:
+    for reader in [*known.READERS.get(engine, []), *known.BESIDE.get(engine, [])]:
+        place = "s3" if reader in catalog.READERS else "folder"
         errors = {(lake, relation): text for of, lake, relation, text in report["errors"] if of == reader}
         of_statements = [
             f"{reader}: lake {lake}: {what}: {text}" for (lake, what), text in errors.items() if what not in RELATIONS
@@ -115,14 +119,14 @@ def judge(engine, report, job, expected, folder):
         for relation in [] if of_statements else known.asked(reader, job):
             exception = known.exception(reader, relation)
             lines = []
-            for lake in job["lakes"]:
+            for lake in (job["catalog"] if place == "s3" else job)["lakes"]:
                 path = folder / engine / reader / lake["name"] / f"{relation}.parquet"
                 if (lake["name"], relation) in errors:
                     lines.append(f"lake {lake['name']}: {errors[lake['name'], relation]}")
                 elif not path.exists():
                     lines.append(f"lake {lake['name']}: there is no answer")
                 else:
-                    found, right = pq.read_table(path), expected[lake["name"]][relation]
+                    found, right = pq.read_table(path), expected[place][lake["name"]][relation]
                     here = differences(right, found, *([0] if exception else []))
                     lines += [f"lake {lake['name']}: {line}" for line in here]
             results[reader][relation] = exception
@@ -149,13 +153,18 @@ def main():
     options = parser.parse_args()
     named = dict(view.split("=", 1) for view in options.view)
     views = {name: pathlib.Path(file).read_text(encoding="utf-8") for name, file in named.items()}
-    with tempfile.TemporaryDirectory(prefix="synclake-engines-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="synclake-engines-") as scratch, Servers() as servers:
         folder = options.keep.absolute() if options.keep else pathlib.Path(scratch, "run")
         folder.mkdir()
         began = time.monotonic()
         made = lakes.make(options.programs.absolute(), folder)
-        expected = {lake.name: lake.expected() for lake in made}
+        expected = {"folder": {lake.name: lake.expected() for lake in made}}
         job = job_of(made, options.programs.absolute(), views)
+        if "trino" in options.only:
+            endpoint, _ = servers.start_ministack()
+            on_s3 = catalog.make(options.programs.absolute(), folder / "s3", endpoint)
+            expected["s3"] = {lake.name: lake.expected() for lake in on_s3}
+            job["catalog"] = catalog.job_of(on_s3, endpoint)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         say(f"lakes: {time.monotonic() - began:.0f} s")
         faults = dialects.check(made[0], job)
@@ -169,7 +178,8 @@ def main():
         say(f"all: {time.monotonic() - began:.0f} s")
     versions = {engine: report.get("version") for engine, report in reports.items()}
     if not faults and set(options.only) == set(ENGINES):
-        faults += document.update(versions, results, write=options.update_docs)
+        of_tables = {reader: results[reader] for readers in known.READERS.values() for reader in readers}
+        faults += document.update(versions, of_tables, write=options.update_docs)
     for fault in faults:
         print(f"FAULT {fault}")
     told = [exception for relations in results.values() for exception in relations.values()]

@@ -1,7 +1,7 @@
 """Fetches Trino's server by Maven and unpacks what the tests need of it: trino_server.py FOLDER
 
 The archive has 821 MB. It is kept in ${XDG_CACHE_HOME:-~/.cache}/synclake/engines, by its digest, and fetched if it is not there.
-Only the server and its connector for Delta Lake are unpacked: with all connectors it starts twice as slowly.
+Only the server and its connectors for Delta Lake and Hive are unpacked: with all connectors it starts twice as slowly.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import tarfile
 
 ARTIFACT = "io.trino:trino-server:476:tar.gz"
 DIGEST = "cfd5accde17e8ebd251eeeb78aed1f490e77bb3a164d95a0f454bf8a7c1cbd3f"
-KEPT = ("lib/", "plugin/delta-lake/")
+KEPT = ("lib/", "plugin/delta-lake/", "plugin/hive/")
 
 
 def digest_of(path):
