@@ -48,10 +48,15 @@ engines: maven ## everything beside synclake: answers of other engines, KCL, S3 
 	$(MAKE) kcl
 	$(MAKE) s3-servers
 	$(MAKE) backfill
+	$(MAKE) spark-writer
 
 answers: maven $(TOOLS)/engines.stamp $(TOOLS)/daft.stamp $(TOOLS)/dbt.stamp $(TOOLS)/python.stamp $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/trino.stamp ## compare the answers of all engines row by row with the input; UPDATE=1 writes the tables of docs/engines.md
 	$(CARGO) build --locked --features failpoints --bins
 	$(TOOLS)/engines/bin/python tests/engines/run.py "$(CARGO_TARGET_DIR)/debug" $(if $(UPDATE),--update-docs)
+
+spark-writer: maven $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp ## let Spark work on each table, feature by feature; UPDATE=1 writes the table of docs/spark.md
+	$(CARGO) build --locked --features failpoints --bins
+	$(TOOLS)/spark/bin/python tests/engines/spark_writer.py "$(CARGO_TARGET_DIR)/debug" $(if $(UPDATE),--write)
 
 maven:
 	@command -v mvn >/dev/null || { echo "error: Maven is missing, which make engines needs for Spark, Trino and KCL; install it: apt-get install maven" >&2; exit 1; }
@@ -201,4 +206,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check instructions valgrind deploy-check deny interop engines answers maven kcl s3-servers backfill chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean
+.PHONY: help demo test check instructions valgrind deploy-check deny interop engines answers maven kcl s3-servers backfill spark-writer chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean
