@@ -19,7 +19,6 @@ import http.client
 import json
 import pathlib
 import re
-import select
 import sys
 import threading
 import urllib.parse
@@ -30,7 +29,6 @@ import aws_actions
 import stub_http
 from iam_policy import Policy, PolicyError
 
-HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
 S3_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 BODY_HEADERS = re.compile(r"content-length|content-md5|x-amz-(checksum-.*|sdk-checksum-algorithm|content-sha256|trailer)")
 
@@ -77,17 +75,7 @@ class Guard:
 
 
 def make_handler(guard, upstreams):
-    class PolicyProxy(stub_http.Handler):
-        def setup(self):
-            super().setup()
-            # Connections to the upstreams, for as long as the client's connection lives.
-            self.connections = {}
-
-        def finish(self):
-            super().finish()
-            for connection in self.connections.values():
-                connection.close()
-
+    class PolicyProxy(stub_http.ForwardingHandler):
         def do_any(self):
             body = self.read_body()
             if self.target == "/_policy" or self.target.startswith("/_policy/"):
@@ -186,26 +174,11 @@ def make_handler(guard, upstreams):
 
         def send(self, body, headers):
             """Sends the request to its upstream, and returns the answer with its body unread."""
-            url = urllib.parse.urlsplit(upstreams[self.service])
-            kept = end_to_end(headers, "content-length")
-            if self.service not in self.connections:
-                self.connections[self.service] = http.client.HTTPConnection(url.hostname, url.port, timeout=120)
-            connection = self.connections[self.service]
-            # An idle connection that the upstream ended is readable. A request is never sent twice, because a second
-            # PutRecord would store a second record.
-            if connection.sock and select.select([connection.sock], [], [], 0)[0]:
-                connection.close()
-            connection.putrequest(self.command, self.target, skip_host=True, skip_accept_encoding=True)
-            for name, value in kept:
-                connection.putheader(name, value.encode("latin1"))
-            if body or self.command in ("PUT", "POST"):
-                connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders(body or None)
-            return connection.getresponse()
+            return self.forward(upstreams[self.service], body, end_to_end(headers, "content-length"))
 
         def drop(self):
             # The next request opens the connection again.
-            self.connections[self.service].close()
+            self.connections[upstreams[self.service]].close()
 
         def relay(self, answer):
             """Passes the answer on as it arrives. If it breaks off, the client's connection breaks off, too."""
@@ -292,7 +265,7 @@ def make_handler(guard, upstreams):
 
 
 def end_to_end(headers, *without):
-    return [(name, value) for name, value in headers if name.lower() not in HOP_BY_HOP and name.lower() not in without]
+    return [(name, value) for name, value in headers if name.lower() not in stub_http.HOP_BY_HOP and name.lower() not in without]
 
 
 def main():

@@ -14,13 +14,11 @@ import datetime
 import hashlib
 import hmac
 import http.client
-import select
 import sys
 import urllib.parse
 
 import stub_http
 
-HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
 REGION = "us-east-1"
 USER = SECRET = "test"
 
@@ -49,17 +47,7 @@ def signed_headers(method, target, host, body, now):
 
 
 def make_handler(s3, others):
-    class Front(stub_http.Handler):
-        def setup(self):
-            super().setup()
-            # Connections to the two servers, for as long as the client's connection lives.
-            self.connections = {}
-
-        def finish(self):
-            super().finish()
-            for connection in self.connections.values():
-                connection.close()
-
+    class Front(stub_http.ForwardingHandler):
         def is_for_s3(self):
             scope = self.scope()
             if scope:
@@ -70,7 +58,7 @@ def make_handler(s3, others):
             body = self.read_body()
             if self.target == "/_front/health":
                 return self.answer_json(200, {})
-            headers = [(k, v) for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP | {"content-length"}]
+            headers = [(k, v) for k, v in self.headers.items() if k.lower() not in stub_http.HOP_BY_HOP | {"content-length"}]
             upstream = s3 if self.is_for_s3() else others
             if upstream == s3 and self.scope() is None:
                 now = datetime.datetime.now(datetime.UTC)
@@ -85,7 +73,7 @@ def make_handler(s3, others):
                 return
             self.send_response_only(answer.status, answer.reason)
             for name, value in answer.getheaders():
-                if name.lower() not in HOP_BY_HOP | {"content-length"}:
+                if name.lower() not in stub_http.HOP_BY_HOP | {"content-length"}:
                     self.send_header(name, value)
             if self.close_connection:
                 # The client asked for it, and may pass this answer on to a client that did not.
@@ -101,20 +89,7 @@ def make_handler(s3, others):
 
         def send(self, upstream, body, headers):
             """Sends the request once, and returns the answer and its whole body."""
-            url = urllib.parse.urlsplit(upstream)
-            if upstream not in self.connections:
-                self.connections[upstream] = http.client.HTTPConnection(url.hostname, url.port, timeout=120)
-            connection = self.connections[upstream]
-            # An idle connection that the server ended is readable.
-            if connection.sock and select.select([connection.sock], [], [], 0)[0]:
-                connection.close()
-            connection.putrequest(self.command, self.target, skip_host=True, skip_accept_encoding=True)
-            for name, value in headers:
-                connection.putheader(name, value.encode("latin1"))
-            if body or self.command in ("PUT", "POST"):
-                connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders(body or None)
-            answer = connection.getresponse()
+            answer = self.forward(upstream, body, headers)
             return answer, answer.read()
 
     return Front

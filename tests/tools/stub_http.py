@@ -1,9 +1,12 @@
-"""HTTP/1.1 server parts that cognito_sync.py and policy_proxy.py share."""
+"""HTTP/1.1 server parts that cognito_sync.py, policy_proxy.py and s3_front.py share."""
 
+import http.client
 import http.server
 import json
 import re
+import select
 import sys
+import urllib.parse
 import uuid
 
 
@@ -77,6 +80,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Returns (access key, region, service) that the request is signed for, or None if it is not signed."""
         found = re.search(r"Credential=([^/,\s]+)/\d+/([^/,\s]+)/([^/,\s]+)/aws4_request", self.headers.get("Authorization", ""))
         return found.groups() if found else None
+
+
+# Headers of one connection, which a proxy does not pass on.
+HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
+
+
+class ForwardingHandler(Handler):
+    """A handler that sends requests on. It keeps a connection to each server for as long as the client's connection lives."""
+
+    def setup(self):
+        super().setup()
+        self.connections = {}
+
+    def finish(self):
+        super().finish()
+        for connection in self.connections.values():
+            connection.close()
+
+    def forward(self, server, body, headers):
+        """Sends the request to the URL of a server with these headers, and returns the answer with its body unread."""
+        if server not in self.connections:
+            url = urllib.parse.urlsplit(server)
+            self.connections[server] = http.client.HTTPConnection(url.hostname, url.port, timeout=120)
+        connection = self.connections[server]
+        # An idle connection that the server ended is readable. A request is never sent twice, because a second
+        # PutRecord would store a second record.
+        if connection.sock and select.select([connection.sock], [], [], 0)[0]:
+            connection.close()
+        connection.putrequest(self.command, self.target, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers:
+            connection.putheader(name, value.encode("latin1"))
+        if body or self.command in ("PUT", "POST"):
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body or None)
+        return connection.getresponse()
 
 
 def request_id():
