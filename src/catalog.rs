@@ -38,7 +38,7 @@ impl Engine {
     }
 }
 
-/// What to register.
+/// Options of a synchronization.
 #[derive(Debug, Clone)]
 pub struct CatalogOptions {
     /// Engine that will read the tables.
@@ -51,7 +51,7 @@ pub struct CatalogOptions {
     pub is_dry_run: bool,
 }
 
-/// What an entry of the catalogue is.
+/// Kind of an entry of the catalogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -65,7 +65,7 @@ pub enum Kind {
     Partitions,
 }
 
-/// What an entry of the catalogue needs.
+/// Change that an entry of the catalogue needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -84,7 +84,7 @@ pub struct EntryReport {
     pub name: String,
     /// Kind.
     pub kind: Kind,
-    /// What it needs; after a synchronization, what was done.
+    /// The change that it needs; after a synchronization, the change that was made.
     pub action: Action,
     /// How it differs from the lake, one line each.
     pub differences: Vec<String>,
@@ -126,7 +126,7 @@ pub enum CatalogError {
     Foreign {
         /// Name of the table or view.
         name: String,
-        /// What it is.
+        /// Difference from an entry of this lake.
         reason: String,
     },
     /// The lake has no manifests, which the engine reads.

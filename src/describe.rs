@@ -1,4 +1,4 @@
-//! What each table, view and column means, from `schemas/columns.json`. A test compares that file with the programs and
+//! Meanings of tables, views and columns, from `schemas/columns.json`. A test compares that file with the programs and
 //! makes docs/columns.md of it.
 
 use std::collections::BTreeMap;

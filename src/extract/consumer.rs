@@ -234,7 +234,7 @@ async fn begin_delivery(lake: &Store, name: &str, (out, format): (&Store, Format
     let records = Table::SyncRecords.store(lake);
     let none = || LakeError::NoLake(lake.to_string());
     let known = log::read_transactions(&records).await?.ok_or_else(none)?;
-    // What cannot be read is refused before its version is fixed for the delivery.
+    // A table that cannot be read is refused before its version is fixed for the delivery.
     if let Some(reason) = known.requirements.unreadable_rows(Table::SyncRecords) {
         return Err(LakeError::Unsupported { table: records.to_string(), reason });
     }

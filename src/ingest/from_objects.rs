@@ -60,7 +60,7 @@ struct Begun {
     ended: oneshot::Receiver<Read>,
 }
 
-/// What this worker knows of the prefix.
+/// State of this worker: objects that it has listed, taken over, begun and read.
 #[derive(Default)]
 struct View {
     /// Objects of the page that are not taken over.

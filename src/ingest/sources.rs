@@ -1,4 +1,4 @@
-//! What an ingest reads: files, objects of a bucket, or a stream.
+//! The source of an ingest: files, objects of a bucket, or a stream.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::source::kinesis::{self, Kinesis};
 use crate::source::objects::Objects;
 use crate::source::{files, leases};
 
-/// What to read.
+/// Source of records.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// Files, read one after the other.
