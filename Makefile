@@ -138,21 +138,11 @@ $(TOOLS)/python.stamp: tests/tools/requirements.lock
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
-$(TOOLS)/spark.stamp: tests/tools/requirements-spark.lock
-	python3 -m venv $(TOOLS)/spark
-	$(TOOLS)/spark/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
-	touch $@
-
-# The newest DuckDB, for the benchmarks only.
-$(TOOLS)/bench.stamp: tests/tools/requirements-bench.lock
-	python3 -m venv $(TOOLS)/bench
-	$(TOOLS)/bench/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
-	touch $@
-
-# Linters of deploy/, in a folder of their own: they pin other versions than the tests.
-$(TOOLS)/deploy.stamp: tests/tools/requirements-deploy.lock
-	python3 -m venv $(TOOLS)/deploy
-	$(TOOLS)/deploy/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+# Python packages, each set in a folder of its own, because the sets pin different versions.
+PACKAGES := spark bench deploy engines daft dbt
+$(PACKAGES:%=$(TOOLS)/%.stamp): $(TOOLS)/%.stamp: tests/tools/requirements-%.lock
+	python3 -m venv $(TOOLS)/$*
+	$(TOOLS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
 # promtool and buildah, which no package index has.
@@ -164,23 +154,6 @@ $(TOOLS)/debian.stamp: tests/tools/debian.py
 $(TOOLS)/ferrokinesis.stamp: tests/tools/loopback.c
 	CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/ferrokinesis" $(CARGO) install --quiet --locked --root $(TOOLS)/ferrokinesis ferrokinesis@0.7.0
 	$(CC) -O2 -shared -fPIC -o $(TOOLS)/ferrokinesis/loopback.so $< -ldl
-	touch $@
-
-# The engines of make engines that are Python packages, and a Java for Trino.
-$(TOOLS)/engines.stamp: tests/tools/requirements-engines.lock
-	python3 -m venv $(TOOLS)/engines
-	$(TOOLS)/engines/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
-	touch $@
-
-$(TOOLS)/daft.stamp: tests/tools/requirements-daft.lock
-	python3 -m venv $(TOOLS)/daft
-	$(TOOLS)/daft/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
-	touch $@
-
-# dbt, in a folder of its own, because it pins other versions.
-$(TOOLS)/dbt.stamp: tests/tools/requirements-dbt.lock
-	python3 -m venv $(TOOLS)/dbt
-	$(TOOLS)/dbt/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
 # Trino's server, from Maven: its archive stays in a cache outside of this folder.

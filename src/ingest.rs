@@ -37,6 +37,7 @@ use crate::{cpu, failpoint};
 mod counters;
 mod decoding;
 pub mod emf;
+mod fleet;
 mod from_files;
 mod from_objects;
 mod from_stream;
@@ -192,7 +193,6 @@ pub async fn run_sharing(
         changed_at: Instant::now(),
         keeper: None,
         listing: None,
-        paging: None,
         retention_ms: i64::MAX / 2,
         stop,
         stopping: false,
@@ -233,9 +233,7 @@ struct Run {
     /// When this worker last started or left a shard.
     changed_at: Instant,
     keeper: Option<Keeper>,
-    listing: Option<JoinHandle<Result<Listing, SourceError>>>,
-    /// The page of a prefix that is being listed.
-    paging: Option<JoinHandle<Result<from_objects::Listed, SourceError>>>,
+    listing: Option<JoinHandle<Result<Listed, SourceError>>>,
     retention_ms: i64,
     stop: CancellationToken,
     stopping: bool,
@@ -251,13 +249,18 @@ struct Reading {
     stop: CancellationToken,
 }
 
+/// What a source has to read, all of it or a page.
+enum Listed {
+    Shards(Listing),
+    Objects(from_objects::ListedPage),
+}
+
 /// Result of one turn of the loop.
 enum LoopEvent {
     Ended(Assignment),
     Stopped(Assignment),
     Opened(Result<Opened, SourceError>),
-    Listed(Listing),
-    Paged(from_objects::Listed),
+    Listed(Listed),
     Leases,
     Went,
     Over,
@@ -295,10 +298,6 @@ impl Run {
             listed = finished(&mut self.listing) => {
                 self.listing = None;
                 return Ok(LoopEvent::Listed(listed.map_err(IngestError::task)??));
-            }
-            paged = finished(&mut self.paging) => {
-                self.paging = None;
-                return Ok(LoopEvent::Paged(paged.map_err(IngestError::task)??));
             }
             opened = opened(&mut self.opening) => {
                 self.opening = None;

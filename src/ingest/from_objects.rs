@@ -14,11 +14,11 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::from_files::{FileThread, Stop, lock, on_thread};
-use super::{IngestError, LoopEvent, ObjectSource, RUN_AGAIN, ReadOptions, Reading, Run, in_time};
+use super::{IngestError, Listed, LoopEvent, ObjectSource, ReadOptions, Reading, Run};
 use crate::ids::{ShardKey, StartAt};
 use crate::lake::ledger::ShardState;
 use crate::source::files::{self, FileReader};
-use crate::source::leases::{self, Keeper, Offer, Standing};
+use crate::source::leases::{Keeper, Offer, Standing};
 use crate::source::objects::{Object, PARTS, Page};
 use crate::source::{Assignment, Delivery, SourceError};
 use crate::timeouts::{RELIST_INTERVAL, RELIST_SOON};
@@ -31,7 +31,7 @@ const ACQUIRE_OBJECTS: usize = 100;
 const READERS: usize = 4;
 
 /// A page of the listing.
-pub(super) struct Listed {
+pub(super) struct ListedPage {
     page: Page,
     /// Whether the page, or the part of the listing that it stands for, has unread objects of other workers.
     has_others: bool,
@@ -88,42 +88,20 @@ impl View {
 }
 
 impl Run {
-    pub(super) async fn objects(mut self, source: &ObjectSource, signal: CancellationToken) -> Result<(), IngestError> {
-        let start = async {
+    pub(super) async fn objects(self, source: &ObjectSource, signal: CancellationToken) -> Result<(), IngestError> {
+        let start = async |run: &mut Self| {
             let Some(options) = &source.leases else { return Ok(()) };
             let name = lease_stream(source.objects.url());
             Keeper::check(&source.aws, &name, options).await?;
-            let lake = format!("{:016x}", self.writer.lake_id().await?);
-            let options = leases::LeaseOptions { lake, ..options.clone() };
-            let keeper = Keeper::start(&source.aws, &name, options).await?;
+            run.keep(&source.aws, &name, options).await?;
             let parts: Vec<ShardKey> = (0..PARTS).filter_map(|part| part_key(&name, part)).collect();
-            keeper.offer(
-                parts.iter().map(|part| (part.clone(), Offer::default())).collect(),
-                parts.into_iter().collect(),
-            );
-            self.keeper = Some(keeper);
-            Ok::<_, IngestError>(())
+            if let Some(keeper) = &run.keeper {
+                let offered = parts.iter().map(|part| (part.clone(), Offer::default())).collect();
+                keeper.offer(offered, parts.into_iter().collect());
+            }
+            Ok(())
         };
-        tokio::select! {
-            biased;
-            // Nothing has been read yet.
-            () = signal.cancelled() => return Ok(()),
-            started = start => started?,
-        }
-        let counters = self.counters.clone();
-        let work = async {
-            self.follow_objects(source).await?;
-            self.finish().await?;
-            self.foreign.pop_first().map_or(Ok(()), |shard| Err(IngestError::TakenOver(shard)))
-        };
-        let done = in_time(signal, &counters, RUN_AGAIN, work).await;
-        if let Some(listing) = self.paging.take() {
-            listing.abort();
-        }
-        if let Some(keeper) = self.keeper.take() {
-            keeper.close().await;
-        }
-        done
+        self.in_fleet(signal, start, async |run: &mut Self| run.follow_objects(source).await).await
     }
 
     async fn follow_objects(&mut self, source: &ObjectSource) -> Result<(), IngestError> {
@@ -135,7 +113,7 @@ impl Run {
             if !self.stopping {
                 self.take_objects(&mut view).await?;
                 self.begin_objects(source, &mut view)?;
-                if view.is_idle() && self.paging.is_none() && view.list_at.is_none() {
+                if view.is_idle() && self.listing.is_none() && view.list_at.is_none() {
                     if view.at_end && !view.has_work && !source.follow {
                         break;
                     }
@@ -144,7 +122,7 @@ impl Run {
                 self.list_objects(source, &mut view).await?;
             }
             match self.turn(view.list_at).await? {
-                LoopEvent::Paged(listed) => self.paged(source, listed, &mut view),
+                LoopEvent::Listed(Listed::Objects(listed)) => self.paged(source, listed, &mut view),
                 LoopEvent::Leases => self.parts_changed(source, &mut view).await?,
                 LoopEvent::Ended(assignment) => self.object_ended(&assignment, &mut view),
                 LoopEvent::Over => break,
@@ -157,7 +135,7 @@ impl Run {
 
     /// Starts the listing of the next page when it is due.
     async fn list_objects(&mut self, source: &ObjectSource, view: &mut View) -> Result<(), IngestError> {
-        if self.paging.is_some() || view.list_at.is_none_or(|at| Instant::now() < at) {
+        if self.listing.is_some() || view.list_at.is_none_or(|at| Instant::now() < at) {
             return Ok(());
         }
         if self.keeper.is_some() {
@@ -173,7 +151,7 @@ impl Run {
             view.has_work = false;
         }
         view.list_at = None;
-        self.paging = Some(tokio::spawn(async move {
+        self.listing = Some(tokio::spawn(async move {
             let others = std::sync::atomic::AtomicBool::new(false);
             let is_left = |object: &Object| {
                 if known.contains(object.shard()) {
@@ -184,13 +162,13 @@ impl Run {
                 is_other
             };
             let page = objects.page(after.as_ref(), PAGE_OBJECTS, is_left).await?;
-            Ok(Listed { page, has_others: others.into_inner() })
+            Ok(Listed::Objects(ListedPage { page, has_others: others.into_inner() }))
         }));
         Ok(())
     }
 
-    fn paged(&mut self, source: &ObjectSource, listed: Listed, view: &mut View) {
-        let Listed { page, has_others } = listed;
+    fn paged(&mut self, source: &ObjectSource, listed: ListedPage, view: &mut View) {
+        let ListedPage { page, has_others } = listed;
         view.has_work |= has_others || !page.objects.is_empty();
         view.at_end = page.next.is_none();
         view.after = page.next;

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{IngestError, LoopEvent, RUN_AGAIN, Reading, Run, Stream, in_time};
+use super::{IngestError, Listed, LoopEvent, Reading, Run, Stream};
 use crate::ids::{SequenceNumber, ShardKey, StartAt, incarnation_of};
 use crate::lake::ledger::Beginning;
 use crate::source::kinesis::{self, Begin, Incarnation, Job, ListedShard, Listing, Progress};
@@ -41,42 +41,18 @@ struct StreamView {
 }
 
 impl Run {
-    pub(super) async fn stream(mut self, stream: &Stream, signal: CancellationToken) -> Result<(), IngestError> {
-        let start = async {
+    pub(super) async fn stream(self, stream: &Stream, signal: CancellationToken) -> Result<(), IngestError> {
+        let start = async |run: &mut Self| {
             if let Some(options) = &stream.leases {
                 Keeper::check(&stream.aws, stream.kinesis.stream(), options).await?;
             }
-            self.recognize(stream).await?;
-            if let Some(options) = &stream.leases {
-                let lake = format!("{:016x}", self.writer.lake_id().await?);
-                let options = leases::LeaseOptions { lake, ..options.clone() };
-                self.keeper = Some(Keeper::start(&stream.aws, stream.kinesis.name(), options).await?);
-            }
-            Ok::<_, IngestError>(())
-        };
-        tokio::select! {
-            biased;
-            // Nothing has been read yet.
-            () = signal.cancelled() => return Ok(()),
-            started = start => started?,
-        }
-        let counters = self.counters.clone();
-        let work = async {
-            self.follow(stream).await?;
-            self.finish().await?;
-            match self.foreign.pop_first() {
-                Some(shard) => Err(IngestError::TakenOver(shard)),
+            run.recognize(stream).await?;
+            match &stream.leases {
+                Some(options) => run.keep(&stream.aws, stream.kinesis.name(), options).await,
                 None => Ok(()),
             }
         };
-        let done = in_time(signal, &counters, RUN_AGAIN, work).await;
-        if let Some(listing) = self.listing.take() {
-            listing.abort();
-        }
-        if let Some(keeper) = self.keeper.take() {
-            keeper.close().await;
-        }
-        done
+        self.in_fleet(signal, start, async |run: &mut Self| run.follow(stream).await).await
     }
 
     /// Finds out which incarnation of the stream with this name Kinesis serves now.
@@ -168,7 +144,7 @@ impl Run {
             if !self.stopping && self.listing.is_none() && known.list_at.is_some_and(|at| Instant::now() >= at) {
                 let kinesis = stream.kinesis.clone();
                 known.before = self.progress(stream).into_keys().collect();
-                self.listing = Some(tokio::spawn(async move { kinesis.list().await }));
+                self.listing = Some(tokio::spawn(async move { kinesis.list().await.map(Listed::Shards) }));
                 known.list_at = None;
             }
             let idle_at = stream.until_idle.and_then(|idle| self.idle_since(&known).map(|since| since + idle));
@@ -176,7 +152,7 @@ impl Run {
                 break;
             }
             match self.turn([idle_at, known.list_at].into_iter().flatten().min()).await? {
-                LoopEvent::Listed(listing) => {
+                LoopEvent::Listed(Listed::Shards(listing)) => {
                     // A shard may have ended during this listing. Then the next listing is due at once.
                     let is_old = known.list_at.is_some();
                     known.list_at.get_or_insert_with(|| Instant::now() + RELIST_INTERVAL);
@@ -204,7 +180,7 @@ impl Run {
                         known.list_at = Some(Instant::now() + RELIST_SOON);
                     }
                 }
-                LoopEvent::Opened(_) | LoopEvent::Paged(_) | LoopEvent::Went => {}
+                LoopEvent::Opened(_) | LoopEvent::Listed(_) | LoopEvent::Went => {}
                 LoopEvent::Over => break,
             }
         }

@@ -124,12 +124,12 @@ impl Reading {
         Ok(reading.add(state, &records).await?.then_some(reading))
     }
 
-    /// Loads the newest version of `sync_records` alone.
+    /// Loads `sync_records` alone, at a version or at the newest one.
     ///
     /// # Errors
     /// There is no lake, or it cannot be read.
-    pub(crate) async fn of_records(lake: &Store) -> Result<Self, LakeError> {
-        Self::of(lake, Table::SyncRecords.load(lake, None).await?)
+    pub(crate) async fn of_records(lake: &Store, version: Option<u64>) -> Result<Self, LakeError> {
+        Self::of(lake, Table::SyncRecords.load(lake, version).await?)
     }
 
     fn of(lake: &Store, sync_records: Option<DeltaTable>) -> Result<Self, LakeError> {
@@ -220,11 +220,13 @@ impl State {
             let Some(known) = log::read_transactions(store).await? else { return Ok(None) };
             let Some(covers) = known.ids.get(COVERS).and_then(|v| u64::try_from(*v).ok()) else { return Ok(None) };
             let refreshed = known.ids.get(REFRESHED).and_then(|v| u64::try_from(*v).ok());
-            let change = match refreshed.filter(|refreshed| *refreshed < known.version) {
-                Some(refreshed) => {
+            let change = match refreshed {
+                // Another program wrote the rows and has not recorded their version, so what came after them is unknown.
+                None => StateChange::Other("a refresh that recorded no version".to_owned()),
+                Some(refreshed) if refreshed < known.version => {
                     StateChange::of(since::changes_between(store, refreshed, known.version).await?.as_ref())
                 }
-                None => StateChange::None,
+                Some(_) => StateChange::None,
             };
             let table = snapshot::load_among(reads, Some(known.version)).await?;
             Ok(table.map(|table| Self { table, covers, only: None, change }))

