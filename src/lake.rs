@@ -24,6 +24,7 @@ pub mod files;
 pub mod ledger;
 pub(crate) mod log;
 pub mod manifest;
+pub(crate) mod past;
 pub mod paths;
 pub(crate) mod ranges;
 pub(crate) mod remember;

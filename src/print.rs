@@ -11,7 +11,12 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::text::{escaped, steers};
 
+mod fitted;
 mod spelled;
+mod table;
+
+pub use fitted::Fit;
+use table::Table;
 
 /// Output format of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -43,11 +48,13 @@ pub struct Style {
     pub is_terminal: bool,
     /// Whether CSV text that a spreadsheet would read as a formula gets a `'` before it.
     pub guards_formulas: bool,
+    /// What a table shows of the result; `None` for all of it.
+    pub fit: Option<Fit>,
 }
 
 impl Style {
     /// Style for a file, or for a program that reads the output.
-    pub const EXACT: Self = Self { raw: true, is_terminal: false, guards_formulas: false };
+    pub const EXACT: Self = Self { raw: true, is_terminal: false, guards_formulas: false, fit: None };
 }
 
 /// Checks that a format can hold a result of these columns.
@@ -68,12 +75,8 @@ pub fn distinct_names(format: Format, schema: &Schema) -> Result<(), String> {
     }
 }
 
-/// Number of rows that decide the column widths of a table; later rows use the same widths.
-const TABLE_SAMPLE_ROWS: usize = 1_000;
 /// First characters of text that a spreadsheet reads as a formula.
 const FORMULAS: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
-/// Widest column of a table; longer cells extend beyond it.
-const CELL_CHARS_MAX: usize = 120;
 
 /// A writer for one result.
 pub struct Printer<W: Write + Send> {
@@ -89,9 +92,9 @@ type JsonEncoder = Box<dyn FnMut(&mut Vec<u8>, &RecordBatch) -> Result<(), Arrow
 
 enum State {
     Text,
-    /// Cells of the sample rows, before the widths are known.
-    Sampling(Vec<Vec<String>>),
-    Ruled(Vec<usize>),
+    /// The plan of an EXPLAIN, as it is indented.
+    Plan,
+    Table(Table),
     Json(JsonEncoder),
     Parquet(Box<parquet::arrow::ArrowWriter<Vec<u8>>>),
 }
@@ -102,6 +105,11 @@ fn options() -> FormatOptions<'static> {
 
 fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::other(error)
+}
+
+/// Returns whether a result is what EXPLAIN answers.
+fn is_plan(schema: &Schema) -> bool {
+    schema.fields().iter().map(|field| field.name().as_str()).eq(["plan_type", "plan"])
 }
 
 fn is_interval(of: &DataType) -> bool {
@@ -124,7 +132,11 @@ impl<W: Write + Send> Printer<W> {
     /// Parquet cannot hold a column's type, or writing fails.
     pub fn new(format: Format, style: Style, schema: SchemaRef, out: W) -> io::Result<Self> {
         let state = match format {
-            Format::Table | Format::Markdown => State::Sampling(Vec::new()),
+            Format::Table if is_plan(&schema) => State::Plan,
+            Format::Table | Format::Markdown => {
+                let names = schema.fields().iter().map(|f| shown(Some(f.name().clone()), false)).collect();
+                State::Table(Table::new(format == Format::Markdown, style.fit, names))
+            }
             Format::Json => json_state::<arrow::json::writer::JsonArray>(),
             Format::Ndjson => json_state::<arrow::json::writer::LineDelimited>(),
             Format::Parquet => {
@@ -146,12 +158,24 @@ impl<W: Write + Send> Printer<W> {
         Ok(printer)
     }
 
+    /// Returns whether the next batch, of so many rows, makes the printer write something.
+    pub fn is_writing(&self, rows: usize) -> bool {
+        match &self.state {
+            State::Table(table) => table.is_writing(rows),
+            _ => true,
+        }
+    }
+
     /// Writes a batch.
     ///
     /// # Errors
     /// Writing fails.
     pub fn write(&mut self, batch: &RecordBatch) -> io::Result<()> {
         if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        if matches!(&self.state, State::Table(table) if table.is_full()) {
+            self.rows += batch.num_rows();
             return Ok(());
         }
         let spelled = match self.format {
@@ -180,7 +204,7 @@ impl<W: Write + Send> Printer<W> {
                 self.out.write_all(buffer)?;
                 buffer.clear();
             }
-            State::Text | State::Sampling(_) | State::Ruled(_) => {
+            State::Text | State::Plan | State::Table(_) => {
                 let options = options();
                 let columns = batch.columns().iter().map(unnested).collect::<Result<Vec<_>, _>>().map_err(other)?;
                 let columns: Vec<_> = columns
@@ -224,20 +248,18 @@ impl<W: Write + Send> Printer<W> {
             }
             _ => {}
         }
+        if matches!(self.state, State::Plan) {
+            let mut cells = cells.into_iter().map(|cell| escaped(&cell.unwrap_or_default(), "\n"));
+            writeln!(self.out, "{}", cells.next().unwrap_or_default())?;
+            for line in cells.flat_map(|cell| cell.lines().map(str::to_owned).collect::<Vec<_>>()) {
+                writeln!(self.out, "  {line}")?;
+            }
+            return Ok(());
+        }
         let raw = self.style.raw;
         let cells: Vec<String> = cells.into_iter().map(|cell| shown(cell, raw)).collect();
         match &mut self.state {
-            State::Sampling(sample) => {
-                sample.push(cells);
-                if sample.len() >= TABLE_SAMPLE_ROWS {
-                    self.rule()?;
-                }
-                Ok(())
-            }
-            State::Ruled(widths) => {
-                let widths = widths.clone();
-                self.ruled(&cells, &widths)
-            }
+            State::Table(table) => table.row(cells, &mut self.out),
             _ => Ok(()),
         }
     }
@@ -261,62 +283,19 @@ impl<W: Write + Send> Printer<W> {
         writeln!(self.out, "{}", line.join(separator))
     }
 
-    /// Fixes the column widths and writes the sample rows.
-    fn rule(&mut self) -> io::Result<()> {
-        let State::Sampling(sample) = std::mem::replace(&mut self.state, State::Text) else { return Ok(()) };
-        let names: Vec<String> = self.schema.fields().iter().map(|f| shown(Some(f.name().clone()), false)).collect();
-        let widths: Vec<usize> = (0..names.len())
-            .map(|column| {
-                let cells = sample.iter().map(|row| row[column].width());
-                cells.chain([names[column].width(), 3]).max().unwrap_or(3).min(CELL_CHARS_MAX)
-            })
-            .collect();
-        let line = |fill: &str| widths.iter().map(|w| fill.repeat(w + 2)).collect::<Vec<_>>();
-        if self.format == Format::Table {
-            writeln!(self.out, "+{}+", line("-").join("+"))?;
-        }
-        self.ruled(&names, &widths)?;
-        match self.format {
-            Format::Table => writeln!(self.out, "+{}+", line("-").join("+"))?,
-            _ => writeln!(self.out, "|{}|", line("-").join("|"))?,
-        }
-        for row in &sample {
-            self.ruled(row, &widths)?;
-        }
-        self.state = State::Ruled(widths);
-        Ok(())
-    }
-
-    fn ruled(&mut self, cells: &[String], widths: &[usize]) -> io::Result<()> {
-        for (cell, width) in cells.iter().zip(widths) {
-            let cell = match self.format {
-                Format::Markdown => cell.replace('\\', "\\\\").replace('|', "\\|").replace('\n', "<br>"),
-                _ => cell.clone(),
-            };
-            let pad = width.saturating_sub(cell.width());
-            write!(self.out, "| {cell}{} ", " ".repeat(pad))?;
-        }
-        writeln!(self.out, "|")
-    }
-
     /// Ends the result and returns its number of rows.
     ///
     /// # Errors
     /// Writing fails.
     pub fn finish(mut self) -> io::Result<usize> {
         match &mut self.state {
-            State::Sampling(_) => self.rule()?,
+            State::Table(table) => table.finish(self.rows, &mut self.out)?,
             State::Json(_) if self.rows == 0 && self.format == Format::Json => self.out.write_all(b"[]\n")?,
             State::Json(_) if self.format == Format::Json => self.out.write_all(b"]\n")?,
             _ => {}
         }
-        match (self.state, self.format) {
-            (State::Ruled(widths), Format::Table) => {
-                let line: Vec<_> = widths.iter().map(|w| "-".repeat(w + 2)).collect();
-                writeln!(self.out, "+{}+", line.join("+"))?;
-            }
-            (State::Parquet(writer), _) => self.out.write_all(&writer.into_inner().map_err(other)?)?,
-            _ => {}
+        if let State::Parquet(writer) = self.state {
+            self.out.write_all(&writer.into_inner().map_err(other)?)?;
         }
         self.out.flush()?;
         Ok(self.rows)

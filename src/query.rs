@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use datafusion::error::DataFusionError;
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::disk_manager::DiskManagerBuilder;
@@ -32,8 +32,13 @@ mod rules;
 mod sorted;
 mod spill;
 pub mod state;
+mod teach;
 pub mod views;
+mod vocabulary;
 mod widened;
+
+pub use teach::Place;
+pub use vocabulary::Vocabulary;
 
 /// An error of a query.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +49,16 @@ pub enum QueryError {
     /// Statement that synclake rejects, before or while it is planned or executed.
     #[error("{0}")]
     Refused(String),
+    /// Statement that is no SQL.
+    #[error("{what}{}", at(*.place))]
+    Syntax {
+        /// What was expected, and what was found.
+        what: String,
+        /// Where it was found.
+        place: Option<Place>,
+        /// The line of the statement and a caret below it, for a terminal; empty without a place.
+        excerpt: String,
+    },
     /// More memory needed than allowed.
     #[error("out of memory ({0}); raise --memory, or filter by pool or date")]
     Memory(String),
@@ -53,6 +68,15 @@ pub enum QueryError {
     /// Error of DataFusion, from planning or execution.
     #[error("{}", one_line(.0))]
     Sql(#[source] DataFusionError),
+    /// Failure to read a file of statements.
+    #[error("read {path}")]
+    Script {
+        /// The file.
+        path: String,
+        /// Error of the operating system.
+        #[source]
+        source: std::io::Error,
+    },
     /// Failure to write the result.
     #[error("write {path}")]
     Output {
@@ -66,6 +90,9 @@ pub enum QueryError {
 
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> Self {
+        if let Some(told) = teach::told(error.find_root()) {
+            return told;
+        }
         match error.find_root() {
             // DataFusion's message suggests settings that users cannot change here.
             DataFusionError::ResourcesExhausted(what) => {
@@ -81,16 +108,30 @@ impl From<DataFusionError> for QueryError {
 }
 
 impl QueryError {
+    /// Returns the line of the statement with a caret below the place of the error, for a terminal.
+    pub fn excerpt(&self) -> Option<&str> {
+        match self {
+            Self::Syntax { excerpt, .. } if !excerpt.is_empty() => Some(excerpt),
+            _ => None,
+        }
+    }
+
     /// Returns whether the reader of the output is gone. Then nobody is left to read an error message.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
     }
 }
 
-/// Formats an error without hints, line breaks and secrets.
+fn at(place: Option<Place>) -> String {
+    place.map_or_else(String::new, |place| format!(" at line {}, column {}", place.line, place.column))
+}
+
+/// Formats an error without hints, line breaks, secrets and the names of the engine's parts.
 fn one_line(error: &DataFusionError) -> String {
-    let text = crate::text::joined(&error.strip_backtrace());
-    let limited: String = text.chars().take(2_000).collect();
+    let text = crate::text::joined(&error.strip_backtrace()).replace("datafusion.public.", "");
+    let kinds = ["Error during planning: ", "Schema error: ", "Execution error: ", "SQL error: ", "Arrow error: "];
+    let text = kinds.iter().fold(text, |text, kind| text.replace(kind, ""));
+    let limited: String = teach::cut_values(&text).chars().take(2_000).collect();
     crate::redact::redact(&limited)
 }
 
@@ -201,9 +242,48 @@ fn memory_default() -> usize {
     all.map_or(0, |all| all / 4).max(1 << 30)
 }
 
+/// A moment of the past of a lake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The commit of a version of `sync_records`.
+    Version(u64),
+    /// A time.
+    Time(DateTime<Utc>),
+}
+
+impl std::fmt::Display for Moment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Version(version) => write!(f, "version {version}"),
+            Self::Time(time) => write!(f, "{}", time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)),
+        }
+    }
+}
+
+impl std::str::FromStr for Moment {
+    type Err = String;
+
+    /// Reads a version or a time. A time without a zone is of UTC, and a date is its beginning.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(version) = text.parse() {
+            return Ok(Self::Version(version));
+        }
+        let zoned = DateTime::parse_from_rfc3339(text).map(|at| at.to_utc()).ok();
+        let forms = ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M"];
+        let plain = || forms.iter().find_map(|form| NaiveDateTime::parse_from_str(text, form).ok());
+        let date = || Some(text.parse::<NaiveDate>().ok()?.and_time(NaiveTime::MIN));
+        let found = zoned.or_else(|| plain().or_else(date).map(|at| at.and_utc()));
+        found.map(Self::Time).ok_or_else(|| {
+            format!("{text:?} is no version and no time; give a number, or a time such as 2026-11-20T15:04:05Z")
+        })
+    }
+}
+
 /// Rows that a session sees.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Scope {
+    /// The lake as it was committed at this moment; `None` for its newest versions.
+    pub at: Option<Moment>,
     /// Only rows that the server had seen by the end of this day (UTC).
     pub as_of: Option<NaiveDate>,
 }
@@ -260,7 +340,7 @@ impl Engine {
         guard::check(statement)?;
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let state = self.context.state();
-        let parsed = parse::statement(statement, &state)?;
+        let parsed = parse::statement(statement, &state).map_err(|error| teach::pointed(error, statement))?;
         let _loaded = self.relations.ensure(relations::named(&parsed, &state), &state).await?;
         let planned = async {
             let plan = state.statement_to_plan(parsed).await?;
@@ -343,6 +423,23 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_is_a_version_or_a_time() {
+        let time = |text: &str| Moment::Time(DateTime::parse_from_rfc3339(text).unwrap().to_utc());
+        for (text, moment) in [
+            ("0", Moment::Version(0)),
+            ("2026-11-20", time("2026-11-20T00:00:00Z")),
+            ("2026-11-20 15:04", time("2026-11-20T15:04:00Z")),
+            ("2026-11-20T15:04:05.5", time("2026-11-20T15:04:05.500Z")),
+            ("2026-11-20T15:04:05+02:00", time("2026-11-20T13:04:05Z")),
+        ] {
+            assert_eq!(text.parse(), Ok(moment), "{text}");
+        }
+        for wrong in ["", "-1", "yesterday", "2026-13-01", "99999999999999999999"] {
+            assert!(wrong.parse::<Moment>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn rows_that_a_foreign_log_states_do_not_overflow() {

@@ -180,7 +180,7 @@ impl Read {
         let mut files = TableFiles::default();
         snapshot::visit_files(store, &loaded, |file| files.add(table, &file)).await?;
         let newest = log::read_commit(store, known.version).await?;
-        let last_commit_ms = newest.as_deref().and_then(history::time_of);
+        let last_commit_ms = newest.as_deref().and_then(crate::lake::past::time_of);
         Ok(Some((known, files, last_commit_ms)))
     }
 

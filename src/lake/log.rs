@@ -203,6 +203,32 @@ pub(crate) async fn is_there(table: &Store) -> Result<bool, LakeError> {
     Ok(!(listing.commits.is_empty() && listing.checkpoints.is_empty()))
 }
 
+/// The versions of a table that can be read.
+#[derive(Debug)]
+pub(crate) struct Versions {
+    /// The oldest one.
+    pub first: u64,
+    /// The newest one.
+    pub last: u64,
+    /// Versions whose commits are there. The first one may be a checkpoint alone.
+    pub commits: BTreeSet<u64>,
+}
+
+/// Lists the versions that can be read. Returns `None` if there is no log.
+///
+/// # Errors
+/// The store failed.
+pub(crate) async fn versions(table: &Store) -> Result<Option<Versions>, LakeError> {
+    let Listing { mut commits, checkpoints, .. } = Listing::read(table, None).await?;
+    let oldest = checkpoints.into_keys().next();
+    let last = commits.last().copied().max(oldest);
+    // Without its first commit, a log begins with a checkpoint.
+    let first = if commits.contains(&0) { Some(0) } else { oldest };
+    let (Some(first), Some(last)) = (first, last) else { return Ok(None) };
+    commits.retain(|version| *version >= first);
+    Ok(Some(Versions { first, last, commits }))
+}
+
 /// Reads all transaction ids at the newest version. Returns `None` if there is no log.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
-use super::QueryError;
+use super::{QueryError, teach};
 
 /// Longest text of one statement, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
@@ -30,7 +30,7 @@ pub fn check(statement: &str) -> Result<(), QueryError> {
     }
     let tokens = match Tokenizer::new(&GenericDialect {}, statement).tokenize() {
         Ok(tokens) => tokens,
-        Err(error) => return refuse(format!("SQL error: {error}")),
+        Err(error) => return Err(teach::pointed(teach::syntax(&error.to_string()), statement)),
     };
     let counted = |token: &&Token| {
         !matches!(
@@ -48,8 +48,15 @@ pub fn check(statement: &str) -> Result<(), QueryError> {
     };
     if !reads {
         let first = first.map(ToString::to_string).unwrap_or_default();
+        let word = first.to_ascii_lowercase();
         let words = READING.join(", ");
-        return refuse(format!("{first} is not possible: the lake is read-only here. A statement begins with {words}"));
+        return refuse(match teach::nearest(&word, READING) {
+            _ if teach::WRITING.contains(&word.as_str()) => {
+                format!("{first} is not possible: the lake is read-only here. A statement begins with {words}")
+            }
+            Some(near) => format!("no statement begins with {first}; did you mean {near}?"),
+            None => format!("no statement begins with {first}; it begins with {words}"),
+        });
     }
     let count = tokens.iter().filter(counted).count();
     if count > TOKENS_MAX {
@@ -69,6 +76,12 @@ pub fn is_complete(text: &str) -> bool {
     }
 }
 
+/// Returns whether a text has no words, only spaces and comments.
+pub fn is_blank(text: &str) -> bool {
+    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize();
+    tokens.is_ok_and(|tokens| tokens.iter().all(|token| matches!(token, Token::Whitespace(_))))
+}
+
 /// Splits a text into statements at the semicolons outside of literals and comments.
 ///
 /// # Errors
@@ -79,7 +92,7 @@ pub fn split(text: &str) -> Result<Vec<String>, QueryError> {
         return Err(QueryError::Refused(format!("SQL text of {} bytes is too long; the limit is {limit}", text.len())));
     }
     let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize_with_location();
-    let tokens = tokens.map_err(|error| QueryError::Refused(format!("SQL error: {error}")))?;
+    let tokens = tokens.map_err(|error| teach::pointed(teach::syntax(&error.to_string()), text))?;
     let mut lines = vec![0];
     lines.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1));
     // Locations count characters in a line, slices need bytes. Locations come in order, so each line is walked once.

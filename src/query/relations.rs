@@ -27,8 +27,9 @@ use super::changes::{Changes, View};
 use super::reading::{self, Reading};
 use super::state::{REBUILD, Resolved};
 use super::views::{self, VIEWS};
-use super::{Limits, QueryError, Scope, UserError};
+use super::{Limits, Moment, QueryError, Scope, UserError};
 use crate::lake::expired::Expired;
+use crate::lake::past::{self, Past};
 use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 
@@ -73,6 +74,10 @@ impl Relations {
         Self { context, lake: lake.clone(), scope, has_shortcuts, group_rows, loaded: Mutex::default() }
     }
 
+    pub(super) fn lake(&self) -> &Store {
+        &self.lake
+    }
+
     /// Loads what is named and not loaded yet. As long as the answer is held, nobody loads anything else.
     ///
     /// # Errors
@@ -111,25 +116,34 @@ impl Relations {
     /// Loads the newest versions of the tables among these names, concurrently.
     async fn load(&self, names: &Names) -> Result<Tables, LakeError> {
         let wants = |table: Table| names.contains(table.name());
-        let is_now = self.scope.as_of.is_none();
+        let versions = Versions::read(&self.lake, self.scope.at).await?;
+        let is_all = self.scope.as_of.is_none();
+        // The maintained state is that of now.
+        let is_now = is_all && self.scope.at.is_none();
         // `sync_records` and the state must fit each other wherever both are read.
         let is_paired = is_now && (names.contains(KEY_STATE) || (wants(Table::State) && wants(Table::SyncRecords)));
         let reading = async {
             match (wants(Table::SyncRecords), is_paired) {
                 (true, true) => Reading::load(&self.lake).await.map(Some),
-                (true, false) => Reading::of_records(&self.lake).await.map(Some),
+                (true, false) => Reading::of_records(&self.lake, versions.of(Table::SyncRecords)).await.map(Some),
                 (false, _) => self.check_that_lake_exists().await.map(|()| None),
             }
         };
         let is_alone = |table: Table| match table {
             Table::SyncRecords => false,
-            Table::State => is_now && !is_paired,
+            Table::State => is_all && !is_paired,
             Table::DailyState => true,
             // They do not know `--as-of`.
-            Table::Quarantine | Table::Gaps => is_now,
+            Table::Quarantine | Table::Gaps => is_all,
         };
         let others = Table::ALL.into_iter().filter(|table| wants(*table) && is_alone(*table));
-        let others = others.map(|table| async move { (table, table.load(&self.lake, None).await) });
+        let versions = &versions;
+        let others = others.map(|table| async move {
+            match versions.is_absent(table) {
+                true => (table, Ok(None)),
+                false => (table, table.load(&self.lake, versions.of(table)).await),
+            }
+        });
         // All loads run to their end, because deltalake's threads misbehave when a load is dropped.
         let (reading, others) = futures::join!(reading, join_all(others));
         let reading = reading?;
@@ -212,6 +226,11 @@ impl Relations {
         if !names.contains(KEY_STATE) {
             return Ok(());
         }
+        if let Some(at) = self.scope.at.filter(|_| self.scope.as_of.is_none() && !expired.is_empty()) {
+            let remedy = "leave --at out, or query daily_extract, which has the state of each extracted day";
+            let schema = Resolved::new(None, None, REBUILD).schema();
+            return self.refuse(KEY_STATE, schema, &expired.refusal(&format!("the state at {at}"), remedy));
+        }
         if let Some(day) = self.scope.as_of.filter(|_| !expired.is_empty()) {
             let remedy = "leave --as-of out, or query daily_extract, which has the state of each extracted day";
             let schema = Resolved::new(None, None, REBUILD).schema();
@@ -237,6 +256,52 @@ impl Relations {
     fn refuse(&self, name: &str, schema: SchemaRef, why: &LakeError) -> Result<(), QueryError> {
         self.context.register_table(name, Arc::new(Refused { schema, message: why.to_string() }))?;
         Ok(())
+    }
+}
+
+/// Versions of the tables at one moment.
+#[derive(Debug, Default)]
+struct Versions(Vec<(Table, Past)>);
+
+impl Versions {
+    /// Finds the versions at a moment; `None` stands for the newest ones.
+    ///
+    /// # Errors
+    /// A log cannot be read, or does not reach back to that moment; or there was no lake.
+    async fn read(lake: &Store, at: Option<Moment>) -> Result<Self, LakeError> {
+        let Some(at) = at else { return Ok(Self::default()) };
+        let records = Table::SyncRecords.store(lake);
+        let no_lake = || LakeError::NoLake(lake.to_string());
+        let time = match at {
+            Moment::Time(time) => time,
+            Moment::Version(version) => past::time_at(&records, version).await?.ok_or_else(no_lake)?,
+        };
+        let mut found = Vec::new();
+        for table in Table::ALL {
+            let past = match (table, at) {
+                (Table::SyncRecords, Moment::Version(version)) => Some(Past::Version(version)),
+                _ => past::version_at(&table.store(lake), time).await?,
+            };
+            found.extend(past.map(|past| (table, past)));
+        }
+        let versions = Self(found);
+        match versions.is_absent(Table::SyncRecords) {
+            true => Err(LakeError::Invalid(format!("there was no lake at {at}: {records} was created later"))),
+            false => Ok(versions),
+        }
+    }
+
+    /// Returns the version of a table; `None` for the newest one.
+    fn of(&self, table: Table) -> Option<u64> {
+        self.0.iter().find_map(|(of, past)| match past {
+            Past::Version(version) if *of == table => Some(*version),
+            _ => None,
+        })
+    }
+
+    /// Returns whether a table did not exist yet.
+    fn is_absent(&self, table: Table) -> bool {
+        self.0.contains(&(table, Past::Before))
     }
 }
 

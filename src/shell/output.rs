@@ -5,10 +5,12 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::print::Format;
 use crate::query::QueryError;
 
 /// Path of the temporary file beside the target, for code that ends the program midway.
@@ -23,6 +25,41 @@ pub fn remove_staged() {
     if let Some(path) = staged().take() {
         // Best effort: the program is ending.
         let _ = std::fs::remove_file(path);
+    }
+}
+
+/// A file for results. Each result is added as a whole: a reader of the file never sees a part of one.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// The file.
+    pub(super) path: PathBuf,
+    /// Whether a result is in it.
+    is_begun: Arc<AtomicBool>,
+}
+
+impl Output {
+    /// Names a file, which the first result replaces.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, is_begun: Arc::default() }
+    }
+
+    pub(super) fn is_begun(&self) -> bool {
+        self.is_begun.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn begun(&self) {
+        self.is_begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Checks that the file can take another result.
+    pub(super) fn check(&self, format: Format) -> Result<(), QueryError> {
+        match self.is_begun() && matches!(format, Format::Parquet | Format::Json) {
+            false => Ok(()),
+            true => Err(QueryError::Refused(format!(
+                "{} has a result already, and a file of this format holds one; name another file with \\o FILE",
+                self.path.display()
+            ))),
+        }
     }
 }
 
@@ -47,7 +84,8 @@ fn followed(path: &Path) -> PathBuf {
 }
 
 impl Pending {
-    pub(super) fn create(path: &Path) -> Result<Self, QueryError> {
+    /// Creates the file; with `adds`, it begins with what the file at this path has.
+    pub(super) fn create(path: &Path, adds: bool) -> Result<Self, QueryError> {
         let fail = |source| QueryError::Output { path: path.display().to_string(), source };
         let path = followed(path);
         let path = path.as_path();
@@ -78,6 +116,10 @@ impl Pending {
             // Only root may change the owner. That clears some bits of the mode, so the mode is set afterwards.
             let _ = fchown(&pending.file, Some(old.uid()), Some(old.gid()));
             pending.file.set_permissions(old.permissions()).map_err(fail)?;
+            if adds {
+                let mut before = File::open(path).map_err(fail)?;
+                io::copy(&mut before, &mut &pending.file).map_err(fail)?;
+            }
         }
         Ok(pending)
     }

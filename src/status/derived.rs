@@ -7,10 +7,11 @@ use deltalake::kernel::Action;
 use serde::Serialize;
 
 use crate::extract::{consumer, recorded};
+use crate::lake::past::time_of;
 use crate::lake::{LakeError, log};
 use crate::query::reading::{COVERS, REFRESHED};
 
-use super::history::{History, newest_first, time_of};
+use super::history::{History, newest_first};
 use super::{Moment, Read, StatusOptions};
 
 /// The part of `sync_records` that is not covered yet.

@@ -7,6 +7,7 @@ use deltalake::kernel::Action;
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
+use crate::lake::past::time_of;
 use crate::lake::since::{changes_rows, new_rows};
 use crate::lake::{LakeError, Store, log};
 use crate::redrive::examined_to;
@@ -55,18 +56,6 @@ pub(super) struct History {
     shards: HashMap<String, i64>,
     /// Commits that were read.
     pub commits: u64,
-}
-
-/// Returns the time of a commit, in milliseconds since the epoch: its in-commit timestamp, else the one of its writer.
-pub(super) fn time_of(actions: &[Action]) -> Option<i64> {
-    let stated = actions.iter().find_map(|action| match action {
-        Action::CommitInfo(info) => info.in_commit_timestamp.or(info.timestamp),
-        _ => None,
-    });
-    stated.or_else(|| {
-        let written = |action: &Action| if let Action::Add(add) = action { Some(add.modification_time) } else { None };
-        actions.iter().filter_map(written).max()
-    })
 }
 
 /// Calls `visit` for commits from version `newest` backwards, until it returns `false`, or `max` commits were read, or

@@ -7,13 +7,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{ArgMatches, Parser};
 use synclake::config::{self, File, Unusable};
-use synclake::lake::{Location, Store};
+use synclake::lake::Location;
 use synclake::print::Format;
-use synclake::query::{Engine, Limits, QueryError, Scope, guard};
-use synclake::shell::{self, Opening, Settings};
+use synclake::query::{Limits, Moment, QueryError, Scope, guard};
+use synclake::shell::{self, Opening, Output, Settings};
 use synclake::{cpu, terminal};
 use tokio::signal::unix::SignalKind;
-use tokio_util::sync::CancellationToken;
 
 /// Run read-only SQL over a lake.
 #[derive(Debug, Parser)]
@@ -46,6 +45,9 @@ pub(crate) struct Cli {
     /// Query only what the server had seen by the end of this day (UTC): YYYY-MM-DD, yesterday or today.
     #[arg(long, value_name = "DATE", value_parser = synclake::extract::parse_date)]
     as_of: Option<chrono::NaiveDate>,
+    /// Query the lake as it was committed at a version of sync_records, or at a time such as 2026-11-20T15:04:05Z.
+    #[arg(long, value_name = "VERSION|TIME")]
+    at: Option<Moment>,
     /// Format of results [default: table].
     #[arg(long, value_enum, env = "SYNCLAKE_FORMAT")]
     format: Option<Format>,
@@ -104,18 +106,14 @@ pub(crate) fn main() -> ExitCode {
         let Some(texts) = plan.texts else {
             return Ok(shell::repl(&plan.opening, &plan.name, plan.settings)?);
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .thread_stack_size(STACK_BYTES)
-            .build()
-            .context("start the runtime")?;
+        let runtime = plan.opening.runtime().context("start the runtime")?;
         let interrupts = terminal::Interrupts::install(&ENDS).context("listen for signals")?;
         interrupts.set(Some(Box::new(|signal| {
             shell::remove_staged();
             // The exit code that shells use for a signal.
             std::process::exit(128 + signal);
         })));
-        let result = runtime.block_on(run(&plan.opening, &texts, plan.settings));
+        let result = runtime.block_on(shell::run(&plan.opening, &texts, plan.settings)).map_err(anyhow::Error::from);
         runtime.shutdown_timeout(synclake::timeouts::SHUTDOWN_TIMEOUT);
         result
     });
@@ -124,7 +122,15 @@ pub(crate) fn main() -> ExitCode {
         Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
         Ok(Ok(Err(error))) => {
             let gone = error.downcast_ref::<QueryError>().is_some_and(QueryError::is_broken_pipe);
-            if gone { ExitCode::SUCCESS } else { terminal::fail(&error) }
+            if gone {
+                return ExitCode::SUCCESS;
+            }
+            let code = terminal::fail(&error);
+            let excerpt = error.downcast_ref::<QueryError>().and_then(QueryError::excerpt);
+            if let Some(excerpt) = excerpt.filter(|_| std::io::stderr().is_terminal()) {
+                terminal::write_line(excerpt);
+            }
+            code
         }
         Ok(Err(_)) => terminal::fail(&anyhow::anyhow!("the query ended in a bug; please report it with its SQL")),
         Err(error) => terminal::fail(&anyhow::Error::from(error).context("start a thread")),
@@ -166,9 +172,11 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
         format,
         raw: cli.raw,
         guards_formulas: cli.guard_formulas,
-        output,
-        timing: cli.timing,
+        output: output.map(Output::new),
+        timing: cli.timing || (interactive && std::io::stderr().is_terminal()),
         quiet: cli.quiet,
+        scope: Scope { at: cli.at, as_of: cli.as_of },
+        ..Settings::default()
     };
     let mut limits = Limits::default();
     if let Some(bytes) = cli.memory {
@@ -179,12 +187,7 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     let places = |flag| matches.indices_of(flag).into_iter().flatten();
     let mut texts: Vec<(usize, String)> = places("command").zip(cli.command).collect();
     for (place, path) in places("file").zip(&cli.file) {
-        let shown = path.display();
-        let text = std::fs::read(path).with_context(|| format!("read {shown}"))?;
-        texts.push((
-            place,
-            String::from_utf8(text).map_err(|_| anyhow::anyhow!("{shown} is not UTF-8; convert it with iconv"))?,
-        ));
+        texts.push((place, shell::read_script(path)?));
     }
     texts.sort_by_key(|(place, _)| *place);
     let mut texts: Vec<String> = texts.into_iter().map(|(_, text)| text).collect();
@@ -204,17 +207,6 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     let aws = config::aws(cli.region, cli.endpoint_url, cli.profile, &file);
     let checking = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     checking.block_on(aws.check()).map_err(Unusable)?;
-    let scope = Scope { as_of: cli.as_of };
-    let opening = Opening { location, aws, limits, scope, stack_bytes: STACK_BYTES };
+    let opening = Opening { location, aws, limits, stack_bytes: STACK_BYTES };
     Ok(Plan { opening, name, settings, texts: (!interactive).then_some(texts) })
-}
-
-async fn run(opening: &Opening, texts: &[String], mut settings: Settings) -> Result<()> {
-    let lake = Store::open(&opening.location, &opening.aws).await?;
-    let engine = Engine::open(&lake, &opening.limits, opening.scope)?;
-    shell::load(&engine, texts).await?;
-    for text in texts {
-        shell::run_text(&engine, text, &mut settings, &CancellationToken::new()).await?;
-    }
-    Ok(())
 }

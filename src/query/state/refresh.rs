@@ -159,7 +159,7 @@ async fn refresh(
 ) -> Result<RefreshReport, RefreshError> {
     loop {
         let mut reading = match source {
-            Source::RowsAlone => Reading::of_records(lake).await?,
+            Source::RowsAlone => Reading::of_records(lake, None).await?,
             Source::StateAndTail | Source::Rebuild => Reading::load(lake).await?,
         };
         going_on(stop)?;

@@ -1,0 +1,157 @@
+//! The backslash commands: what a line means, and what it changes in the settings.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::NaiveDate;
+
+use super::Settings;
+use crate::query::{Moment, QueryError};
+
+/// Shown by `\?`.
+pub(super) const HELP: &str = "\
+\\d             list tables and views       \\x              a line a column (on/off)
+\\d NAME        list columns of NAME        \\all            all rows of a result (on/off)
+\\i FILE        run a file                  \\pager          results through $PAGER (on/off)
+\\o FILE        results to FILE; \\o ends    \\timing         time of each statement (on/off)
+\\watch 5       repeat the last statement   \\format NAME    table csv tsv json ndjson markdown vertical parquet
+\\e             edit the last statement     \\as-of DATE     rows that the server had seen by then; \\as-of ends
+\\?             show this help              \\at MOMENT      the lake at a version or time; \\at ends
+\\q             quit (also exit, quit)
+Tab completes names, keywords and values, Ctrl-R searches the history, Ctrl-C ends a query.
+A statement ends with a semicolon and may span lines. Everything is read-only.
+";
+
+/// Shortest interval of `\watch`.
+const WATCH_MIN: Duration = Duration::from_millis(100);
+
+/// A backslash command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Command {
+    Help,
+    Quit,
+    Relations,
+    Columns(String),
+    Timing,
+    Format(String),
+    Expanded,
+    AllRows,
+    Pager,
+    Include(PathBuf),
+    Output(Option<PathBuf>),
+    Watch(Duration),
+    Edit,
+    AsOf(Option<NaiveDate>),
+    At(Option<Moment>),
+}
+
+impl Command {
+    /// Reads a line that begins with a backslash.
+    ///
+    /// # Errors
+    /// There is no such command, or its argument is missing or wrong.
+    pub(super) fn parse(line: &str) -> Result<Self, QueryError> {
+        let line = line.trim().trim_end_matches(';').trim_end();
+        let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let rest = unquoted(rest.trim());
+        let argument = (!rest.is_empty()).then(|| rest.to_owned());
+        let missing = |what: &str| QueryError::Refused(format!("{name} needs {what}; \\? lists the commands"));
+        Ok(match (name, argument) {
+            ("\\q" | "\\quit" | "\\exit", _) => Self::Quit,
+            ("\\?" | "\\h" | "\\help", _) => Self::Help,
+            ("\\d" | "\\dt" | "\\dv", None) => Self::Relations,
+            ("\\d", Some(name)) => Self::Columns(name),
+            ("\\timing", _) => Self::Timing,
+            ("\\format", Some(name)) => Self::Format(name),
+            ("\\format", None) => return Err(missing("the name of a format")),
+            ("\\x", _) => Self::Expanded,
+            ("\\all", _) => Self::AllRows,
+            ("\\pager", _) => Self::Pager,
+            ("\\i", Some(path)) => Self::Include(path.into()),
+            ("\\i", None) => return Err(missing("a file")),
+            ("\\o", path) => Self::Output(path.map(PathBuf::from)),
+            ("\\watch", every) => Self::Watch(interval(every.as_deref().unwrap_or("2"))?),
+            ("\\e", _) => Self::Edit,
+            ("\\as-of", None) => Self::AsOf(None),
+            ("\\as-of", Some(day)) => Self::AsOf(Some(
+                crate::extract::parse_date(&day).map_err(|e| QueryError::Refused(format!("\\as-of: {e}")))?,
+            )),
+            ("\\at", None) => Self::At(None),
+            ("\\at", Some(moment)) => {
+                Self::At(Some(moment.parse().map_err(|e| QueryError::Refused(format!("\\at: {e}")))?))
+            }
+            (other, _) => return Err(QueryError::Refused(format!("{other} is no command; \\? lists them"))),
+        })
+    }
+
+    /// Changes the settings, and returns what to tell the user; `None` if this command does something else.
+    ///
+    /// # Errors
+    /// There is no format of this name.
+    pub(super) fn apply(&self, settings: &mut Settings) -> Result<Option<String>, QueryError> {
+        let toggle = |flag: &mut bool, on: &str, off: &str| {
+            *flag = !*flag;
+            if *flag { on } else { off }.to_owned()
+        };
+        Ok(Some(match self {
+            Self::Timing => toggle(&mut settings.timing, "timing is on", "timing is off"),
+            Self::Expanded => toggle(&mut settings.expanded, "a line a column", "a line a row"),
+            Self::AllRows => toggle(&mut settings.all_rows, "all rows are shown", "the first rows are shown"),
+            Self::Pager => toggle(&mut settings.pager, "the pager is on", "the pager is off"),
+            Self::Format(name) => {
+                let unknown = |_| QueryError::Refused(format!("unknown format {name:?}; \\? lists the formats"));
+                settings.format = clap::ValueEnum::from_str(name, true).map_err(unknown)?;
+                format!("format {}", name.to_lowercase())
+            }
+            Self::AsOf(day) => {
+                settings.scope.as_of = *day;
+                match day {
+                    Some(day) => format!("as of the end of {day} (UTC)"),
+                    None => "as of now".to_owned(),
+                }
+            }
+            Self::At(moment) => {
+                settings.scope.at = *moment;
+                match moment {
+                    Some(moment) => format!("the lake as it was at {moment}"),
+                    None => "the lake as it is now".to_owned(),
+                }
+            }
+            _ => return Ok(None),
+        }))
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, QueryError> {
+    let seconds = text.trim_end_matches('s').parse::<f64>().ok();
+    let interval = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    interval
+        .filter(|interval| *interval >= WATCH_MIN)
+        .ok_or_else(|| QueryError::Refused(format!("\\watch {text}: give a number of seconds, at least 0.1")))
+}
+
+/// Returns an argument without the quotes around it.
+fn unquoted(text: &str) -> &str {
+    let inner = |quote| text.strip_prefix(quote).and_then(|rest: &str| rest.strip_suffix(quote));
+    inner('\'').or_else(|| inner('"')).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_command_with_one_argument() {
+        let parse = |line| Command::parse(line).ok();
+        assert_eq!(parse("\\d"), Some(Command::Relations));
+        assert_eq!(parse("  \\d changes ; "), Some(Command::Columns("changes".to_owned())));
+        assert_eq!(parse("\\i 'my report.sql'"), Some(Command::Include("my report.sql".into())));
+        assert_eq!(parse("\\o"), Some(Command::Output(None)));
+        assert_eq!(parse("\\watch 0.5"), Some(Command::Watch(Duration::from_millis(500))));
+        assert_eq!(parse("\\watch"), Some(Command::Watch(Duration::from_secs(2))));
+        assert_eq!(parse("\\as-of 2026-11-20"), Some(Command::AsOf(NaiveDate::from_ymd_opt(2026, 11, 20))));
+        for wrong in ["\\nothing", "\\i", "\\format", "\\watch 0", "\\watch -1", "\\watch x", "\\as-of monday"] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+}
