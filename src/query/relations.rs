@@ -192,23 +192,25 @@ impl Relations {
                 }
             }
         }
-        let views: Vec<&str> = VIEWS.map(|(name, ..)| name).into_iter().filter(|name| names.contains(name)).collect();
-        views::register(context, &views).await?;
+        let shortcuts = tables.reading.as_ref().filter(|_| self.has_shortcuts && self.scope.as_of.is_none());
+        for (name, ..) in VIEWS.into_iter().filter(|(name, ..)| names.contains(name)) {
+            views::register(context, &[name]).await?;
+            // At once, because views that build on this one keep the relation that they find.
+            let shortcut = [View::Changes, View::DailyChanges].into_iter().find(|view| view.name() == name);
+            if let (Some(reading), Some(view)) = (shortcuts, shortcut)
+                && let Some(defined) = context.deregister_table(name)?
+            {
+                // The schema is that of the definition in SQL.
+                let (records, schema) = (reading.sync_records.clone(), defined.schema());
+                let table = Changes::new(view, records, &self.lake, schema, self.group_rows);
+                context.register_table(name, Arc::new(table))?;
+            }
+        }
         if !tables.expired.is_empty()
             && let Some(defined) = context.deregister_table(RESOLVED)?
         {
             let remedy = "query key_state for the latest change of each key, or changes for the changes that are left";
             self.refuse(RESOLVED, defined.schema(), &tables.expired.refusal("the view resolved", remedy))?;
-        }
-        if let Some(reading) = tables.reading.filter(|_| self.has_shortcuts && self.scope.as_of.is_none()) {
-            for view in [View::Changes, View::DailyChanges] {
-                // The schema is that of the definition in SQL.
-                if let Some(defined) = context.deregister_table(view.name())? {
-                    let (records, schema) = (reading.sync_records.clone(), defined.schema());
-                    let table = Changes::new(view, records, &self.lake, schema, self.group_rows);
-                    context.register_table(view.name(), Arc::new(table))?;
-                }
-            }
         }
         Ok(())
     }
