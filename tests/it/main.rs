@@ -33,6 +33,7 @@ mod payload;
 mod policies;
 mod pools;
 mod quarantine;
+mod questions;
 mod readers;
 mod readme;
 mod redrive;
