@@ -43,12 +43,13 @@ deploy-check: $(TOOLS)/python.stamp $(TOOLS)/node.stamp $(TOOLS)/deploy.stamp $(
 	$(TOOLS)/deploy/bin/python tests/tools/stack.py "$(CARGO_TARGET_DIR)/debug"
 	$(TOOLS)/deploy/bin/python tests/tools/image.py "$(CARGO_TARGET_DIR)/debug"
 
-engines: maven ## everything beside synclake: answers of other engines, KCL, S3 servers, an archive of objects
+engines: maven ## everything beside synclake: answers of other engines, KCL, S3 servers, an archive of objects, Spark
 	$(MAKE) answers
 	$(MAKE) kcl
 	$(MAKE) s3-servers
 	$(MAKE) backfill
 	$(MAKE) spark-writer
+	$(MAKE) spark-jobs
 
 answers: maven $(TOOLS)/engines.stamp $(TOOLS)/daft.stamp $(TOOLS)/dbt.stamp $(TOOLS)/python.stamp $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/trino.stamp ## compare the answers of all engines row by row with the input; UPDATE=1 writes the tables of docs/engines.md
 	$(CARGO) build --locked --features failpoints --bins
@@ -57,6 +58,10 @@ answers: maven $(TOOLS)/engines.stamp $(TOOLS)/daft.stamp $(TOOLS)/dbt.stamp $(T
 spark-writer: maven $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp ## let Spark work on each table, feature by feature; UPDATE=1 writes the table of docs/spark.md
 	$(CARGO) build --locked --features failpoints --bins
 	$(TOOLS)/spark/bin/python tests/engines/spark_writer.py "$(CARGO_TARGET_DIR)/debug" $(if $(UPDATE),--write)
+
+spark-jobs: maven $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/python.stamp ## let the Spark jobs of deploy/spark and synclake take turns on a lake; JOBS="--lakes 5 --seed 7" runs more
+	$(CARGO) build --locked --features failpoints --bins
+	$(VENV)/bin/python tests/engines/spark_jobs.py "$(CARGO_TARGET_DIR)/debug" $${JOBS:-}
 
 maven:
 	@command -v mvn >/dev/null || { echo "error: Maven is missing, which make engines needs for Spark, Trino and KCL; install it: apt-get install maven" >&2; exit 1; }
@@ -179,4 +184,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check instructions valgrind deploy-check deny interop engines answers maven kcl s3-servers backfill spark-writer chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean
+.PHONY: help demo test check instructions valgrind deploy-check deny interop engines answers maven kcl s3-servers backfill spark-writer spark-jobs chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean
