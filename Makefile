@@ -102,6 +102,10 @@ bench: $(TOOLS)/python.stamp $(TOOLS)/bench.stamp $(TOOLS)/ferrokinesis.stamp ##
 	$(CARGO) build --locked --release --bins
 	$(TOOLS)/bench/bin/python tests/tools/bench.py "$(CARGO_TARGET_DIR)/release" $${BENCH:-}
 
+bench-spark: maven $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/python.stamp ## measure the Spark jobs beside synclake, on ten million rows (optimised build); BENCH=--help has more
+	$(CARGO) build --locked --release --bins
+	$(VENV)/bin/python tests/tools/bench_spark.py "$(CARGO_TARGET_DIR)/release" $${BENCH:-}
+
 bench-steps: ## measure each step of ingest beside its limits (optimised build in a target folder of its own)
 	rm -rf "$(CARGO_TARGET_DIR)/bench-steps/criterion"
 	CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/bench-steps" $(CARGO) bench --locked --manifest-path tests/bench/Cargo.toml
@@ -184,4 +188,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check instructions valgrind deploy-check deny interop engines answers maven kcl s3-servers backfill spark-writer spark-jobs chaos fuzz fuzz-sql bench-commits bench bench-steps install tools clean
+.PHONY: help demo test check instructions valgrind deploy-check deny interop engines answers maven kcl s3-servers backfill spark-writer spark-jobs chaos fuzz fuzz-sql bench-commits bench bench-spark bench-steps install tools clean

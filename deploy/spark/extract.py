@@ -19,7 +19,7 @@ import sys
 from pyspark.sql import DataFrame, SparkSession
 
 from extract_plan import Plan, covers_id, day_in, extracted_id, is_as_written, removes_rows, stale_id
-from synclake_log import Refused, file_name
+from synclake_log import Refused
 from synclake_rows import CHANGES, DATASET, ORDER, RECORDS, STATE, Table, configure, in_order, latest, new_token, parsed
 
 COLUMNS = ["pool", "identity_pool_id", "identity_id", "dataset_name", "key", "value", "op", "sync_count", "last_modified_date",
@@ -42,9 +42,9 @@ def key_state(plan):
     if plan.base is None:
         return latest(rows.where(f"{CHANGES} AND {of_day}").selectExpr(*names).select(*STATE))
     tail = [rows.where(f"{CHANGES} AND {of_day} AND (event_date > '{plan.base}' OR event_date IS NULL)")]
-    late = {file_name(path) for path, (_, of) in plan.changes.files().items() if day_in(of) and day_in(of) <= plan.base}
+    late = {path for path, (_, of) in plan.changes.files().items() if day_in(of) and day_in(of) <= plan.base}
     if late:
-        tail.append(plan.records.rows_of(late).where(f"{CHANGES} AND event_date <= '{plan.base}'"))
+        tail.append(plan.records.rows_of(late, plan.changes.with_vectors).where(f"{CHANGES} AND event_date <= '{plan.base}'"))
     base = plan.daily.rows().where(f"extract_date = '{plan.base}' AND kind IN ('state', 'removed')").select(*STATE)
     return latest(functools.reduce(DataFrame.unionByName, [base, *(of.selectExpr(*names).select(*STATE) for of in tail)]))
 

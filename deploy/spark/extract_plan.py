@@ -1,7 +1,7 @@
 """The plan of a day's extract: the earlier extract that it builds on, the rows since, and the extracted days that are stale.
 
-`src/extract/plan.rs` is the same plan in synclake, and says why it is right. Days are dates. Versions are those of `sync_records`,
-but `written_version` returns one of `daily_state`.
+`src/extract/plan.rs` is the same plan in synclake, and says why it is right. Days are dates. Versions are those of
+`sync_records`, but `written_version` returns one of `daily_state`.
 """
 
 import datetime

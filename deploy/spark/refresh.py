@@ -15,7 +15,7 @@ import sys
 
 from pyspark.sql import SparkSession
 
-from synclake_log import Refused, file_name
+from synclake_log import Refused
 from synclake_rows import (CHANGES, RECORDS, STATE, Table, configure, in_order, latest, left_by_retention, new_token, parsed,
                            quoted)
 
@@ -62,7 +62,8 @@ def refresh(spark, lake, rebuild):
     if why and left_by_retention(records.log):
         raise Refused(f"the state must be computed anew ({why}), but rows have left sync_records by retention; {AGAIN}")
     report = {"covers": version, "covered": covers, "anew": why, "files_read": None}
-    files = {} if why else records.log.changes(covers).files()
+    changes = None if why else records.log.changes(covers)
+    files = changes.files() if changes else {}
     if not why:
         report["files_read"] = len(files)
         if not files:
@@ -75,7 +76,7 @@ def refresh(spark, lake, rebuild):
     else:
         pools = sorted({partition.get("pool") or "" for _, partition in files.values()})
         of_pools = state.rows().where(f"pool IN ({', '.join(map(quoted, pools))})").select(*STATE)
-        tail = as_state(records.rows_of({file_name(path) for path in files}))
+        tail = as_state(records.rows_of(files, changes.with_vectors))
         rows, mode = of_pools.unionByName(tail), "dynamic"
     written = state.write(in_order(latest(rows)), token, (COVERS, version), partitionOverwriteMode=mode)
     if written is None:

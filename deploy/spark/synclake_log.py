@@ -14,6 +14,8 @@ CHECKPOINT = re.compile(r"/(\d{20})\.checkpoint\.")
 # Commits of synclake with new rows have such a transaction id; nobody else's have.
 NEW_ROWS = ("ingest/", "redrive/")
 EXPIRY = "expire/"
+# Commits that are read at a time, and kept.
+COMMITS_MAX = 1000
 # Names that only synclake gives to files of new rows, so a commit of another writer that adds one brings it back.
 NAMED_BY_SYNCLAKE = re.compile(r"^(part-.+\.[^.]+-[0-9a-f]+-\d+-\d+\.parquet|compact-.*|redrive-.*)$")
 
@@ -23,10 +25,12 @@ class Refused(Exception):
 
 
 class Log:
-    """The log of one table at its newest version."""
+    """The log of one table at its newest version. `before` is an earlier one: its commits are not read again."""
 
-    def __init__(self, spark, table):
+    def __init__(self, spark, table, before=None):
         self.spark, self.table, self.folder = spark, table.rstrip("/"), f"{table.rstrip('/')}/_delta_log"
+        # Commits that were read: the plan of a job reads the same few several times.
+        self.known = before.known if before else {}
         names = [row.path for row in spark.read.format("binaryFile").load(self.folder).select("path").collect()]
         commits = [int(found.group(1)) for name in names if (found := COMMIT.search(name))]
         self.checkpoints = [(int(found.group(1)), name) for name in names if (found := CHECKPOINT.search(name))]
@@ -50,14 +54,22 @@ class Log:
     def read(self, after, last):
         """Yields the commits after a version up to another, in order. The log must have them all."""
         versions = range(after + 1, last + 1)
-        for part in (versions[start:start + 1000] for start in range(0, len(versions), 1000)):
-            paths = [f"{self.folder}/{version:020}.json" for version in part]
-            lines = self.spark.read.text(paths).selectExpr("value", "_metadata.file_name AS name").collect()
-            commits = {}
-            for line in lines:
-                if line.value:
-                    commits.setdefault(int(line.name[:20]), []).append(json.loads(line.value))
-            yield from sorted((version, commits.get(version, [])) for version in part)
+        for part in (versions[start:start + COMMITS_MAX] for start in range(0, len(versions), COMMITS_MAX)):
+            commits = {version: self.known[version] for version in part if version in self.known}
+            missing = [version for version in part if version not in commits]
+            if missing:
+                commits.update(self.read_anew(missing))
+            if len(versions) <= COMMITS_MAX:
+                self.known.update(commits)
+            yield from ((version, commits[version]) for version in part)
+
+    def read_anew(self, versions):
+        paths = [f"{self.folder}/{version:020}.json" for version in versions]
+        commits = {version: [] for version in versions}
+        for line in self.spark.read.text(paths).selectExpr("value", "_metadata.file_name AS name").collect():
+            if line.value:
+                commits[int(line.name[:20])].append(json.loads(line.value))
+        return commits
 
     def changes(self, after, last=None):
         """Returns the changes after a version; None if the log does not reach back to it."""
@@ -115,6 +127,8 @@ class Changes:
     new: dict = dataclasses.field(default_factory=dict)
     rewritten: dict = dataclasses.field(default_factory=dict)
     removed: list = dataclasses.field(default_factory=list)
+    # Files of which some rows are deleted by a deletion vector.
+    with_vectors: set = dataclasses.field(default_factory=set)
     # Whether rows that the first version lacks left by retention.
     expired_new: bool = False
 
@@ -146,6 +160,7 @@ class Changes:
                 self.removed.append(RemovedFile(version, added, partition))
         for add in (action["add"] for action in actions if "add" in action):
             path, partition = add["path"], add.get("partitionValues", {})
+            (self.with_vectors.add if add.get("deletionVector") else self.with_vectors.discard)(path)
             if kind == "new" and add["dataChange"]:
                 rows = json.loads(add.get("stats") or "{}").get("numRecords", 0)
                 self.new[path] = NewFile(version, partition, rows)
@@ -178,6 +193,6 @@ def kind_of(actions):
     return "change" if is_rewrite else "new"
 
 
-def file_name(path):
-    """Returns the name of a file as `_metadata.file_name` shows it."""
-    return urllib.parse.unquote(path).rsplit("/", 1)[-1]
+def path_of(path):
+    """Returns the path of a file below its table. Paths are URLs in the log."""
+    return urllib.parse.unquote(path)

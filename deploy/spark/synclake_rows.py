@@ -6,13 +6,15 @@ version or a higher one already.** So a write that would be skipped is made with
 log afterwards.
 """
 
+import functools
 import json
 import sys
 import uuid
 
 from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame
 
-from synclake_log import Log, Refused
+from synclake_log import Log, Refused, path_of
 
 # The formats of synclake's tables that these jobs know (`src/schema.rs`).
 FORMAT_NEW, FORMAT_MAX = 2, 4
@@ -29,14 +31,17 @@ ORDER = ("sync_count DESC, last_modified_date DESC, arrived_at DESC, length(sequ
          "coalesce(sub_sequence, -1) DESC, record_index DESC, shard_id DESC")
 TYPES = {
     "sync_count": "bigint", "sub_sequence": "bigint", "record_index": "int", "is_after_removal": "boolean",
-    "last_modified_date": "timestamp", "device_last_modified_date": "timestamp", "arrived_at": "timestamp", "extract_date": "date",
+    "last_modified_date": "timestamp", "device_last_modified_date": "timestamp", "arrived_at": "timestamp",
+    "extract_date": "date",
 }
 
 
 def configure(spark):
-    """Sets what the rows depend on: time zone, and times with microseconds in the files."""
+    """Sets what the jobs depend on: time zone, times with microseconds in the files, files that are read by their paths."""
     spark.conf.set("spark.sql.session.timeZone", "UTC")
     spark.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
+    # Databricks refuses to read files of a Delta table by their paths, as `rows_of` does.
+    spark.conf.set("spark.databricks.delta.formatCheck.enabled", "false")
 
 
 def parsed(parser):
@@ -49,11 +54,12 @@ class Table:
 
     def __init__(self, spark, lake, name):
         self.spark, self.lake, self.name, self.path = spark, lake, name, f"{lake.rstrip('/')}/{name}"
+        self.log = None
         self.reload()
 
     def reload(self):
         try:
-            self.log = Log(self.spark, self.path)
+            self.log = Log(self.spark, self.path, self.log)
         except AnalysisException as error:
             if "PATH_NOT_FOUND" not in str(error):
                 raise
@@ -81,11 +87,18 @@ class Table:
     def rows(self):
         return self.spark.read.format("delta").option("versionAsOf", self.log.version).load(self.path)
 
-    def rows_of(self, names):
-        """Returns the rows of the files with these names."""
-        files = self.spark.createDataFrame([(name,) for name in sorted(names)], "file_name string")
-        rows = self.rows().selectExpr("*", "_metadata.file_name AS file_name")
-        return rows.join(files.hint("broadcast"), "file_name", "left_semi").drop("file_name")
+    def rows_of(self, paths, with_vectors):
+        """Returns the rows of files of this version. Reads no other file, unless one of these has a deletion vector."""
+        rows, found = self.rows(), []
+        if plain := sorted(set(paths) - with_vectors):
+            reader = self.spark.read.schema(rows.schema).option("basePath", self.path)
+            found.append(reader.parquet(*[f"{self.path}/{path_of(path)}" for path in plain]).select(*rows.columns))
+        if names := {path_of(path).rsplit("/", 1)[-1] for path in set(paths) & with_vectors}:
+            # Only Delta's own reader leaves out the deleted rows.
+            files = self.spark.createDataFrame([(name,) for name in sorted(names)], "file_name string")
+            named = rows.selectExpr("*", "_metadata.file_name AS file_name")
+            found.append(named.join(files.hint("broadcast"), "file_name", "left_semi").select(*rows.columns))
+        return functools.reduce(DataFrame.unionByName, found)
 
     def write(self, rows, token, id=None, **options):
         """Overwrites rows, and returns the version of the commit; None if Delta skipped the write."""

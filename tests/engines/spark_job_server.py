@@ -1,9 +1,8 @@
 """Runs the Spark jobs of deploy/spark in one session, one after the other: spark_job_server.py FOLDER
 
 Each line of stdin is JSON: {"job": "refresh" | "extract" | "sql", "args": [lake, day] or [statement], "kill": place}. Each
-answer is a line of JSON: {"report": …} or {"error": …}. With `kill`, one of PLACES, the job kills the session when it is there
-for the first time. The session's temporary files are in FOLDER. Starting a session takes longer than a job, so a test of many
-jobs uses this.
+answer is a line of JSON: {"report": …} or {"error": …}. With `kill`, one of PLACES, the job kills the session at this place.
+The session's temporary files are in FOLDER. Starting a session takes longer than a job, so a test of many jobs uses this.
 """
 
 import datetime

@@ -2,8 +2,8 @@
 
     .tools/venv/bin/python tests/engines/spark_jobs.py PROGRAMS [--lakes N] [--days N] [--seed S] [--folder FOLDER]
 
-PROGRAMS is the folder of `synclake` and `synclake-query`, built with failpoints. Both lakes get the same files. On the mixed lake,
-a refresh and an extract of each day are run by Spark or by synclake. The plan of a lake depends on the seed alone
+PROGRAMS is the folder of `synclake` and `synclake-query`, built with failpoints. Both lakes get the same files. On the mixed
+lake, a refresh and an extract of each day are run by Spark or by synclake. The plan of a lake depends on the seed alone
 (`spark_turns.py`): both programs take turns in both directions, each job of each program is killed at least once, and rows of a
 person are deleted. At the end of each day the rows of `state`, `daily_state`, `current_state`, `daily_extract`, `dataset_state`
 and of a consumer must be equal, and `verify` must find nothing. At the end synclake writes all days as files: rows and manifests
@@ -36,7 +36,7 @@ VIEWS = {
     "corrections": "select * except (arrived_at) from daily_state where kind = 'correction'",
 }
 # What every run must have had; otherwise it has not tested what it should.
-EXPECTED = ["late rows", "corrections", "deleted persons", "comparisons", "compared manifests", "refresh: Spark, then synclake",
+EXPECTED = ["late rows", "corrections", "deletions", "comparisons", "compared manifests", "refresh: Spark, then synclake",
             "refresh: synclake, then Spark", "extract: Spark, then synclake", "extract: synclake, then Spark"]
 KILLS = [f"kills of {step} by {program}" for step in ("refresh", "extract") for program in (SPARK, SYNCLAKE)]
 
@@ -137,7 +137,7 @@ class Trial:
     def __init__(self, programs, folder, spark, turns, seen):
         self.programs, self.folder, self.spark, self.turns, self.seen = programs, folder, spark, turns, seen
         self.mixed, self.alone = Lake(programs, folder / "mixed"), Lake(programs, folder / "alone")
-        # Days that a killed extract replaced in the mixed lake without recording it. Some of their corrections may be superfluous.
+        # Days that a killed extract replaced in the mixed lake without recording it. They may have superfluous corrections.
         self.unrecorded, self.before = set(), {}
 
     def work(self):
@@ -157,8 +157,8 @@ class Trial:
     def day(self, part, day):
         for lake in (self.mixed, self.alone):
             lake.run("ingest", "--source", f"file:{part}")
-        if day.deleted is not None:
-            self.delete(day.deleted)
+        if day.deletion:
+            self.delete(day.deletion)
         for turn in day.turns:
             args = [turn.date] if turn.step == "extract" else []
             self.alone.run(*self.of_synclake(turn.step, args))
@@ -204,12 +204,17 @@ class Trial:
                 return json.loads(token)["synclake"].removeprefix("extract ")
         return None
 
-    def delete(self, nth):
-        persons = sorted(self.alone.rows("select distinct identity_id from sync_records")[0])
-        person = json.loads(persons[nth % len(persons)])["identity_id"]
+    def delete(self, deletion):
+        newest = self.alone.rows("select last_value(source order by arrived_at) as source from sync_records")[0]
+        which = f"source = '{json.loads(next(iter(newest)))['source']}'" if deletion.is_of_new else "true"
+        persons = sorted(self.alone.rows(f"select distinct identity_id from sync_records where {which}")[0])
+        person = json.loads(persons[deletion.nth % len(persons)])["identity_id"]
         for lake in (self.mixed, self.alone):
-            self.spark.ask("sql", f"DELETE FROM delta.`{lake.path / 'sync_records'}` WHERE identity_id = '{person}'")
-        self.seen["deleted persons"] += 1
+            table = f"delta.`{lake.path / 'sync_records'}`"
+            if deletion.by_vectors:
+                self.spark.ask("sql", f"ALTER TABLE {table} SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')")
+            self.spark.ask("sql", f"DELETE FROM {table} WHERE identity_id = '{person}' AND {which}")
+        self.seen["deletions"] += 1
 
     def compare(self, date):
         ours, theirs = self.mixed.rows(*VIEWS.values()), self.alone.rows(*VIEWS.values())

@@ -33,15 +33,27 @@ class Turn:
 
 
 @dataclasses.dataclass
+class Deletion:
+    """Which person's rows are deleted after the ingest of a day."""
+
+    nth: int
+    # Whether only rows that came with the newest file are deleted, which no state and no extract has yet.
+    is_of_new: bool
+    # Whether Spark deletes by deletion vectors, in place of new files.
+    by_vectors: bool
+
+    def __str__(self):
+        return f"a deletion{' of new rows' if self.is_of_new else ''}{' by vectors' if self.by_vectors else ''}, "
+
+
+@dataclasses.dataclass
 class Day:
     date: str
     turns: list
-    # Which person's rows are deleted after the ingest; None for nobody's.
-    deleted: int | None = None
+    deletion: Deletion | None = None
 
     def __str__(self):
-        deleted = "" if self.deleted is None else " a deletion,"
-        return f"  {self.date}:{deleted} {'; '.join(map(str, self.turns))}"
+        return f"  {self.date}: {self.deletion or ''}{'; '.join(map(str, self.turns))}"
 
 
 class Turns:
@@ -57,7 +69,8 @@ class Turns:
             turns = [Turn(step, date, programs[step][number]) for step in STEPS]
             rng.shuffle(turns)
             self.days.append(Day(date, turns))
-        self.days[rng.randrange(1, days)].deleted = rng.randrange(1 << 30)
+        is_of_new = rng.random() < 0.5
+        self.days[rng.randrange(1, days)].deletion = Deletion(rng.randrange(1 << 30), is_of_new, rng.random() < 0.5)
         for step in STEPS:
             # One kill in a turn: after a kill that follows the last commit, a step has nothing to do, and comes to no place.
             turns = rng.sample([turn for day in self.days for turn in day.turns if turn.step == step], 2)

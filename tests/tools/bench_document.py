@@ -1,4 +1,4 @@
-"""Writes sections of docs/benchmarks.md. bench.py and bench_steps.py use this module.
+"""Writes sections of docs/benchmarks.md. bench.py, bench_spark.py and bench_steps.py use this module.
 
 A section lies between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`. Its last line names its run.
 """
@@ -11,7 +11,8 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs/benchmarks.md"
 # All sections, in their order.
-SECTIONS = ["machine", "pairs", "questions", "sizes", "stream", "commits", "care", "cost", "compact", "polled", "history", "steps"]
+SECTIONS = ["machine", "pairs", "questions", "sizes", "stream", "commits", "care", "cost", "compact", "polled", "history", "spark",
+            "steps"]
 BY_HAND = "<!-- by hand -->"
 
 
