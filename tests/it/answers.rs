@@ -162,6 +162,8 @@ fn what_would_be_ignored_or_mistaken_is_refused() {
         ("select sum(sync_count ignore nulls) from sync_records", ["IGNORE", "NULLS are not permitted for sum"]),
         ("select * from sync_records where event_date = 2026-02-01", ["2026", "'2026-02-01'"]),
         ("select * from sync_records where value > 40", ["value", "cast"]),
+        ("select k from (values (1)) a(k) full join (values (2)) b(k) using (k)", ["USING", "coalesce(a.k, b.k)"]),
+        ("select k from (values (1)) a(k) natural right join (values (2)) b(k)", ["NATURAL", "coalesce(a.k, b.k)"]),
     ] {
         refused(&run(&["-c", sql]), 1, &parts);
     }

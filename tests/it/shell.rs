@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::harness::{ingest_file, ok, query, setting, synclake, text};
+use crate::harness::{ingest_file, ok, query, refused, setting, synclake, text};
 
 fn fixture(folder: &std::path::Path) -> std::path::PathBuf {
     let lake = folder.join("lake");
@@ -146,4 +146,100 @@ fn reports_are_for_people_on_a_terminal() {
         let printed = ok(on_terminal.stdin(Stdio::null()));
         assert!(printed.contains(shown) && !printed.contains('{'), "{command}: {printed}");
     }
+}
+
+/// A mistake is answered with what was probably meant, in the user's words.
+#[test]
+fn errors_say_what_was_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = fixture(folder.path());
+    let long = format!("select cast('{}' as bigint)", "x".repeat(500));
+    for (sql, parts) in [
+        ("selct 1", ["begins with selct", "did you mean select?"]),
+        ("select * from chnges", ["no table or view chnges", "did you mean changes?"]),
+        ("select * from orders", ["no table or view orders", "\\d lists them"]),
+        ("select valeu from changes", ["no column valeu", "did you mean value?"]),
+        ("select c.valeu from changes c", ["no column valeu in c", "did you mean value?"]),
+        ("select price from changes", ["no column price; there are", "identity_id"]),
+        ("select cuont(*) from changes", ["no function cuont", "did you mean count?"]),
+        ("select *\nform changes x", ["expected", "at line 2, column"]),
+        ("select 'open", ["Unterminated", "at line 1, column 8"]),
+        ("delete from changes", ["delete is not possible", "read-only"]),
+        (&long, ["xxxx…'", ""]),
+    ] {
+        let done = query().arg("--lake").arg(&lake).args(["-c", sql]).output().unwrap();
+        refused(&done, 1, &parts);
+        let told = text(&done.stderr);
+        let is_plain = ["datafusion", "ParserError", "Error during"].iter().all(|word| !told.contains(word));
+        assert!(is_plain && told.len() < 400 && told.trim().lines().count() == 1, "{sql}: {told}");
+        assert_eq!(told.contains("read-only"), sql.starts_with("delete"), "{sql}: {told}");
+    }
+}
+
+/// Statements and backslash commands of a script run in the order given, and files that it includes in their place.
+#[test]
+fn a_script_runs_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = fixture(folder.path());
+    let part = folder.path().join("it's a part.sql");
+    std::fs::write(&part, "select 2 as b;\n\\format tsv\n").unwrap();
+    let out = folder.path().join("out.csv");
+    let script = format!(
+        "\\format csv\nselect 1 as a; select ';' as s\n;\n\\i {}\nselect 3 as c, 4 as d;\n\\format csv\n\\o {}\nselect 5 as e;\n\
+         select 6 as f;\n\\o\nselect 7 as g",
+        part.display(),
+        out.display()
+    );
+    let mut child = query().arg("--lake").arg(&lake).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success());
+    assert_eq!(text(&done.stdout), "a\n1\ns\n;\nb\n2\nc\td\n3\t4\ng\n7\n");
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "e\n5\nf\n6\n");
+    let circle = folder.path().join("circle.sql");
+    std::fs::write(&circle, format!("\\i {}\n", circle.display())).unwrap();
+    refused(&query().arg("--lake").arg(&lake).arg("-f").arg(&circle).output().unwrap(), 1, &["include each other"]);
+    let missing = query().arg("--lake").arg(&lake).args(["-c", "\\i /nowhere.sql"]).output().unwrap();
+    refused(&missing, 1, &["read /nowhere.sql", "No such file"]);
+}
+
+/// `--at` shows all tables as they were committed at one moment, or says why it cannot.
+#[test]
+fn the_past_of_a_lake_is_read_at_one_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = fixture(folder.path());
+    let run = |args: &[&str], sql: &str| {
+        query().arg("--lake").arg(&lake).args(["--format", "csv"]).args(args).args(["-c", sql]).output().unwrap()
+    };
+    let count = |args: &[&str], of: &str| {
+        let done = run(args, &format!("select count(*) as n from {of}"));
+        assert!(done.status.success(), "{args:?} {of}: {}", text(&done.stderr));
+        text(&done.stdout).lines().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let relations = ["sync_records", "quarantine", "key_state", "current_state", "changes", "daily_extract"];
+    let before = relations.map(|of| count(&[], of));
+    let time = chrono::Utc::now().to_rfc3339();
+    let log = lake.join("sync_records/_delta_log");
+    let versions = || std::fs::read_dir(&log).unwrap().filter(|e| e.as_ref().unwrap().path().extension() == Some("json".as_ref())).count();
+    let version = (versions() - 1).to_string();
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    let more = folder.path().join("more.ndjson");
+    let golden = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden.ndjson")).unwrap();
+    std::fs::write(&more, golden.replace("us-east-1:0001", "us-east-1:0009") + "no JSON\n").unwrap();
+    ingest_file(&more, &lake);
+    ok(synclake().args(["extract", "--date", "2026-01-02", "--lake"]).arg(&lake));
+    let now = relations.map(|of| count(&[], of));
+    assert!(now.iter().zip(before).all(|(now, before)| *now > before), "{before:?} {now:?}");
+    assert_eq!(relations.map(|of| count(&["--at", &time], of)), before);
+    assert_eq!(relations.map(|of| count(&["--at", &version], of)), before);
+    let script = format!("\\at {version}\nselect count(*) as n from changes;\n\\at\nselect count(*) as n from changes;");
+    let both = text(&run(&[], &script).stdout);
+    assert_eq!(both, format!("n\n{}\nn\n{}\n", before[4], now[4]));
+    let day = count(&["--at", &time, "--as-of", "2026-01-01"], "sync_records");
+    assert!(day > 0 && day < before[0], "{day}");
+    let newest = (versions() - 1).to_string();
+    refused(&run(&["--at", "999"], "select 1 from changes"), 1, &["no version 999 yet", &newest]);
+    refused(&run(&["--at", "2020-01-01"], "select 1 from changes"), 1, &["no lake at 2020-01-01T00:00:00Z"]);
+    let wrong = query().arg("--lake").arg(&lake).args(["--at", "monday", "-c", "select 1"]).output().unwrap();
+    refused(&wrong, 2, &["monday", "2026-11-20T15:04:05Z"]);
 }

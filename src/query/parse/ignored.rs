@@ -376,6 +376,15 @@ fn join(join: &Join) -> Found {
     absent(
         bare && !matches!(join.relation, TableFactor::UNNEST { .. }),
         "JOIN without ON or USING pairs every row with every row; add ON, or write CROSS JOIN",
+    )?;
+    let merges_right = matches!(
+        &join.join_operator,
+        J::Right(c) | J::RightOuter(c) | J::FullOuter(c) if matches!(c, JoinConstraint::Using(_) | JoinConstraint::Natural)
+    );
+    absent(
+        merges_right,
+        "RIGHT and FULL JOIN with USING or NATURAL would show the left column alone; write ON a.k = b.k, and \
+         coalesce(a.k, b.k) for the merged column",
     )
 }
 
