@@ -15,12 +15,15 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
+use datafusion::sql::parser::Statement;
 
 use crate::lake::{LakeError, Store};
 
-use relations::Relations;
+use parse::Request;
+use relations::{Names, Relations};
 use rules::{casts, integers, recursive, sums};
 
+pub mod catalog;
 mod changes;
 mod functions;
 pub mod guard;
@@ -32,11 +35,13 @@ mod rules;
 mod sorted;
 mod spill;
 pub mod state;
+mod statements;
 mod teach;
 pub mod views;
 mod vocabulary;
 mod widened;
 
+pub use parse::Parameters;
 pub use teach::Place;
 pub use vocabulary::Vocabulary;
 
@@ -292,6 +297,7 @@ pub struct Scope {
 pub struct Engine {
     context: SessionContext,
     relations: Relations,
+    parameters: Parameters,
 }
 
 impl Engine {
@@ -302,7 +308,12 @@ impl Engine {
     pub fn open(lake: &Store, limits: &Limits, scope: Scope) -> Result<Self, QueryError> {
         let context = session(limits)?;
         let relations = Relations::new(context.clone(), lake, limits, scope);
-        Ok(Self { context, relations })
+        Ok(Self { context, relations, parameters: Parameters::default() })
+    }
+
+    /// Sets the values of `$name` in all statements of this session.
+    pub fn with_parameters(self, parameters: Parameters) -> Self {
+        Self { parameters, ..self }
     }
 
     /// Loads the newest versions of all tables that these statements name, and the views over them. The statements then
@@ -312,12 +323,18 @@ impl Engine {
     /// There is no lake, or it cannot be read. A statement that cannot be parsed is left to [`Engine::sql`].
     pub async fn load(&self, statements: &[String]) -> Result<(), QueryError> {
         let state = self.context.state();
-        let parsed = statements.iter().filter_map(|statement| {
+        let requests = statements.iter().filter_map(|statement| {
             guard::check(statement).ok()?;
-            parse::statement(statement, &state).ok()
+            parse::request(statement, &state, &self.parameters).ok()
         });
-        let names = parsed.flat_map(|parsed| relations::named(&parsed, &state)).collect();
-        self.relations.ensure(names, &state).await.map(drop)
+        let names = requests.flat_map(|request| match request {
+            Request::Rows(parsed) | Request::Summary(parsed) | Request::ColumnsOf(parsed) => {
+                relations::named(&parsed, &state)
+            }
+            Request::Columns(name) => relations::known(&name).into_iter().collect(),
+            Request::Tables(_) => Names::new(),
+        });
+        self.relations.ensure(names.collect(), &state).await.map(drop)
     }
 
     /// Returns the columns of a table or view, or `None` if there is none of this name.
@@ -325,7 +342,7 @@ impl Engine {
     /// # Errors
     /// There is no lake, or it cannot be read.
     pub async fn columns(&self, name: &str) -> Result<Option<SchemaRef>, QueryError> {
-        let Some(name) = relations::all().into_iter().find(|known| *known == name) else { return Ok(None) };
+        let Some(name) = relations::known(name) else { return Ok(None) };
         let _loaded = self.relations.ensure([name].into(), &self.context.state()).await?;
         let table = self.context.table_provider(name).await?;
         Ok(Some(table.schema()))
@@ -338,9 +355,32 @@ impl Engine {
     /// read.
     pub async fn sql(&self, statement: &str) -> Result<DataFrame, QueryError> {
         guard::check(statement)?;
+        let state = self.context.state();
+        let request = parse::request(statement, &state, &self.parameters);
+        match request.map_err(|error| teach::pointed(error, statement))? {
+            Request::Rows(parsed) => self.rows(*parsed).await,
+            Request::Summary(parsed) => Ok(statements::summary(self.rows(*parsed).await?)?),
+            Request::ColumnsOf(parsed) => {
+                let frame = self.rows(*parsed).await?;
+                Ok(statements::columns(&self.context, frame.schema().as_arrow(), None)?)
+            }
+            Request::Columns(name) => {
+                let unknown =
+                    || QueryError::Refused(format!("there is no table or view {name:?}; SHOW TABLES lists them"));
+                let schema = self.columns(&name).await?.ok_or_else(unknown)?;
+                Ok(statements::columns(&self.context, &schema, Some(&name))?)
+            }
+            Request::Tables(kind) => {
+                let _loaded = self.relations.ensure(Names::new(), &state).await?;
+                Ok(statements::tables(&self.context, kind)?)
+            }
+        }
+    }
+
+    /// Plans a query.
+    async fn rows(&self, parsed: Statement) -> Result<DataFrame, QueryError> {
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let state = self.context.state();
-        let parsed = parse::statement(statement, &state).map_err(|error| teach::pointed(error, statement))?;
         let _loaded = self.relations.ensure(relations::named(&parsed, &state), &state).await?;
         let planned = async {
             let plan = state.statement_to_plan(parsed).await?;
@@ -416,6 +456,7 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
         }
     }
     functions::register(&context)?;
+    FunctionRegistry::register_expr_planner(&mut context, Arc::new(functions::json::Operators))?;
     context.register_udf(recursive::mark());
     Ok(context)
 }

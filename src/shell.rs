@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::aws::AwsSettings;
 use crate::lake::{Location, Store};
 use crate::print::Format;
-use crate::query::{Engine, Limits, QueryError, Scope, guard};
+use crate::query::{Engine, Limits, Parameters, QueryError, Scope, guard};
 
 mod commands;
 mod complete;
@@ -78,6 +78,8 @@ pub struct Settings {
     pub pager: bool,
     /// Rows that statements see.
     pub scope: Scope,
+    /// Values of `$name` in statements.
+    pub parameters: Parameters,
 }
 
 impl Default for Settings {
@@ -93,11 +95,17 @@ impl Default for Settings {
             all_rows: false,
             pager: false,
             scope: Scope::default(),
+            parameters: Parameters::default(),
         }
     }
 }
 
 impl Settings {
+    /// Opens a session that sees what these settings say.
+    fn engine(&self, lake: &Store, limits: &Limits) -> Result<Engine, QueryError> {
+        Ok(Engine::open(lake, limits, self.scope)?.with_parameters(self.parameters.clone()))
+    }
+
     /// Returns the format of the next result.
     fn result_format(&self) -> Format {
         if self.expanded && self.format == Format::Table { Format::Vertical } else { self.format }
@@ -111,7 +119,7 @@ impl Settings {
 /// There is no lake, it cannot be read, or a statement or command fails.
 pub async fn run(opening: &Opening, texts: &[String], settings: Settings) -> Result<(), QueryError> {
     let lake = Store::open(&opening.location, &opening.aws).await?;
-    let engine = Engine::open(&lake, &opening.limits, settings.scope)?;
+    let engine = settings.engine(&lake, &opening.limits)?;
     // A text that cannot be split is reported when it runs.
     let statements = texts.iter().flat_map(|text| script::pieces(text).unwrap_or_default());
     let statements = statements.filter_map(|piece| match piece {
@@ -171,8 +179,8 @@ impl Script<'_> {
             return Err(QueryError::Refused(message.to_owned()));
         }
         if command.apply(&mut self.settings)?.is_some() {
-            if matches!(command, Command::AsOf(_) | Command::At(_)) {
-                self.engine = Engine::open(&self.lake, &self.opening.limits, self.settings.scope)?;
+            if matches!(command, Command::AsOf(_) | Command::At(_) | Command::Set(_)) {
+                self.engine = self.settings.engine(&self.lake, &self.opening.limits)?;
             }
             return Ok(true);
         }

@@ -1,11 +1,15 @@
-//! Limits the output of DataFusion functions that may return far more than they are given.
+//! Functions that DataFusion lacks, and limits for the output of functions that may return far more than they are given.
 //!
 //! The memory pool does not count what a function returns, so `--memory` does not bound it. The result of such a
 //! function is measured before the call (`sizes.rs`). A call may return [`BYTES_MAX`], and four times its input up to
 //! [`CALL_BYTES_MAX`].
+//!
+//! The functions of this module check the types of their arguments when they name their result, not by a signature:
+//! DataFusion would put a list of types in front of the user's message.
 
 use std::sync::Arc;
 
+use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, FieldRef};
 use datafusion::error::Result;
 use datafusion::execution::FunctionRegistry;
@@ -13,11 +17,17 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
 };
 use datafusion::prelude::SessionContext;
+use datafusion::scalar::ScalarValue;
 
 use super::UserError;
 
+mod dates;
+mod extract;
+pub(super) mod json;
+mod patterns;
 mod sizes;
 
+pub(super) use dates::is_unit;
 use sizes::Measure;
 pub(super) use sizes::bytes_of;
 
@@ -26,11 +36,15 @@ const BYTES_MAX: u64 = 64 << 20;
 /// Bytes that a call may return for a batch of large values.
 const CALL_BYTES_MAX: u64 = 512 << 20;
 
-/// Replaces the functions that need a limit by bounded ones.
+/// Registers the functions of this module, and replaces the functions that need a limit by bounded ones.
 ///
 /// # Errors
-/// Two functions have one name (never in practice).
+/// DataFusion lacks a function that one of these builds on (never in practice).
 pub(super) fn register(context: &SessionContext) -> Result<()> {
+    json::register(context);
+    context.register_udf(dates::difference());
+    context.register_udf(extract::extract());
+    context.register_udf(patterns::spelled(FunctionRegistry::udf(context, "to_char")?));
     for (name, measure) in sizes::MEASURES {
         // A function that this build of DataFusion lacks needs no limit.
         if let Ok(inner) = FunctionRegistry::udf(context, name) {
@@ -56,6 +70,33 @@ pub(super) fn check(name: &str, made: u64, args: &[ColumnarValue], rows: usize) 
         "{name}: {made} bytes for {rows} rows are too long; the limit is {limit}; make less of each, or of fewer rows"
     );
     Err(UserError(text).into())
+}
+
+/// Returns the number of rows of a call, and whether all its arguments are constants.
+fn rows_of(args: &ScalarFunctionArgs) -> (usize, bool) {
+    let is_scalar = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+    (if is_scalar { 1 } else { args.number_rows }, is_scalar)
+}
+
+/// Returns a column, or its only value if all arguments of the call were constants.
+fn columnar(array: &ArrayRef, is_scalar: bool) -> Result<ColumnarValue> {
+    match is_scalar {
+        true => ScalarValue::try_from_array(array, 0).map(ColumnarValue::Scalar),
+        false => Ok(ColumnarValue::Array(array.clone())),
+    }
+}
+
+/// Returns the types of a call's arguments.
+fn types_of(fields: &[FieldRef]) -> Vec<DataType> {
+    fields.iter().map(|field| field.data_type().clone()).collect()
+}
+
+/// Returns whether values of a type are texts, also if a dictionary holds them.
+fn is_text(of: &DataType) -> bool {
+    match of {
+        DataType::Dictionary(_, of) => is_text(of),
+        of => of.is_string() || *of == DataType::Null,
+    }
 }
 
 #[derive(Debug)]
@@ -113,8 +154,7 @@ impl ScalarUDFImpl for Bounded {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let has_rows = args.args.iter().any(|arg| matches!(arg, ColumnarValue::Array(_)));
-        let rows = if has_rows { args.number_rows } else { 1 };
+        let (rows, _) = rows_of(&args);
         check(self.name, (self.measure)(&args.args, rows), &args.args, rows)?;
         self.inner.invoke_with_args(args)
     }

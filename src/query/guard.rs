@@ -14,7 +14,9 @@ pub const DEPTH_MAX: usize = 200;
 pub const TOKENS_MAX: usize = 3_000;
 
 /// First words of statements that only read.
-const READING: [&str; 6] = ["select", "with", "values", "explain", "show", "describe"];
+const READING: [&str; 9] = ["select", "with", "from", "values", "explain", "show", "describe", "desc", "summarize"];
+/// First words of statements that change settings.
+const SETTING: [&str; 3] = ["set", "reset", "pragma"];
 
 /// Checks one statement.
 ///
@@ -46,6 +48,10 @@ pub fn check(statement: &str) -> Result<(), QueryError> {
         Some(Token::Word(word)) => READING.contains(&word.value.to_ascii_lowercase().as_str()),
         first => matches!(first, Some(Token::LParen)),
     };
+    let sets = matches!(first, Some(Token::Word(w)) if SETTING.contains(&w.value.to_ascii_lowercase().as_str()));
+    if sets {
+        return refuse(refused_setting(statement));
+    }
     if !reads {
         let first = first.map(ToString::to_string).unwrap_or_default();
         let word = first.to_ascii_lowercase();
@@ -65,6 +71,23 @@ pub fn check(statement: &str) -> Result<(), QueryError> {
         ));
     }
     Ok(())
+}
+
+/// Returns why a setting is no statement here, and what to do.
+///
+/// A time zone of the session would move the dates of views, which are those of UTC, and the meaning of casts in them.
+fn refused_setting(statement: &str) -> String {
+    let text = statement.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    let remedy = match () {
+        () if has(&["time zone", "timezone", "time_zone"]) => {
+            "all times are UTC; write ts AT TIME ZONE 'Europe/Berlin' for the time elsewhere"
+        }
+        () if has(&["memory"]) => "the flag --memory is the limit",
+        () if has(&["thread", "partitions"]) => "the flag --threads is the limit",
+        () => "settings are flags of the program; --help lists them",
+    };
+    format!("no setting can be changed by a statement; {remedy}")
 }
 
 /// Returns whether a text ends with a semicolon outside of literals and comments.
@@ -153,6 +176,15 @@ mod tests {
         assert!(check(&format!("select {}", vec!["1"; 20_000].join(","))).is_ok());
         assert!(check("select '\0'").is_err());
         assert!(check(" -- nothing\n").is_err());
+        for (text, remedy) in [
+            ("SET TIME ZONE 'Europe/Berlin'", "AT TIME ZONE"),
+            ("set timezone = 'UTC'", "AT TIME ZONE"),
+            ("set memory_limit = '1GB'", "--memory"),
+            ("PRAGMA threads = 4", "--threads"),
+            ("reset x", "--help"),
+        ] {
+            assert!(check(text).unwrap_err().to_string().contains(remedy), "{text}");
+        }
         for (text, complete) in [
             ("select 1;", true),
             ("select 1; -- done", true),

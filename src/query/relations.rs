@@ -34,7 +34,7 @@ use crate::lake::{LakeError, Store};
 use crate::schema::Table;
 
 /// The view of the latest change of each key, which no SQL defines.
-const KEY_STATE: &str = "key_state";
+pub(super) const KEY_STATE: &str = "key_state";
 /// The view that compares all rows.
 const RESOLVED: &str = "resolved";
 
@@ -311,6 +311,11 @@ impl Versions {
 pub(super) fn all() -> Names {
     let tables = Table::ALL.map(Table::name);
     tables.into_iter().chain([KEY_STATE]).chain(VIEWS.map(|(name, ..)| name)).collect()
+}
+
+/// Returns the table or view of this name.
+pub(super) fn known(name: &str) -> Option<&'static str> {
+    all().into_iter().find(|known| *known == name)
 }
 
 /// Returns the tables and views that a statement names. The information schema names all of them.

@@ -17,7 +17,7 @@ pub(super) const HELP: &str = "\
 \\watch 5       repeat the last statement   \\format NAME    table csv tsv json ndjson markdown vertical parquet
 \\e             edit the last statement     \\as-of DATE     rows that the server had seen by then; \\as-of ends
 \\?             show this help              \\at MOMENT      the lake at a version or time; \\at ends
-\\q             quit (also exit, quit)
+\\set NAME=VALUE  $NAME in statements       \\q              quit (also exit, quit)
 Tab completes names, keywords and values, Ctrl-R searches the history, Ctrl-C ends a query.
 A statement ends with a semicolon and may span lines. Everything is read-only.
 ";
@@ -43,6 +43,7 @@ pub(super) enum Command {
     Edit,
     AsOf(Option<NaiveDate>),
     At(Option<Moment>),
+    Set(String),
 }
 
 impl Command {
@@ -76,6 +77,9 @@ impl Command {
             ("\\as-of", Some(day)) => Self::AsOf(Some(
                 crate::extract::parse_date(&day).map_err(|e| QueryError::Refused(format!("\\as-of: {e}")))?,
             )),
+            ("\\set", Some(given)) if given.contains('=') => Self::Set(given),
+            ("\\set", Some(given)) => Self::Set(given.replacen(char::is_whitespace, "=", 1)),
+            ("\\set", None) => return Err(missing("name=value")),
             ("\\at", None) => Self::At(None),
             ("\\at", Some(moment)) => {
                 Self::At(Some(moment.parse().map_err(|e| QueryError::Refused(format!("\\at: {e}")))?))
@@ -109,6 +113,10 @@ impl Command {
                     Some(day) => format!("as of the end of {day} (UTC)"),
                     None => "as of now".to_owned(),
                 }
+            }
+            Self::Set(given) => {
+                settings.parameters.set(given).map_err(QueryError::Refused)?;
+                format!("${given}")
             }
             Self::At(moment) => {
                 settings.scope.at = *moment;

@@ -4,8 +4,8 @@ use super::highlight::{KEYWORDS, Kind, words};
 use crate::query::Vocabulary;
 
 /// Backslash commands.
-const COMMANDS: [&str; 15] = [
-    "\\?", "\\all", "\\as-of", "\\at", "\\d", "\\e", "\\format", "\\help", "\\i", "\\o", "\\pager", "\\q", "\\timing",
+const COMMANDS: [&str; 16] = [
+    "\\?", "\\all", "\\as-of", "\\at", "\\d", "\\e", "\\format", "\\help", "\\i", "\\o", "\\pager", "\\q", "\\set", "\\timing",
     "\\watch", "\\x",
 ];
 const FORMATS: [&str; 8] = ["csv", "json", "markdown", "ndjson", "parquet", "table", "tsv", "vertical"];

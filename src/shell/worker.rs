@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Opening, Settings, describe, statement};
 use crate::lake::Store;
-use crate::query::{Engine, QueryError};
+use crate::query::QueryError;
 
 /// What a worker is asked.
 #[derive(Debug, Clone)]
@@ -84,7 +84,7 @@ async fn answer(opening: &Opening, lake: &mut Option<Store>, job: &Job) -> Answe
         Some(store) => store,
         None => Store::open(&opening.location, &opening.aws).await?,
     };
-    let engine = Engine::open(lake.insert(store), &opening.limits, job.settings.scope)?;
+    let engine = job.settings.engine(lake.insert(store), &opening.limits)?;
     match &job.ask {
         Ask::Open => engine.load(&[]).await,
         Ask::Run(text) => statement::run(&engine, text, &job.settings, &job.cancel).await,

@@ -20,6 +20,7 @@ mod extract;
 mod files;
 mod fleet;
 mod formats;
+mod functions;
 #[path = "../fuzz_sql/mod.rs"]
 mod fuzz_sql;
 mod harness;

@@ -229,13 +229,19 @@ fn damage_fails_what_needs_the_table() {
     let lake = folder.path().join("lake");
     std::fs::write(lake.join("quarantine/_delta_log/00000000000000000000.json"), "{").unwrap();
     let ask = |sql: &str| query().args(["-c", sql, "--lake"]).arg(&lake).output().unwrap();
-    for sql in ["select 1", "select count(*) from current_state", "\\d changes", "\\d"] {
+    for sql in
+        ["select 1", "select count(*) from current_state", "\\d changes", "\\d", "show tables", "describe changes"]
+    {
         let answer = ask(sql);
         assert!(answer.status.success(), "{sql}: {}", text(&answer.stderr));
     }
-    for sql in
-        ["select count(*) from quarantine", "\\d quarantine", "show tables", "select 1; select * from quarantine"]
-    {
+    for sql in [
+        "select count(*) from quarantine",
+        "\\d quarantine",
+        "summarize quarantine",
+        "show columns from quarantine",
+        "select 1; select * from quarantine",
+    ] {
         refused(&ask(sql), 1, &["quarantine/_delta_log"]);
     }
     std::fs::remove_dir_all(lake.join("sync_records")).unwrap();

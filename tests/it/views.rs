@@ -10,7 +10,7 @@ use synclake::query::{Engine, Limits, QueryError, Scope};
 
 use crate::harness::ingest_file;
 
-struct Lake(Engine);
+pub(crate) struct Lake(pub(crate) Engine);
 
 #[async_trait::async_trait]
 impl sqllogictest::AsyncDB for Lake {

@@ -32,6 +32,7 @@ pub(super) const MEASURES: &[(&str, Measure)] = &[
     ("array_to_string", array_to_string),
     ("range", ranged),
     ("generate_series", ranged),
+    ("json_entries", super::json::entry_bytes),
 ];
 
 /// One value for each row, or one value for all rows.

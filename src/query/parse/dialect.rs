@@ -1,16 +1,23 @@
-//! The SQL dialect: DataFusion's generic one, but `IS [NOT] DISTINCT FROM` binds as in standard SQL.
+//! The SQL dialect: DataFusion's generic one, but some operators bind as in standard SQL and PostgreSQL.
 //!
-//! sqlparser 0.62 takes everything up to the next parenthesis as the right operand. `a IS DISTINCT FROM b AND c` would
-//! become `a IS DISTINCT FROM (b AND c)`.
+//! - `IS [NOT] DISTINCT FROM`: sqlparser 0.62 takes everything up to the next parenthesis as the right operand.
+//!   `a IS DISTINCT FROM b AND c` would become `a IS DISTINCT FROM (b AND c)`.
+//! - `->`, `->>`, `?` and `||` bind less than `+` and more than comparisons. In sqlparser, `->` binds less than `=`:
+//!   `a ->> 'b' = 'c'` would become `a ->> ('b' = 'c')`. And `||` binds as `*`.
+//! - `?` is an operator. In sqlparser it is a placeholder, which has no use here.
 
 use std::any::TypeId;
 
-use datafusion::sql::sqlparser::ast::Expr;
+use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr};
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+use datafusion::sql::sqlparser::tokenizer::Token;
 
-/// The generic dialect, except for `IS [NOT] DISTINCT FROM`.
+/// Precedence of the operators that PostgreSQL calls "any other": between `+` (30) and the bit operators (24).
+const OTHER: u8 = 25;
+
+/// The generic dialect, except for the operators named above.
 #[derive(Debug, Default)]
 pub(crate) struct LakeDialect(GenericDialect);
 
@@ -38,7 +45,21 @@ impl Dialect for LakeDialect {
         if parser.parse_keywords(&is_not) {
             return Some(operands(parser).map(|(left, right)| Expr::IsNotDistinctFrom(left, right)));
         }
+        if is_question(&parser.peek_token_ref().token) {
+            parser.advance_token();
+            let op = BinaryOperator::Question;
+            return Some(operands(parser).map(|(left, right)| Expr::BinaryOp { left, op, right }));
+        }
         None
+    }
+
+    fn get_next_precedence(&self, parser: &Parser) -> Option<Result<u8, ParserError>> {
+        let token = &parser.peek_token_ref().token;
+        let is_other = matches!(
+            token,
+            Token::StringConcat | Token::Arrow | Token::LongArrow | Token::HashArrow | Token::HashLongArrow
+        );
+        (is_other || is_question(token)).then_some(Ok(OTHER))
     }
 
     fn is_delimited_identifier_start(&self, ch: char) -> bool {
@@ -125,23 +146,43 @@ impl Dialect for LakeDialect {
     }
 }
 
+fn is_question(token: &Token) -> bool {
+    matches!(token, Token::Placeholder(sign) if sign == "?")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn is_distinct_from_binds_more_than_and() {
+    #[track_caller]
+    fn same(text: &str, explicit: &str) {
         let shape = |text: &str| {
             format!("{:?}", Parser::new(&LakeDialect::default()).try_with_sql(text).unwrap().parse_expr().unwrap())
         };
-        let same = |text: &str, explicit: &str| {
-            let bare = |text: &str| text.replace("Nested(", "").replace(')', "").replace(char::is_numeric, "");
-            assert_eq!(bare(&shape(text)), bare(&shape(explicit)), "{text}");
-        };
+        let bare = |text: &str| text.replace("Nested(", "").replace(')', "").replace(char::is_numeric, "");
+        assert_eq!(bare(&shape(text)), bare(&shape(explicit)), "{text}");
+    }
+
+    #[test]
+    fn is_distinct_from_binds_more_than_and() {
         same("a is distinct from b and c", "(a is distinct from b) and c");
         same("p and a is not distinct from b or c", "(p and (a is not distinct from b)) or c");
         same("not a is distinct from b and c", "(not (a is distinct from b)) and c");
         same("a is distinct from b + 1", "a is distinct from (b + 1)");
         same("a is not null and b", "(a is not null) and b");
+    }
+
+    #[test]
+    fn operators_of_json_bind_as_in_postgresql() {
+        same("a ->> 'b' = 'c'", "(a ->> 'b') = 'c'");
+        same("a -> 'b' -> 'c' ->> 'd' in ('e')", "(((a -> 'b') -> 'c') ->> 'd') in ('e')");
+        same("a ->> 'b' || 'c' like 'd'", "((a ->> 'b') || 'c') like 'd'");
+        same("a -> 0 + 1", "a -> (0 + 1)");
+        same("a ->> 'b' is null and c", "((a ->> 'b') is null) and c");
+        same("not a ? 'b' or a ? 'c'", "(not (a ? 'b')) or (a ? 'c')");
+        same("a -> -1 ? 'b'", "(a -> (-1)) ? 'b'");
+        same("a || b * c", "a || (b * c)");
+        same("x between a -> 'b' and a -> 'c'", "x between (a -> 'b') and (a -> 'c')");
+        same("a -> 'b'::text", "a -> ('b'::text)");
     }
 }

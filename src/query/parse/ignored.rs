@@ -6,8 +6,8 @@ use datafusion::execution::FunctionRegistry;
 use datafusion::sql::sqlparser::ast::{
     ArrayElemTypeDef, DataType, DuplicateTreatment, ExactNumberInfo, Expr, Function, FunctionArg, FunctionArgExpr,
     FunctionArgumentClause, FunctionArguments, GroupByExpr, Join, JoinConstraint, JoinOperator, NamedWindowExpr,
-    OrderByKind, PipeOperator, Query, Select, SelectFlavor, SelectItem, SetExpr, SetOperator, SetQuantifier, Statement,
-    TableAlias, TableFactor, TypedString, Visit, Visitor, WindowType,
+    OrderByKind, PipeOperator, Query, Select, SelectItem, SetExpr, SetOperator, SetQuantifier, Statement, TableAlias,
+    TableFactor, TypedString, Visit, Visitor, WindowType,
 };
 
 use super::mistaken;
@@ -115,10 +115,6 @@ impl Visitor for Finder<'_> {
             "MySQL's words after SELECT have no effect; leave them out",
         )?;
         absent(select.top.is_some(), "TOP is not possible; write LIMIT at the end")?;
-        absent(
-            matches!(select.flavor, SelectFlavor::FromFirstNoSelect),
-            "FROM without SELECT is not possible; write SELECT * FROM",
-        )?;
         let (GroupByExpr::All(modifiers) | GroupByExpr::Expressions(_, modifiers)) = &select.group_by;
         absent(
             !modifiers.is_empty(),

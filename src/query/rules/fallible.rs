@@ -7,6 +7,7 @@ use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator, Volati
 use datafusion::scalar::ScalarValue;
 
 use super::identity::SAME;
+use crate::query::functions::json;
 
 /// Functions that return a result for every row.
 const TOTAL: [&str; 47] = [
@@ -59,12 +60,13 @@ const TOTAL: [&str; 47] = [
     "upper",
 ];
 /// Functions that return a result for every row if all their arguments but one are constants.
-const TOTAL_OF_ONE: [&str; 13] = [
+const TOTAL_OF_ONE: [&str; 14] = [
     "date_bin",
     "date_part",
     "date_trunc",
     "left",
     "regexp_count",
+    "regexp_extract",
     "regexp_instr",
     "regexp_like",
     "regexp_match",
@@ -146,7 +148,7 @@ pub(crate) fn can_operator_fail(op: Operator, of: impl Fn() -> Option<DataType>,
 
 /// Returns whether a function has a result for every row, when `variable` of its arguments are not constants.
 pub(crate) fn is_total_function(name: &str, variable: usize) -> bool {
-    TOTAL.contains(&name) || (variable <= 1 && TOTAL_OF_ONE.contains(&name))
+    TOTAL.contains(&name) || json::NAMES.contains(&name) || (variable <= 1 && TOTAL_OF_ONE.contains(&name))
 }
 
 /// Returns whether every value of type `from` can be cast to type `to`.
