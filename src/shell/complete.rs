@@ -5,8 +5,8 @@ use crate::query::Vocabulary;
 
 /// Backslash commands.
 const COMMANDS: [&str; 16] = [
-    "\\?", "\\all", "\\as-of", "\\at", "\\d", "\\e", "\\format", "\\help", "\\i", "\\o", "\\pager", "\\q", "\\set", "\\timing",
-    "\\watch", "\\x",
+    "\\?", "\\all", "\\as-of", "\\at", "\\d", "\\e", "\\format", "\\help", "\\i", "\\o", "\\pager", "\\q", "\\set",
+    "\\timing", "\\watch", "\\x",
 ];
 const FORMATS: [&str; 8] = ["csv", "json", "markdown", "ndjson", "parquet", "table", "tsv", "vertical"];
 /// Words after which a table or view is named.

@@ -79,7 +79,8 @@ async fn answer(table: &str, rows: &str, view: &str, sql: &str) -> Vec<String> {
 /// The first copy of a change decides whether it is late. A copy is equal in `op` and `value` too.
 #[tokio::test]
 async fn late_changes_arrived_on_a_later_day() {
-    let rows = "select 'p' as pool, cast('2026-01-05' as date) as event_date, 'p:' as identity_pool_id, 'i' as identity_id,
+    let rows =
+        "select 'p' as pool, cast('2026-01-05' as date) as event_date, 'p:' as identity_pool_id, 'i' as identity_id,
           'd' as dataset_name, column1 as key, column2 as op, column3 as value, 1 as sync_count,
           cast('2026-01-05T12:00:00Z' as timestamp with time zone) as last_modified_date,
           cast(column4 as timestamp with time zone) as arrived_at, cast(column5 as bigint) as copies

@@ -220,7 +220,12 @@ fn the_past_of_a_lake_is_read_at_one_moment() {
     let before = relations.map(|of| count(&[], of));
     let time = chrono::Utc::now().to_rfc3339();
     let log = lake.join("sync_records/_delta_log");
-    let versions = || std::fs::read_dir(&log).unwrap().filter(|e| e.as_ref().unwrap().path().extension() == Some("json".as_ref())).count();
+    let versions = || {
+        std::fs::read_dir(&log)
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().path().extension() == Some("json".as_ref()))
+            .count()
+    };
     let version = (versions() - 1).to_string();
     ok(synclake().args(["refresh", "--lake"]).arg(&lake));
     let more = folder.path().join("more.ndjson");
@@ -232,7 +237,8 @@ fn the_past_of_a_lake_is_read_at_one_moment() {
     assert!(now.iter().zip(before).all(|(now, before)| *now > before), "{before:?} {now:?}");
     assert_eq!(relations.map(|of| count(&["--at", &time], of)), before);
     assert_eq!(relations.map(|of| count(&["--at", &version], of)), before);
-    let script = format!("\\at {version}\nselect count(*) as n from changes;\n\\at\nselect count(*) as n from changes;");
+    let script =
+        format!("\\at {version}\nselect count(*) as n from changes;\n\\at\nselect count(*) as n from changes;");
     let both = text(&run(&[], &script).stdout);
     assert_eq!(both, format!("n\n{}\nn\n{}\n", before[4], now[4]));
     let day = count(&["--at", &time, "--as-of", "2026-01-01"], "sync_records");

@@ -9,7 +9,7 @@ use clap::{ArgMatches, Parser};
 use synclake::config::{self, File, Unusable};
 use synclake::lake::Location;
 use synclake::print::Format;
-use synclake::query::{Limits, Moment, QueryError, Scope, guard};
+use synclake::query::{Limits, Moment, Parameters, QueryError, Scope, guard};
 use synclake::shell::{self, Opening, Output, Settings};
 use synclake::{cpu, terminal};
 use tokio::signal::unix::SignalKind;
@@ -26,6 +26,7 @@ Examples:
   synclake-query --lake lake -c '\\d'                             tables and views
   synclake-query --lake lake -c \"select * from current_state where identity_id = 'us-east-1:…'\"
   synclake-query --lake lake --as-of 2026-11-20 -c \"select count(*) from current_state\"
+  synclake-query --lake lake --param who=us-east-1:… -c 'select * from changes where identity_id = $who'
   synclake-query --lake s3://bucket/lake -f report.sql --format csv -o report.csv
   echo 'select count(*) from changes' | synclake-query --lake lake --format json
 
@@ -48,6 +49,9 @@ pub(crate) struct Cli {
     /// Query the lake as it was committed at a version of sync_records, or at a time such as 2026-11-20T15:04:05Z.
     #[arg(long, value_name = "VERSION|TIME")]
     at: Option<Moment>,
+    /// Set $NAME in the statements: a number, true, false or else a text; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    param: Vec<String>,
     /// Format of results [default: table].
     #[arg(long, value_enum, env = "SYNCLAKE_FORMAT")]
     format: Option<Format>,
@@ -176,6 +180,7 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
         timing: cli.timing || (interactive && std::io::stderr().is_terminal()),
         quiet: cli.quiet,
         scope: Scope { at: cli.at, as_of: cli.as_of },
+        parameters: Parameters::read(&cli.param).map_err(Unusable)?,
         ..Settings::default()
     };
     let mut limits = Limits::default();
