@@ -63,6 +63,10 @@ spark-jobs: maven $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/python.stam
 	$(CARGO) build --locked --features failpoints --bins
 	$(VENV)/bin/python tests/engines/spark_jobs.py "$(CARGO_TARGET_DIR)/debug" $${JOBS:-}
 
+shell: $(TOOLS)/shell.stamp ## compare synclake-query with other shells in a pseudo-terminal (needs PostgreSQL); UPDATE=1 writes the table of docs/shell.md
+	$(CARGO) build --locked --bins
+	$(TOOLS)/shell/bin/python tests/tools/shell_points.py "$(CARGO_TARGET_DIR)/debug" $(if $(UPDATE),--update)
+
 maven:
 	@command -v mvn >/dev/null || { echo "error: Maven is missing, which make engines needs for Spark, Trino and KCL; install it: apt-get install maven" >&2; exit 1; }
 
@@ -148,7 +152,7 @@ $(TOOLS)/python.stamp: tests/tools/requirements.lock
 	touch $@
 
 # Python packages, each set in a folder of its own, because the sets pin different versions.
-PACKAGES := spark bench deploy engines daft dbt
+PACKAGES := spark bench deploy engines daft dbt shell
 $(PACKAGES:%=$(TOOLS)/%.stamp): $(TOOLS)/%.stamp: tests/tools/requirements-%.lock
 	python3 -m venv $(TOOLS)/$*
 	$(TOOLS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
@@ -188,4 +192,4 @@ $(TOOLS)/node.stamp: tests/tools/package.json tests/tools/package-lock.json
 clean: ## remove the demo and the tools; not the build
 	rm -rf demo $(TOOLS) bench-data
 
-.PHONY: help demo test check instructions valgrind deploy-check deny interop engines answers maven kcl s3-servers backfill spark-writer spark-jobs chaos fuzz fuzz-sql bench-commits bench bench-spark bench-steps install tools clean
+.PHONY: help demo test check instructions valgrind deploy-check deny interop engines answers maven kcl s3-servers backfill spark-writer spark-jobs shell chaos fuzz fuzz-sql bench-commits bench bench-spark bench-steps install tools clean
