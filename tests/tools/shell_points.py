@@ -58,7 +58,8 @@ def main():
             for shell in shells:
                 seen = ask(function, shell, asked.runs)
                 answers[name, shell.name] = seen
-                print(json.dumps({"point": name, "shell": shell.name, "holds": seen.holds, "seen": seen.text}, ensure_ascii=False), flush=True)
+                line = {"point": name, "shell": shell.name, "holds": seen.holds, "seen": seen.text}
+                print(json.dumps(line, ensure_ascii=False), flush=True)
         if asked.update:
             versions = ", ".join(shell.version for shell in shells)
             DOCUMENT.write_text(updated(DOCUMENT.read_text(), table(answers, versions)))
@@ -111,7 +112,8 @@ def table(answers, versions):
     head = [f"| | {' | '.join(NAMES)} |", "|---|---|---|---|---|"]
     head.append(f"| points of {len(POINTS)} that hold | {' | '.join(str(sums[shell]) for shell in NAMES)} |")
     unknown = len(POINTS) - len(DOCUMENTED)
-    note = f"*{datetime.date.today()}, {platform.machine()}, {versions}. datafusion-cli: its documentation and source, which leave {unknown} points open.*"
+    source = f"datafusion-cli: its documentation and source, which leave {unknown} points open"
+    note = f"*{datetime.date.today()}, {platform.machine()}, {versions}. {source}.*"
     return "\n".join([*head, *lines, "", note, ""])
 
 

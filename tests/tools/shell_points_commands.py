@@ -95,8 +95,9 @@ def lists_comments(shell):
 def describes(shell):
     with shell.open() as session:
         text = "\n".join(session.ask(shell.word("describe")))
-        held = re.search(r"identity_id\b.*?(varchar|varying|text|utf8)", text, re.IGNORECASE) and re.search(r"sync_count\b.*?(bigint|int64)", text, re.IGNORECASE)
-        return Seen(bool(held), shell.word("describe") if held else text.strip()[:80])
+        types = {"identity_id": "varchar|varying|text|utf8", "sync_count": "bigint|int64"}
+        held = all(re.search(rf"{name}\b.*?({kind})", text, re.IGNORECASE) for name, kind in types.items())
+        return Seen(held, shell.word("describe") if held else text.strip()[:80])
 
 
 @point("One statement summarizes each column: count, distinct values, extremes")

@@ -63,7 +63,9 @@ def cuts_rows(shell):
         text = plain(session.since(place))
         lines, paged = text.count("\n"), "PAGED" in text
         counted = re.search(rf"\b({shell.rows}|{shell.rows:,})\b", text)
-        return Seen(paged or bool(lines <= 120 and counted), "to the pager" if paged else f"{lines} lines, {'with' if counted else 'without'} the count")
+        if paged:
+            return Seen(True, "to the pager")
+        return Seen(lines <= 120 and bool(counted), f"{lines} lines, {'with' if counted else 'without'} the count")
 
 
 @point("A command prints all rows of such a result")
@@ -113,7 +115,8 @@ def tells_null(shell):
     with shell.open() as session:
         first = session.ask("select null as v;")
         second = session.ask("select '' as v;")
-        return Seen([line.strip() for line in first] != [line.strip() for line in second], f"null: {cell(first)!r}, empty: {cell(second)!r}")
+        differ = [line.strip() for line in first] != [line.strip() for line in second]
+        return Seen(differ, f"null: {cell(first)!r}, empty: {cell(second)!r}")
 
 
 def cell(lines):

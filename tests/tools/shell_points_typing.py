@@ -108,6 +108,19 @@ def edits_lines(shell):
         return Seen(True, "the whole statement, which runs again")
 
 
+@point("Up in an unfinished statement goes to its line above")
+def edits_above(shell):
+    with shell.open() as session:
+        session.type("select 1 as a,")
+        first = session.screen.cursor.y
+        session.send(ENTER)
+        session.wait(lambda t: t.screen.cursor.y > first)
+        session.type("2 as b")
+        session.send(UP)
+        held = session.waits(lambda t: t.screen.cursor.y == first and "1 as a," in t.rows()[first], ABSENT_SECONDS)
+        return Seen(held, "the cursor is there" if held else f"shown: {session.line().strip()!r}")
+
+
 @point("Ctrl-C drops a half-typed statement, and the next one runs")
 def drops_line(shell):
     with shell.open() as session:

@@ -162,7 +162,7 @@ SYNCLAKE_WORDS = {
     "output off": "\\o", "watch": "select 4242 + 1 as ticks \\watch 1", "edit": "\\e", "all rows": "\\all",
     "vertical": "\\x", "pager on": "\\pager on", "set": "\\set who 4242", "use": "select :who + 1 as given;",
     "list": "\\d", "describe": "describe current_state;", "summarize": "summarize current_state;",
-    "as of": "\\as-of 2026-01-03", "at version": "\\at {version}", "-c": "-c", "-f": "-f",
+    "as of": "\\as-of 2026-01-03", "-c": "-c", "-f": "-f",
     "csv": "--format csv", "json": "--format json", "markdown": "--format markdown", "parquet": "--format parquet -o {file}",
     "parquet sql": "", "stop": "", "plan": "explain select count(*) from changes where key = 'score';",
 }
@@ -197,12 +197,16 @@ def make_lake(programs, folder):
     return first
 
 
+def synclake_shell(programs, folder, lake, **words):
+    """Returns synclake-query on a lake."""
+    command = [programs / "synclake-query", "--lake", lake]
+    return Shell("synclake-query", command, "synclake>", {**SYNCLAKE_WORDS, **words}, folder)
+
+
 def synclake_query(programs, folder):
     """Returns synclake-query on a lake that is made."""
     version = make_lake(programs, folder)
-    command = [(programs / "synclake-query").resolve(), "--lake", folder / "lake"]
-    words = {**SYNCLAKE_WORDS, "at version": SYNCLAKE_WORDS["at version"].format(version=version)}
-    return Shell("synclake-query", command, "synclake>", words, folder)
+    return synclake_shell(programs, folder, folder / "lake", **{"at version": f"\\at {version}"})
 
 
 def duckdb_program():
@@ -216,7 +220,8 @@ def duckdb(shell, folder):
     database, program = folder / "lake.duckdb", duckdb_program()
     for view, comment in VIEWS.items():
         run([*shell.command, "--format", "parquet", "-o", folder / f"{view}.parquet", "-c", f"select * from {view}"])
-        run([program, database, "-c", f"create table {view} as from '{folder}/{view}.parquet'; comment on table {view} is '{comment}'"])
+        table = f"create table {view} as from '{folder}/{view}.parquet'; comment on table {view} is '{comment}'"
+        run([program, database, "-c", table])
     return Shell("DuckDB", [program, database], "lake D", DUCKDB_WORDS, folder)
 
 
@@ -237,7 +242,8 @@ def psql(shell, folder):
     if other:
         shutil.chown(home, "nobody", "nogroup")
         folder.chmod(0o755)
-    run([*other, programs / "initdb", "-D", home / "data", "-U", "analyst", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"], cwd="/")
+    initdb = [programs / "initdb", "-D", home / "data", "-U", "analyst", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
+    run([*other, *initdb, "--no-sync"], cwd="/")
     settings = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={home}", "-c", "fsync=off"]
     log = open(folder / "postgres.log", "w")
     server = subprocess.Popen([*other, programs / "postgres", "-D", home / "data", *settings], cwd="/", stdout=log, stderr=log)
@@ -248,10 +254,12 @@ def psql(shell, folder):
         for view, comment in VIEWS.items():
             rows = folder / f"{view}.csv"
             run([*shell.command, "--format", "csv", "-o", rows, "-c", f"select * from {view}"])
-            types = run([duckdb_program(), "-csv", "-noheader", "-c", f"select column_name, column_type from (describe from '{folder}/{view}.parquet')"])
+            types = f"select column_name, column_type from (describe from '{folder}/{view}.parquet')"
+            types = run([duckdb_program(), "-csv", "-noheader", "-c", types])
             columns = ", ".join(line.strip().replace(",", " ") for line in types.splitlines())
-            run([*command, "-d", "lake", "-c", f"create table {view} ({columns})", "-c", f"\\copy {view} from '{rows}' csv header",
-                 "-c", f"comment on table {view} is '{comment}'"])
+            copy = f"\\copy {view} from '{rows}' csv header"
+            run([*command, "-d", "lake", "-c", f"create table {view} ({columns})", "-c", copy])
+            run([*command, "-d", "lake", "-c", f"comment on table {view} is '{comment}'"])
         yield Shell("psql", [*command, "-d", "lake"], "lake=#", PSQL_WORDS, folder)
     finally:
         server.send_signal(signal.SIGINT)

@@ -18,7 +18,7 @@ import time
 
 import pyte
 
-ENTER, TAB, UP, DOWN, CTRL_A, CTRL_C, CTRL_D, CTRL_R, CTRL_U = "\r", "\t", "\x1b[A", "\x1b[B", "\x01", "\x03", "\x04", "\x12", "\x15"
+ENTER, TAB, UP, CTRL_C, CTRL_D, CTRL_R = "\r", "\t", "\x1b[A", "\x03", "\x04", "\x12"
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-7]|9[0-7]|38;[0-9;]+)m")
 
 
