@@ -63,9 +63,10 @@ spark-jobs: maven $(TOOLS)/spark.stamp $(TOOLS)/delta.stamp $(TOOLS)/python.stam
 	$(CARGO) build --locked --features failpoints --bins
 	$(VENV)/bin/python tests/engines/spark_jobs.py "$(CARGO_TARGET_DIR)/debug" $${JOBS:-}
 
-shell: $(TOOLS)/shell.stamp ## compare synclake-query with other shells in a pseudo-terminal (needs PostgreSQL); UPDATE=1 writes the table of docs/shell.md
+shell: $(TOOLS)/shell.stamp ## compare synclake-query with other shells in a pseudo-terminal (needs PostgreSQL); UPDATE=1 writes the table and the picture of docs/shell.md
 	$(CARGO) build --locked --bins
 	$(TOOLS)/shell/bin/python tests/tools/shell_points.py "$(CARGO_TARGET_DIR)/debug" $(if $(UPDATE),--update)
+	$(if $(UPDATE),$(TOOLS)/shell/bin/python tests/tools/shell_picture.py "$(CARGO_TARGET_DIR)/debug" docs/plots/shell.svg)
 
 maven:
 	@command -v mvn >/dev/null || { echo "error: Maven is missing, which make engines needs for Spark, Trino and KCL; install it: apt-get install maven" >&2; exit 1; }

@@ -15,6 +15,7 @@ import datetime
 import json
 import pathlib
 import platform
+import re
 import sys
 import tempfile
 import traceback
@@ -24,7 +25,7 @@ import shell_points_results
 import shell_points_typing
 import shell_sessions
 from shell_points_documented import POINTS as DOCUMENTED
-from shell_sessions import POINTS, Seen
+from shell_sessions import POINTS, Seen, code
 from shell_terminal import Gone
 
 DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs/shell.md"
@@ -89,7 +90,7 @@ def ask(function, shell, runs):
         except Gone as gone:
             where = traceback.extract_tb(gone.__traceback__)
             line = next(frame.lineno for frame in reversed(where) if frame.name == function.__name__)
-            seen = Seen(False, f"line {line}: not shown in time; the screen ends with {str(gone)[-160:]!r}")
+            seen = Seen(False, f"line {line} waits in vain: {code(str(gone)[-70:])}")
         if not seen.holds:
             break
     return seen
@@ -121,17 +122,17 @@ def cell(answers, name, shell):
     """Returns `yes`, `no` or `–` for a point and a shell, and what was seen."""
     if shell == "datafusion-cli":
         holds, place, text = DOCUMENTED.get(name, (None, None, ""))
-        return ("–", "") if place is None else ("yes" if holds else "no", f"{text} ({place})")
+        return ("–", "") if place is None else ("yes" if holds else "no", escaped(f"{text} ({place})"))
     seen = answers[name, shell]
     return "yes" if seen.holds else "no", escaped(seen.text)
 
 
 def escaped(text):
     """Returns a text as a cell of a Markdown table."""
-    text = " ".join(text.split())
-    for old, new in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("_", "\\_"), ("`", "\\`"), ("[", "\\[")):
-        text = text.replace(old, new)
-    return text if len(text) <= 90 else text[:89] + "…"
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    # Every second part is code, where nothing else is escaped.
+    parts[::2] = [re.sub(r"[\\<*_\[]", r"\\\g<0>", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def updated(text, body):

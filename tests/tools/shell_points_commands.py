@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from shell_sessions import ABSENT_SECONDS, VIEWS, Seen, point
+from shell_sessions import ABSENT_SECONDS, VIEWS, Seen, code, point
 from shell_terminal import CTRL_C
 
 
@@ -32,20 +32,21 @@ def writes_file(shell):
         after = "\n".join(session.ask("select 4200 + 53 as b;"))
     text = path.read_text() if path.exists() else ""
     held = "4252" in text and "4252" not in shown and "4253" not in text and "4253" in after
-    return Seen(held, "the file has the one result" if held else f"file: {text[:40]!r}, screen: {shown[:60]!r}")
+    return Seen(held, "the file has the one result" if held else f"file: {code(text)}, screen: {code(shown)}")
 
 
-@point("A command repeats a statement until Ctrl-C")
+@point("A command repeats the last statement until Ctrl-C")
 def watches(shell):
     word = shell.word("watch")
     if not word:
         return Seen(False, "no such command")
     with shell.open() as session:
+        session.ask("select 4242 + 1 as ticks;")
         place = session.mark()
         session.enter(word)
         held = session.waits(lambda t: len(re.findall(rb"\b4243\b", t.since(place))) >= 2, 6)
         if not held:
-            return Seen(False, f"shown: {session.shown()[-100:]!r}")
+            return Seen(False, f"shown: {code(session.shown()[-70:])}")
         session.send(CTRL_C)
         back = session.waits(lambda t: t.ready(), ABSENT_SECONDS)
         return Seen(back, "two results, then the prompt" if back else "Ctrl-C does not end it")
@@ -56,7 +57,7 @@ def sets_variables(shell):
     with shell.open() as session:
         session.ask(shell.word("set"))
         text = "\n".join(session.ask(shell.word("use")))
-        return Seen("4243" in text, shell.word("use") if "4243" in text else text.strip()[:80])
+        return Seen("4243" in text, code(shell.word("use") if "4243" in text else text))
 
 
 @point("`-c`, `-f` and `-c` again run in the order given")
@@ -73,14 +74,14 @@ def pipes(shell):
     word = shell.word("csv").split()
     done = shell.batch(word, "select 4254 as a;\n")
     lines = done.stdout.split()
-    return Seen(lines == ["a", "4254"] and not done.stderr.strip(), f"{done.stdout!r}, stderr {done.stderr[:60]!r}")
+    return Seen(lines == ["a", "4254"] and not done.stderr.strip(), f"{code(done.stdout)} and {code(done.stderr)} on stderr")
 
 
 @point("A failed statement of a script ends it, with an exit code that is not 0")
 def fails_scripts(shell):
     done = shell.batch((shell.word("stop") or "").split(), "select nowhere;\nselect 4255 as after;\n")
     held = done.returncode != 0 and "4255" not in done.stdout
-    return Seen(held, f"exit code {done.returncode}" + (f" with {shell.word('stop')}" if shell.word("stop") else ""))
+    return Seen(held, f"exit code {done.returncode}" + (f" with `{shell.word('stop')}`" if shell.word("stop") else ""))
 
 
 @point("The list of tables says of each what it holds")
@@ -88,7 +89,7 @@ def lists_comments(shell):
     with shell.open(columns=160) as session:
         text = "\n".join(session.ask(shell.word("list")))
         found = [view for view in VIEWS if re.search(rf"\b{view}\b.*(change|latest)", text)]
-        return Seen(len(found) == len(VIEWS), f"{shell.word('list')}: {len(found)} of {len(VIEWS)}")
+        return Seen(len(found) == len(VIEWS), f"{code(shell.word('list'))}: {len(found)} of {len(VIEWS)}")
 
 
 @point("The columns of a table are listed with their types")
@@ -97,7 +98,7 @@ def describes(shell):
         text = "\n".join(session.ask(shell.word("describe")))
         types = {"identity_id": "varchar|varying|text|utf8", "sync_count": "bigint|int64"}
         held = all(re.search(rf"{name}\b.*?({kind})", text, re.IGNORECASE) for name, kind in types.items())
-        return Seen(held, shell.word("describe") if held else text.strip()[:80])
+        return Seen(held, code(shell.word("describe") if held else text))
 
 
 @point("One statement summarizes each column: count, distinct values, extremes")
@@ -108,7 +109,7 @@ def summarizes(shell):
     with shell.open(columns=200, lines=60) as session:
         text = "\n".join(session.ask(word))
         held = "identity_id" in text and re.search(r"\bmin", text) and re.search(r"unique|distinct", text)
-        return Seen(bool(held), word if held else " ".join(text.split())[:80])
+        return Seen(bool(held), code(word if held else text))
 
 
 @point("EXPLAIN prints the plan as an indented tree within 80 columns")
@@ -135,4 +136,4 @@ def goes_back(shell):
             text = "\n".join(session.ask("select count(*) as n from changes;"))
             counts[word] = int((re.findall(r"^[^\d\n]*(\d+)[^\d\n]*$", text, re.MULTILINE) or ["-1"])[0])
     held = all(0 < counts[word] < shell.rows for word in list(counts)[1:])
-    return Seen(held, ", ".join(f"{word}: {rows} rows" for word, rows in counts.items()))
+    return Seen(held, ", ".join(f"{word if word == 'now' else code(word)}: {rows} rows" for word, rows in counts.items()))

@@ -46,6 +46,21 @@ def point(question):
     return add
 
 
+def best(attempts, ask):
+    """Returns the first answer that holds, else the last one: a machine that is busy makes any shell late."""
+    for _ in range(attempts):
+        seen = ask()
+        if seen.holds:
+            break
+    return seen
+
+
+def code(text):
+    """Returns the begin of a program's output as a short piece of code of Markdown."""
+    text = " ".join((text if isinstance(text, str) else " ".join(text)).replace("`", "'").split())
+    return f"`{text if len(text) <= 70 else text[:69] + '…'}`" if text else "nothing"
+
+
 def plain(data):
     """Returns output without control sequences."""
     return CONTROLS.sub("", data.decode("utf-8", "replace") if isinstance(data, bytes) else data)
@@ -71,7 +86,11 @@ class Session(Terminal):
             raise
 
     def ready(self):
-        return self.line().strip() == self.shell.prompt
+        return self.is_prompt(self.line())
+
+    def is_prompt(self, line):
+        """Returns whether a line ends with an empty prompt: alone, or after the `^C` of an output that was cut."""
+        return line.strip() == self.shell.prompt or line.strip().endswith("^C" + self.shell.prompt)
 
     def type(self, text):
         """Types a text, and waits until the screen shows it before the cursor."""
@@ -115,9 +134,9 @@ class Session(Terminal):
         self.send(text + ENTER)
 
     def prompts(self, place):
-        """Returns whether the output since `place` ends with a prompt after a line break."""
+        """Returns whether the output since `place` ends with a prompt, and there was more of it."""
         tail = plain(bytes(self.raw[max(place, len(self.raw) - 400) :]))
-        return "\n" in tail and tail.rpartition("\n")[2].strip() == self.shell.prompt
+        return ("\n" in tail or "^C" in tail) and self.is_prompt(tail.rpartition("\n")[2])
 
     def printed(self, place):
         """Returns the lines printed since `place`, as the program wrote them: not broken at the terminal's edge."""
@@ -159,7 +178,7 @@ class Shell:
 
 SYNCLAKE_WORDS = {
     "leave": "\\q", "command prefix": "\\tim", "command": "\\timing", "include": "\\i {file}", "output": "\\o {file}",
-    "output off": "\\o", "watch": "select 4242 + 1 as ticks \\watch 1", "edit": "\\e", "all rows": "\\all",
+    "output off": "\\o", "watch": "\\watch 1", "edit": "\\e", "all rows": "\\all",
     "vertical": "\\x", "pager on": "\\pager on", "set": "\\set who 4242", "use": "select :who + 1 as given;",
     "list": "\\d", "describe": "describe current_state;", "summarize": "summarize current_state;",
     "as of": "\\as-of 2026-01-03", "-c": "-c", "-f": "-f",
@@ -176,7 +195,7 @@ DUCKDB_WORDS = {
 }
 PSQL_WORDS = {
     "leave": "\\q", "command prefix": "\\tim", "command": "\\timing", "include": "\\i {file}", "output": "\\o {file}",
-    "output off": "\\o", "watch": "select 4242 + 1 as ticks \\watch 1", "edit": "\\e", "all rows": "\\pset pager off",
+    "output off": "\\o", "watch": "\\watch 1", "edit": "\\e", "all rows": "\\pset pager off",
     "vertical": "\\x on", "pager on": "\\pset pager always", "set": "\\set who 4242", "use": "select :who + 1 as given;",
     "list": "\\d+", "describe": "\\d current_state", "-c": "-c", "-f": "-f", "csv": "--csv", "stop": "-v ON_ERROR_STOP=1",
     "plan": "explain select count(*) from changes where key = 'score';",
@@ -188,13 +207,13 @@ def make_lake(programs, folder):
     lake, synclake = folder / "lake", programs / "synclake"
     run([synclake, "simulate", "--seed", 7, "--events", EVENTS, "--out", folder / "events.ndjson"])
     events = (folder / "events.ndjson").read_text().splitlines(keepends=True)
+    versions = []
     for part in (events[: EVENTS // 2], events[EVENTS // 2 :]):
         (folder / "part.ndjson").write_text("".join(part))
         run([synclake, "ingest", "--source", f"file:{folder}/part.ndjson", "--lake", lake])
-        versions = [int(path.stem) for path in (lake / "sync_records/_delta_log").glob("*.json")]
-        first = max(versions) if part[0] == events[0] else first
+        versions.append(max(int(path.stem) for path in (lake / "sync_records/_delta_log").glob("*.json")))
     run([synclake, "refresh", "--lake", lake])
-    return first
+    return versions[0]
 
 
 def synclake_shell(programs, folder, lake, **words):
@@ -209,6 +228,13 @@ def synclake_query(programs, folder):
     return synclake_shell(programs, folder, folder / "lake", **{"at version": f"\\at {version}"})
 
 
+def export(shell, folder, view, form):
+    """Writes a view into a file of the folder, and returns the file."""
+    path = folder / f"{view}.{form}"
+    run([*shell.command, "--format", form, "-o", path, "-c", f"select * from {view}"])
+    return path
+
+
 def duckdb_program():
     import duckdb_cli
 
@@ -219,7 +245,7 @@ def duckdb(shell, folder):
     """Returns DuckDB's shell on a copy of the views."""
     database, program = folder / "lake.duckdb", duckdb_program()
     for view, comment in VIEWS.items():
-        run([*shell.command, "--format", "parquet", "-o", folder / f"{view}.parquet", "-c", f"select * from {view}"])
+        export(shell, folder, view, "parquet")
         table = f"create table {view} as from '{folder}/{view}.parquet'; comment on table {view} is '{comment}'"
         run([program, database, "-c", table])
     return Shell("DuckDB", [program, database], "lake D", DUCKDB_WORDS, folder)
@@ -252,9 +278,8 @@ def psql(shell, folder):
         wait_ready(programs, home, server, folder / "postgres.log")
         run([*command, "-d", "postgres", "-c", "create database lake"])
         for view, comment in VIEWS.items():
-            rows = folder / f"{view}.csv"
-            run([*shell.command, "--format", "csv", "-o", rows, "-c", f"select * from {view}"])
-            types = f"select column_name, column_type from (describe from '{folder}/{view}.parquet')"
+            rows, typed = (export(shell, folder, view, form) for form in ("csv", "parquet"))
+            types = f"select column_name, column_type from (describe from '{typed}')"
             types = run([duckdb_program(), "-csv", "-noheader", "-c", types])
             columns = ", ".join(line.strip().replace(",", " ") for line in types.splitlines())
             copy = f"\\copy {view} from '{rows}' csv header"
