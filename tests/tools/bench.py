@@ -10,6 +10,7 @@ import pathlib
 import platform
 import time
 
+import bench_analysts
 import bench_commits
 import bench_compact
 import bench_pairs
@@ -27,6 +28,7 @@ RUNS = 5
 PARTS = {
     "pairs": bench_pairs.part,
     "questions": bench_questions.part,
+    "analysts": bench_analysts.part,
     "sizes": bench_sizes.part,
     "stream": bench_stream.part,
     "commits": bench_commits.part,

@@ -11,8 +11,10 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs/benchmarks.md"
 # All sections, in their order.
-SECTIONS = ["machine", "pairs", "questions", "sizes", "stream", "commits", "care", "cost", "compact", "polled", "history", "spark",
-            "steps"]
+SECTIONS = [
+    "machine", "pairs", "questions", "analysts", "sizes", "stream", "commits", "care", "cost", "compact", "polled", "history",
+    "spark", "steps",
+]
 BY_HAND = "<!-- by hand -->"
 
 
