@@ -16,9 +16,10 @@ demo: ## simulate a stream, read it into a lake in ./demo, query it, extract a d
 	$(CARGO) build --locked --bins
 	@tests/tools/demo.sh "$(CARGO_TARGET_DIR)/debug" demo
 
-test: tools ## install what the tests need into ./.tools, start the servers, run everything, stop them
+test: tools $(TOOLS)/shell.stamp ## install what the tests need into ./.tools, start the servers, run everything, stop them
 	python3 -m unittest discover -s tests/tools
 	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked --features failpoints
+	$(TOOLS)/shell/bin/python tests/tools/shell_points.py "$(CARGO_TARGET_DIR)/debug" --shell synclake-query
 
 check: valgrind ## format, lints, documentation, dependencies, tests, deployment files, instruction counts: what CI runs
 	$(CARGO) fmt --check

@@ -134,8 +134,9 @@ impl<W: Write + Send> Printer<W> {
         let state = match format {
             Format::Table if is_plan(&schema) => State::Plan,
             Format::Table | Format::Markdown => {
-                let names = schema.fields().iter().map(|f| shown(Some(f.name().clone()), false)).collect();
-                State::Table(Table::new(format == Format::Markdown, style.fit, names))
+                let columns = schema.fields().iter();
+                let columns = columns.map(|f| (shown(Some(f.name().clone()), false), f.data_type().is_numeric()));
+                State::Table(Table::new(format == Format::Markdown, style.fit, columns.collect()))
             }
             Format::Json => json_state::<arrow::json::writer::JsonArray>(),
             Format::Ndjson => json_state::<arrow::json::writer::LineDelimited>(),

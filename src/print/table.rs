@@ -16,6 +16,8 @@ pub(super) struct Table {
     is_markdown: bool,
     fit: Option<Fit>,
     names: Vec<String>,
+    /// Whether a column stands at the right, as numbers do.
+    is_right: Vec<bool>,
     phase: Phase,
     /// Rows that were written.
     shown: usize,
@@ -28,9 +30,10 @@ enum Phase {
 }
 
 impl Table {
-    pub(super) fn new(is_markdown: bool, fit: Option<Fit>, names: Vec<String>) -> Self {
+    pub(super) fn new(is_markdown: bool, fit: Option<Fit>, columns: Vec<(String, bool)>) -> Self {
         let fit = fit.filter(|_| !is_markdown);
-        Self { is_markdown, fit, names, phase: Phase::Sampling(Vec::new()), shown: 0 }
+        let (names, is_right) = columns.into_iter().map(|(name, is_right)| (name, is_right && !is_markdown)).unzip();
+        Self { is_markdown, fit, names, is_right, phase: Phase::Sampling(Vec::new()), shown: 0 }
     }
 
     fn rows_max(&self) -> usize {
@@ -69,7 +72,7 @@ impl Table {
             }
             Phase::Ruled(slots) => {
                 self.shown += 1;
-                line(self.is_markdown, self.fit.is_some(), &cells, slots, out)
+                line(self.is_markdown, self.fit.is_some(), &cells, slots, &self.is_right, out)
             }
         }
     }
@@ -91,13 +94,13 @@ impl Table {
         if !is_markdown {
             border(&slots, out)?;
         }
-        line(is_markdown, is_fitted, &self.names, &slots, out)?;
+        line(is_markdown, is_fitted, &self.names, &slots, &self.is_right, out)?;
         match is_markdown {
             false => border(&slots, out)?,
             true => writeln!(out, "|{}|", dashes(&slots).join("|"))?,
         }
         for row in &sample {
-            line(is_markdown, is_fitted, row, &slots, out)?;
+            line(is_markdown, is_fitted, row, &slots, &self.is_right, out)?;
         }
         self.shown = sample.len();
         self.phase = Phase::Ruled(slots);
@@ -134,7 +137,14 @@ fn border(slots: &[Slot], out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "+{}+", dashes(slots).join("+"))
 }
 
-fn line(is_markdown: bool, is_fitted: bool, cells: &[String], slots: &[Slot], out: &mut impl Write) -> io::Result<()> {
+fn line(
+    is_markdown: bool,
+    is_fitted: bool,
+    cells: &[String],
+    slots: &[Slot],
+    is_right: &[bool],
+    out: &mut impl Write,
+) -> io::Result<()> {
     for slot in slots {
         let cell = match slot {
             Slot::Gap => "…".to_owned(),
@@ -144,8 +154,11 @@ fn line(is_markdown: bool, is_fitted: bool, cells: &[String], slots: &[Slot], ou
             Slot::Column(column, width) if is_fitted => fitted::cut(&cells[*column], *width),
             Slot::Column(column, _) => cells[*column].clone(),
         };
-        let pad = slot.width().saturating_sub(cell.width());
-        write!(out, "| {cell}{} ", " ".repeat(pad))?;
+        let pad = " ".repeat(slot.width().saturating_sub(cell.width()));
+        match slot {
+            Slot::Column(column, _) if is_right[*column] => write!(out, "| {pad}{cell} ")?,
+            _ => write!(out, "| {cell}{pad} ")?,
+        }
     }
     writeln!(out, "|")
 }
@@ -155,7 +168,7 @@ mod tests {
     use super::*;
 
     fn printed(fit: Fit, rows: usize) -> Vec<String> {
-        let mut table = Table::new(false, Some(fit), ["n", "text"].map(str::to_owned).to_vec());
+        let mut table = Table::new(false, Some(fit), vec![("n".to_owned(), true), ("text".to_owned(), false)]);
         let mut out = Vec::new();
         for n in 0..rows {
             table.row(vec![n.to_string(), "x".repeat(200)], &mut out).unwrap();

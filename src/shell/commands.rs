@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::NaiveDate;
+use clap::ValueEnum;
 
 use super::Settings;
+use crate::print::Format;
 use crate::query::{Moment, QueryError};
 
 /// Shown by `\?`.
@@ -32,11 +34,12 @@ pub(super) enum Command {
     Quit,
     Relations,
     Columns(String),
-    Timing,
-    Format(String),
-    Expanded,
-    AllRows,
-    Pager,
+    Timing(Switch),
+    /// A format, or which one it is.
+    Format(Option<String>),
+    Expanded(Switch),
+    AllRows(Switch),
+    Pager(Switch),
     Include(PathBuf),
     Output(Option<PathBuf>),
     Watch(Duration),
@@ -62,12 +65,11 @@ impl Command {
             ("\\?" | "\\h" | "\\help", _) => Self::Help,
             ("\\d" | "\\dt" | "\\dv", None) => Self::Relations,
             ("\\d", Some(name)) => Self::Columns(name),
-            ("\\timing", _) => Self::Timing,
-            ("\\format", Some(name)) => Self::Format(name),
-            ("\\format", None) => return Err(missing("the name of a format")),
-            ("\\x", _) => Self::Expanded,
-            ("\\all", _) => Self::AllRows,
-            ("\\pager", _) => Self::Pager,
+            ("\\timing", to) => Self::Timing(Switch::parse(name, to.as_deref())?),
+            ("\\format", format) => Self::Format(format),
+            ("\\x", to) => Self::Expanded(Switch::parse(name, to.as_deref())?),
+            ("\\all", to) => Self::AllRows(Switch::parse(name, to.as_deref())?),
+            ("\\pager", to) => Self::Pager(Switch::parse(name, to.as_deref())?),
             ("\\i", Some(path)) => Self::Include(path.into()),
             ("\\i", None) => return Err(missing("a file")),
             ("\\o", path) => Self::Output(path.map(PathBuf::from)),
@@ -93,18 +95,24 @@ impl Command {
     /// # Errors
     /// There is no format of this name.
     pub(super) fn apply(&self, settings: &mut Settings) -> Result<Option<String>, QueryError> {
-        let toggle = |flag: &mut bool, on: &str, off: &str| {
-            *flag = !*flag;
+        let turn = |flag: &mut bool, to: &Switch, on: &str, off: &str| {
+            *flag = to.0.unwrap_or(!*flag);
             if *flag { on } else { off }.to_owned()
         };
         Ok(Some(match self {
-            Self::Timing => toggle(&mut settings.timing, "timing is on", "timing is off"),
-            Self::Expanded => toggle(&mut settings.expanded, "a line a column", "a line a row"),
-            Self::AllRows => toggle(&mut settings.all_rows, "all rows are shown", "the first rows are shown"),
-            Self::Pager => toggle(&mut settings.pager, "the pager is on", "the pager is off"),
-            Self::Format(name) => {
+            Self::Timing(to) => turn(&mut settings.timing, to, "timing is on", "timing is off"),
+            Self::Expanded(to) => turn(&mut settings.expanded, to, "a line a column", "a line a row"),
+            Self::AllRows(to) => turn(&mut settings.all_rows, to, "all rows are shown", "the first rows are shown"),
+            Self::Pager(to) => turn(&mut settings.pager, to, "the pager is on", "the pager is off"),
+            Self::Format(None) => {
+                let names = Format::value_variants().iter().filter_map(|format| format.to_possible_value());
+                let names: Vec<String> = names.map(|name| name.get_name().to_owned()).collect();
+                let now = settings.format.to_possible_value().map(|name| name.get_name().to_owned());
+                format!("format {}; there are {}", now.unwrap_or_default(), names.join(", "))
+            }
+            Self::Format(Some(name)) => {
                 let unknown = |_| QueryError::Refused(format!("unknown format {name:?}; \\? lists the formats"));
-                settings.format = clap::ValueEnum::from_str(name, true).map_err(unknown)?;
+                settings.format = Format::from_str(name, true).map_err(unknown)?;
                 format!("format {}", name.to_lowercase())
             }
             Self::AsOf(day) => {
@@ -127,6 +135,21 @@ impl Command {
             }
             _ => return Ok(None),
         }))
+    }
+}
+
+/// What becomes of a setting that is on or off; `None` for the other of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Switch(Option<bool>);
+
+impl Switch {
+    fn parse(name: &str, word: Option<&str>) -> Result<Self, QueryError> {
+        match word {
+            None => Ok(Self(None)),
+            Some("on") => Ok(Self(Some(true))),
+            Some("off") => Ok(Self(Some(false))),
+            Some(other) => Err(QueryError::Refused(format!("{name} {other}: write on or off, or nothing"))),
+        }
     }
 }
 
@@ -158,7 +181,7 @@ mod tests {
         assert_eq!(parse("\\watch 0.5"), Some(Command::Watch(Duration::from_millis(500))));
         assert_eq!(parse("\\watch"), Some(Command::Watch(Duration::from_secs(2))));
         assert_eq!(parse("\\as-of 2026-11-20"), Some(Command::AsOf(NaiveDate::from_ymd_opt(2026, 11, 20))));
-        for wrong in ["\\nothing", "\\i", "\\format", "\\watch 0", "\\watch -1", "\\watch x", "\\as-of monday"] {
+        for wrong in ["\\nothing", "\\i", "\\timing maybe", "\\watch 0", "\\watch -1", "\\watch x", "\\as-of monday"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::highlight::{CmdKind, Highlighter};
 use rustyline::hint::Hinter;
-use rustyline::validate::Validator;
+use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Context, Helper};
 
 use super::{Opening, complete, highlight};
@@ -19,8 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The helper of the line editor.
 pub(super) struct Assistant {
-    /// The lines of the statement before the current one.
-    pub(super) before: String,
     known: Arc<Known>,
     files: FilenameCompleter,
     has_colours: bool,
@@ -62,7 +60,7 @@ impl Assistant {
         }
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let has_colours = !is_dumb && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { before: String::new(), known, files: FilenameCompleter::new(), has_colours }
+        Self { known, files: FilenameCompleter::new(), has_colours }
     }
 }
 
@@ -87,11 +85,10 @@ impl Completer for Assistant {
     fn complete(&self, line: &str, pos: usize, context: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
         let (left, right) = line.split_at(pos);
         let is_file = ["\\i ", "\\o "].iter().any(|command| left.trim_start().starts_with(command));
-        if self.before.is_empty() && is_file {
+        if is_file {
             return self.files.complete(line, pos, context);
         }
-        let before = format!("{}{left}", self.before);
-        let complete::Offer { replaced, words } = complete::offer(&before, right, &self.known.get());
+        let complete::Offer { replaced, words } = complete::offer(left, right, &self.known.get());
         let pairs = words.into_iter().map(|word| Pair { display: word.clone(), replacement: word });
         Ok((pos.saturating_sub(replaced), pairs.collect()))
     }
@@ -100,7 +97,7 @@ impl Completer for Assistant {
 impl Highlighter for Assistant {
     fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
         match self.has_colours && !super::script::is_command(line) {
-            true => Cow::Owned(highlight::coloured(&self.before, line)),
+            true => Cow::Owned(highlight::coloured(line)),
             false => Cow::Borrowed(line),
         }
     }
@@ -114,6 +111,11 @@ impl Hinter for Assistant {
     type Hint = String;
 }
 
-impl Validator for Assistant {}
+impl Validator for Assistant {
+    fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
+        let is_ready = super::repl::is_ready(context.input());
+        Ok(if is_ready { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
+    }
+}
 
 impl Helper for Assistant {}

@@ -1,6 +1,6 @@
 //! The interactive shell: reads statements and backslash commands from a terminal until its user leaves.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
@@ -37,57 +37,48 @@ pub fn repl(opening: &Opening, name: &str, settings: Settings) -> Result<(), Que
     }
     let mut session = Session::open(opening, interrupts, settings)?;
     lines.set_helper(Some(Assistant::start(opening.clone())));
-    terminal::write_line(&format!("synclake-query on {name}. \\? for help, \\d for tables, \\q to leave."));
-    read_statements(&mut lines, &mut session)?;
-    if let Some(path) = &history {
-        let _ = lines.save_history(path);
-    }
+    let version = env!("CARGO_PKG_VERSION");
+    terminal::write_line(&format!("synclake-query {version} on {name}. \\? for help, \\d for tables, \\q to leave."));
+    read_statements(&mut lines, &mut session, history.as_deref())?;
     session.close();
     Ok(())
 }
 
 /// Reads and runs statements and backslash commands until the user or the end of input ends the shell.
-fn read_statements(lines: &mut Lines, session: &mut Session<'_>) -> Result<(), QueryError> {
-    let mut pending = String::new();
+fn read_statements(lines: &mut Lines, session: &mut Session<'_>, history: Option<&Path>) -> Result<(), QueryError> {
     loop {
-        let prompt = if pending.is_empty() { "synclake> " } else { "      ..> " };
-        if let Some(assistant) = lines.helper_mut() {
-            assistant.before.clone_from(&pending);
-        }
-        let line = match lines.readline(prompt) {
-            Ok(line) => line,
-            Err(ReadlineError::Interrupted) => {
-                pending.clear();
-                continue;
-            }
+        let text = match lines.readline("synclake> ") {
+            Ok(text) => text,
+            Err(ReadlineError::Interrupted) => continue,
             Err(ReadlineError::Eof) => return Ok(()),
             Err(error) => return Err(broken(error)),
         };
-        let word = line.trim().trim_end_matches(';').trim_end().to_lowercase();
-        let is_first = guard::is_blank(&pending);
-        let line = match word.as_str() {
-            "exit" | "quit" if is_first => return Ok(()),
-            "help" if is_first => "\\?".to_owned(),
-            _ => line,
+        let text = match word(&text).as_deref() {
+            Some("exit" | "quit") => return Ok(()),
+            Some(_) => "\\?".to_owned(),
+            None if guard::is_blank(&text) => continue,
+            None => text,
         };
-        if is_first && is_command(&line) {
-            pending.clear();
-        }
-        pending.push_str(&line);
-        pending.push('\n');
-        let is_ready = is_command(&pending) || guard::is_complete(&pending);
-        if guard::is_blank(&pending) {
-            pending.clear();
-        }
-        if !is_ready || pending.is_empty() {
-            continue;
-        }
-        let text = std::mem::take(&mut pending);
         let _ = lines.add_history_entry(text.trim());
+        if let Some(path) = history {
+            // Now, because another shell may write to the same file, and a closed window ends this one.
+            let _ = lines.append_history(path);
+        }
         if session.input(&text)? == Next::Quit {
             return Ok(());
         }
     }
+}
+
+/// Returns a word that stands for a command, if a text is one, with or without a semicolon.
+fn word(text: &str) -> Option<String> {
+    let word = text.trim().trim_end_matches(';').trim_end().to_lowercase();
+    ["exit", "quit", "help"].contains(&word.as_str()).then_some(word)
+}
+
+/// Returns whether a text can run; otherwise it goes on in another line.
+pub(super) fn is_ready(text: &str) -> bool {
+    is_command(text) || word(text).is_some() || guard::is_blank(text) || guard::is_complete(text)
 }
 
 fn broken(error: ReadlineError) -> QueryError {

@@ -1,13 +1,14 @@
 //! One statement: plans it, runs it, and prints its rows where the settings say.
 
 use std::io::{BufWriter, IsTerminal, Write};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::execute_stream;
 use futures::StreamExt;
+use regex::Regex;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
@@ -35,7 +36,7 @@ pub(super) async fn run(
     let began = Instant::now();
     let format = settings.result_format();
     let frame = engine.sql(statement).await?;
-    let schema = Arc::new(frame.schema().as_arrow().clone());
+    let schema = named(frame.schema().as_arrow());
     distinct_names(format, &schema).map_err(QueryError::Refused)?;
     let task = Arc::new(frame.task_ctx());
     let plan = frame.create_physical_plan().await?;
@@ -67,6 +68,22 @@ pub(super) async fn run(
         crate::terminal::write_line(&format!("{rows} rows in {:.3} s", began.elapsed().as_secs_f64()));
     }
     Ok(())
+}
+
+/// Returns a schema whose names have literals as SQL writes them: `Int64(1)` is 1.
+fn named(schema: &Schema) -> Schema {
+    static LITERAL: LazyLock<Option<Regex>> = LazyLock::new(|| {
+        Regex::new(r#"\b(?:U?Int(?:8|16|32|64)|Float(?:32|64)|Boolean)\(([^()]*)\)|\bUtf8(?:View)?\("([^"]*)"\)"#).ok()
+    });
+    let plain = |found: &regex::Captures<'_>| match (found.get(1), found.get(2)) {
+        (_, Some(text)) => format!("'{}'", text.as_str()),
+        (number, None) => number.map_or(String::new(), |number| number.as_str().to_owned()),
+    };
+    let fields = schema.fields().iter().map(|field| match LITERAL.as_ref() {
+        Some(literal) => field.as_ref().clone().with_name(literal.replace_all(field.name(), plain)),
+        None => field.as_ref().clone(),
+    });
+    Schema::new(fields.collect::<Vec<_>>())
 }
 
 async fn to_stdout(

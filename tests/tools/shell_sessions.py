@@ -179,7 +179,7 @@ class Shell:
 SYNCLAKE_WORDS = {
     "leave": "\\q", "command prefix": "\\tim", "command": "\\timing", "include": "\\i {file}", "output": "\\o {file}",
     "output off": "\\o", "watch": "\\watch 1", "edit": "\\e", "all rows": "\\all",
-    "vertical": "\\x", "pager on": "\\pager on", "set": "\\set who 4242", "use": "select :who + 1 as given;",
+    "vertical": "\\x", "pager on": "\\pager on", "set": "\\set who 4242", "use": "select $who + 1 as given;",
     "list": "\\d", "describe": "describe current_state;", "summarize": "summarize current_state;",
     "as of": "\\as-of 2026-01-03", "-c": "-c", "-f": "-f",
     "csv": "--format csv", "json": "--format json", "markdown": "--format markdown", "parquet": "--format parquet -o {file}",
