@@ -58,7 +58,7 @@ pub(super) fn request(text: &str, session: &SessionState, parameters: &Parameter
                     "SUMMARIZE {name} is complete before {end}; write SUMMARIZE SELECT … for a query"
                 )));
             }
-            one(DFParserBuilder::new(&format!("SELECT * FROM {name}")).with_dialect(&dialect).build()?)?
+            one(DFParserBuilder::new(format!("SELECT * FROM {name}").as_str()).with_dialect(&dialect).build()?)?
         }
         false => one(parser)?,
     };
