@@ -25,5 +25,5 @@ WHERE NOT EXISTS (
   WHERE CAST(in_time.arrived_at AS date) <= in_time.event_date
     AND in_time.pool = late.pool AND in_time.event_date = late.event_date AND in_time.identity_id = late.identity_id
     AND in_time.dataset_name = late.dataset_name AND coalesce(in_time.key, '') = coalesce(late.key, '')
-    AND in_time.op = late.op AND in_time.value IS NOT DISTINCT FROM late.value AND in_time.sync_count = late.sync_count
+    AND in_time.op = late.op AND (in_time.value IS NOT DISTINCT FROM late.value) AND in_time.sync_count = late.sync_count
 )

@@ -43,24 +43,28 @@ pub(super) enum Request {
 pub(super) fn request(text: &str, session: &SessionState, parameters: &Parameters) -> Result<Request, QueryError> {
     let dialect = dialect::LakeDialect::default();
     let limit = session.config_options().sql_parser.recursion_limit.get();
-    let mut parser = DFParserBuilder::new(text)
-        .with_dialect(&dialect)
-        .with_recursion_limit(limit)
-        .build()
-        .map_err(QueryError::from)?;
-    let is_summary = takes(&mut parser, "summarize");
-    let mut first = match is_summary && !begins_query(&parser) {
+    let parser = Parsers { dialect: &dialect, limit };
+    let mut whole = parser.of(text)?;
+    let is_summary = takes(&mut whole, "summarize");
+    let mut first = match is_summary && !begins_query(&whole) {
         true => {
-            let name = parser.parser.parse_object_name(true).map_err(|error| invalid(&error))?;
-            let end = parser.parser.peek_token();
+            let name = whole.parser.parse_object_name(true).map_err(|error| invalid(&error))?;
+            let end = whole.parser.peek_token();
             if !matches!(end.token, Token::EOF | Token::SemiColon) {
                 return Err(QueryError::Refused(format!(
                     "SUMMARIZE {name} is complete before {end}; write SUMMARIZE SELECT … for a query"
                 )));
             }
-            one(DFParserBuilder::new(format!("SELECT * FROM {name}").as_str()).with_dialect(&dialect).build()?)?
+            one(parser.of(&format!("SELECT * FROM {name}"))?)?
         }
-        false => one(parser)?,
+        // The parser ends `FROM x` after the table.
+        false if !is_summary && next(&whole) == Some(Keyword::FROM) => {
+            match parser.of(&format!("SELECT * {text}")).and_then(one) {
+                Ok(parsed) => parsed,
+                Err(_) => one(whole)?,
+            }
+        }
+        false => one(whole)?,
     };
     if let Some(shown) = shown(&first)? {
         return Ok(shown);
@@ -100,12 +104,30 @@ fn takes(parser: &mut DFParser<'_>, word: &str) -> bool {
     is_there
 }
 
+/// Returns the next word, if it is a keyword.
+fn next(parser: &DFParser<'_>) -> Option<Keyword> {
+    if let Token::Word(word) = &parser.parser.peek_token_ref().token { Some(word.keyword) } else { None }
+}
+
 fn begins_query(parser: &DFParser<'_>) -> bool {
-    match &parser.parser.peek_token_ref().token {
-        Token::Word(word) => {
-            matches!(word.keyword, Keyword::SELECT | Keyword::WITH | Keyword::VALUES | Keyword::FROM)
-        }
-        token => *token == Token::LParen,
+    match next(parser) {
+        Some(word) => matches!(word, Keyword::SELECT | Keyword::WITH | Keyword::VALUES | Keyword::FROM),
+        None => parser.parser.peek_token_ref().token == Token::LParen,
+    }
+}
+
+/// Makes parsers of statements.
+struct Parsers<'a> {
+    dialect: &'a dialect::LakeDialect,
+    limit: usize,
+}
+
+impl<'a> Parsers<'a> {
+    fn of<'t>(&self, text: &'t str) -> Result<DFParser<'t>, QueryError>
+    where
+        'a: 't,
+    {
+        Ok(DFParserBuilder::new(text).with_dialect(self.dialect).with_recursion_limit(self.limit).build()?)
     }
 }
 

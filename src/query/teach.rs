@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionStateDefaults;
 use datafusion::sql::sqlparser::parser::ParserError;
 use regex::Regex;
 
@@ -52,6 +53,17 @@ pub(super) fn told(root: &DataFusionError) -> Option<QueryError> {
     }
 }
 
+/// Names of all functions. (DataFusion's own guess does not know exchanged letters.)
+static FUNCTIONS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let scalars =
+        SessionStateDefaults::default_scalar_functions().into_iter().map(|function| function.name().to_owned());
+    let aggregates = SessionStateDefaults::default_aggregate_functions().into_iter();
+    let windows = SessionStateDefaults::default_window_functions().into_iter();
+    let own = super::functions::json::NAMES.map(str::to_owned).into_iter();
+    let aggregates = aggregates.map(|function| function.name().to_owned());
+    scalars.chain(aggregates).chain(windows.map(|function| function.name().to_owned())).chain(own).collect()
+});
+
 /// Returns a message of a planner, without the engine's words.
 fn planned(message: &str) -> Option<String> {
     static TABLE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("^table '(?:.*\\.)?([^'.]*)' not found$").ok());
@@ -64,7 +76,8 @@ fn planned(message: &str) -> Option<String> {
         return Some(format!("there is no table or view {}{hint}", short(name)));
     }
     let found = FUNCTION.as_ref()?.captures(message)?;
-    Some(format!("there is no function {}; did you mean {}?", short(&found[1]), &found[2]))
+    let near = nearest(&found[1], FUNCTIONS.iter().map(String::as_str)).unwrap_or(&found[2]);
+    Some(format!("there is no function {}; did you mean {near}?", short(&found[1])))
 }
 
 fn no_column(name: &str, of: &str, names: &[String]) -> String {
@@ -165,7 +178,7 @@ mod tests {
         assert_eq!(nearest("orders", ["changes", "state"]), None);
         let told = planned("table 'datafusion.public.chnges' not found").unwrap();
         assert_eq!(told, "there is no table or view chnges; did you mean changes?");
-        let told = planned("Invalid function 'cuont'.\nDid you mean 'count'?").unwrap();
+        let told = planned("Invalid function 'cuont'.\nDid you mean 'cot'?").unwrap();
         assert_eq!(told, "there is no function cuont; did you mean count?");
         let names = ["identity_id", "value"].map(str::to_owned);
         assert_eq!(no_column("valeu", " in c", &names), "there is no column valeu in c; did you mean value?");

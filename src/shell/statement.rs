@@ -57,7 +57,8 @@ pub(super) async fn run(
             let file = Pending::create(path, output.is_begun())?;
             let style = Style { guards_formulas: settings.guards_formulas, ..Style::EXACT };
             let out = BufWriter::new(file.file());
-            let rows = print(batches, (format, style), schema, out, &path.display().to_string(), progress).await?;
+            let rows = print(batches, (format, style), schema, out, &path.display().to_string(), None).await?;
+            drop(progress);
             file.publish()?;
             output.begun();
             rows
@@ -108,10 +109,12 @@ async fn to_stdout(
     let style = Style { raw: settings.raw, is_terminal, guards_formulas: settings.guards_formulas, fit };
     let Some(mut pager) = pager else {
         let out = Stoppable::stdout(cancel).map_err(fail)?;
+        // A table for people is printed at the end of the query, unless it is long. A bar would mix with anything else.
+        let progress = Some(progress).filter(|_| format == Format::Table && is_terminal);
         return print(batches, (format, style), schema, BufWriter::new(out), name, progress).await;
     };
     let out = BufWriter::new(pager.input());
-    match print(batches, (format, style), schema, out, name, progress).await {
+    match print(batches, (format, style), schema, out, name, None).await {
         // Whoever leaves the pager early has seen enough.
         Err(error) if error.is_broken_pipe() => Ok(0),
         printed => printed,
@@ -124,11 +127,9 @@ async fn print(
     schema: SchemaRef,
     out: impl Write + Send,
     name: &str,
-    progress: Progress,
+    mut progress: Option<Progress>,
 ) -> Result<usize, QueryError> {
     let fail = |source| QueryError::Output { path: name.to_owned(), source };
-    // A table for people is printed at the end of the query, unless it is long. A bar would mix with anything else.
-    let mut progress = Some(progress).filter(|_| format == Format::Table && style.fit.is_some());
     let mut printer = Printer::new(format, style, schema, out).map_err(fail)?;
     while let Some(batch) = batches.next().await {
         let batch = batch?;

@@ -202,15 +202,16 @@ fn from_to_char(pattern: &str) -> std::result::Result<String, String> {
             true => rest.get(..name.len()).is_some_and(|text| text.eq_ignore_ascii_case(name)),
             false => rest.starts_with(name),
         };
+        if let Some(word) = ["Month", "Day"].into_iter().find(|word| rest.starts_with(word)) {
+            return Err(format!(
+                "unknown field {word:?} (write FM{word}; without FM, PostgreSQL pads it) in {pattern:?}"
+            ));
+        }
         let known = TO_CHAR.iter().find(|(name, _)| starts(name));
         let known = known.or_else(|| if starts("PM") { Some(&("PM", "%p")) } else { None });
         let Some((name, chrono)) = known else {
             let word: String = rest.chars().take_while(|c| c.is_alphanumeric()).collect();
-            let hint = match word.as_str() {
-                "Month" | "Day" => format!(" (write FM{word}; without FM, PostgreSQL pads it)"),
-                _ => " (put text into \" \")".to_owned(),
-            };
-            return Err(format!("unknown field {word:?}{hint} in {pattern:?}"));
+            return Err(format!("unknown field {word:?} (put text into \" \") in {pattern:?}"));
         };
         if *name == "MM" && matches!(fields.last(), Some(&"HH24" | &"HH12" | &"HH")) {
             return Err(format!("MM is the month, and minutes are MI, in {pattern:?}"));

@@ -252,7 +252,7 @@ mod tests {
                 "SELECT if(a, b, c), if(a, b, c)",
                 "SELECT CASE WHEN a THEN b ELSE c END AS \"if(a, b, c)\", CASE WHEN a THEN b ELSE c END AS \"if(a, b, c):2\"",
             ),
-            ("FROM t WHERE a", "SELECT * FROM t WHERE a"),
+            ("FROM t", "SELECT * FROM t"),
             ("SELECT count(*) FROM (FROM t)", "SELECT count(*) FROM (SELECT * FROM t)"),
             ("SELECT upper(a)", "SELECT upper(a)"),
         ] {
