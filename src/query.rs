@@ -133,10 +133,8 @@ fn at(place: Option<Place>) -> String {
 
 /// Formats an error without hints, line breaks, secrets and the names of the engine's parts.
 fn one_line(error: &DataFusionError) -> String {
-    let text = crate::text::joined(&error.strip_backtrace()).replace("datafusion.public.", "");
-    let kinds = ["Error during planning: ", "Schema error: ", "Execution error: ", "SQL error: ", "Arrow error: "];
-    let text = kinds.iter().fold(text, |text, kind| text.replace(kind, ""));
-    let limited: String = teach::cut_values(&text).chars().take(2_000).collect();
+    let text = crate::text::plain(&crate::text::joined(&error.strip_backtrace()));
+    let limited: String = text.chars().take(2_000).collect();
     crate::redact::redact(&limited)
 }
 

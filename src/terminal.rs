@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::causes::causes;
-use crate::text::{escaped, joined};
+use crate::text::{escaped, joined, plain};
 
 /// Parses the arguments of a program, or ends it with help or a usage error. An empty environment variable counts as
 /// not set.
@@ -130,7 +130,7 @@ fn escaped_log(line: &str) -> String {
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
     for part in causes(error) {
-        let part = joined(&part.to_string());
+        let part = plain(&joined(&part.to_string()));
         if !text.contains(part.as_str()) {
             text = if text.is_empty() { part } else { format!("{text}: {part}") };
         }

@@ -76,9 +76,9 @@ pub(super) fn request(text: &str, session: &SessionState, parameters: &Parameter
         mistaken::mend(inner).map_err(QueryError::Refused)?;
     }
     Ok(match (is_summary, described(first)) {
-        (true, Ok(query) | Err(query)) => Request::Summary(Box::new(query)),
-        (false, Ok(query)) => Request::ColumnsOf(Box::new(query)),
-        (false, Err(statement)) => Request::Rows(Box::new(statement)),
+        (true, Ok(query) | Err(query)) => Request::Summary(query),
+        (false, Ok(query)) => Request::ColumnsOf(query),
+        (false, Err(statement)) => Request::Rows(statement),
     })
 }
 
@@ -188,7 +188,7 @@ fn relation(name: &ObjectName) -> Result<String, QueryError> {
 }
 
 /// Returns the query whose columns are asked for, or the statement itself.
-fn described(parsed: Parsed) -> Result<Parsed, Parsed> {
+fn described(parsed: Parsed) -> Result<Box<Parsed>, Box<Parsed>> {
     let is_described = matches!(
         &parsed,
         Parsed::Statement(statement) if matches!(
@@ -198,10 +198,10 @@ fn described(parsed: Parsed) -> Result<Parsed, Parsed> {
     );
     match parsed {
         Parsed::Statement(statement) if is_described => match *statement {
-            Statement::Explain { statement, .. } => Ok(Parsed::Statement(statement)),
-            other => Err(Parsed::Statement(Box::new(other))),
+            Statement::Explain { statement, .. } => Ok(Box::new(Parsed::Statement(statement))),
+            other => Err(Box::new(Parsed::Statement(Box::new(other)))),
         },
-        other => Err(other),
+        other => Err(Box::new(other)),
     }
 }
 

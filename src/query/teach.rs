@@ -10,11 +10,10 @@ use datafusion::sql::sqlparser::parser::ParserError;
 use regex::Regex;
 
 use super::{QueryError, relations};
+use crate::text::{cut_values, short};
 
 /// Columns that a message lists.
 const LISTED_MAX: usize = 12;
-/// Characters of a quoted value in a message.
-const VALUE_MAX: usize = 80;
 /// Characters of the line that an excerpt shows.
 const EXCERPT_MAX: usize = 76;
 
@@ -149,24 +148,6 @@ fn excerpt(statement: &str, place: Place) -> String {
     format!("  {shown}\n  {}^", " ".repeat(width))
 }
 
-/// Shortens a name that a user typed.
-fn short(name: &str) -> String {
-    let mut chars = name.chars();
-    let shown: String = chars.by_ref().take(VALUE_MAX).collect();
-    if chars.next().is_some() { format!("{shown}…") } else { shown }
-}
-
-/// Shortens the quoted values of a message: the whole of a long value helps nobody, and may be private.
-pub(super) fn cut_values(message: &str) -> String {
-    static QUOTED: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("(?s)'[^']{81,}'|\"[^\"]{81,}\"").ok());
-    let cut = |found: &regex::Captures<'_>| {
-        let value = &found[0];
-        let quote = &value[..1];
-        format!("{quote}{}{quote}", short(&value[1..value.len() - 1]))
-    };
-    QUOTED.as_ref().map_or(message.into(), |quoted| quoted.replace_all(message, cut)).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,12 +179,5 @@ mod tests {
         let shown = super::excerpt(&long, Place { line: 1, column: 112 });
         assert!(shown.ends_with('^') && shown.lines().all(|line| line.chars().count() <= 130), "{shown}");
         assert_eq!(super::excerpt("a", Place { line: 9, column: 9 }), "");
-    }
-
-    #[test]
-    fn long_values_are_cut() {
-        let long = format!("cannot cast '{}' to an integer", "x".repeat(500));
-        assert_eq!(cut_values(&long), format!("cannot cast '{}…' to an integer", "x".repeat(80)));
-        assert_eq!(cut_values("it's short"), "it's short");
     }
 }
