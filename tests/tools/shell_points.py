@@ -4,7 +4,7 @@
 
 PROGRAMS is a folder with `synclake` and `synclake-query`. Each point is one question, the same for each shell. The program
 prints a line of JSON for each point and shell: whether the point holds, and what was seen. `--update` writes the table of
-docs/shell.md. The exit code is 1 if a point does not hold for synclake-query.
+docs/shell.md. The exit code is 1 if a point does not hold for synclake-query, other than those of LACKING, which must not hold.
 
 `--runs` asks each point several times; it holds if it held each time.
 """
@@ -36,6 +36,11 @@ PARTS = [
     (shell_points_commands, "Commands, scripts and tables"),
 ]
 MODULES = [module.__name__ for module, _ in PARTS]
+# Points that do not hold for synclake-query, and why.
+LACKING = {
+    "marks_place": "the planner names an unknown column without its place; a syntax error has its caret",
+    "explains": "lines of a plan are not cut, because their ends tell what is read",
+}
 NAMES = ["synclake-query", "DuckDB", "psql", "datafusion-cli"]
 
 
@@ -64,7 +69,8 @@ def main():
         if asked.update:
             versions = ", ".join(shell.version for shell in shells)
             DOCUMENT.write_text(updated(DOCUMENT.read_text(), table(answers, versions)))
-    sys.exit(any(not seen.holds for (_, shell), seen in answers.items() if shell == "synclake-query"))
+    ours = {name: seen.holds for (name, shell), seen in answers.items() if shell == "synclake-query"}
+    sys.exit(any(holds == (name in LACKING) for name, holds in ours.items()))
 
 
 def started(programs, folder, names, stack):
