@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::aws::AwsSettings;
 use crate::lake::{Location, Store};
 use crate::print::Format;
-use crate::query::{Engine, Limits, Parameters, QueryError, Scope, guard};
+use crate::query::{Engine, Limits, Parameters, QueryError, Scope};
 
 mod commands;
 mod complete;
@@ -129,7 +129,7 @@ pub async fn run(opening: &Opening, texts: &[String], settings: Settings) -> Res
     engine.load(&statements.collect::<Vec<_>>()).await?;
     let mut script = Script { opening, lake, engine, settings };
     for text in texts {
-        if guard::is_blank(text) {
+        if script::pieces(text)?.is_empty() {
             return Err(QueryError::Refused("the SQL text is empty".to_owned()));
         }
         if !script.text(text, session::INCLUDES_MAX).await? {

@@ -66,7 +66,9 @@ pub(super) fn summary(frame: DataFrame) -> Result<DataFrame> {
         aggregates.push(count(Expr::Column(column.clone())).alias(name("known")));
         let (mut distinct, mut least, mut greatest) = (lit(ScalarValue::Int64(None)), null(), null());
         if let Some(value) = value {
-            aggregates.push(approx_distinct(value.clone()).alias(name("distinct")));
+            // Sketches of distinct values know text and bytes, and not all other types.
+            let counted = if is_binary(&of) { value.clone() } else { cast(value.clone(), DataType::Utf8) };
+            aggregates.push(approx_distinct(counted).alias(name("distinct")));
             aggregates.push(min(value.clone()).alias(name("least")));
             aggregates.push(max(value).alias(name("greatest")));
             let text = |what: &str| match is_binary(&of) {
@@ -100,8 +102,6 @@ fn plain(column: Expr, of: &DataType) -> Option<Expr> {
     match of {
         DataType::Dictionary(_, value) => plain(cast(column, value.as_ref().clone()), value),
         of if is_binary(of) => Some(cast(column, DataType::Binary)),
-        // Sketches of distinct values know no numbers of these types.
-        DataType::Float16 | DataType::Float32 | DataType::Float64 => Some(cast(column, DataType::Float64)),
         DataType::Interval(_) | DataType::Duration(_) => None,
         DataType::Null | DataType::Boolean => Some(column),
         of if of.is_numeric() || of.is_temporal() || of.is_string() => Some(column),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_plan::execute_stream;
 use futures::StreamExt;
 use regex::Regex;
@@ -36,7 +37,7 @@ pub(super) async fn run(
     let began = Instant::now();
     let format = settings.result_format();
     let frame = engine.sql(statement).await?;
-    let schema = named(frame.schema().as_arrow());
+    let schema = plain_names(frame.schema().as_arrow(), frame.logical_plan());
     distinct_names(format, &schema).map_err(QueryError::Refused)?;
     let task = Arc::new(frame.task_ctx());
     let plan = frame.create_physical_plan().await?;
@@ -71,8 +72,8 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// Returns a schema whose names have literals as SQL writes them: `Int64(1)` is 1.
-fn named(schema: &Schema) -> Schema {
+/// Returns a schema whose names have literals as SQL writes them: `Int64(1)` is 1. A name that the query gives stays.
+fn plain_names(schema: &Schema, plan: &LogicalPlan) -> Schema {
     static LITERAL: LazyLock<Option<Regex>> = LazyLock::new(|| {
         Regex::new(r#"\b(?:U?Int(?:8|16|32|64)|Float(?:32|64)|Boolean)\(([^()]*)\)|\bUtf8(?:View)?\("([^"]*)"\)"#).ok()
     });
@@ -80,11 +81,23 @@ fn named(schema: &Schema) -> Schema {
         (_, Some(text)) => format!("'{}'", text.as_str()),
         (number, None) => number.map_or(String::new(), |number| number.as_str().to_owned()),
     };
-    let fields = schema.fields().iter().map(|field| match LITERAL.as_ref() {
-        Some(literal) => field.as_ref().clone().with_name(literal.replace_all(field.name(), plain)),
-        None => field.as_ref().clone(),
+    let fields = schema.fields().iter().enumerate().map(|(column, field)| match LITERAL.as_ref() {
+        Some(literal) if !is_alias(plan, column) => {
+            field.as_ref().clone().with_name(literal.replace_all(field.name(), plain))
+        }
+        _ => field.as_ref().clone(),
     });
     Schema::new(fields.collect::<Vec<_>>())
+}
+
+/// Returns whether a query names a column of its result.
+fn is_alias(plan: &LogicalPlan, column: usize) -> bool {
+    match plan {
+        LogicalPlan::Sort(sort) => is_alias(&sort.input, column),
+        LogicalPlan::Limit(limit) => is_alias(&limit.input, column),
+        LogicalPlan::Projection(projection) => matches!(projection.expr.get(column), Some(Expr::Alias(_))),
+        _ => false,
+    }
 }
 
 async fn to_stdout(
@@ -98,6 +111,9 @@ async fn to_stdout(
     let name = "standard output";
     let fail = |source| QueryError::Output { path: name.to_owned(), source };
     let is_terminal = std::io::stdout().is_terminal();
+    if format == Format::Parquet && is_terminal {
+        return Err(QueryError::Refused("Parquet is binary; name a file with \\o FILE, or with -o FILE".to_owned()));
+    }
     let pager = match settings.pager && is_terminal {
         true => Some(Pager::start().map_err(|source| QueryError::Output { path: "the pager".to_owned(), source })?),
         false => None,

@@ -24,8 +24,8 @@ const COPIED: [&str; 12] = [
     "--duplicates",
     "0.3",
 ];
-/// Tables and views with a row for each delivered copy.
-const OF_EACH_COPY: [&str; 3] = ["sync_records", "resolved", "cognito_raw_data"];
+/// Tables and views with a row for each delivered copy; and `late_changes`, which knows only the arrival of the copy that stayed.
+const OF_EACH_COPY: [&str; 4] = ["sync_records", "resolved", "cognito_raw_data", "late_changes"];
 const DELIVERED: &str = "select sum(coalesce(copies, 1)) from sync_records";
 
 fn collapse(lake: &Path) -> Value {

@@ -74,6 +74,13 @@ fn commands_files_and_standard_input() {
     assert_eq!(text(&child.wait_with_output().unwrap().stdout), "c\n3\n");
     let timed = query().arg("--lake").arg(&lake).args(["--timing", "-c", "select 1"]).output().unwrap();
     assert!(text(&timed.stderr).starts_with("1 rows in "));
+    let names = ok(query().arg("--lake").arg(&lake).args([
+        "--format",
+        "csv",
+        "-c",
+        "select 1, 'x', 2 as \"Int64(2)\" order by 1",
+    ]));
+    assert_eq!(names.lines().next(), Some("1,'x',Int64(2)"));
     // The program stops at the first failure and keeps the results that it has printed.
     let failed = query()
         .arg("--lake")
