@@ -130,8 +130,9 @@ fn escaped_log(line: &str) -> String {
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
     for part in causes(error) {
-        let part = plain(&joined(&part.to_string()));
-        if !text.contains(part.as_str()) {
+        let part = joined(&part.to_string());
+        // An error of a query repeats its cause without the words of the engine.
+        if !text.contains(part.as_str()) && !text.contains(&plain(&part)) {
             text = if text.is_empty() { part } else { format!("{text}: {part}") };
         }
     }
