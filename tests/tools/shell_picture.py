@@ -123,7 +123,7 @@ def main():
                 session.ask(statement)
             session.type(LEFT)
             before = session.mark()
-            session.send(TAB)
+            session.send(TAB + TAB)
             if not session.waits(lambda t: b"profile" in t.since(before), ABSENT_SECONDS):
                 raise SystemExit(f"error: Tab offers no dataset; the screen shows:\n{session.shown()}")
             asked.out.write_text(draw(session.screen, TITLE))
