@@ -149,6 +149,27 @@ fn what_is_deleted_is_gone_and_is_not_delivered_again() {
     assert!(report["base"].is_null() && report["stale"] == json!(["2026-01-02"]), "{report}");
 }
 
+/// A state whose refresh recorded no version, as one that another program began and did not end, does not count: what came
+/// after its rows is unknown.
+#[test]
+fn a_state_that_records_no_version_is_not_gone_on_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lake, more) = lake(folder.path());
+    more();
+    let live = || count(lake.to_str().unwrap(), "select count(*) from current_state");
+    let before = live();
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    for commit in log(&lake, "state") {
+        let kept = actions(&commit).into_iter().filter(|action| action["txn"]["appId"] != "refresh/state");
+        std::fs::write(&commit, kept.map(|action| format!("{action}\n")).collect::<String>()).unwrap();
+    }
+    let files = listed(&lake, "state");
+    commit(&lake, "state", "DELETE", &[remove(files.values().next().unwrap(), true)]);
+    assert_eq!(live(), before, "the deletion is of the state alone");
+    ok(synclake().args(["refresh", "--lake"]).arg(&lake));
+    assert_eq!(live(), before, "after the state was made anew");
+}
+
 /// After another writer deletes rows of a day's extract, the next day does not build on that extract.
 #[test]
 fn an_extract_that_another_writer_changed_is_no_base() {
