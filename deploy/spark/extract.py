@@ -13,14 +13,12 @@ JSON for each day.
 import argparse
 import datetime
 import functools
-import json
-import sys
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
 from extract_plan import Plan, covers_id, day_in, extracted_id, is_as_written, removes_rows, stale_id
 from synclake_log import Refused
-from synclake_rows import CHANGES, DATASET, ORDER, RECORDS, STATE, Table, configure, in_order, latest, new_token, parsed
+from synclake_rows import CHANGES, DATASET, ORDER, RECORDS, STATE, Table, in_order, latest, new_token, parsed, run
 
 COLUMNS = ["pool", "identity_pool_id", "identity_id", "dataset_name", "key", "value", "op", "sync_count", "last_modified_date",
            "device_last_modified_date"]
@@ -151,15 +149,8 @@ def main():
     options = parsed(parser)
     if (options.first is None) != (options.last is None):
         parser.error("--from and --to need each other")
-    spark = SparkSession.builder.appName("synclake extract").getOrCreate()
-    configure(spark)
-    try:
-        for report in extract(spark, options.lake, options.date or options.first, options.date or options.last, options.correct):
-            print(json.dumps(report), flush=True)
-    except Refused as reason:
-        sys.exit(f"error: {reason}")
-    finally:
-        spark.stop()
+    first, last = options.date or options.first, options.date or options.last
+    run("synclake extract", lambda spark: extract(spark, options.lake, first, last, options.correct))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,10 @@ run again. It prints one line of JSON.
 """
 
 import argparse
-import json
-import sys
-
-from pyspark.sql import SparkSession
 
 from synclake_log import Refused
-from synclake_rows import (CHANGES, RECORDS, STATE, Table, configure, in_order, latest, left_by_retention, new_token, parsed,
-                           quoted)
+from synclake_rows import (CHANGES, RECORDS, STATE, Table, in_order, latest, left_by_retention, new_token, parsed, quoted,
+                           run)
 
 COVERS = "refresh/sync_records"
 REFRESHED = "refresh/state"
@@ -101,14 +97,7 @@ def main():
     parser.add_argument("--lake", required=True, help="a folder or URL that Spark can write, such as s3a://bucket/cognito")
     parser.add_argument("--rebuild", action="store_true", help="compute the state from all rows")
     options = parsed(parser)
-    spark = SparkSession.builder.appName("synclake refresh").getOrCreate()
-    configure(spark)
-    try:
-        print(json.dumps(refresh_until_done(spark, options.lake, options.rebuild)))
-    except Refused as reason:
-        sys.exit(f"error: {reason}")
-    finally:
-        spark.stop()
+    run("synclake refresh", lambda spark: [refresh_until_done(spark, options.lake, options.rebuild)])
 
 
 if __name__ == "__main__":

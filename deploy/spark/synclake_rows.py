@@ -12,7 +12,7 @@ import sys
 import uuid
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from synclake_log import Log, Refused, path_of
 
@@ -47,6 +47,19 @@ def configure(spark):
 def parsed(parser):
     """Returns the options of the command line. Glue adds arguments of its own, such as --JOB_NAME, which are passed over."""
     return parser.parse_known_args()[0] if "--JOB_NAME" in sys.argv else parser.parse_args()
+
+
+def run(name, job):
+    """Runs a job in a session of its own, and prints each report that it returns as a line of JSON."""
+    spark = SparkSession.builder.appName(name).getOrCreate()
+    configure(spark)
+    try:
+        for report in job(spark):
+            print(json.dumps(report), flush=True)
+    except Refused as reason:
+        sys.exit(f"error: {reason}")
+    finally:
+        spark.stop()
 
 
 class Table:
