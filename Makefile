@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. `make check` is what CI runs.
+# Two commands do everything: `make demo` and `make test`. CI runs `make check`, and then `make engines`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,7 +21,7 @@ test: tools $(TOOLS)/shell.stamp ## install what the tests need into ./.tools, s
 	$(VENV)/bin/python tests/tools/with_servers.py $(CARGO) test --locked --features failpoints
 	$(TOOLS)/shell/bin/python tests/tools/shell_points.py "$(CARGO_TARGET_DIR)/debug" --shell synclake-query
 
-check: valgrind ## format, lints, documentation, dependencies, tests, deployment files, instruction counts: what CI runs
+check: valgrind ## format, lints, documentation, dependencies, tests, deployment files, instruction counts
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path tests/bench/Cargo.toml
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
