@@ -17,6 +17,7 @@ pub(crate) mod bucket_settings;
 pub(crate) mod bulk;
 pub(crate) mod commit;
 mod conditional;
+pub(crate) mod counted;
 pub(crate) mod data_file;
 pub(crate) mod expired;
 pub(crate) mod fault;
@@ -37,6 +38,7 @@ pub(crate) mod store;
 pub(crate) mod sweep;
 mod tables;
 pub(crate) mod terms;
+pub(crate) mod upload;
 pub(crate) mod uploads;
 
 pub use store::{Location, Store};

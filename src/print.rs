@@ -1,20 +1,23 @@
-//! Results as text or Parquet, written batch by batch: no format holds a whole result in memory.
+//! Results as text, Parquet or Arrow, written batch by batch: no format holds a whole result in memory.
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use unicode_width::UnicodeWidthStr;
 
 use crate::text::{escaped, steers};
 
+mod binary;
 mod fitted;
+mod plan;
 mod spelled;
 mod table;
 
+use binary::Binary;
 pub use fitted::Fit;
 use table::Table;
 
@@ -37,6 +40,40 @@ pub enum Format {
     Vertical,
     /// The exact form, with types.
     Parquet,
+    /// Arrow IPC, with types: the file format in a file, the stream format elsewhere.
+    Arrow,
+}
+
+impl Format {
+    /// Returns the format that the extension of a file's name stands for, if it stands for one.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let (_, extension) = name.rsplit_once('.')?;
+        Some(match extension.to_ascii_lowercase().as_str() {
+            "csv" => Self::Csv,
+            "tsv" => Self::Tsv,
+            "json" => Self::Json,
+            "ndjson" | "jsonl" => Self::Ndjson,
+            "md" => Self::Markdown,
+            "parquet" => Self::Parquet,
+            "arrow" | "arrows" | "ipc" | "feather" => Self::Arrow,
+            _ => return None,
+        })
+    }
+
+    /// Returns whether results are bytes that no terminal shows.
+    pub fn is_binary(self) -> bool {
+        matches!(self, Self::Parquet | Self::Arrow)
+    }
+
+    /// Returns whether a file can hold one result only.
+    pub fn holds_one_result(self) -> bool {
+        matches!(self, Self::Parquet | Self::Arrow | Self::Json)
+    }
+
+    /// Returns the name that a user writes.
+    pub fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 /// Options for writing cells.
@@ -48,13 +85,18 @@ pub struct Style {
     pub is_terminal: bool,
     /// Whether CSV text that a spreadsheet would read as a formula gets a `'` before it.
     pub guards_formulas: bool,
+    /// Whether CSV begins with a byte order mark, which tells Excel that it is UTF-8.
+    pub has_bom: bool,
+    /// Whether the output is a pipe or a terminal, whose reader cannot seek.
+    pub is_stream: bool,
     /// What a table shows of the result; `None` for all of it.
     pub fit: Option<Fit>,
 }
 
 impl Style {
     /// Style for a file, or for a program that reads the output.
-    pub const EXACT: Self = Self { raw: true, is_terminal: false, guards_formulas: false, fit: None };
+    pub const EXACT: Self =
+        Self { raw: true, is_terminal: false, guards_formulas: false, has_bom: false, is_stream: false, fit: None };
 }
 
 /// Checks that a format can hold a result of these columns.
@@ -62,7 +104,7 @@ impl Style {
 /// # Errors
 /// Two columns have one name, and the format identifies columns by name.
 pub fn distinct_names(format: Format, schema: &Schema) -> Result<(), String> {
-    if !matches!(format, Format::Json | Format::Ndjson | Format::Parquet) {
+    if !matches!(format, Format::Json | Format::Ndjson | Format::Parquet | Format::Arrow) {
         return Ok(());
     }
     let mut seen = std::collections::HashSet::new();
@@ -96,7 +138,7 @@ enum State {
     Plan,
     Table(Table),
     Json(JsonEncoder),
-    Parquet(Box<parquet::arrow::ArrowWriter<Vec<u8>>>),
+    Binary(Binary),
 }
 
 fn options() -> FormatOptions<'static> {
@@ -107,32 +149,14 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::other(error)
 }
 
-/// Returns whether a result is what EXPLAIN answers.
-fn is_plan(schema: &Schema) -> bool {
-    schema.fields().iter().map(|field| field.name().as_str()).eq(["plan_type", "plan"])
-}
-
-fn is_interval(of: &DataType) -> bool {
-    matches!(of, DataType::Interval(_) | DataType::Duration(_))
-}
-
-/// Returns the schema of a Parquet file, which holds intervals as text.
-fn without_intervals(schema: &SchemaRef) -> SchemaRef {
-    let stored = |field: &FieldRef| match is_interval(field.data_type()) {
-        true => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8)),
-        false => field.clone(),
-    };
-    Arc::new(Schema::new(schema.fields().iter().map(stored).collect::<Vec<_>>()))
-}
-
 impl<W: Write + Send> Printer<W> {
     /// Creates a printer for results of `schema`.
     ///
     /// # Errors
-    /// Parquet cannot hold a column's type, or writing fails.
+    /// A binary format cannot hold a column's type, or writing fails.
     pub fn new(format: Format, style: Style, schema: SchemaRef, out: W) -> io::Result<Self> {
         let state = match format {
-            Format::Table if is_plan(&schema) => State::Plan,
+            Format::Table if plan::is_plan(&schema) => State::Plan,
             Format::Table | Format::Markdown => {
                 let columns = schema.fields().iter();
                 let columns = columns.map(|f| (shown(Some(f.name().clone()), false), f.data_type().is_numeric()));
@@ -140,15 +164,16 @@ impl<W: Write + Send> Printer<W> {
             }
             Format::Json => json_state::<arrow::json::writer::JsonArray>(),
             Format::Ndjson => json_state::<arrow::json::writer::LineDelimited>(),
-            Format::Parquet => {
-                let stored = without_intervals(&schema);
-                let writer = parquet::arrow::ArrowWriter::try_new(Vec::new(), stored, None).map_err(other)?;
-                State::Parquet(Box::new(writer))
-            }
+            Format::Parquet => State::Binary(Binary::parquet(&schema).map_err(other)?),
+            Format::Arrow if style.is_stream => State::Binary(Binary::arrow_stream(&schema).map_err(other)?),
+            Format::Arrow => State::Binary(Binary::arrow_file(&schema).map_err(other)?),
             Format::Csv | Format::Tsv | Format::Vertical => State::Text,
         };
         let mut printer = Self { format, style, schema, out, rows: 0, state };
         if matches!(format, Format::Csv | Format::Tsv) {
+            if format == Format::Csv && style.has_bom {
+                printer.out.write_all("\u{feff}".as_bytes())?;
+            }
             let guarded = |name: &String| match style.guards_formulas && name.starts_with(FORMULAS) {
                 true => format!("'{name}"),
                 false => name.clone(),
@@ -179,11 +204,12 @@ impl<W: Write + Send> Printer<W> {
             self.rows += batch.num_rows();
             return Ok(());
         }
-        let spelled = match self.format {
-            Format::Parquet => None,
-            _ => Some(spelled::batch(batch).map_err(other)?),
-        };
-        let batch = spelled.as_ref().unwrap_or(batch);
+        if let State::Binary(binary) = &mut self.state {
+            binary.write(batch, &mut self.out)?;
+            self.rows += batch.num_rows();
+            return Ok(());
+        }
+        let batch = &spelled::batch(batch).map_err(other)?;
         match &mut self.state {
             State::Json(encode) => {
                 let mut buffer = Vec::new();
@@ -193,18 +219,7 @@ impl<W: Write + Send> Printer<W> {
                 }
                 self.out.write_all(&buffer)?;
             }
-            State::Parquet(writer) => {
-                let spelled = spelled::batch(batch).map_err(other)?;
-                let columns = batch.columns().iter().zip(spelled.columns()).map(|(column, spelled)| {
-                    if is_interval(column.data_type()) { spelled.clone() } else { column.clone() }
-                });
-                let schema = without_intervals(&self.schema);
-                let stored = RecordBatch::try_new(schema, columns.collect()).map_err(other)?;
-                writer.write(&stored).map_err(other)?;
-                let buffer = writer.inner_mut();
-                self.out.write_all(buffer)?;
-                buffer.clear();
-            }
+            State::Binary(_) => {}
             State::Text | State::Plan | State::Table(_) => {
                 let options = options();
                 let columns = batch.columns().iter().map(unnested).collect::<Result<Vec<_>, _>>().map_err(other)?;
@@ -250,12 +265,7 @@ impl<W: Write + Send> Printer<W> {
             _ => {}
         }
         if matches!(self.state, State::Plan) {
-            let mut cells = cells.into_iter().map(|cell| escaped(&cell.unwrap_or_default(), "\n"));
-            writeln!(self.out, "{}", cells.next().unwrap_or_default())?;
-            for line in cells.flat_map(|cell| cell.lines().map(str::to_owned).collect::<Vec<_>>()) {
-                writeln!(self.out, "  {line}")?;
-            }
-            return Ok(());
+            return plan::write(&cells, self.style.fit.map(|fit| fit.columns), &mut self.out);
         }
         let raw = self.style.raw;
         let cells: Vec<String> = cells.into_iter().map(|cell| shown(cell, raw)).collect();
@@ -284,19 +294,27 @@ impl<W: Write + Send> Printer<W> {
         writeln!(self.out, "{}", line.join(separator))
     }
 
+    /// Returns what the printer writes to.
+    pub fn out(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// Returns what the printer wrote to.
+    pub fn into_out(self) -> W {
+        self.out
+    }
+
     /// Ends the result and returns its number of rows.
     ///
     /// # Errors
     /// Writing fails.
-    pub fn finish(mut self) -> io::Result<usize> {
+    pub fn finish(&mut self) -> io::Result<usize> {
         match &mut self.state {
             State::Table(table) => table.finish(self.rows, &mut self.out)?,
             State::Json(_) if self.rows == 0 && self.format == Format::Json => self.out.write_all(b"[]\n")?,
             State::Json(_) if self.format == Format::Json => self.out.write_all(b"]\n")?,
+            State::Binary(binary) => binary.finish(&mut self.out)?,
             _ => {}
-        }
-        if let State::Parquet(writer) = self.state {
-            self.out.write_all(&writer.into_inner().map_err(other)?)?;
         }
         self.out.flush()?;
         Ok(self.rows)

@@ -17,12 +17,14 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 
+use crate::lake::counted::Reads;
 use crate::lake::{LakeError, Store};
 
 use parse::Request;
 use relations::{Names, Relations};
 use rules::{casts, integers, recursive, sums};
 
+mod analyzed;
 pub mod catalog;
 mod changes;
 mod functions;
@@ -41,6 +43,7 @@ pub mod views;
 mod vocabulary;
 mod widened;
 
+pub use analyzed::Scan;
 pub use parse::Parameters;
 pub use teach::Place;
 pub use vocabulary::Vocabulary;
@@ -54,11 +57,13 @@ pub enum QueryError {
     /// Statement that synclake rejects, before or while it is planned or executed.
     #[error("{0}")]
     Refused(String),
-    /// Statement that is no SQL.
-    #[error("{what}{}", at(*.place))]
-    Syntax {
+    /// Statement that is no SQL at a place, or names there what does not exist.
+    #[error("{what}{}{hint}", at(*.place))]
+    Placed {
         /// What was expected, and what was found.
         what: String,
+        /// What may have been meant; empty, or with what separates it.
+        hint: String,
         /// Where it was found.
         place: Option<Place>,
         /// The line of the statement and a caret below it, for a terminal; empty without a place.
@@ -95,7 +100,7 @@ pub enum QueryError {
 
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> Self {
-        if let Some(told) = teach::told(error.find_root()) {
+        if let Some(told) = teach::told(&error) {
             return told;
         }
         match error.find_root() {
@@ -116,7 +121,7 @@ impl QueryError {
     /// Returns the line of the statement with a caret below the place of the error, for a terminal.
     pub fn excerpt(&self) -> Option<&str> {
         match self {
-            Self::Syntax { excerpt, .. } if !excerpt.is_empty() => Some(excerpt),
+            Self::Placed { excerpt, .. } if !excerpt.is_empty() => Some(excerpt),
             _ => None,
         }
     }
@@ -296,6 +301,7 @@ pub struct Engine {
     context: SessionContext,
     relations: Relations,
     parameters: Parameters,
+    reads: Reads,
 }
 
 impl Engine {
@@ -305,8 +311,9 @@ impl Engine {
     /// DataFusion rejects the settings (never in practice).
     pub fn open(lake: &Store, limits: &Limits, scope: Scope) -> Result<Self, QueryError> {
         let context = session(limits)?;
-        let relations = Relations::new(context.clone(), lake, limits, scope);
-        Ok(Self { context, relations, parameters: Parameters::default() })
+        let (lake, reads) = Reads::of(lake);
+        let relations = Relations::new(context.clone(), &lake, limits, scope);
+        Ok(Self { context, relations, parameters: Parameters::default(), reads })
     }
 
     /// Sets the values of `$name` in all statements of this session.
@@ -353,11 +360,21 @@ impl Engine {
     /// read.
     pub async fn sql(&self, statement: &str) -> Result<DataFrame, QueryError> {
         guard::check(statement)?;
+        self.reads.reset();
+        self.planned(statement).await.map_err(|error| teach::pointed(error, statement))
+    }
+
+    async fn planned(&self, statement: &str) -> Result<DataFrame, QueryError> {
         let state = self.context.state();
-        let request = parse::request(statement, &state, &self.parameters);
-        match request.map_err(|error| teach::pointed(error, statement))? {
-            Request::Rows(parsed) => self.rows(*parsed).await,
-            Request::Summary(parsed) => Ok(statements::summary(self.rows(*parsed).await?)?),
+        match parse::request(statement, &state, &self.parameters)? {
+            Request::Rows(parsed) => {
+                let rows = self.rows(*parsed).await;
+                rows.map_err(|error| teach::moved(error, parse::columns_added(statement)))
+            }
+            Request::Summary(parsed) => {
+                let rows = self.rows(*parsed).await.map_err(teach::without_place)?;
+                Ok(statements::summary(rows)?)
+            }
             Request::ColumnsOf(parsed) => {
                 let frame = self.rows(*parsed).await?;
                 Ok(statements::columns(&self.context, frame.schema().as_arrow(), None)?)
@@ -415,6 +432,7 @@ pub fn session(limits: &Limits) -> Result<SessionContext, QueryError> {
         .with_target_partitions(limits.threads)
         .with_batch_size(limits.batch_rows)
         .set_usize("datafusion.sql_parser.recursion_limit", guard::DEPTH_MAX)
+        .set_bool("datafusion.sql_parser.collect_spans", true)
         .set_usize(spill::FILE_BYTES_MAX.0, spill::FILE_BYTES_MAX.1);
     let options = config.options_mut();
     options.execution.parquet.pushdown_filters = limits.has_shortcuts;

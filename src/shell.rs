@@ -17,9 +17,11 @@ mod commands;
 mod complete;
 mod describe;
 mod editor;
+mod export;
 mod highlight;
 mod output;
 mod pager;
+mod partitions;
 mod progress;
 mod repl;
 mod script;
@@ -28,7 +30,7 @@ mod statement;
 mod worker;
 
 use commands::Command;
-pub use output::{Output, remove_staged};
+pub use output::{Output, discard_unfinished};
 pub use repl::repl;
 use script::Piece;
 
@@ -56,16 +58,20 @@ impl Opening {
 }
 
 /// What commands can change.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// Format of results.
-    pub format: Format,
+    /// Format of results; `None` for the one that the name of the file stands for, or a table.
+    pub format: Option<Format>,
     /// Whether control characters stay as they are.
     pub raw: bool,
     /// Whether CSV text that a spreadsheet would read as a formula gets a `'` before it.
     pub guards_formulas: bool,
+    /// Whether CSV begins with a byte order mark.
+    pub has_bom: bool,
     /// File for results, in place of standard output.
     pub output: Option<Output>,
+    /// Columns whose values name the folders of the result's Parquet files.
+    pub partition_by: Vec<String>,
     /// Whether the duration of each statement is written to stderr.
     pub timing: bool,
     /// Whether stderr receives nothing but errors.
@@ -82,24 +88,6 @@ pub struct Settings {
     pub parameters: Parameters,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            format: Format::Table,
-            raw: false,
-            guards_formulas: false,
-            output: None,
-            timing: false,
-            quiet: false,
-            expanded: false,
-            all_rows: false,
-            pager: false,
-            scope: Scope::default(),
-            parameters: Parameters::default(),
-        }
-    }
-}
-
 impl Settings {
     /// Opens a session that sees what these settings say.
     fn engine(&self, lake: &Store, limits: &Limits) -> Result<Engine, QueryError> {
@@ -108,7 +96,13 @@ impl Settings {
 
     /// Returns the format of the next result.
     fn result_format(&self) -> Format {
-        if self.expanded && self.format == Format::Table { Format::Vertical } else { self.format }
+        if !self.partition_by.is_empty() {
+            return Format::Parquet;
+        }
+        match self.format.or_else(|| self.output.as_ref().and_then(Output::format)).unwrap_or(Format::Table) {
+            Format::Table if self.expanded => Format::Vertical,
+            format => format,
+        }
     }
 }
 
@@ -120,19 +114,20 @@ impl Settings {
 pub async fn run(opening: &Opening, texts: &[String], settings: Settings) -> Result<(), QueryError> {
     let lake = Store::open(&opening.location, &opening.aws).await?;
     let engine = settings.engine(&lake, &opening.limits)?;
-    // A text that cannot be split is reported when it runs.
-    let statements = texts.iter().flat_map(|text| script::pieces(text).unwrap_or_default());
-    let statements = statements.filter_map(|piece| match piece {
-        Piece::Statement(statement) => Some(statement),
+    // What can be split is loaded at once, and a text that cannot be split is reported when it runs.
+    let texts: Vec<_> = texts.iter().map(|text| script::pieces(text)).collect();
+    let statements = texts.iter().flatten().flatten().filter_map(|piece| match piece {
+        Piece::Statement(statement) => Some(statement.clone()),
         Piece::Command(_) => None,
     });
     engine.load(&statements.collect::<Vec<_>>()).await?;
     let mut script = Script { opening, lake, engine, settings };
-    for text in texts {
-        if script::pieces(text)?.is_empty() {
+    for pieces in texts {
+        let pieces = pieces?;
+        if pieces.is_empty() {
             return Err(QueryError::Refused("the SQL text is empty".to_owned()));
         }
-        if !script.text(text, session::INCLUDES_MAX).await? {
+        if !script.run(pieces, session::INCLUDES_MAX).await? {
             break;
         }
     }
@@ -148,11 +143,10 @@ struct Script<'a> {
 }
 
 impl Script<'_> {
-    /// Runs a text. Returns whether what follows is to run, too.
-    async fn text(&mut self, text: &str, depth: usize) -> Result<bool, QueryError> {
-        let pieces = script::pieces(text)?;
+    /// Runs the pieces of a text. Returns whether what follows is to run, too.
+    async fn run(&mut self, pieces: Vec<Piece>, depth: usize) -> Result<bool, QueryError> {
         let statements = pieces.iter().filter(|piece| matches!(piece, Piece::Statement(_))).count();
-        let is_file = self.settings.output.is_some() || self.settings.format == Format::Parquet;
+        let is_file = self.settings.output.is_some() || self.settings.result_format().is_binary();
         if is_file && statements > 1 && statements == pieces.len() {
             let message = format!("{statements} statements where one is expected: a file holds one result");
             return Err(QueryError::Refused(message));
@@ -160,7 +154,8 @@ impl Script<'_> {
         for piece in pieces {
             match piece {
                 Piece::Statement(statement) => {
-                    statement::run(&self.engine, &statement, &self.settings, &CancellationToken::new()).await?;
+                    let with = (self.opening, &self.settings);
+                    statement::run(&self.engine, &statement, with, &CancellationToken::new()).await?;
                 }
                 Piece::Command(line) => {
                     if !self.command(&Command::parse(&line)?, depth).await? {
@@ -189,10 +184,10 @@ impl Script<'_> {
             Command::Help => print_text(commands::HELP)?,
             Command::Relations => print_text(&describe::relations())?,
             Command::Columns(name) => print_text(&describe::columns(&self.engine, name).await?)?,
-            Command::Output(path) => self.settings.output = path.clone().map(Output::new),
+            Command::Output(path) => self.settings.output = path.clone().map(Output::new).transpose()?,
             Command::Include(path) => {
                 let depth = depth.checked_sub(1).ok_or_else(|| session::too_deep(path))?;
-                return Box::pin(self.text(&read_script(path)?, depth)).await;
+                return Box::pin(self.run(script::pieces(&read_script(path)?)?, depth)).await;
             }
             _ => {
                 let message = "\\watch and \\e need a terminal; run synclake-query without -c, -f and pipes";

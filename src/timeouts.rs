@@ -12,6 +12,8 @@ pub const FILE_TIMEOUT: Duration = Duration::from_secs(600);
 pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time for the answer to a request with a small body. A large body may take as long as its transfer.
 pub const SLOW_REQUEST: Duration = Duration::from_secs(5);
+/// Time for aborting the uploads of a program that ends.
+pub const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 // Kinesis.
 

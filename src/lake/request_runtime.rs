@@ -43,6 +43,13 @@ pub(super) async fn on_request_runtime<T: Send + 'static>(
     }
 }
 
+/// Runs a task on the request runtime, for which nobody waits.
+pub(super) fn detached(task: impl Future<Output = ()> + Send + 'static) {
+    if let Some(runtime) = &*REQUESTS {
+        runtime.spawn(task);
+    }
+}
+
 /// Adds the likely reason to an error about a data file that does not exist. Readers turn such an error into text early,
 /// so the reason must be in the error itself.
 fn explained(error: Error) -> Error {

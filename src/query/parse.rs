@@ -35,6 +35,15 @@ pub(super) enum Request {
     Tables(Option<&'static str>),
 }
 
+/// Stands before a statement that begins with FROM.
+const SELECT_ALL: &str = "SELECT * ";
+
+/// Returns the characters that stand before a statement when it is planned.
+pub(super) fn columns_added(text: &str) -> usize {
+    let first = text.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
+    if first.eq_ignore_ascii_case("from") { SELECT_ALL.len() } else { 0 }
+}
+
 /// Parses one statement.
 ///
 /// # Errors
@@ -59,7 +68,7 @@ pub(super) fn request(text: &str, session: &SessionState, parameters: &Parameter
         }
         // The parser ends `FROM x` after the table.
         false if !is_summary && next(&whole) == Some(Keyword::FROM) => {
-            match parser.of(&format!("SELECT * {text}")).and_then(one) {
+            match parser.of(&format!("{SELECT_ALL}{text}")).and_then(one) {
                 Ok(parsed) => parsed,
                 Err(_) => one(whole)?,
             }

@@ -30,7 +30,7 @@ use super::views::{self, VIEWS};
 use super::{Limits, Moment, QueryError, Scope, UserError};
 use crate::lake::expired::Expired;
 use crate::lake::past::{self, Past};
-use crate::lake::{LakeError, Store};
+use crate::lake::{LakeError, Store, snapshot};
 use crate::schema::Table;
 
 /// The view of the latest change of each key, which no SQL defines.
@@ -47,6 +47,14 @@ pub(super) struct Loaded {
     names: Names,
     /// Whether the lake was seen to exist.
     is_lake: bool,
+    tables: Vec<(Table, DeltaTable)>,
+}
+
+impl Loaded {
+    /// Returns those of these tables that were loaded and have been written.
+    pub(super) fn of<const N: usize>(&self, wanted: [Table; N]) -> impl Iterator<Item = &(Table, DeltaTable)> {
+        self.tables.iter().filter(move |(table, _)| wanted.contains(table))
+    }
 }
 
 /// The tables and views of one lake, for one session.
@@ -66,6 +74,22 @@ struct Tables {
     others: Vec<(Table, Option<DeltaTable>)>,
     /// What has left by retention, if a view is named that needs all rows.
     expired: Expired,
+}
+
+impl Tables {
+    /// Returns the tables that have been written.
+    fn known(&self) -> Vec<(Table, DeltaTable)> {
+        let others = self.others.iter().filter_map(|(table, loaded)| Some((*table, loaded.clone()?)));
+        let records = self.reading.iter().map(|reading| (Table::SyncRecords, reading.sync_records.clone()));
+        let state = self.reading.iter().filter_map(|reading| reading.state.as_ref());
+        let mut known: Vec<_> = records.chain(state.map(|state| (Table::State, state.table.clone()))).collect();
+        for other in others {
+            if known.iter().all(|(table, _)| *table != other.0) {
+                known.push(other);
+            }
+        }
+        known
+    }
 }
 
 impl Relations {
@@ -97,13 +121,35 @@ impl Relations {
             for name in all() {
                 self.context.deregister_table(name)?;
             }
+            let known = tables.known();
             self.register(&together, tables).await?;
-            *loaded = Loaded { names: together, is_lake: true };
+            *loaded = Loaded { names: together, is_lake: true, tables: known };
         } else if !loaded.is_lake {
             self.check_that_lake_exists().await?;
             loaded.is_lake = true;
         }
         Ok(loaded)
+    }
+
+    /// Returns the number of files below these tables and views, and their bytes.
+    ///
+    /// # Errors
+    /// The log of a table cannot be read.
+    pub(super) async fn files(&self, names: Names, session: &SessionState) -> Result<(u64, u64), QueryError> {
+        let loaded = self.ensure(names.clone(), session).await?;
+        let below = closure(names, session)?;
+        let (mut files, mut bytes) = (0, 0);
+        for (table, known) in &loaded.tables {
+            let is_below = below.contains(table.name()) || (*table == Table::State && below.contains(KEY_STATE));
+            if is_below {
+                let add = |file: snapshot::ListedFile| {
+                    files += 1;
+                    bytes += file.size;
+                };
+                snapshot::visit_files(&table.store(&self.lake), known, add).await?;
+            }
+        }
+        Ok((files, bytes))
     }
 
     async fn check_that_lake_exists(&self) -> Result<(), LakeError> {
@@ -228,15 +274,15 @@ impl Relations {
         if !names.contains(KEY_STATE) {
             return Ok(());
         }
-        if let Some(at) = self.scope.at.filter(|_| self.scope.as_of.is_none() && !expired.is_empty()) {
-            let remedy = "leave --at out, or query daily_extract, which has the state of each extracted day";
+        let past = match self.scope {
+            Scope { as_of: Some(day), .. } => Some((format!("the state of {day}"), "--as-of")),
+            Scope { at: Some(at), .. } => Some((format!("the state at {at}"), "--at")),
+            Scope { at: None, as_of: None } => None,
+        };
+        if let Some((answer, flag)) = past.filter(|_| !expired.is_empty()) {
+            let remedy = format!("leave {flag} out, or query daily_extract, which has the state of each extracted day");
             let schema = Resolved::new(None, None, REBUILD).schema();
-            return self.refuse(KEY_STATE, schema, &expired.refusal(&format!("the state at {at}"), remedy));
-        }
-        if let Some(day) = self.scope.as_of.filter(|_| !expired.is_empty()) {
-            let remedy = "leave --as-of out, or query daily_extract, which has the state of each extracted day";
-            let schema = Resolved::new(None, None, REBUILD).schema();
-            return self.refuse(KEY_STATE, schema, &expired.refusal(&format!("the state of {day}"), remedy));
+            return self.refuse(KEY_STATE, schema, &expired.refusal(&answer, &remedy));
         }
         let tail = match self.scope.as_of {
             Some(_) => Some(records),

@@ -32,9 +32,18 @@ pub struct Place {
     pub column: usize,
 }
 
+/// Returns the place that a planner's error states.
+fn place_of(error: &DataFusionError) -> Option<Place> {
+    let start = error.diagnostic()?.span?.start;
+    let number = |number: u64| usize::try_from(number).ok().filter(|number| *number > 0);
+    Some(Place { line: number(start.line)?, column: number(start.column)? })
+}
+
 /// Returns the error in the user's words; `None` if it is not one that this module knows.
-pub(super) fn told(root: &DataFusionError) -> Option<QueryError> {
-    match root {
+pub(super) fn told(error: &DataFusionError) -> Option<QueryError> {
+    let place = place_of(error);
+    let placed = |(what, hint)| QueryError::Placed { what, hint, place, excerpt: String::new() };
+    match error.find_root() {
         DataFusionError::SQL(error, _) => Some(match error.as_ref() {
             ParserError::ParserError(message) | ParserError::TokenizerError(message) => syntax(message),
             ParserError::RecursionLimitExceeded => return None,
@@ -43,11 +52,11 @@ pub(super) fn told(root: &DataFusionError) -> Option<QueryError> {
             SchemaError::FieldNotFound { field, valid_fields } => {
                 let names: Vec<String> = valid_fields.iter().map(|known| known.name.clone()).collect();
                 let of = field.relation.as_ref().map(|of| format!(" in {}", of.table())).unwrap_or_default();
-                Some(QueryError::Refused(no_column(&field.name, &of, &names)))
+                Some(placed(no_column(&field.name, &of, &names)))
             }
             _ => None,
         },
-        DataFusionError::Plan(message) => planned(message).map(QueryError::Refused),
+        DataFusionError::Plan(message) => planned(message).map(placed),
         _ => None,
     }
 }
@@ -63,8 +72,8 @@ static FUNCTIONS: LazyLock<Vec<String>> = LazyLock::new(|| {
     scalars.chain(aggregates).chain(windows.map(|function| function.name().to_owned())).chain(own).collect()
 });
 
-/// Returns a message of a planner, without the engine's words.
-fn planned(message: &str) -> Option<String> {
+/// Returns a message of a planner without the engine's words, and a hint.
+fn planned(message: &str) -> Option<(String, String)> {
     static TABLE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("^table '(?:.*\\.)?([^'.]*)' not found$").ok());
     static FUNCTION: LazyLock<Option<Regex>> =
         LazyLock::new(|| Regex::new("^Invalid function '([^']*)'\\.\\s+Did you mean '([^']*)'\\?$").ok());
@@ -72,30 +81,30 @@ fn planned(message: &str) -> Option<String> {
         let name = &found[1];
         let hint = nearest(name, relations::all()).map(|near| format!("; did you mean {near}?"));
         let hint = hint.unwrap_or_else(|| "; \\d lists them".to_owned());
-        return Some(format!("there is no table or view {}{hint}", short(name)));
+        return Some((format!("there is no table or view {}", short(name)), hint));
     }
     let found = FUNCTION.as_ref()?.captures(message)?;
     let near = nearest(&found[1], FUNCTIONS.iter().map(String::as_str)).unwrap_or(&found[2]);
-    Some(format!("there is no function {}; did you mean {near}?", short(&found[1])))
+    Some((format!("there is no function {}", short(&found[1])), format!("; did you mean {near}?")))
 }
 
-fn no_column(name: &str, of: &str, names: &[String]) -> String {
+fn no_column(name: &str, of: &str, names: &[String]) -> (String, String) {
     let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
     names.sort_unstable();
     names.dedup();
-    let name_shown = short(name);
+    let shown = short(name);
+    let what = format!("there is no column {shown}{of}");
     match nearest(name, names.iter().copied()) {
-        Some(near) if near.eq_ignore_ascii_case(name) => {
-            format!("there is no column \"{name_shown}\"{of}; write {near}: names in double quotes keep their capitals")
-        }
-        Some(near) => format!("there is no column {name_shown}{of}; did you mean {near}?"),
-        None if names.is_empty() => {
-            format!("there is no column {name_shown}{of}: nothing is read here that has columns")
-        }
+        Some(near) if near.eq_ignore_ascii_case(name) => (
+            format!("there is no column \"{shown}\"{of}"),
+            format!("; write {near}: names in double quotes keep their capitals"),
+        ),
+        Some(near) => (what, format!("; did you mean {near}?")),
+        None if names.is_empty() => (what, ": nothing is read here that has columns".to_owned()),
         None => {
             let more = if names.len() > LISTED_MAX { ", …" } else { "" };
             names.truncate(LISTED_MAX);
-            format!("there is no column {name_shown}{of}; there are {}{more}", names.join(", "))
+            (what, format!("; there are {}{more}", names.join(", ")))
         }
     }
 }
@@ -122,15 +131,34 @@ pub(super) fn syntax(message: &str) -> QueryError {
         .replace("Expected: ", "expected ")
         .replace(", found: ", ", found ");
     let what = what.replace("found EOF", "found the end").replace("end of statement", "the end of the statement");
-    QueryError::Syntax { what: cut_values(&what), place, excerpt: String::new() }
+    QueryError::Placed { what: cut_values(&what), hint: String::new(), place, excerpt: String::new() }
 }
 
 /// Adds to an error the line of the statement where it stands, and a caret below it.
 pub(super) fn pointed(error: QueryError, statement: &str) -> QueryError {
     match error {
-        QueryError::Syntax { what, place: Some(place), .. } => {
-            QueryError::Syntax { what, place: Some(place), excerpt: excerpt(statement, place) }
+        QueryError::Placed { what, hint, place: Some(place), .. } => {
+            QueryError::Placed { what, hint, place: Some(place), excerpt: excerpt(statement, place) }
         }
+        error => error,
+    }
+}
+
+/// Moves the place of an error by the characters that stood before the first line when it was planned.
+pub(super) fn moved(error: QueryError, by: usize) -> QueryError {
+    match error {
+        QueryError::Placed { what, hint, place: Some(Place { line: 1, column }), excerpt } => {
+            let place = Some(Place { line: 1, column: column.saturating_sub(by).max(1) });
+            QueryError::Placed { what, hint, place, excerpt }
+        }
+        error => error,
+    }
+}
+
+/// Returns an error without its place, which is one of another text than the user's.
+pub(super) fn without_place(error: QueryError) -> QueryError {
+    match error {
+        QueryError::Placed { what, hint, excerpt, .. } => QueryError::Placed { what, hint, place: None, excerpt },
         error => error,
     }
 }
@@ -157,22 +185,24 @@ mod tests {
         assert_eq!(nearest("chnges", ["changes", "resolved"]), Some("changes"));
         assert_eq!(nearest("selct", ["select", "show"]), Some("select"));
         assert_eq!(nearest("orders", ["changes", "state"]), None);
-        let told = planned("table 'datafusion.public.chnges' not found").unwrap();
-        assert_eq!(told, "there is no table or view chnges; did you mean changes?");
-        let told = planned("Invalid function 'cuont'.\nDid you mean 'cot'?").unwrap();
-        assert_eq!(told, "there is no function cuont; did you mean count?");
+        let told = |(what, hint): (String, String)| format!("{what}{hint}");
+        let table = planned("table 'datafusion.public.chnges' not found").map(told).unwrap();
+        assert_eq!(table, "there is no table or view chnges; did you mean changes?");
+        let function = planned("Invalid function 'cuont'.\nDid you mean 'cot'?").map(told).unwrap();
+        assert_eq!(function, "there is no function cuont; did you mean count?");
         let names = ["identity_id", "value"].map(str::to_owned);
-        assert_eq!(no_column("valeu", " in c", &names), "there is no column valeu in c; did you mean value?");
-        assert_eq!(no_column("price", "", &names), "there is no column price; there are identity_id, value");
-        assert!(no_column("VALUE", "", &names).contains("write value"));
+        let column = |name, of| told(no_column(name, of, &names));
+        assert_eq!(column("valeu", " in c"), "there is no column valeu in c; did you mean value?");
+        assert_eq!(column("price", ""), "there is no column price; there are identity_id, value");
+        assert!(column("VALUE", "").contains("write value"));
     }
 
     #[test]
     fn a_caret_stands_below_what_is_wrong() {
         let statement = "select *\nform changes";
         let error = pointed(syntax("Expected: end of statement, found: form at Line: 2, Column: 1"), statement);
-        let QueryError::Syntax { what, place, excerpt } = error else { panic!("{error}") };
-        assert_eq!(what, "expected the end of the statement, found form");
+        assert_eq!(error.to_string(), "expected the end of the statement, found form at line 2, column 1");
+        let QueryError::Placed { place, excerpt, .. } = error else { panic!("{error}") };
         assert_eq!(place, Some(Place { line: 2, column: 1 }));
         assert_eq!(excerpt, "  form changes\n  ^");
         let long = format!("select '{}', form", "東".repeat(100));

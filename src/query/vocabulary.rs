@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use deltalake::DeltaTable;
+
 use super::{Engine, QueryError, relations};
 use crate::lake::{Store, snapshot};
 use crate::schema::Table;
@@ -30,7 +32,7 @@ impl Engine {
     pub async fn vocabulary(&self) -> Result<Vocabulary, QueryError> {
         let mut words = Vocabulary::default();
         let state = self.context.state();
-        let _loaded = self.relations.ensure(relations::all(), &state).await?;
+        let loaded = self.relations.ensure(relations::all(), &state).await?;
         for name in relations::all() {
             let schema = self.context.table_provider(name).await?.schema();
             let columns = schema.fields().iter().map(|field| field.name().clone()).collect();
@@ -41,8 +43,8 @@ impl Engine {
         // Names that begin otherwise belong to the program itself.
         let is_plain = |name: &&&String| name.starts_with(|c: char| c.is_ascii_alphabetic());
         words.functions = names.iter().filter(is_plain).map(|name| (*name).clone()).collect();
-        for table in [Table::SyncRecords, Table::State] {
-            self.add_values(&table.store(self.relations.lake()), table, &mut words.values).await?;
+        for (table, known) in loaded.of([Table::SyncRecords, Table::State]) {
+            self.add_values(&table.store(self.relations.lake()), known, &mut words.values).await?;
         }
         Ok(words)
     }
@@ -50,10 +52,9 @@ impl Engine {
     async fn add_values(
         &self,
         store: &Store,
-        table: Table,
+        loaded: &DeltaTable,
         values: &mut BTreeMap<String, BTreeSet<String>>,
     ) -> Result<(), QueryError> {
-        let Some(loaded) = table.load(self.relations.lake(), None).await? else { return Ok(()) };
         let mut add = |column: &str, value: Option<&str>| {
             let known = values.entry(column.to_owned()).or_default();
             // A long value may have been cut in the statistics.
@@ -61,7 +62,7 @@ impl Engine {
                 known.insert(value.to_owned());
             }
         };
-        snapshot::visit_files(store, &loaded, |file| {
+        snapshot::visit_files(store, loaded, |file| {
             let statistics = file.statistics.as_deref().and_then(|text| serde_json::from_str(text).ok());
             let statistics: serde_json::Value = statistics.unwrap_or_default();
             for column in COLUMNS {

@@ -16,13 +16,19 @@ pub(super) const HELP: &str = "\
 \\d NAME        list columns of NAME        \\all            all rows of a result (on/off)
 \\i FILE        run a file                  \\pager          results through $PAGER (on/off)
 \\o FILE        results to FILE; \\o ends    \\timing         time of each statement (on/off)
-\\watch 5       repeat the last statement   \\format NAME    table csv tsv json ndjson markdown vertical parquet
+\\watch 5       repeat the last statement   \\format NAME    as results are written; alone, lists the names
 \\e             edit the last statement     \\as-of DATE     rows that the server had seen by then; \\as-of ends
 \\?             show this help              \\at MOMENT      the lake at a version or time; \\at ends
 \\set NAME=VALUE  $NAME in statements       \\q              quit (also exit, quit)
 Tab completes names, keywords and values, Ctrl-R searches the history, Ctrl-C ends a query.
 A statement ends with a semicolon and may span lines. Everything is read-only.
 ";
+
+/// Names of the commands, as completion offers them.
+pub(super) const NAMES: [&str; 16] = [
+    "\\?", "\\all", "\\as-of", "\\at", "\\d", "\\e", "\\format", "\\help", "\\i", "\\o", "\\pager", "\\q", "\\set",
+    "\\timing", "\\watch", "\\x",
+];
 
 /// Shortest interval of `\watch`.
 const WATCH_MIN: Duration = Duration::from_millis(100);
@@ -105,14 +111,12 @@ impl Command {
             Self::AllRows(to) => turn(&mut settings.all_rows, to, "all rows are shown", "the first rows are shown"),
             Self::Pager(to) => turn(&mut settings.pager, to, "the pager is on", "the pager is off"),
             Self::Format(None) => {
-                let names = Format::value_variants().iter().filter_map(|format| format.to_possible_value());
-                let names: Vec<String> = names.map(|name| name.get_name().to_owned()).collect();
-                let now = settings.format.to_possible_value().map(|name| name.get_name().to_owned());
-                format!("format {}; there are {}", now.unwrap_or_default(), names.join(", "))
+                let names: Vec<String> = Format::value_variants().iter().map(|format| format.name()).collect();
+                format!("format {}; there are {}", settings.result_format().name(), names.join(", "))
             }
             Self::Format(Some(name)) => {
                 let unknown = |_| QueryError::Refused(format!("unknown format {name:?}; \\? lists the formats"));
-                settings.format = Format::from_str(name, true).map_err(unknown)?;
+                settings.format = Some(Format::from_str(name, true).map_err(unknown)?);
                 format!("format {}", name.to_lowercase())
             }
             Self::AsOf(day) => {
@@ -181,6 +185,10 @@ mod tests {
         assert_eq!(parse("\\watch 0.5"), Some(Command::Watch(Duration::from_millis(500))));
         assert_eq!(parse("\\watch"), Some(Command::Watch(Duration::from_secs(2))));
         assert_eq!(parse("\\as-of 2026-11-20"), Some(Command::AsOf(NaiveDate::from_ymd_opt(2026, 11, 20))));
+        for name in NAMES {
+            let refused = Command::parse(name).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(!refused.contains("is no command"), "{name}");
+        }
         for wrong in ["\\nothing", "\\i", "\\timing maybe", "\\watch 0", "\\watch -1", "\\watch x", "\\as-of monday"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }

@@ -1,14 +1,12 @@
 //! Completion: what the word before the cursor may become.
 
+use clap::ValueEnum;
+
+use super::commands;
 use super::highlight::{KEYWORDS, Kind, words};
+use crate::print::Format;
 use crate::query::Vocabulary;
 
-/// Backslash commands.
-const COMMANDS: [&str; 16] = [
-    "\\?", "\\all", "\\as-of", "\\at", "\\d", "\\e", "\\format", "\\help", "\\i", "\\o", "\\pager", "\\q", "\\set",
-    "\\timing", "\\watch", "\\x",
-];
-const FORMATS: [&str; 8] = ["csv", "json", "markdown", "ndjson", "parquet", "table", "tsv", "vertical"];
 /// Words after which a table or view is named.
 const BEFORE_RELATIONS: [&str; 5] = ["from", "join", "describe", "summarize", "table"];
 /// Words with which a statement begins.
@@ -96,9 +94,12 @@ fn command(before: &str, known: &Vocabulary) -> Offer {
         words: words.filter(|word| word.starts_with(typed)).map(str::to_owned).collect(),
     };
     match (name, rest) {
-        (typed, None) => fitting(typed, &mut COMMANDS.into_iter()),
+        (typed, None) => fitting(typed, &mut commands::NAMES.into_iter()),
         ("\\d", Some(typed)) => fitting(typed, &mut known.relations.iter().map(|(name, _)| name.as_str())),
-        ("\\format", Some(typed)) => fitting(typed, &mut FORMATS.into_iter()),
+        ("\\format", Some(typed)) => {
+            let names: Vec<String> = Format::value_variants().iter().map(|format| format.name()).collect();
+            fitting(typed, &mut names.iter().map(String::as_str))
+        }
         _ => Offer::default(),
     }
 }

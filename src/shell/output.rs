@@ -1,46 +1,115 @@
-//! Destinations of results: a file that appears whole or not at all, or standard output that stops on cancellation.
+//! Where results go: standard output, a file, an object of S3, or a folder of either. Files and objects appear whole or
+//! not at all.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio_util::sync::CancellationToken;
-
+use crate::lake::Location;
+use crate::lake::upload::{self, Upload};
 use crate::print::Format;
 use crate::query::QueryError;
+use crate::schema::Table;
 
-/// Path of the temporary file beside the target, for code that ends the program midway.
-static STAGED: Mutex<Option<PathBuf>> = Mutex::new(None);
+mod file;
+mod folder;
+mod stdout;
 
-fn staged() -> std::sync::MutexGuard<'static, Option<PathBuf>> {
+pub(super) use file::Pending;
+pub(super) use folder::{Folder, Part};
+pub(super) use stdout::Stoppable;
+
+/// Temporary files and folders beside their targets, for code that ends the program midway.
+static STAGED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn staged() -> MutexGuard<'static, Vec<PathBuf>> {
     STAGED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes the temporary file of a result that will not be finished.
-pub fn remove_staged() {
-    if let Some(path) = staged().take() {
-        // Best effort: the program is ending.
-        let _ = std::fs::remove_file(path);
-    }
+fn stage(path: &Path) {
+    staged().push(path.to_owned());
 }
 
-/// A file for results. Each result is added as a whole: a reader of the file never sees a part of one.
+fn unstage(path: &Path) {
+    staged().retain(|staged| staged != path);
+}
+
+fn discard(path: &Path) {
+    unstage(path);
+    // Best effort: the result has failed already, or the program is ending.
+    let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+}
+
+/// Removes what was written of results that will not be finished: temporary files, and uploads.
+pub fn discard_unfinished() {
+    let left = staged().clone();
+    left.iter().for_each(|path| discard(path));
+    // The caller may be within a runtime, which may not wait.
+    let aborts = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Over the time limit the upload stays; a rule of the bucket should abort it.
+        let _ =
+            runtime.block_on(async { tokio::time::timeout(crate::timeouts::ABORT_TIMEOUT, upload::abort_all()).await });
+        Ok::<_, std::io::Error>(())
+    });
+    let _ = aborts.join();
+}
+
+/// A file or object for results, or a folder of them. Each result is added as a whole: a reader never sees a part of one.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// The file.
-    pub(super) path: PathBuf,
+    place: Place,
     /// Whether a result is in it.
     is_begun: Arc<AtomicBool>,
 }
 
+/// A place for results.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    /// A local file, or a folder.
+    Local(PathBuf),
+    /// An object of S3, or a prefix.
+    Object(Location),
+}
+
 impl Output {
-    /// Names a file, which the first result replaces.
-    pub fn new(path: PathBuf) -> Self {
-        Self { path, is_begun: Arc::default() }
+    /// Names a file, or an object as `s3://bucket/key`. The first result replaces it.
+    ///
+    /// # Errors
+    /// The text names no object that other programs would find.
+    pub fn new(path: PathBuf) -> Result<Self, QueryError> {
+        let is_url = |text: &&str| text.contains("://") || text.starts_with("s3:");
+        let place = match path.to_str().filter(is_url) {
+            None => Place::Local(path),
+            Some(text) => match text.parse::<Location>().map_err(|error| QueryError::Refused(format!("-o {error}")))? {
+                Location::Folder(path) => Place::Local(path),
+                Location::S3 { bucket, prefix } if prefix.is_empty() => {
+                    let message = format!("-o {text:?} names no object; write s3://{bucket}/report.csv");
+                    return Err(QueryError::Refused(message));
+                }
+                object => Place::Object(object),
+            },
+        };
+        Ok(Self { place, is_begun: Arc::default() })
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Returns the place as a user writes it.
+    pub(super) fn shown(&self) -> String {
+        match &self.place {
+            Place::Local(path) => path.display().to_string(),
+            Place::Object(Location::S3 { bucket, prefix }) => format!("s3://{bucket}/{prefix}"),
+            Place::Object(Location::Folder(path)) => path.display().to_string(),
+        }
+    }
+
+    /// Returns the format that the name stands for, if it stands for one.
+    pub(super) fn format(&self) -> Option<Format> {
+        Format::of_name(&self.shown())
     }
 
     pub(super) fn is_begun(&self) -> bool {
@@ -51,128 +120,84 @@ impl Output {
         self.is_begun.store(true, Ordering::Relaxed);
     }
 
-    /// Checks that the file can take another result.
-    pub(super) fn check(&self, format: Format) -> Result<(), QueryError> {
-        match self.is_begun() && matches!(format, Format::Parquet | Format::Json) {
-            false => Ok(()),
-            true => Err(QueryError::Refused(format!(
-                "{} has a result already, and a file of this format holds one; name another file with \\o FILE",
-                self.path.display()
+    /// Checks that the place can take another result, and that it is no table's.
+    pub(super) fn check(&self, format: Format, lake: &Location) -> Result<(), QueryError> {
+        let is_object = matches!(self.place, Place::Object(_));
+        if self.is_begun() && (format.holds_one_result() || is_object) {
+            return Err(QueryError::Refused(format!(
+                "{} has a result already, and {} holds one; name another file with \\o FILE",
+                self.shown(),
+                if is_object { "an object" } else { "a file of this format" },
+            )));
+        }
+        match self.table_of(lake) {
+            None => Ok(()),
+            Some(table) => Err(QueryError::Refused(format!(
+                "{} lies in the folder of the table {table}, which only synclake writes; name another place",
+                self.shown()
             ))),
         }
     }
-}
 
-/// A file that appears whole or not at all, with the permissions of the file that it replaces.
-pub(super) struct Pending {
-    file: File,
-    /// Temporary path beside the target; `None` when the target is written directly.
-    staged: Option<PathBuf>,
-    /// Target path, with links followed.
-    path: PathBuf,
-}
-
-/// Returns the target of a link, even if nothing exists there yet.
-fn followed(path: &Path) -> PathBuf {
-    if let Ok(there) = path.canonicalize() {
-        return there;
-    }
-    match std::fs::read_link(path) {
-        Ok(to) => path.parent().unwrap_or(Path::new("")).join(to),
-        Err(_) => path.to_owned(),
-    }
-}
-
-impl Pending {
-    /// Creates the file; with `adds`, it begins with what the file at this path has.
-    pub(super) fn create(path: &Path, adds: bool) -> Result<Self, QueryError> {
-        let fail = |source| QueryError::Output { path: path.display().to_string(), source };
-        let path = followed(path);
-        let path = path.as_path();
-        let old = std::fs::metadata(path).ok();
-        if old.as_ref().is_some_and(|old| !old.is_file()) {
-            let file = File::options().write(true).open(path).map_err(fail)?;
-            return Ok(Self { file, staged: None, path: path.to_owned() });
-        }
-        if let Some(old) = &old {
-            // A read-only file is not replaced either. Root could open the file all the same.
-            if old.permissions().readonly() {
-                return Err(fail(io::Error::new(io::ErrorKind::PermissionDenied, "the file is read-only")));
+    /// Returns the table of the lake in whose folder the place lies.
+    fn table_of(&self, lake: &Location) -> Option<&'static str> {
+        let inside = match (&self.place, lake) {
+            (Place::Local(path), Location::Folder(lake)) => {
+                let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let folder = folder.canonicalize().or_else(|_| std::path::absolute(folder)).ok()?;
+                let path = folder.join(path.file_name()?);
+                path.strip_prefix(lake.canonicalize().ok()?).ok()?.to_str()?.to_owned()
             }
-            File::options().write(true).open(path).map_err(fail)?;
-        }
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{:08x}.tmp", rand::random::<u32>()));
-        let place = path.with_file_name(name);
-        let mut options = File::options();
-        options.write(true).create_new(true);
-        if old.is_some() {
-            options.mode(0o600);
-        }
-        let file = options.open(&place).map_err(fail)?;
-        *staged() = Some(place.clone());
-        let pending = Self { file, staged: Some(place), path: path.to_owned() };
-        if let Some(old) = old {
-            // Only root may change the owner. That clears some bits of the mode, so the mode is set afterwards.
-            let _ = fchown(&pending.file, Some(old.uid()), Some(old.gid()));
-            pending.file.set_permissions(old.permissions()).map_err(fail)?;
-            if adds {
-                let mut before = File::open(path).map_err(fail)?;
-                io::copy(&mut before, &mut &pending.file).map_err(fail)?;
+            (Place::Object(Location::S3 { bucket, prefix }), Location::S3 { bucket: of_lake, prefix: root })
+                if bucket == of_lake =>
+            {
+                prefix.strip_prefix(root.as_str())?.trim_start_matches('/').to_owned()
             }
-        }
-        Ok(pending)
-    }
-
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
-    pub(super) fn publish(mut self) -> Result<(), QueryError> {
-        let Some(place) = self.staged.take() else { return Ok(()) };
-        let done = self.file.sync_all().and_then(|()| std::fs::rename(&place, &self.path));
-        match done {
-            Ok(()) => *staged() = None,
-            Err(_) => remove_staged(),
-        }
-        done.map_err(|source| QueryError::Output { path: self.path.display().to_string(), source })
+            _ => return None,
+        };
+        let first = inside.split('/').next()?;
+        Table::ALL.into_iter().map(Table::name).find(|name| *name == first)
     }
 }
 
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if self.staged.is_some() {
-            remove_staged();
+/// Takes the bytes of a result.
+pub(super) trait Sink: Write + Send {
+    /// Passes on what waits in memory.
+    fn advance(&mut self) -> impl Future<Output = Result<(), QueryError>> + Send {
+        async { Ok(()) }
+    }
+}
+
+impl<W: Write + Send> Sink for BufWriter<W> {}
+
+impl Sink for Upload {
+    async fn advance(&mut self) -> Result<(), QueryError> {
+        Ok(Upload::advance(self).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_the_folder_of_a_table_is_found() {
+        let lake: Location = "s3://b/lake".parse().unwrap();
+        let table = |place: &str| Output::new(place.into()).unwrap().table_of(&lake);
+        assert_eq!(table("s3://b/lake/sync_records/x.parquet"), Some("sync_records"));
+        assert_eq!(table("s3://b/lake/state"), Some("state"));
+        for elsewhere in ["s3://b/lake/reports/x.csv", "s3://b/lakes/state", "s3://c/lake/state", "state/x.csv"] {
+            assert_eq!(table(elsewhere), None, "{elsewhere}");
         }
-    }
-}
-
-/// Bytes written at a time: a cancelled query stops between two writes.
-const WRITE_BYTES: usize = 8 << 10;
-
-/// Standard output that stops when the query is cancelled.
-///
-/// It has its own file descriptor, so an abandoned query holds no lock that the next query needs.
-pub(super) struct Stoppable {
-    file: File,
-    cancel: CancellationToken,
-}
-
-impl Stoppable {
-    pub(super) fn stdout(cancel: &CancellationToken) -> io::Result<Self> {
-        Ok(Self { file: io::stdout().as_fd().try_clone_to_owned()?.into(), cancel: cancel.clone() })
-    }
-}
-
-impl Write for Stoppable {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.cancel.is_cancelled() {
-            return Err(io::Error::other("cancelled"));
-        }
-        self.file.write(&bytes[..bytes.len().min(WRITE_BYTES)])
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Location::Folder(folder.path().join("lake"));
+        std::fs::create_dir_all(folder.path().join("lake/gaps")).unwrap();
+        let table = |place: &str| Output::new(folder.path().join(place)).unwrap().table_of(&lake);
+        assert_eq!(table("lake/gaps/x.csv"), Some("gaps"));
+        assert_eq!(table("lake/../lake/gaps/x.csv"), Some("gaps"));
+        assert_eq!(table("lake/x.csv"), None);
+        assert!(Output::new("s3://bucket".into()).is_err());
+        assert!(Output::new("gs://bucket/x".into()).is_err());
+        assert!(Output::new("s3:/bucket/x".into()).is_err());
     }
 }

@@ -28,7 +28,8 @@ type Lines = Editor<Assistant, FileHistory>;
 pub fn repl(opening: &Opening, name: &str, settings: Settings) -> Result<(), QueryError> {
     let interrupts =
         Interrupts::install(&CTRL_C).map_err(|error| QueryError::Refused(format!("listen for Ctrl-C: {error}")))?;
-    let config = Config::builder().completion_type(CompletionType::List).max_history_size(HISTORY).map_err(broken)?;
+    let config = Config::builder().completion_type(CompletionType::List).completion_show_all_if_ambiguous(true);
+    let config = config.max_history_size(HISTORY).map_err(broken)?;
     let mut lines: Lines = Editor::with_config(config.auto_add_history(false).build()).map_err(broken)?;
     let history = history_file();
     if let Some(path) = &history {

@@ -90,7 +90,7 @@ impl<'a> Session<'a> {
             Command::Relations => super::print_text(&describe::relations())?,
             Command::Columns(name) => return self.run(Ask::Columns(name.clone())),
             Command::Include(path) => return self.include(path, depth),
-            Command::Output(path) => self.output(path.as_deref()),
+            Command::Output(path) => return Ok(self.output(path.as_deref())),
             Command::Watch(every) => return self.watch(*every),
             Command::Edit => return self.edit(depth),
             // These are settings.
@@ -109,12 +109,16 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn output(&mut self, path: Option<&Path>) {
-        self.settings.output = path.map(|path| Output::new(path.to_owned()));
+    fn output(&mut self, path: Option<&Path>) -> Next {
+        self.settings.output = match path.map(|path| Output::new(path.to_owned())).transpose() {
+            Ok(output) => output,
+            Err(error) => return reported(&error),
+        };
         terminal::write_line(&match path {
             Some(path) => format!("results go to {}; \\o ends that", path.display()),
             None => "results go to the terminal".to_owned(),
         });
+        Next::More
     }
 
     /// Repeats the last statement until Ctrl-C or an error.

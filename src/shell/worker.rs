@@ -87,7 +87,7 @@ async fn answer(opening: &Opening, lake: &mut Option<Store>, job: &Job) -> Answe
     let engine = job.settings.engine(lake.insert(store), &opening.limits)?;
     match &job.ask {
         Ask::Open => engine.load(&[]).await,
-        Ask::Run(text) => statement::run(&engine, text, &job.settings, &job.cancel).await,
+        Ask::Run(text) => statement::run(&engine, text, (opening, &job.settings), &job.cancel).await,
         Ask::Columns(name) => super::print_text(&describe::columns(&engine, name).await?),
     }
 }

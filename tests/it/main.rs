@@ -16,6 +16,7 @@ mod damage;
 mod decoder;
 mod doctor;
 mod documents;
+mod exports;
 mod extract;
 mod files;
 mod fleet;

@@ -165,9 +165,13 @@ fn errors_say_what_was_meant() {
         ("selct 1", ["begins with selct", "did you mean select?"]),
         ("select * from chnges", ["no table or view chnges", "did you mean changes?"]),
         ("select * from orders", ["no table or view orders", "\\d lists them"]),
-        ("select valeu from changes", ["no column valeu", "did you mean value?"]),
+        ("select valeu from changes", ["no column valeu at line 1, column 8; did", "did you mean value?"]),
+        ("from changes\nwhere kez = 1", ["no column kez at line 2, column 7", "did you mean key?"]),
+        ("from changes where kez = 1", ["no column kez at line 1, column 20", "did you mean key?"]),
+        ("summarize select valeu from changes", ["no column valeu", "did you mean value?"]),
+        ("select * from changes, orders", ["no table or view orders at line 1, column 24", ""]),
         ("select c.valeu from changes c", ["no column valeu in c", "did you mean value?"]),
-        ("select price from changes", ["no column price; there are", "identity_id"]),
+        ("select price from changes", ["no column price at line 1, column 8; there are", "identity_id"]),
         ("select cuont(*) from changes", ["no function cuont", "did you mean count?"]),
         ("select *\nform changes x", ["expected", "at line 2, column"]),
         ("select 'open", ["Unterminated", "at line 1, column 8"]),
@@ -181,6 +185,39 @@ fn errors_say_what_was_meant() {
         assert!(is_plain && told.len() < 400 && told.trim().lines().count() == 1, "{sql}: {told}");
         assert_eq!(told.contains("read-only"), sql.starts_with("delete"), "{sql}: {told}");
     }
+}
+
+/// `EXPLAIN ANALYZE` says how much of the lake was read, through every view.
+#[test]
+fn an_analyzed_plan_counts_files_and_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = fixture(folder.path());
+    let day = "2026-01-02";
+    let mut files = vec![lake.join("sync_records")];
+    let (mut all, mut of_day, mut bytes) = (0, 0, 0);
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "parquet")
+            && !path.to_str().unwrap().contains("_log")
+        {
+            all += 1;
+            of_day += usize::from(path.to_str().unwrap().contains(day));
+            bytes += path.metadata().unwrap().len();
+        }
+    }
+    assert!(of_day > 0 && of_day < all, "{of_day} of {all}");
+    for view in ["sync_records", "changes", "daily_changes"] {
+        let sql = format!("explain analyze select * from {view} where event_date = date '{day}'");
+        let plan = ok(query().arg("--lake").arg(&lake).args(["-c", &sql]));
+        let read = plan.lines().skip_while(|line| *line != "Read").nth(1).unwrap_or_default();
+        assert!(read.contains(&format!("{of_day} of {all} files")), "{view}: {plan}");
+        assert!(read.contains(&format!(" of {}", indicatif::HumanBytes(bytes))), "{view}: {read}");
+        assert!(read.contains(&format!("{} files were pruned", all - of_day)), "{view}: {read}");
+    }
+    // A plan alone reads nothing.
+    let plan = ok(query().arg("--lake").arg(&lake).args(["-c", "explain select * from changes"]));
+    assert!(!plan.contains("Read"), "{plan}");
 }
 
 /// Statements and backslash commands of a script run in the order given, and files that it includes in their place.

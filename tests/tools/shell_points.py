@@ -37,10 +37,7 @@ PARTS = [
 ]
 MODULES = [module.__name__ for module, _ in PARTS]
 # Points that do not hold for synclake-query, and why.
-LACKING = {
-    "marks_place": "the planner names an unknown column without its place; a syntax error has its caret",
-    "explains": "lines of a plan are not cut, because their ends tell what is read",
-}
+LACKING = {}
 NAMES = ["synclake-query", "DuckDB", "psql", "datafusion-cli"]
 
 

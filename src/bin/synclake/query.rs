@@ -27,7 +27,8 @@ Examples:
   synclake-query --lake lake -c \"select * from current_state where identity_id = 'us-east-1:…'\"
   synclake-query --lake lake --as-of 2026-11-20 -c \"select count(*) from current_state\"
   synclake-query --lake lake --param who=us-east-1:… -c 'select * from changes where identity_id = $who'
-  synclake-query --lake s3://bucket/lake -f report.sql --format csv -o report.csv
+  synclake-query --lake s3://bucket/lake -f report.sql -o report.csv
+  synclake-query --lake lake -c 'select * from changes' --partition-by event_date -o s3://bucket/changes
   echo 'select count(*) from changes' | synclake-query --lake lake --format json
 
 Without -c, -f or a terminal, SQL is read from standard input. Everything is read-only.
@@ -52,18 +53,24 @@ pub(crate) struct Cli {
     /// Set $NAME in the statements: a number, true, false or else a text; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     param: Vec<String>,
-    /// Format of results [default: table].
+    /// Format of results [default: what the extension of -o stands for, or table].
     #[arg(long, value_enum, env = "SYNCLAKE_FORMAT")]
     format: Option<Format>,
-    /// Write the result to this file, complete or not at all; - is standard output.
+    /// Write the result to this file or object (s3://bucket/key), complete or not at all; - is standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Make -o a new folder or prefix of Parquet files, in folders named by the values of these columns.
+    #[arg(long, value_name = "COLUMN,…", value_delimiter = ',')]
+    partition_by: Vec<String>,
     /// Print control characters unescaped.
     #[arg(long)]
     raw: bool,
     /// In CSV, put a ' before text that a spreadsheet would treat as a formula.
     #[arg(long)]
     guard_formulas: bool,
+    /// Begin CSV with a byte order mark, by which Excel knows that it is UTF-8.
+    #[arg(long)]
+    bom: bool,
     /// Print the time of each statement.
     #[arg(long)]
     timing: bool,
@@ -108,16 +115,22 @@ pub(crate) fn main() -> ExitCode {
     let done = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
         let plan = plan(cli, &matches)?;
         let Some(texts) = plan.texts else {
-            return Ok(shell::repl(&plan.opening, &plan.name, plan.settings)?);
+            let left = shell::repl(&plan.opening, &plan.name, plan.settings);
+            // Ctrl-C may have ended a result a moment ago.
+            shell::discard_unfinished();
+            return Ok(left?);
         };
         let runtime = plan.opening.runtime().context("start the runtime")?;
         let interrupts = terminal::Interrupts::install(&ENDS).context("listen for signals")?;
         interrupts.set(Some(Box::new(|signal| {
-            shell::remove_staged();
+            shell::discard_unfinished();
             // The exit code that shells use for a signal.
             std::process::exit(128 + signal);
         })));
         let result = runtime.block_on(shell::run(&plan.opening, &texts, plan.settings)).map_err(anyhow::Error::from);
+        if result.is_err() {
+            shell::discard_unfinished();
+        }
         runtime.shutdown_timeout(synclake::timeouts::SHUTDOWN_TIMEOUT);
         result
     });
@@ -165,18 +178,28 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
         !["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path.as_os_str() == *name)
     });
     let to_terminal = output.is_none() && std::io::stdout().is_terminal();
-    let format = cli.format.unwrap_or(Format::Table);
-    if format == Format::Parquet && to_terminal {
-        return Err(Unusable("--format parquet is binary; add -o FILE".to_owned()).into());
+    if let Some(format) = cli.format.filter(|format| format.is_binary() && to_terminal) {
+        return Err(Unusable(format!("--format {} is binary; add -o FILE", format.name())).into());
+    }
+    if cli.bom && cli.format.is_some_and(|format| format != Format::Csv) {
+        return Err(Unusable("--bom is for CSV; add --format csv, or leave --bom out".to_owned()).into());
+    }
+    if !cli.partition_by.is_empty() && output.is_none() {
+        return Err(Unusable("--partition-by needs a folder; add -o FOLDER or -o s3://bucket/prefix".to_owned()).into());
+    }
+    if !cli.partition_by.is_empty() && cli.format.is_some_and(|format| format != Format::Parquet) {
+        return Err(Unusable("--partition-by writes Parquet; leave --format out".to_owned()).into());
     }
     if interactive && output.is_some() {
         return Err(Unusable("-o needs -c, -f or SQL on standard input".to_owned()).into());
     }
     let settings = Settings {
-        format,
+        format: cli.format,
         raw: cli.raw,
         guards_formulas: cli.guard_formulas,
-        output: output.map(Output::new),
+        has_bom: cli.bom,
+        output: output.map(Output::new).transpose().map_err(|error| Unusable(error.to_string()))?,
+        partition_by: cli.partition_by,
         timing: cli.timing || (interactive && std::io::stderr().is_terminal()),
         quiet: cli.quiet,
         scope: Scope { at: cli.at, as_of: cli.as_of },
