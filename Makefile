@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. CI runs `make check`, and then `make engines`.
+# Two commands do everything: `make demo` and `make test`. CI runs `make check`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

@@ -333,7 +333,7 @@ impl Engine {
             parse::request(statement, &state, &self.parameters).ok()
         });
         let names = requests.flat_map(|request| match request {
-            Request::Rows(parsed) | Request::Summary(parsed) | Request::ColumnsOf(parsed) => {
+            Request::Rows(parsed, _) | Request::Summary(parsed) | Request::ColumnsOf(parsed) => {
                 relations::named(&parsed, &state)
             }
             Request::Columns(name) => relations::known(&name).into_iter().collect(),
@@ -367,9 +367,9 @@ impl Engine {
     async fn planned(&self, statement: &str) -> Result<DataFrame, QueryError> {
         let state = self.context.state();
         match parse::request(statement, &state, &self.parameters)? {
-            Request::Rows(parsed) => {
+            Request::Rows(parsed, added) => {
                 let rows = self.rows(*parsed).await;
-                rows.map_err(|error| teach::moved(error, parse::columns_added(statement)))
+                rows.map_err(|error| teach::moved(error, added))
             }
             Request::Summary(parsed) => {
                 let rows = self.rows(*parsed).await.map_err(teach::without_place)?;

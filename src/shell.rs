@@ -95,7 +95,7 @@ impl Settings {
     }
 
     /// Returns the format of the next result.
-    fn result_format(&self) -> Format {
+    pub fn result_format(&self) -> Format {
         if !self.partition_by.is_empty() {
             return Format::Parquet;
         }
@@ -121,7 +121,7 @@ pub async fn run(opening: &Opening, texts: &[String], settings: Settings) -> Res
         Piece::Command(_) => None,
     });
     engine.load(&statements.collect::<Vec<_>>()).await?;
-    let mut script = Script { opening, lake, engine, settings };
+    let mut script = Script { opening, lake, engine, settings, has_binary: false };
     for pieces in texts {
         let pieces = pieces?;
         if pieces.is_empty() {
@@ -140,6 +140,8 @@ struct Script<'a> {
     lake: Store,
     engine: Engine,
     settings: Settings,
+    /// Whether a result is on standard output that nothing may follow.
+    has_binary: bool,
 }
 
 impl Script<'_> {
@@ -154,8 +156,18 @@ impl Script<'_> {
         for piece in pieces {
             match piece {
                 Piece::Statement(statement) => {
+                    if self.settings.output.is_none() && self.settings.result_format().is_binary() {
+                        if self.has_binary {
+                            let message =
+                                "a second result, where standard output holds one of this format; add -o FILE";
+                            return Err(QueryError::Refused(message.to_owned()));
+                        }
+                        self.has_binary = true;
+                    }
                     let with = (self.opening, &self.settings);
                     statement::run(&self.engine, &statement, with, &CancellationToken::new()).await?;
+                    // Standard output has its mark now; a file knows by itself.
+                    self.settings.has_bom &= self.settings.output.is_some();
                 }
                 Piece::Command(line) => {
                     if !self.command(&Command::parse(&line)?, depth).await? {
@@ -184,6 +196,9 @@ impl Script<'_> {
             Command::Help => print_text(commands::HELP)?,
             Command::Relations => print_text(&describe::relations())?,
             Command::Columns(name) => print_text(&describe::columns(&self.engine, name).await?)?,
+            Command::Output(_) if !self.settings.partition_by.is_empty() => {
+                return Err(QueryError::Refused("\\o and --partition-by exclude each other; leave one out".to_owned()));
+            }
             Command::Output(path) => self.settings.output = path.clone().map(Output::new).transpose()?,
             Command::Include(path) => {
                 let depth = depth.checked_sub(1).ok_or_else(|| session::too_deep(path))?;

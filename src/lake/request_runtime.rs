@@ -19,6 +19,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 
 use super::Objects;
 
@@ -43,10 +44,11 @@ pub(super) async fn on_request_runtime<T: Send + 'static>(
     }
 }
 
-/// Runs a task on the request runtime, for which nobody waits.
-pub(super) fn detached(task: impl Future<Output = ()> + Send + 'static) {
-    if let Some(runtime) = &*REQUESTS {
-        runtime.spawn(task);
+/// Starts a task on the request runtime. It runs to its end, also if nobody waits for it.
+pub(super) fn spawned<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    match &*REQUESTS {
+        Some(runtime) => runtime.spawn(task),
+        None => tokio::spawn(task),
     }
 }
 

@@ -1,15 +1,20 @@
 //! An object that is written in parts and appears at the end, whole or not at all.
+//!
+//! **Invariant: an upload is completed, or aborted after its last part.** A part that arrives after an abort would stay
+//! and cost money. So each upload is registered by the task that begins it, its parts run apart from the query, and an
+//! abort waits for the part that is on its way.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use tokio::task::JoinHandle;
 
-use super::request_runtime::{detached, on_request_runtime};
+use super::request_runtime::{on_request_runtime, spawned};
 use super::uploads::Uploads;
 use super::{LakeError, Store};
 
@@ -22,13 +27,20 @@ const LARGE_PART_BYTES: usize = 64 << 20;
 /// Parts that S3 takes, so that an object has at most 531 GiB.
 const PARTS_MAX: usize = 10_000;
 /// Uploads that are aborted at a time.
-const ABORTS: usize = 8;
+const ABORTS: usize = 64;
 
 /// Uploads of this process that are neither completed nor aborted.
-static OPEN: Mutex<BTreeMap<String, Open>> = Mutex::new(BTreeMap::new());
+#[derive(Debug)]
+struct Registry {
+    open: BTreeMap<String, Open>,
+    /// Whether the program ends, so that no upload may begin.
+    is_ending: bool,
+}
 
-fn open() -> MutexGuard<'static, BTreeMap<String, Open>> {
-    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry { open: BTreeMap::new(), is_ending: false });
+
+fn registry() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What it takes to end an upload.
@@ -37,34 +49,42 @@ struct Open {
     uploads: Arc<Uploads>,
     key: Path,
     id: String,
+    /// Held while a part is on its way.
+    part: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Open {
     /// Aborts the upload. Nothing remains of it, and readers of the object notice nothing.
-    async fn abort(self) -> object_store::Result<()> {
-        let id = self.id.clone();
-        let aborted =
-            on_request_runtime(async move { self.uploads.objects.abort_multipart(&self.key, &self.id).await });
-        let aborted = aborted.await;
-        open().remove(&id);
-        aborted
+    async fn abort(self) {
+        let _idle = self.part.lock().await;
+        // Best effort: a rule of the bucket should abort what stays.
+        let _ = self.uploads.objects.abort_multipart(&self.key, &self.id).await;
+        registry().open.remove(&self.id);
     }
 }
 
-/// Aborts all uploads of this process that were not completed.
+/// Aborts all uploads of this process that were not completed. No other one begins after that.
 pub(crate) async fn abort_all() {
-    let left: Vec<Open> = open().values().cloned().collect();
-    // Best effort: the program is ending, and a rule of the bucket should abort what stays.
-    let aborts = left.into_iter().map(Open::abort);
+    let left: Vec<Open> = {
+        let mut registry = registry();
+        registry.is_ending = true;
+        registry.open.values().cloned().collect()
+    };
+    let aborts = left.into_iter().map(|open| spawned(open.abort()));
     futures::stream::iter(aborts).buffer_unordered(ABORTS).for_each(async |_| ()).await;
 }
 
-/// An upload into one object. Holds two parts in memory: one that is filled, and one that is on its way.
+/// Returns the number of uploads that are neither completed nor aborted.
+pub(crate) fn left() -> usize {
+    registry().open.len()
+}
+
+/// An upload into one object. Holds what one batch or row group encodes to, and one part that is on its way.
 #[derive(Debug)]
 pub(crate) struct Upload {
     open: Open,
     shown: String,
-    buffer: Vec<u8>,
+    buffer: BytesMut,
     parts: Vec<PartId>,
     running: Option<JoinHandle<object_store::Result<PartId>>>,
     is_ended: bool,
@@ -74,7 +94,7 @@ impl Store {
     /// Begins an upload into an object, which replaces an older one when it is completed; `None` for a local folder.
     ///
     /// # Errors
-    /// The store failed, or the credentials do not allow it.
+    /// The store failed, the credentials do not allow it, or the program ends.
     pub(crate) async fn upload(&self, relative: &str) -> Result<Option<Upload>, LakeError> {
         let Some(uploads) = self.uploads() else { return Ok(None) };
         let fail = |source| LakeError::storage("write", self, relative, source);
@@ -85,13 +105,28 @@ impl Store {
             (prefix, relative) => Path::parse(format!("{prefix}/{relative}")),
         };
         let key = key.map_err(|error| fail(error.into()))?;
-        let (store, of) = (uploads.clone(), key.clone());
-        let id = on_request_runtime(async move { store.objects.create_multipart(&of).await }).await.map_err(fail)?;
-        let begun = Open { uploads, key, id };
-        open().insert(begun.id.clone(), begun.clone());
         let shown = format!("{}{relative}", self.url());
         let shown = if relative.is_empty() { shown.trim_end_matches('/').to_owned() } else { shown };
-        Ok(Some(Upload { open: begun, shown, buffer: Vec::new(), parts: Vec::new(), running: None, is_ended: false }))
+        // The task that begins the upload also owns it: if nobody waits for the answer any more, it is dropped there.
+        let begin = async move {
+            let id = uploads.objects.create_multipart(&key).await?;
+            let open = Open { uploads, key, id, part: Arc::default() };
+            let upload = Upload {
+                open: open.clone(),
+                shown,
+                buffer: BytesMut::new(),
+                parts: Vec::new(),
+                running: None,
+                is_ended: false,
+            };
+            let mut registry = registry();
+            registry.open.insert(open.id.clone(), open);
+            match registry.is_ending {
+                false => Ok(upload),
+                true => Err(object_store::Error::Generic { store: "S3", source: "the program ends".into() }),
+            }
+        };
+        on_request_runtime(begin).await.map(Some).map_err(fail)
     }
 }
 
@@ -111,23 +146,26 @@ impl Upload {
             if self.buffer.len() < full {
                 return Ok(());
             }
-            let rest = self.buffer.split_off(full);
-            self.send(rest).await?;
+            let part = self.buffer.split_to(full).freeze();
+            self.send(part).await?;
         }
     }
 
-    /// Sends the buffer as a part, after the part before it. `rest` becomes the buffer.
-    async fn send(&mut self, rest: Vec<u8>) -> Result<(), LakeError> {
-        let part = std::mem::replace(&mut self.buffer, rest);
+    /// Sends a part, after the part before it.
+    async fn send(&mut self, part: Bytes) -> Result<(), LakeError> {
         self.sent().await?;
         let number = self.parts.len();
         if number >= PARTS_MAX {
             let source = "S3 takes no more parts; write several objects, for example by --partition-by".into();
             return Err(self.failed(object_store::Error::Generic { store: "S3", source }));
         }
-        let Open { uploads, key, id } = self.open.clone();
-        let put = async move { uploads.objects.put_part(&key, &id, number, part.into()).await };
-        self.running = Some(tokio::spawn(on_request_runtime(put)));
+        let Open { uploads, key, id, part: busy } = self.open.clone();
+        // Locked here, so that no abort can come before the part.
+        let busy = busy.lock_owned().await;
+        self.running = Some(spawned(async move {
+            let _busy = busy;
+            uploads.objects.put_part(&key, &id, number, part.into()).await
+        }));
         Ok(())
     }
 
@@ -148,7 +186,8 @@ impl Upload {
         // Each object has a part, even if it has no bytes.
         let is_first = self.parts.is_empty() && self.running.is_none();
         if !self.buffer.is_empty() || is_first {
-            self.send(Vec::new()).await?;
+            let part = self.buffer.split().freeze();
+            self.send(part).await?;
         }
         self.sent().await
     }
@@ -159,11 +198,11 @@ impl Upload {
     /// The store failed after its own retries.
     pub(crate) async fn complete(mut self) -> Result<(), LakeError> {
         self.finish().await?;
-        let (Open { uploads, key, id }, parts) = (self.open.clone(), std::mem::take(&mut self.parts));
+        let (Open { uploads, key, id, .. }, parts) = (self.open.clone(), std::mem::take(&mut self.parts));
         let complete = async move { uploads.objects.complete_multipart(&key, &id, parts).await };
         on_request_runtime(complete).await.map_err(|source| self.failed(source))?;
         self.is_ended = true;
-        open().remove(&self.open.id);
+        registry().open.remove(&self.open.id);
         Ok(())
     }
 }
@@ -183,16 +222,8 @@ impl io::Write for Upload {
 impl Drop for Upload {
     /// Aborts an upload that was not completed, if the process goes on for long enough; [`abort_all`] waits for it.
     fn drop(&mut self) {
-        if self.is_ended {
-            return;
+        if !self.is_ended {
+            drop(spawned(self.open.clone().abort()));
         }
-        let (open, running) = (self.open.clone(), self.running.take());
-        detached(async move {
-            // A part that arrives after the end of its upload would stay.
-            if let Some(running) = running {
-                let _ = running.await;
-            }
-            let _ = open.abort().await;
-        });
     }
 }

@@ -4,9 +4,10 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
+use arrow::util::display::FormatOptions;
 use arrow_ipc::writer::{FileWriter, StreamWriter};
 use parquet::arrow::ArrowWriter;
 
@@ -14,6 +15,11 @@ use super::{other, spelled};
 
 /// Encoded bytes of a row group in memory, at which it ends, however few rows it has.
 const ROW_GROUP_BYTES: usize = 128 << 20;
+
+/// Capacity of the buffer that stays between two batches.
+const KEPT_BYTES: usize = 1 << 20;
+/// A value that cannot be stored is an error, and no NULL.
+const EXACT: CastOptions<'static> = CastOptions { safe: false, format_options: FormatOptions::new() };
 
 /// A writer of one result.
 pub(super) struct Binary {
@@ -29,9 +35,16 @@ enum Writer {
 }
 
 impl Binary {
-    /// Parquet has no intervals, so they become text.
+    /// Parquet has no intervals, so they become text, and no times in whole seconds. The file also names the types of
+    /// Arrow, which readers use.
     pub(super) fn parquet(schema: &Schema) -> io::Result<Self> {
-        let schema = stored(schema, |of| if is_interval(of) { DataType::Utf8 } else { of.clone() });
+        let schema = stored(schema, |of| match of {
+            of if is_interval(of) => DataType::Utf8,
+            DataType::Timestamp(TimeUnit::Second, zone) => DataType::Timestamp(TimeUnit::Millisecond, zone.clone()),
+            DataType::Time32(TimeUnit::Second) => DataType::Time32(TimeUnit::Millisecond),
+            DataType::Date64 => DataType::Date32,
+            of => plain(of),
+        });
         let writer = ArrowWriter::try_new(Vec::new(), schema.clone(), None).map_err(other)?;
         Ok(Self { schema, writer: Writer::Parquet(Box::new(writer)) })
     }
@@ -83,7 +96,9 @@ impl Binary {
             Writer::Stream(writer) => writer.get_mut(),
         };
         out.write_all(encoded)?;
+        // A row group may have been large.
         encoded.clear();
+        encoded.shrink_to(KEPT_BYTES);
         Ok(())
     }
 
@@ -99,7 +114,7 @@ impl Binary {
             match &spelled {
                 Some(spelled) if is_interval(column.data_type()) => Ok(spelled.column(at).clone()),
                 _ if column.data_type() == field.data_type() => Ok(column.clone()),
-                _ => cast(column, field.data_type()),
+                _ => cast_with_options(column, field.data_type(), &EXACT),
             }
         };
         let columns = self.schema.fields().iter().enumerate().map(column).collect::<Result<Vec<_>, _>>()?;
@@ -120,15 +135,18 @@ fn stored(schema: &Schema, of: impl Fn(&DataType) -> DataType) -> SchemaRef {
 /// Returns the type that readers of Arrow know: older ones know no views, and a file of the IPC format can hold only one
 /// dictionary a column. Offsets of 64 bits hold any batch.
 fn plain(of: &DataType) -> DataType {
-    let inner = |field: &FieldRef| -> FieldRef {
-        Arc::new(Field::new(field.name(), plain(field.data_type()), field.is_nullable()))
-    };
+    let inner =
+        |field: &FieldRef| -> FieldRef { Arc::new(field.as_ref().clone().with_data_type(plain(field.data_type()))) };
     match of {
         DataType::Utf8View => DataType::LargeUtf8,
         DataType::BinaryView => DataType::LargeBinary,
         DataType::Dictionary(_, values) => plain(values),
         DataType::List(field) => DataType::List(inner(field)),
         DataType::LargeList(field) => DataType::LargeList(inner(field)),
+        DataType::ListView(field) => DataType::List(inner(field)),
+        DataType::LargeListView(field) => DataType::LargeList(inner(field)),
+        DataType::FixedSizeList(field, length) => DataType::FixedSizeList(inner(field), *length),
+        DataType::Map(field, is_sorted) => DataType::Map(inner(field), *is_sorted),
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(inner).collect()),
         other => other.clone(),
     }

@@ -35,24 +35,24 @@ pub(super) fn write(cells: &[Option<String>], columns: Option<usize>, out: &mut 
 fn wrapped(line: &str, columns: usize) -> Vec<String> {
     // Deep plans keep half of the terminal for their text.
     let most = columns / 2;
-    let text = line.trim_start_matches(' ');
-    let indent = line.len() - text.len();
-    let hanging = " ".repeat((indent + HANGING).min(most));
-    let mut lines = Vec::new();
-    let mut rest = format!("{}{text}", " ".repeat(indent.min(most)));
-    while let Some(end) = too_long(&rest, columns) {
-        let start = rest.len() - rest.trim_start_matches(' ').len();
-        if end <= start {
-            break;
+    let mut rest = line.trim_start_matches(' ');
+    let indent = line.len() - rest.len();
+    let (first, hanging) = (indent.min(most), (indent + HANGING).min(most));
+    let mut lines: Vec<String> = Vec::new();
+    loop {
+        let spaces = if lines.is_empty() { first } else { hanging };
+        let end = too_long(rest, columns.saturating_sub(spaces));
+        let cut = match end {
+            // Not even one character fits.
+            None | Some(0) => rest.len(),
+            Some(end) => rest[..end].rfind([' ', ',', '/']).map_or(end, |at| at + 1),
+        };
+        lines.push(format!("{}{}", " ".repeat(spaces), rest[..cut].trim_end()));
+        rest = rest[cut..].trim_start();
+        if rest.is_empty() {
+            return lines;
         }
-        let cut = rest[start..end].rfind([' ', ',', '/']).map_or(end, |at| start + at + 1);
-        lines.push(rest[..cut].trim_end().to_owned());
-        rest = format!("{hanging}{}", rest[cut..].trim_start());
     }
-    if lines.is_empty() || !rest.trim().is_empty() {
-        lines.push(rest);
-    }
-    lines
 }
 
 /// Returns the end of the characters that fit; `None` if all of them do.

@@ -29,7 +29,7 @@ impl Engine {
     pub async fn scan(&self, statement: &str) -> Result<Scan, QueryError> {
         let state = self.context.state();
         let names = match parse::request(statement, &state, &self.parameters)? {
-            Request::Rows(parsed) => relations::named(&parsed, &state),
+            Request::Rows(parsed, _) => relations::named(&parsed, &state),
             _ => relations::Names::new(),
         };
         let (files, bytes) = self.relations.files(names, &state).await?;
@@ -45,7 +45,7 @@ impl Scan {
     pub fn row(&self, schema: SchemaRef) -> Result<RecordBatch> {
         let (read, bytes) = self.reads.counts();
         let told = format!(
-            "{} of {} files, {} of {}; {} files were pruned",
+            "{} of {} files, {} (all files have {}); {} files were skipped",
             HumanCount(read),
             HumanCount(self.files),
             HumanBytes(bytes),

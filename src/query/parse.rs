@@ -23,8 +23,8 @@ pub use parameters::Parameters;
 /// What a statement asks for.
 #[derive(Debug)]
 pub(super) enum Request {
-    /// Rows of a query.
-    Rows(Box<Parsed>),
+    /// Rows of a query, and the characters that were put before its first line.
+    Rows(Box<Parsed>, usize),
     /// A summary of each column of a query.
     Summary(Box<Parsed>),
     /// Columns of a query.
@@ -38,12 +38,6 @@ pub(super) enum Request {
 /// Stands before a statement that begins with FROM.
 const SELECT_ALL: &str = "SELECT * ";
 
-/// Returns the characters that stand before a statement when it is planned.
-pub(super) fn columns_added(text: &str) -> usize {
-    let first = text.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
-    if first.eq_ignore_ascii_case("from") { SELECT_ALL.len() } else { 0 }
-}
-
 /// Parses one statement.
 ///
 /// # Errors
@@ -55,7 +49,7 @@ pub(super) fn request(text: &str, session: &SessionState, parameters: &Parameter
     let parser = Parsers { dialect: &dialect, limit };
     let mut whole = parser.of(text)?;
     let is_summary = takes(&mut whole, "summarize");
-    let mut first = match is_summary && !begins_query(&whole) {
+    let (mut first, added) = match is_summary && !begins_query(&whole) {
         true => {
             let name = whole.parser.parse_object_name(true).map_err(|error| invalid(&error))?;
             let end = whole.parser.peek_token();
@@ -64,16 +58,16 @@ pub(super) fn request(text: &str, session: &SessionState, parameters: &Parameter
                     "SUMMARIZE {name} is complete before {end}; write SUMMARIZE SELECT … for a query"
                 )));
             }
-            one(parser.of(&format!("SELECT * FROM {name}"))?)?
+            (one(parser.of(&format!("SELECT * FROM {name}"))?)?, 0)
         }
         // The parser ends `FROM x` after the table.
         false if !is_summary && next(&whole) == Some(Keyword::FROM) => {
             match parser.of(&format!("{SELECT_ALL}{text}")).and_then(one) {
-                Ok(parsed) => parsed,
-                Err(_) => one(whole)?,
+                Ok(parsed) => (parsed, SELECT_ALL.len()),
+                Err(_) => (one(whole)?, 0),
             }
         }
-        false => one(whole)?,
+        false => (one(whole)?, 0),
     };
     if let Some(shown) = shown(&first)? {
         return Ok(shown);
@@ -87,7 +81,7 @@ pub(super) fn request(text: &str, session: &SessionState, parameters: &Parameter
     Ok(match (is_summary, described(first)) {
         (true, Ok(query) | Err(query)) => Request::Summary(query),
         (false, Ok(query)) => Request::ColumnsOf(query),
-        (false, Err(statement)) => Request::Rows(statement),
+        (false, Err(statement)) => Request::Rows(statement, added),
     })
 }
 

@@ -24,7 +24,7 @@ pub(super) async fn export(
     opening: &Opening,
 ) -> Result<usize, QueryError> {
     let format = settings.result_format();
-    output.check(format, &opening.location)?;
+    output.check(format, !settings.partition_by.is_empty(), &opening.location)?;
     let style = Style {
         guards_formulas: settings.guards_formulas,
         has_bom: settings.has_bom && !output.is_begun(),

@@ -51,6 +51,13 @@ impl Partitions {
             }
             columns.push((at, name.clone()));
         }
+        // Readers of such folders compare names without their case.
+        for (at, name) in &columns {
+            let mut fields = schema.fields().iter().enumerate();
+            if fields.any(|(other, field)| other != *at && field.name().eq_ignore_ascii_case(name)) {
+                return Err(refused(format!("two columns are named {name}, but for capitals; name them with AS")));
+            }
+        }
         let is_other = |at: &usize| columns.iter().all(|(partition, _)| partition != at);
         let others: Vec<usize> = (0..schema.fields().len()).filter(is_other).collect();
         match others.is_empty() {
@@ -107,10 +114,13 @@ impl Partitions {
             }
             let text = ArrayFormatter::try_new(column, &options).and_then(|f| f.value(row).try_to_string());
             match text.map_err(|error| QueryError::Sql(error.into()))?.as_str() {
-                text @ ("" | NULL) => Err(QueryError::Refused(format!(
-                    "--partition-by: {name} has the text '{text}', which readers of folders take for NULL; write \
+                // DuckDB reads `null` in any case as NULL.
+                text if text.is_empty() || text == NULL || text.eq_ignore_ascii_case("null") => {
+                    Err(QueryError::Refused(format!(
+                        "--partition-by: {name} has the text '{text}', which readers of folders take for NULL; write \
                      nullif({name}, '{text}') as {name}"
-                ))),
+                    )))
+                }
                 text => Ok(format!("{}={}", escaped(name), escaped(text))),
             }
         };
@@ -119,12 +129,12 @@ impl Partitions {
     }
 }
 
-/// Returns whether the text of a value is the value, for every reader.
+/// Returns whether a value has one text that readers take for it. (Some guess types, and read the text `007` as 7.)
 fn names_a_folder(of: &DataType) -> bool {
     match of {
         DataType::Dictionary(_, values) => names_a_folder(values),
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
-        DataType::Boolean | DataType::Date32 | DataType::Date64 => true,
+        DataType::Boolean | DataType::Date32 => true,
         of => of.is_integer(),
     }
 }
@@ -162,7 +172,7 @@ mod tests {
         let folders: Vec<_> = split.iter().map(|(folder, rows)| (folder.as_str(), rows.num_rows())).collect();
         assert_eq!(folders, [("day=a%2Fb%3Dc", 2), ("day=é ..", 1), ("day=__HIVE_DEFAULT_PARTITION__", 1)]);
         assert_eq!(partitions.stored(&rows.schema()).fields().len(), 1);
-        for text in ["", NULL] {
+        for text in ["", NULL, "Null"] {
             let refused = partitions.split(&batch(vec![Some(text)])).unwrap_err().to_string();
             assert!(refused.contains(&format!("nullif(day, '{text}')")), "{refused}");
         }

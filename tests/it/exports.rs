@@ -34,8 +34,8 @@ fn by_python(script: &str, args: &[&str]) -> Value {
 fn arrow_holds_what_parquet_holds() {
     let folder = tempfile::tempdir().unwrap();
     let lake = fixture(folder.path());
-    let sql =
-        "select *, interval '3' day as three, [key, value] as pair from changes order by identity_id, key, arrived_at";
+    let sql = "select *, interval '3' day as three, [key, value] as pair, map(['k'], [pool]) as pools, \
+               to_timestamp_seconds(sync_count) as at from changes order by identity_id, key, arrived_at";
     let place = |name: &str| folder.path().join(name).display().to_string();
     for name in ["x.arrow", "x.parquet"] {
         assert_eq!(ok(&mut export(&lake, &["-c", sql], &place(name))), "");
@@ -48,15 +48,23 @@ fn arrow_holds_what_parquet_holds() {
                   stream = pa.ipc.open_stream(sys.argv[2]).read_all()\n\
                   parquet = pq.read_table(sys.argv[3])\n\
                   assert file.equals(stream)\n\
-                  assert 'P3D' in str(parquet['three'][0]) or '3' in str(parquet['three'][0])\n\
+                  assert str(parquet['three'][0]) == sys.argv[4], parquet['three'][0]\n\
                   kept = [name for name in parquet.column_names if name != 'three']\n\
                   assert file.select(kept).to_pylist() == parquet.select(kept).to_pylist()\n\
-                  views = [str(f.type) for f in file.schema if 'view' in str(f.type) or 'dictionary' in str(f.type)]\n\
+                  assert str(parquet.schema.field('at').type).startswith('timestamp'), parquet.schema\n\
+                  parquet.sort_by('pool').filter(pa.compute.field('key') == 'x')\n\
+                  types = [str(f.type) for f in list(file.schema) + list(parquet.schema)]\n\
+                  views = [of for of in types if 'view' in of or 'dictionary' in of]\n\
                   print(json.dumps([file.num_rows, str(file.schema.field('last_modified_date').type), views]))";
-    let told = by_python(script, &[&place("x.arrow"), &place("x.arrows"), &place("x.parquet")]);
+    let three = rows(&lake, "select interval '3' day as three")[0]["three"].as_str().unwrap().to_owned();
+    let told = by_python(script, &[&place("x.arrow"), &place("x.arrows"), &place("x.parquet"), &three]);
     assert_eq!(told[0], rows(&lake, "select count(*) as n from changes")[0]["n"]);
     assert!(told[1].as_str().unwrap().starts_with("timestamp"), "{told}");
     assert_eq!(told[2], serde_json::json!([]));
+    let parquet = ["--format", "parquet", "-c", "select 1 as a", "-c", "select 2 as a"];
+    let two = query().args(["--lake", &lake]).args(parquet).output().unwrap();
+    assert_eq!(two.status.code(), Some(1), "{}", text(&two.stderr));
+    assert!(text(&two.stderr).contains("a second result"), "{}", text(&two.stderr));
     let twice = "select a.key, b.key from changes a cross join changes b limit 1";
     let twice = export(&lake, &["-c", twice], &place("y.arrow")).output().unwrap();
     refused(&twice, 1, &["two columns are named \"key\""]);
@@ -117,6 +125,7 @@ fn a_partitioned_folder_is_read_by_hive_readers() {
         (["--partition-by", "a", "-c", "select '' as a, 1 as b"], ["a has the text ''", "nullif(a, '')"]),
         (["--partition-by", "a", "-c", "select 1.5 as a, 1 as b"], ["names no folder", "cast it"]),
         (["--partition-by", "a", "-c", "select 1 as a"], ["no column is left", ""]),
+        (["--partition-by", "a", "-c", "select 1 as a, 2 as \"A\""], ["two columns are named a", "but for capitals"]),
         (["--partition-by", "a", "-c", "select key as a, cast(value as bigint) as b from changes"], ["cannot", ""]),
     ] {
         let output = export(&lake, &args, beside).output().unwrap();

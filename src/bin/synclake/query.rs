@@ -3,8 +3,10 @@
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Parser};
 use synclake::config::{self, File, Unusable};
 use synclake::lake::Location;
@@ -123,11 +125,16 @@ pub(crate) fn main() -> ExitCode {
         let runtime = plan.opening.runtime().context("start the runtime")?;
         let interrupts = terminal::Interrupts::install(&ENDS).context("listen for signals")?;
         interrupts.set(Some(Box::new(|signal| {
+            IS_ENDED.store(true, Ordering::SeqCst);
             shell::discard_unfinished();
             // The exit code that shells use for a signal.
             std::process::exit(128 + signal);
         })));
         let result = runtime.block_on(shell::run(&plan.opening, &texts, plan.settings)).map_err(anyhow::Error::from);
+        // The signal ends the program with its own exit code; what fails meanwhile is its consequence.
+        while IS_ENDED.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
         if result.is_err() {
             shell::discard_unfinished();
         }
@@ -154,6 +161,8 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+/// Whether a signal ends the program.
+static IS_ENDED: AtomicBool = AtomicBool::new(false);
 /// Signals that end a query; its partial output is removed.
 const ENDS: [SignalKind; 3] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
 
@@ -178,34 +187,40 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
         !["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path.as_os_str() == *name)
     });
     let to_terminal = output.is_none() && std::io::stdout().is_terminal();
-    if let Some(format) = cli.format.filter(|format| format.is_binary() && to_terminal) {
+    let output = output.map(Output::new).transpose().map_err(|error| Unusable(error.to_string()))?;
+    // The variable is for whoever names no file: the name of a file says more.
+    let is_given = matches.value_source("format") != Some(ValueSource::EnvVariable);
+    let is_named = output.as_ref().is_some_and(|output| output.format().is_some()) || !cli.partition_by.is_empty();
+    let format = cli.format.filter(|_| is_given || !is_named);
+    if let Some(format) = format.filter(|format| format.is_binary() && to_terminal) {
         return Err(Unusable(format!("--format {} is binary; add -o FILE", format.name())).into());
-    }
-    if cli.bom && cli.format.is_some_and(|format| format != Format::Csv) {
-        return Err(Unusable("--bom is for CSV; add --format csv, or leave --bom out".to_owned()).into());
     }
     if !cli.partition_by.is_empty() && output.is_none() {
         return Err(Unusable("--partition-by needs a folder; add -o FOLDER or -o s3://bucket/prefix".to_owned()).into());
     }
-    if !cli.partition_by.is_empty() && cli.format.is_some_and(|format| format != Format::Parquet) {
+    if !cli.partition_by.is_empty() && format.is_some_and(|format| format != Format::Parquet) {
         return Err(Unusable("--partition-by writes Parquet; leave --format out".to_owned()).into());
     }
     if interactive && output.is_some() {
         return Err(Unusable("-o needs -c, -f or SQL on standard input".to_owned()).into());
     }
     let settings = Settings {
-        format: cli.format,
+        format,
         raw: cli.raw,
         guards_formulas: cli.guard_formulas,
         has_bom: cli.bom,
-        output: output.map(Output::new).transpose().map_err(|error| Unusable(error.to_string()))?,
-        partition_by: cli.partition_by,
+        output,
+        partition_by: cli.partition_by.iter().map(|name| name.trim().to_owned()).collect(),
         timing: cli.timing || (interactive && std::io::stderr().is_terminal()),
         quiet: cli.quiet,
         scope: Scope { at: cli.at, as_of: cli.as_of },
         parameters: Parameters::read(&cli.param).map_err(Unusable)?,
         ..Settings::default()
     };
+    let is_csv = settings.result_format() == Format::Csv;
+    if cli.bom && !is_csv && (format.is_some() || settings.output.is_some()) {
+        return Err(Unusable("--bom is for CSV; add --format csv, or leave --bom out".to_owned()).into());
+    }
     let mut limits = Limits::default();
     if let Some(bytes) = cli.memory {
         limits.memory_bytes = usize::try_from(bytes)

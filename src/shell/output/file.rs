@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use super::{discard, stage, unstage};
+use super::{discard, publish, stage};
 use crate::query::QueryError;
 
 /// A file that appears whole or not at all, with the permissions of the file that it replaces.
@@ -18,7 +18,7 @@ pub(in crate::shell) struct Pending {
 }
 
 /// Returns the target of a link, even if nothing exists there yet.
-fn followed(path: &Path) -> PathBuf {
+pub(super) fn followed(path: &Path) -> PathBuf {
     if let Ok(there) = path.canonicalize() {
         return there;
     }
@@ -54,8 +54,7 @@ impl Pending {
         if old.is_some() {
             options.mode(0o600);
         }
-        let file = options.open(&place).map_err(fail)?;
-        stage(&place);
+        let file = stage(&place, || options.open(&place)).map_err(fail)?;
         let pending = Self { file, staged: Some(place), path: path.to_owned() };
         if let Some(old) = old {
             // Only root may change the owner. That clears some bits of the mode, so the mode is set afterwards.
@@ -80,10 +79,9 @@ impl Pending {
 
     pub(in crate::shell) fn publish(mut self) -> Result<(), QueryError> {
         let Some(place) = self.staged.take() else { return Ok(()) };
-        let done = self.file.sync_all().and_then(|()| std::fs::rename(&place, &self.path));
-        match done {
-            Ok(()) => unstage(&place),
-            Err(_) => discard(&place),
+        let done = self.file.sync_all().and_then(|()| publish(&place, &self.path));
+        if done.is_err() {
+            discard(&place);
         }
         done.map_err(|source| QueryError::Output { path: self.path.display().to_string(), source })
     }

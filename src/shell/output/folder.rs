@@ -1,13 +1,15 @@
 //! A folder of files, or a prefix of objects, for a partitioned result. A local folder appears whole or not at all. Objects
 //! appear one after the other, and an empty object `_SUCCESS` after all of them.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
+use object_store::ObjectStoreExt;
 
-use super::{Place, Sink, discard, stage, unstage};
+use super::{Place, Sink, discard, publish, stage};
 use crate::aws::AwsSettings;
 use crate::lake::upload::Upload;
 use crate::lake::{LakeError, Store};
@@ -22,19 +24,42 @@ const COMPLETIONS: usize = 8;
 pub(in crate::shell) enum Folder {
     /// A temporary folder beside its target.
     Local { staged: PathBuf, target: PathBuf },
-    /// A prefix, and the finished uploads below it.
-    Prefix { store: Store, done: Vec<Upload> },
+    /// A prefix, and the finished uploads below it, by their paths.
+    Prefix { store: Store, done: Vec<(String, Upload)> },
 }
 
 /// A file of such a folder.
 pub(in crate::shell) enum Part {
     File(BufWriter<File>, PathBuf),
-    Object(Upload),
+    Object(Upload, String),
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> QueryError {
     let path = path.display().to_string();
     move |source| QueryError::Output { path: path.clone(), source }
+}
+
+/// Returns the path of a local folder that is new or empty, and can be replaced by another folder.
+fn free(target: &Path, shown: &str) -> Result<PathBuf, QueryError> {
+    let mut entries = match std::fs::read_dir(target) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(target.to_owned()),
+        Err(error) => return Err(failed(target)(error)),
+    };
+    if entries.next().is_some() {
+        return Err(taken(shown));
+    }
+    let target = target.canonicalize().map_err(failed(target))?;
+    let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev());
+    let is_mount = match target.parent() {
+        Some(parent) => device(parent).map_err(failed(&target))? != device(&target).map_err(failed(&target))?,
+        None => true,
+    };
+    if is_mount || std::env::current_dir().is_ok_and(|current| current == target) {
+        let message = format!("{shown} cannot be replaced as a whole; name a new folder within it");
+        return Err(QueryError::Refused(message));
+    }
+    Ok(target)
 }
 
 fn taken(shown: &str) -> QueryError {
@@ -49,20 +74,18 @@ impl Folder {
     pub(in crate::shell) async fn create(place: &Place, aws: &AwsSettings, shown: &str) -> Result<Self, QueryError> {
         match place {
             Place::Local(target) => {
-                let mut entries = match std::fs::read_dir(target) {
-                    Ok(entries) => Some(entries),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                    Err(error) => return Err(failed(target)(error)),
-                };
-                if entries.as_mut().is_some_and(|entries| entries.next().is_some()) {
-                    return Err(taken(shown));
-                }
+                let target = free(target, shown)?;
                 let mut name = target.file_name().unwrap_or_default().to_owned();
                 name.push(format!(".{:08x}.tmp", rand::random::<u32>()));
                 let staged = target.with_file_name(name);
-                std::fs::create_dir(&staged).map_err(failed(target))?;
-                stage(&staged);
-                Ok(Self::Local { staged, target: target.clone() })
+                // An empty folder keeps its permissions.
+                let old = std::fs::metadata(&target).ok().map(|old| old.permissions());
+                let create = || {
+                    DirBuilder::new().mode(old.as_ref().map_or(0o777, |_| 0o700)).create(&staged)?;
+                    old.as_ref().map_or(Ok(()), |old| std::fs::set_permissions(&staged, old.clone()))
+                };
+                stage(&staged, create).map_err(failed(&target))?;
+                Ok(Self::Local { staged, target })
             }
             Place::Object(location) => {
                 let store = Store::open(location, aws).await?;
@@ -83,14 +106,23 @@ impl Folder {
     pub(in crate::shell) async fn file(&self, path: &str) -> Result<Part, QueryError> {
         match self {
             Self::Local { staged, .. } => {
+                let (mut folder, parts) = (staged.clone(), path.rsplit_once('/'));
+                // Not `create_dir_all`, which would make the temporary folder again after it was discarded.
+                for part in parts.into_iter().flat_map(|(folders, _)| folders.split('/')) {
+                    folder.push(part);
+                    match std::fs::create_dir(&folder) {
+                        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                            return Err(failed(&folder)(error));
+                        }
+                        _ => {}
+                    }
+                }
                 let path = staged.join(path);
-                let folder = path.parent().unwrap_or(staged);
-                std::fs::create_dir_all(folder).map_err(failed(&path))?;
                 let file = File::options().write(true).create_new(true).open(&path).map_err(failed(&path))?;
                 Ok(Part::File(BufWriter::new(file), path))
             }
             Self::Prefix { store, .. } => match store.upload(path).await? {
-                Some(upload) => Ok(Part::Object(upload)),
+                Some(upload) => Ok(Part::Object(upload, path.to_owned())),
                 None => Err(QueryError::Refused(format!("{} takes no uploads", store.url()))),
             },
         }
@@ -106,16 +138,18 @@ impl Folder {
                 let file = file.into_inner().map_err(io::IntoInnerError::into_error);
                 file.and_then(|file| file.sync_all()).map_err(failed(&path))
             }
-            (Self::Prefix { done, .. }, Part::Object(mut upload)) => {
+            (Self::Prefix { done, .. }, Part::Object(mut upload, path)) => {
                 upload.finish().await?;
-                done.push(upload);
+                done.push((path, upload));
                 Ok(())
             }
-            (Self::Local { .. }, Part::Object(upload)) => Ok(upload.complete().await?),
+            (Self::Local { target, .. }, Part::Object(..)) => {
+                Err(failed(target)(io::Error::other("an object is no file of a local folder")))
+            }
         }
     }
 
-    /// Shows the files, and `_SUCCESS` last.
+    /// Shows the files, and `_SUCCESS` last. If that fails, no file stays.
     ///
     /// # Errors
     /// The folder could not be moved to its place, or an upload could not be completed.
@@ -123,26 +157,58 @@ impl Folder {
         match &mut self {
             Self::Local { staged, target } => {
                 let done = File::create(staged.join(SUCCESS)).and_then(|file| file.sync_all());
-                done.and_then(|()| std::fs::rename(&*staged, &*target)).map_err(failed(target))?;
-                unstage(staged);
+                done.and_then(|()| publish(staged, target)).map_err(failed(target))
             }
             Self::Prefix { store, done } => {
-                let completions = std::mem::take(done).into_iter().map(Upload::complete);
-                let completed = futures::stream::iter(completions).buffer_unordered(COMPLETIONS);
-                completed.try_for_each(async |()| Ok(())).await?;
-                store.put(SUCCESS, bytes::Bytes::new()).await?;
+                let completions = std::mem::take(done).into_iter().map(async |(path, upload)| {
+                    let completed = upload.complete().await;
+                    (path, completed)
+                });
+                // All of them run to their end, so that it is known which objects are there.
+                let ended: Vec<_> = futures::stream::iter(completions).buffer_unordered(COMPLETIONS).collect().await;
+                let mut shown = match ended.iter().all(|(_, completed)| completed.is_ok()) {
+                    true => store.put(SUCCESS, bytes::Bytes::new()).await,
+                    false => Ok(()),
+                };
+                let mut there = Vec::new();
+                for (path, completed) in ended {
+                    match completed {
+                        Ok(()) => there.push(path),
+                        Err(error) => shown = Err(error),
+                    }
+                }
+                let Err(error) = shown else { return Ok(()) };
+                Err(withdrawn(store, &there, error).await)
             }
         }
-        Ok(())
+    }
+}
+
+/// Deletes objects of a result that failed.
+async fn withdrawn(store: &Store, paths: &[String], error: LakeError) -> QueryError {
+    let mut left = 0;
+    for path in paths {
+        let key = format!("{}/{path}", store.key(""));
+        let deleted = match object_store::path::Path::parse(key) {
+            Ok(key) => store.objects().delete(&key).await.is_ok(),
+            Err(_) => false,
+        };
+        left += usize::from(!deleted);
+    }
+    match left {
+        0 => error.into(),
+        left => QueryError::Refused(format!(
+            "{}; {left} files of this result are left in {}, without _SUCCESS: remove them before you try again",
+            crate::terminal::chain(&error),
+            store.url()
+        )),
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        match self {
-            // It is gone once it was published.
-            Self::Local { staged, .. } if staged.exists() => discard(staged),
-            _ => {}
+        if let Self::Local { staged, .. } = self {
+            discard(staged);
         }
     }
 }
@@ -151,14 +217,14 @@ impl Write for Part {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::File(file, _) => file.write(bytes),
-            Self::Object(upload) => upload.write(bytes),
+            Self::Object(upload, _) => upload.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::File(file, _) => file.flush(),
-            Self::Object(upload) => upload.flush(),
+            Self::Object(upload, _) => upload.flush(),
         }
     }
 }
@@ -167,7 +233,7 @@ impl Sink for Part {
     async fn advance(&mut self) -> Result<(), QueryError> {
         match self {
             Self::File(..) => Ok(()),
-            Self::Object(upload) => Ok(upload.advance().await?),
+            Self::Object(upload, _) => Ok(upload.advance().await?),
         }
     }
 }
