@@ -207,7 +207,9 @@ impl Output {
             (Place::Object(Location::S3 { bucket, prefix }), Location::S3 { bucket: of_lake, prefix: root })
                 if bucket == of_lake =>
             {
-                prefix.strip_prefix(root.as_str())?.trim_start_matches('/').to_owned()
+                let rest = prefix.strip_prefix(root.as_str())?;
+                let inside = if root.is_empty() { Some(rest) } else { rest.strip_prefix('/') };
+                inside?.to_owned()
             }
             _ => return None,
         };
