@@ -62,7 +62,7 @@ pub enum QueryError {
     Placed {
         /// What was expected, and what was found.
         what: String,
-        /// What may have been meant; empty, or with what separates it.
+        /// The name that was probably meant, or the names that exist, with the separator before it; may be empty.
         hint: String,
         /// Where it was found.
         place: Option<Place>,

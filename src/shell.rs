@@ -114,7 +114,7 @@ impl Settings {
 pub async fn run(opening: &Opening, texts: &[String], settings: Settings) -> Result<(), QueryError> {
     let lake = Store::open(&opening.location, &opening.aws).await?;
     let engine = settings.engine(&lake, &opening.limits)?;
-    // What can be split is loaded at once, and a text that cannot be split is reported when it runs.
+    // The tables of all statements are loaded at once. A text that cannot be split is reported when it runs.
     let texts: Vec<_> = texts.iter().map(|text| script::pieces(text)).collect();
     let statements = texts.iter().flatten().flatten().filter_map(|piece| match piece {
         Piece::Statement(statement) => Some(statement.clone()),

@@ -15,7 +15,7 @@ use object_store::{
 
 use super::{Objects, Store};
 
-/// What was read of data files.
+/// Counts of the data files that were read, and of their bytes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reads(Arc<Mutex<Counted>>);
 

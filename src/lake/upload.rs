@@ -43,7 +43,7 @@ fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What it takes to end an upload.
+/// An upload that is neither completed nor aborted: its store, its key and its id.
 #[derive(Debug, Clone)]
 struct Open {
     uploads: Arc<Uploads>,

@@ -1,4 +1,4 @@
-//! What a statement read of the files of its tables, for EXPLAIN ANALYZE.
+//! Counts of the files and bytes that a statement reads, for EXPLAIN ANALYZE.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::parse::{self, Request};
 use super::{Engine, QueryError, relations};
 use crate::lake::counted::Reads;
 
-/// What a statement reads, and what it could have read.
+/// Counts of the files that a statement reads, and of all files of its tables.
 #[derive(Debug, Clone)]
 pub struct Scan {
     reads: Reads,

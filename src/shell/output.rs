@@ -88,7 +88,7 @@ pub fn discard_unfinished() {
     let aborts = std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let aborts = async { tokio::time::timeout(crate::timeouts::ABORT_TIMEOUT, upload::abort_all()).await };
-        // What is left is counted below.
+        // Uploads that were not aborted in time are counted below.
         let _ = runtime.block_on(aborts);
         Ok::<_, io::Error>(())
     });

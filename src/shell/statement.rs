@@ -32,7 +32,7 @@ pub(super) struct Rows {
     pub(super) task: Arc<TaskContext>,
     /// The columns, with the names that the user sees.
     pub(super) schema: SchemaRef,
-    /// What EXPLAIN ANALYZE adds to its plan.
+    /// Counts of files and bytes, which EXPLAIN ANALYZE adds to its plan.
     pub(super) scan: Option<Scan>,
 }
 
