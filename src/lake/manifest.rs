@@ -35,7 +35,7 @@ const WRITES: usize = 16;
 /// Updates that may lose against other writers before this one gives up.
 const ATTEMPTS: usize = 20;
 /// The value of a null in the name of a Hive partition.
-const NULL: &str = "__HIVE_DEFAULT_PARTITION__";
+pub(crate) const NULL: &str = "__HIVE_DEFAULT_PARTITION__";
 
 /// The result of an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -13,10 +13,9 @@ use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
+use crate::lake::manifest::NULL;
 use crate::query::QueryError;
 
-/// The value of a NULL in the name of a folder, as Hive writes it.
-const NULL: &str = "__HIVE_DEFAULT_PARTITION__";
 /// ASCII characters that Hive escapes in the name of a folder, beside control characters. Others stay as they are:
 /// Spark reads each escape as a character of its own.
 const ESCAPED: &str = "\"#%'*/:=?\\{[]^\u{7f}";
