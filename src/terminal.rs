@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -212,9 +212,18 @@ pub fn check_address_space(needed: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The receiver of signals: the callback while one is set, else nobody. A signal by itself never ends the shell.
+/// The receiver of signals. A signal by itself never ends the program.
+///
+/// A signal may come between two callbacks, so it is kept: every callback that is set before [`Interrupts::forget`] gets it.
 #[derive(Clone, Default)]
-pub struct Interrupts(Arc<Mutex<Option<SignalCallback>>>);
+pub struct Interrupts(Arc<Mutex<Received>>);
+
+#[derive(Default)]
+struct Received {
+    callback: Option<SignalCallback>,
+    /// The last signal.
+    kept: Option<i32>,
+}
 
 /// A callback that gets the number of the signal.
 type SignalCallback = Box<dyn Fn(i32) + Send>;
@@ -242,9 +251,7 @@ impl Interrupts {
                             came.map_or(Poll::Pending, Poll::Ready)
                         });
                         let kind = kinds[came.await];
-                        if let Some(callback) = heard.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-                            callback(kind.as_raw_value());
-                        }
+                        heard.receive(kind.as_raw_value());
                     }
                 })
             });
@@ -259,12 +266,34 @@ impl Interrupts {
     /// Returns whether a callback is set.
     #[cfg(test)]
     pub(crate) fn is_set(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.lock().callback.is_some()
     }
 
-    /// Sets the callback for signals, or none.
+    /// Passes a signal to the callback, and keeps it for the next.
+    pub(crate) fn receive(&self, signal: i32) {
+        let mut received = self.lock();
+        received.kept = Some(signal);
+        if let Some(callback) = &received.callback {
+            callback(signal);
+        }
+    }
+
+    /// Sets the callback for signals, or none. A kept signal goes to the callback at once.
     pub fn set(&self, callback: Option<SignalCallback>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = callback;
+        let mut received = self.lock();
+        if let (Some(callback), Some(signal)) = (&callback, received.kept) {
+            callback(signal);
+        }
+        received.callback = callback;
+    }
+
+    /// Forgets the signals so far: they meant work that is over.
+    pub fn forget(&self) {
+        self.lock().kept = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Received> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

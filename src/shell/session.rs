@@ -49,6 +49,7 @@ impl<'a> Session<'a> {
 
     /// Runs statements and backslash commands up to the first that fails, and reports its error.
     pub(super) fn input(&mut self, text: &str) -> Result<Next, QueryError> {
+        self.interrupts.forget();
         self.nested(text, INCLUDES_MAX)
     }
 
@@ -148,7 +149,10 @@ impl<'a> Session<'a> {
 
     /// Runs what the user makes of the last statement in an editor.
     fn edit(&mut self, depth: usize) -> Result<Next, QueryError> {
-        match edited(self.last.as_deref().unwrap_or_default()) {
+        let edited = edited(self.last.as_deref().unwrap_or_default());
+        // A Ctrl-C went to the editor.
+        self.interrupts.forget();
+        match edited {
             Ok(text) if text.trim().is_empty() => Ok(Next::More),
             Ok(text) => {
                 terminal::write_line(text.trim_end());
@@ -251,15 +255,15 @@ mod tests {
     use crate::lake::Location;
     use crate::query::Limits;
 
+    fn opening(stack_bytes: usize) -> Opening {
+        let location = Location::Folder("lake".into());
+        Opening { location, aws: AwsSettings::default(), limits: Limits::default(), stack_bytes }
+    }
+
     #[test]
     fn no_callback_stays_when_no_thread_starts() {
         // No address space holds such a stack.
-        let opening = Opening {
-            location: Location::Folder("lake".into()),
-            aws: AwsSettings::default(),
-            limits: Limits::default(),
-            stack_bytes: 1 << 47,
-        };
+        let opening = opening(1 << 47);
         let (jobs, ended) = mpsc::channel();
         drop(ended);
         let worker = Worker { jobs, thread: std::thread::spawn(|| ()) };
@@ -268,5 +272,25 @@ mod tests {
         let mut session = Session { opening: &opening, interrupts: interrupts.clone(), worker, settings, last: None };
         assert!(session.ask(Ask::Open).is_err());
         assert!(!interrupts.is_set());
+    }
+
+    #[test]
+    fn ctrl_c_between_two_statements_ends_what_follows() {
+        let interrupts = Interrupts::default();
+        let (jobs, asked) = mpsc::channel::<Job>();
+        let count = std::thread::spawn(move || {
+            let answer = |job: &Job| job.reply.send(Event::Done(Box::new(Ok(()))));
+            asked.iter().inspect(|job| drop(answer(job))).take(2).count()
+        });
+        let worker = Worker { jobs, thread: std::thread::spawn(|| ()) };
+        let settings = Settings { quiet: true, ..Settings::default() };
+        let opening = opening(1 << 20);
+        let last = Some("select 1".to_owned());
+        let mut session = Session { opening: &opening, interrupts: interrupts.clone(), worker, settings, last };
+        // No callback is set.
+        interrupts.receive(2);
+        assert_eq!(session.watch(Duration::from_millis(1)).expect("the shell goes on"), Next::More);
+        drop(session);
+        assert_eq!(count.join().expect("no panic"), 1, "the watch went on");
     }
 }
