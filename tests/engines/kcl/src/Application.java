@@ -6,7 +6,6 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Set;
-import java.util.concurrent.CountDownLatch;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -77,6 +76,12 @@ public final class Application {
   private final class Processor implements ShardRecordProcessor {
     private String shard;
 
+    /**
+     * Whether the processor ignores what follows. A hold does not block: the loop of KCL that starts the processors waits for
+     * one that is in its first batch, and would start no other.
+     */
+    private boolean isHeld;
+
     @Override
     public void initialize(InitializationInput input) {
       shard = input.shardId();
@@ -86,7 +91,7 @@ public final class Application {
     @Override
     public void processRecords(ProcessRecordsInput input) {
       int size = input.records().size();
-      for (int i = 0; i < size; i++) {
+      for (int i = 0; i < size && !isHeld; i++) {
         KinesisClientRecord record = input.records().get(i);
         Matcher matcher = ID.matcher(StandardCharsets.UTF_8.decode(record.data()));
         String id = matcher.find() ? matcher.group(1) : "";
@@ -98,9 +103,9 @@ public final class Application {
           }
           if (holds.contains(id)) {
             tell("hold", shard, at(record));
-            new CountDownLatch(1).await();
+            isHeld = true;
           }
-        } catch (InvalidStateException | ShutdownException | InterruptedException error) {
+        } catch (InvalidStateException | ShutdownException error) {
           throw new IllegalStateException(error);
         }
       }
@@ -113,6 +118,9 @@ public final class Application {
 
     @Override
     public void shardEnded(ShardEndedInput input) {
+      if (isHeld) {
+        throw new IllegalStateException("shard " + shard + " ended after its hold");
+      }
       try {
         input.checkpointer().checkpoint();
       } catch (InvalidStateException | ShutdownException error) {
