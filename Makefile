@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. CI runs `make check`.
+# Two commands do everything: `make demo` and `make test`. CI runs `make check`, and then `make engines`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -104,7 +104,7 @@ bench-commits: tools ## commit latency with 1, 4 and 16 writers, on a folder and
 	$(CARGO) build --locked --features failpoints --example commit_bench
 	$(VENV)/bin/python tests/tools/with_servers.py tests/tools/commits.sh "$(CARGO_TARGET_DIR)/debug/examples/commit_bench"
 
-bench: $(TOOLS)/python.stamp $(TOOLS)/bench.stamp $(TOOLS)/ferrokinesis.stamp ## measure, beside DuckDB (optimised build); BENCH=--short leaves out what takes long, BENCH=--help has more
+bench: $(TOOLS)/python.stamp $(TOOLS)/bench.stamp $(TOOLS)/shell.stamp $(TOOLS)/ferrokinesis.stamp ## measure, beside DuckDB (optimised build); BENCH=--short leaves out what takes long, BENCH=--help has more
 	$(CARGO) build --locked --release --bins
 	$(TOOLS)/bench/bin/python tests/tools/bench.py "$(CARGO_TARGET_DIR)/release" $${BENCH:-}
 

@@ -16,6 +16,7 @@ import bench_compact
 import bench_pairs
 import bench_polled
 import bench_questions
+import bench_shell
 import bench_sizes
 import bench_state
 import bench_stream
@@ -29,6 +30,7 @@ PARTS = {
     "pairs": bench_pairs.part,
     "questions": bench_questions.part,
     "analysts": bench_analysts.part,
+    "shell": bench_shell.part,
     "sizes": bench_sizes.part,
     "stream": bench_stream.part,
     "commits": bench_commits.part,

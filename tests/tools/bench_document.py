@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs/benchmarks.md"
 # All sections, in their order.
 SECTIONS = [
-    "machine", "pairs", "questions", "analysts", "sizes", "stream", "commits", "care", "cost", "compact", "polled", "history",
+    "machine", "pairs", "questions", "analysts", "shell", "sizes", "stream", "commits", "care", "cost", "compact", "polled", "history",
     "spark", "steps",
 ]
 BY_HAND = "<!-- by hand -->"
