@@ -70,7 +70,8 @@ pub fn refuses(_name: &str) -> bool {
     false
 }
 
-/// Returns whether a test wants this step refused: `FAILPOINTS=store/delete=return`.
+/// Returns whether a test wants this step refused: `FAILPOINTS=store/delete=return`, or `upload/complete=2*off->1*return` for
+/// the third of them.
 #[cfg(feature = "failpoints")]
 pub fn refuses(name: &str) -> bool {
     fail::fail_point!(name, |_| true);

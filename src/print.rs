@@ -21,6 +21,9 @@ use binary::Binary;
 pub use fitted::Fit;
 use table::Table;
 
+/// Extensions of files that hold a table for people.
+const TEXT_EXTENSIONS: [&str; 5] = ["txt", "text", "out", "log", "table"];
+
 /// Output format of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -53,11 +56,28 @@ impl Format {
             "tsv" => Self::Tsv,
             "json" => Self::Json,
             "ndjson" | "jsonl" => Self::Ndjson,
-            "md" => Self::Markdown,
+            "md" | "markdown" => Self::Markdown,
             "parquet" => Self::Parquet,
             "arrow" | "arrows" | "ipc" | "feather" => Self::Arrow,
             _ => return None,
         })
+    }
+
+    /// Checks that the extension of a file's name stands for a format, or for none: a table in a file with the name of
+    /// another format would be a surprise to whoever opens it.
+    ///
+    /// # Errors
+    /// Returns what to do.
+    pub fn check_name(name: &str) -> Result<(), String> {
+        let file = name.rsplit('/').next().unwrap_or(name);
+        let extension = file.trim_start_matches('.').rsplit_once('.').map_or("", |(_, extension)| extension);
+        // A version or a date has no letter at its beginning.
+        let is_name = extension.starts_with(|c: char| c.is_ascii_alphabetic());
+        let is_text = TEXT_EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str());
+        match is_name && !is_text && Self::of_name(name).is_none() {
+            true => Err(format!("{name:?}: .{extension} stands for no format; choose one with --format or \\format")),
+            false => Ok(()),
+        }
     }
 
     /// Returns whether results are bytes that no terminal shows.

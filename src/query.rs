@@ -17,8 +17,8 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 
+use crate::lake::Store;
 use crate::lake::counted::Reads;
-use crate::lake::{LakeError, Store};
 
 use parse::Request;
 use relations::{Names, Relations};
@@ -27,6 +27,7 @@ use rules::{casts, integers, recursive, sums};
 mod analyzed;
 pub mod catalog;
 mod changes;
+mod error;
 mod functions;
 pub mod guard;
 mod parse;
@@ -44,115 +45,13 @@ mod vocabulary;
 mod widened;
 
 pub use analyzed::Scan;
+pub use error::QueryError;
+pub(crate) use error::UserError;
 pub use parse::Parameters;
 pub use teach::Place;
+pub(crate) use teach::unknown_relation;
+use teach::{Planned, Written};
 pub use vocabulary::Vocabulary;
-
-/// An error of a query.
-#[derive(Debug, thiserror::Error)]
-pub enum QueryError {
-    /// Failure to read the lake.
-    #[error(transparent)]
-    Lake(#[from] LakeError),
-    /// Statement that synclake rejects, before or while it is planned or executed.
-    #[error("{0}")]
-    Refused(String),
-    /// Statement that is no SQL at a place, or names there what does not exist.
-    #[error("{what}{}{hint}", at(*.place))]
-    Placed {
-        /// What was expected, and what was found.
-        what: String,
-        /// The name that was probably meant, or the names that exist, with the separator before it; may be empty.
-        hint: String,
-        /// Where it was found.
-        place: Option<Place>,
-        /// The line of the statement and a caret below it, for a terminal; empty without a place.
-        excerpt: String,
-    },
-    /// More memory needed than allowed.
-    #[error("out of memory ({0}); raise --memory, or filter by pool or date")]
-    Memory(String),
-    /// Failure to keep spilled data on disk.
-    #[error("{0}")]
-    Disk(String),
-    /// Error of DataFusion, from planning or execution.
-    #[error("{}", one_line(.0))]
-    Sql(#[source] DataFusionError),
-    /// Failure to read a file of statements.
-    #[error("read {path}")]
-    Script {
-        /// The file.
-        path: String,
-        /// Error of the operating system.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Failure to write the result.
-    #[error("write {path}")]
-    Output {
-        /// Destination of the result.
-        path: String,
-        /// Error of the operating system.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl From<DataFusionError> for QueryError {
-    fn from(error: DataFusionError) -> Self {
-        if let Some(told) = teach::told(&error) {
-            return told;
-        }
-        match error.find_root() {
-            // DataFusion's message suggests settings that users cannot change here.
-            DataFusionError::ResourcesExhausted(what) => {
-                Self::Memory(what.split(" with ").next().unwrap_or(what).to_owned())
-            }
-            DataFusionError::External(told) if told.is::<UserError>() => Self::Refused(told.to_string()),
-            root => match spill::told(root) {
-                Some(what) => Self::Disk(what),
-                None => Self::Sql(error),
-            },
-        }
-    }
-}
-
-impl QueryError {
-    /// Returns the line of the statement with a caret below the place of the error, for a terminal.
-    pub fn excerpt(&self) -> Option<&str> {
-        match self {
-            Self::Placed { excerpt, .. } if !excerpt.is_empty() => Some(excerpt),
-            _ => None,
-        }
-    }
-
-    /// Returns whether the reader of the output is gone. Then nobody is left to read an error message.
-    pub fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Output { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
-    }
-}
-
-fn at(place: Option<Place>) -> String {
-    place.map_or_else(String::new, |place| format!(" at line {}, column {}", place.line, place.column))
-}
-
-/// Formats an error without hints, line breaks, secrets and the names of the engine's parts.
-fn one_line(error: &DataFusionError) -> String {
-    let text = crate::text::plain(&crate::text::joined(&error.strip_backtrace()));
-    let limited: String = text.chars().take(2_000).collect();
-    crate::redact::redact(&limited)
-}
-
-/// A complete message for the user, passed through DataFusion.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct UserError(pub String);
-
-impl From<UserError> for DataFusionError {
-    fn from(told: UserError) -> Self {
-        Self::External(Box::new(told))
-    }
-}
 
 /// Rows of a batch when rows are small.
 const BATCH_ROWS: usize = 8_192;
@@ -366,22 +265,19 @@ impl Engine {
 
     async fn planned(&self, statement: &str) -> Result<DataFrame, QueryError> {
         let state = self.context.state();
+        let written = |planned| Written { statement, planned };
         match parse::request(statement, &state, &self.parameters)? {
-            Request::Rows(parsed, added) => {
-                let rows = self.rows(*parsed).await;
-                rows.map_err(|error| teach::moved(error, added))
-            }
+            Request::Rows(parsed, added) => self.rows(*parsed, written(Planned::Behind(added))).await,
             Request::Summary(parsed) => {
-                let rows = self.rows(*parsed).await.map_err(teach::without_place)?;
+                let rows = self.rows(*parsed, written(Planned::Other)).await?;
                 Ok(statements::summary(rows)?)
             }
             Request::ColumnsOf(parsed) => {
-                let frame = self.rows(*parsed).await?;
+                let frame = self.rows(*parsed, written(Planned::Behind(0))).await?;
                 Ok(statements::columns(&self.context, frame.schema().as_arrow(), None)?)
             }
             Request::Columns(name) => {
-                let unknown =
-                    || QueryError::Refused(format!("there is no table or view {name:?}; SHOW TABLES lists them"));
+                let unknown = || unknown_relation(&name, statement);
                 let schema = self.columns(&name).await?.ok_or_else(unknown)?;
                 Ok(statements::columns(&self.context, &schema, Some(&name))?)
             }
@@ -393,7 +289,7 @@ impl Engine {
     }
 
     /// Plans a query.
-    async fn rows(&self, parsed: Statement) -> Result<DataFrame, QueryError> {
+    async fn rows(&self, parsed: Statement, written: Written<'_>) -> Result<DataFrame, QueryError> {
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let state = self.context.state();
         let _loaded = self.relations.ensure(relations::named(&parsed, &state), &state).await?;
@@ -407,7 +303,7 @@ impl Engine {
                 "this lake is read-only here: {}",
                 message.trim_end_matches('.').replace(" not supported", "")
             )),
-            _ => QueryError::from(error),
+            _ => teach::told(&error, &written).unwrap_or_else(|| QueryError::from(error)),
         })
     }
 }

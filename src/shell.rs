@@ -4,7 +4,6 @@
 //! interactive shell reads the newest snapshot for each statement and goes on after a failure ([`repl()`]).
 
 use std::io::Write;
-use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +31,8 @@ mod worker;
 use commands::Command;
 pub use output::{Output, discard_unfinished};
 pub use repl::repl;
-use script::Piece;
+pub use script::Script;
+use script::{Part, Piece};
 
 /// What a session starts with.
 #[derive(Debug, Clone)]
@@ -111,31 +111,32 @@ impl Settings {
 ///
 /// # Errors
 /// There is no lake, it cannot be read, or a statement or command fails.
-pub async fn run(opening: &Opening, texts: &[String], settings: Settings) -> Result<(), QueryError> {
+pub async fn run(opening: &Opening, scripts: &[Script], settings: Settings) -> Result<(), QueryError> {
     let lake = Store::open(&opening.location, &opening.aws).await?;
     let engine = settings.engine(&lake, &opening.limits)?;
     // The tables of all statements are loaded at once. A text that cannot be split is reported when it runs.
-    let texts: Vec<_> = texts.iter().map(|text| script::pieces(text)).collect();
-    let statements = texts.iter().flatten().flatten().filter_map(|piece| match piece {
-        Piece::Statement(statement) => Some(statement.clone()),
-        Piece::Command(_) => None,
+    let texts: Vec<_> = scripts.iter().map(|script| (script, script.pieces())).collect();
+    let pieces = texts.iter().filter_map(|(_, pieces)| pieces.as_ref().ok()).flatten();
+    let statements = pieces.filter_map(|piece| match &piece.part {
+        Part::Statement(statement) => Some(statement.clone()),
+        Part::Command(_) => None,
     });
     engine.load(&statements.collect::<Vec<_>>()).await?;
-    let mut script = Script { opening, lake, engine, settings, has_binary: false };
-    for pieces in texts {
+    let mut run = Run { opening, lake, engine, settings, has_binary: false };
+    for (script, pieces) in texts {
         let pieces = pieces?;
         if pieces.is_empty() {
             return Err(QueryError::Refused("the SQL text is empty".to_owned()));
         }
-        if !script.run(pieces, session::INCLUDES_MAX).await? {
+        if !run.script(script, pieces, session::INCLUDES_MAX).await? {
             break;
         }
     }
     Ok(())
 }
 
-/// A script that runs.
-struct Script<'a> {
+/// A run of scripts.
+struct Run<'a> {
     opening: &'a Opening,
     lake: Store,
     engine: Engine,
@@ -144,45 +145,46 @@ struct Script<'a> {
     has_binary: bool,
 }
 
-impl Script<'_> {
-    /// Runs the pieces of a text. Returns whether what follows is to run, too.
-    async fn run(&mut self, pieces: Vec<Piece>, depth: usize) -> Result<bool, QueryError> {
-        let statements = pieces.iter().filter(|piece| matches!(piece, Piece::Statement(_))).count();
+impl Run<'_> {
+    /// Runs the pieces of a script. Returns whether what follows is to run, too.
+    async fn script(&mut self, script: &Script, pieces: Vec<Piece>, depth: usize) -> Result<bool, QueryError> {
+        let statements = pieces.iter().filter(|piece| matches!(piece.part, Part::Statement(_))).count();
         let is_file = self.settings.output.is_some() || self.settings.result_format().is_binary();
         if is_file && statements > 1 && statements == pieces.len() {
             let message = format!("{statements} statements where one is expected: a file holds one result");
             return Err(QueryError::Refused(message));
         }
         for piece in pieces {
-            match piece {
-                Piece::Statement(statement) => {
-                    if self.settings.output.is_none() && self.settings.result_format().is_binary() {
-                        if self.has_binary {
-                            let message =
-                                "a second result, where standard output holds one of this format; add -o FILE";
-                            return Err(QueryError::Refused(message.to_owned()));
-                        }
-                        self.has_binary = true;
-                    }
-                    let with = (self.opening, &self.settings);
-                    statement::run(&self.engine, &statement, with, &CancellationToken::new()).await?;
-                    // Standard output has its mark now; a file knows by itself.
-                    self.settings.has_bom &= self.settings.output.is_some();
-                }
-                Piece::Command(line) => {
-                    if !self.command(&Command::parse(&line)?, depth).await? {
-                        return Ok(false);
-                    }
-                }
+            if !self.piece(&piece.part, depth).await.map_err(|error| script.error(error, &piece))? {
+                return Ok(false);
             }
         }
+        Ok(true)
+    }
+
+    async fn piece(&mut self, part: &Part, depth: usize) -> Result<bool, QueryError> {
+        let statement = match part {
+            Part::Statement(statement) => statement,
+            Part::Command(line) => return self.command(&Command::parse(line)?, depth).await,
+        };
+        if self.settings.output.is_none() && self.settings.result_format().is_binary() {
+            if self.has_binary {
+                let message = "a second result, where standard output holds one of this format; add -o FILE";
+                return Err(QueryError::Refused(message.to_owned()));
+            }
+            self.has_binary = true;
+        }
+        let with = (self.opening, &self.settings);
+        statement::run(&self.engine, statement, with, &CancellationToken::new()).await?;
+        // Standard output has its mark now; a file knows by itself.
+        self.settings.has_bom &= self.settings.output.is_some();
         Ok(true)
     }
 
     async fn command(&mut self, command: &Command, depth: usize) -> Result<bool, QueryError> {
         let prints = matches!(command, Command::Help | Command::Relations | Command::Columns(_));
         if prints && self.settings.output.is_some() {
-            let message = "-o takes the result of a statement, not of a backslash command";
+            let message = "-o and \\o take the result of a statement, not of a backslash command";
             return Err(QueryError::Refused(message.to_owned()));
         }
         if command.apply(&mut self.settings)?.is_some() {
@@ -202,7 +204,9 @@ impl Script<'_> {
             Command::Output(path) => self.settings.output = path.clone().map(Output::new).transpose()?,
             Command::Include(path) => {
                 let depth = depth.checked_sub(1).ok_or_else(|| session::too_deep(path))?;
-                return Box::pin(self.run(script::pieces(&read_script(path)?)?, depth)).await;
+                let script = Script::read(path)?;
+                let pieces = script.pieces()?;
+                return Box::pin(self.script(&script, pieces, depth)).await;
             }
             _ => {
                 let message = "\\watch and \\e need a terminal; run synclake-query without -c, -f and pipes";
@@ -211,16 +215,6 @@ impl Script<'_> {
         }
         Ok(true)
     }
-}
-
-/// Reads a file of statements.
-///
-/// # Errors
-/// The file cannot be read, or is not UTF-8.
-pub fn read_script(path: &Path) -> Result<String, QueryError> {
-    let shown = path.display().to_string();
-    let bytes = std::fs::read(path).map_err(|source| QueryError::Script { path: shown.clone(), source })?;
-    String::from_utf8(bytes).map_err(|_| QueryError::Refused(format!("{shown} is not UTF-8; convert it with iconv")))
 }
 
 fn print_text(text: &str) -> Result<(), QueryError> {

@@ -316,7 +316,7 @@ pub fn stop_on_signals() -> std::io::Result<CancellationToken> {
                 let now = Instant::now();
                 if now.saturating_duration_since(*first.get_or_init(|| now)) >= SAME_WISH {
                     print_error(
-                        "stopped by a second signal; run the same command again to read the uncommitted records",
+                        "stopped by a second signal; run the same command again: it goes on from the last commit",
                     );
                     std::process::exit(code);
                 }

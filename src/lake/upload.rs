@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::request_runtime::{on_request_runtime, spawned};
 use super::uploads::Uploads;
 use super::{LakeError, Store};
+use crate::failpoint;
 
 /// Bytes of each of the first parts. S3 requires 5 MiB, except of the last one.
 const PART_BYTES: usize = 16 << 20;
@@ -198,6 +199,10 @@ impl Upload {
     /// The store failed after its own retries.
     pub(crate) async fn complete(mut self) -> Result<(), LakeError> {
         self.finish().await?;
+        if failpoint::refuses("upload/complete") {
+            let (path, source) = (self.shown.clone(), "a test refuses it".into());
+            return Err(self.failed(object_store::Error::PermissionDenied { path, source }));
+        }
         let (Open { uploads, key, id, .. }, parts) = (self.open.clone(), std::mem::take(&mut self.parts));
         let complete = async move { uploads.objects.complete_multipart(&key, &id, parts).await };
         on_request_runtime(complete).await.map_err(|source| self.failed(source))?;

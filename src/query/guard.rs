@@ -1,9 +1,9 @@
 //! Pre-parse checks that reject statements which a parser or planner could not survive.
 
 use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Whitespace};
 
-use super::{QueryError, teach};
+use super::{Place, QueryError, teach};
 
 /// Longest text of one statement, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
@@ -30,10 +30,13 @@ pub fn check(statement: &str) -> Result<(), QueryError> {
     if statement.contains('\0') {
         return refuse("SQL text holds a NUL byte; remove it".to_owned());
     }
-    let tokens = match Tokenizer::new(&GenericDialect {}, statement).tokenize() {
+    let tokens = match Tokenizer::new(&GenericDialect {}, statement).tokenize_with_location() {
         Ok(tokens) => tokens,
         Err(error) => return Err(teach::pointed(teach::syntax(&error.to_string()), statement)),
     };
+    let place = tokens.iter().find(|t| !matches!(t.token, Token::Whitespace(_)));
+    let place = place.and_then(|first| Place::of(first.span.start));
+    let tokens: Vec<Token> = tokens.into_iter().map(|token| token.token).collect();
     let counted = |token: &&Token| {
         !matches!(
             token,
@@ -56,13 +59,17 @@ pub fn check(statement: &str) -> Result<(), QueryError> {
         let first = first.map(ToString::to_string).unwrap_or_default();
         let word = first.to_ascii_lowercase();
         let words = READING.join(", ");
-        return refuse(match teach::nearest(&word, READING) {
-            _ if teach::WRITING.contains(&word.as_str()) => {
-                format!("{first} is not possible: the lake is read-only here. A statement begins with {words}")
-            }
-            Some(near) => format!("no statement begins with {first}; did you mean {near}?"),
-            None => format!("no statement begins with {first}; it begins with {words}"),
-        });
+        if teach::WRITING.contains(&word.as_str()) {
+            return refuse(format!(
+                "{first} is not possible: the lake is read-only here. A statement begins with {words}"
+            ));
+        }
+        let hint = match teach::nearest(&word, READING) {
+            Some(near) => format!("; did you mean {near}?"),
+            None => format!("; it begins with {words}"),
+        };
+        let what = format!("no statement begins with {first}");
+        return Err(teach::pointed(QueryError::Placed { what, hint, place, excerpt: String::new() }, statement));
     }
     let count = tokens.iter().filter(counted).count();
     if count > TOKENS_MAX {
@@ -105,11 +112,12 @@ pub fn is_blank(text: &str) -> bool {
     tokens.is_ok_and(|tokens| tokens.iter().all(|token| matches!(token, Token::Whitespace(_))))
 }
 
-/// Splits a text into statements at the semicolons outside of literals and comments.
+/// Splits a text into statements at the semicolons outside of literals and comments. Each has the place of its first
+/// character in the text.
 ///
 /// # Errors
 /// The text is too long, or a literal or comment does not end.
-pub fn split(text: &str) -> Result<Vec<String>, QueryError> {
+pub fn split(text: &str) -> Result<Vec<(Place, String)>, QueryError> {
     if text.len() > 8 * TEXT_BYTES_MAX {
         let limit = 8 * TEXT_BYTES_MAX;
         return Err(QueryError::Refused(format!("SQL text of {} bytes is too long; the limit is {limit}", text.len())));
@@ -133,23 +141,32 @@ pub fn split(text: &str) -> Result<Vec<String>, QueryError> {
     };
     let mut found = Vec::new();
     let mut begin = 0;
+    let mut first = None;
     let mut has_words = false;
     for token in &tokens {
+        let is_text = !matches!(
+            token.token,
+            Token::Whitespace(Whitespace::Space | Whitespace::Newline | Whitespace::Tab) | Token::EOF
+        );
         match token.token {
             Token::SemiColon => {
                 let end = offset(token.span.start.line, token.span.start.column);
                 if has_words {
-                    found.push(text[begin..end].trim().to_owned());
+                    found.push((first.unwrap_or_default(), text[begin..end].trim().to_owned()));
                 }
                 begin = end + 1;
-                has_words = false;
+                (first, has_words) = (None, false);
+                continue;
             }
             Token::Whitespace(_) | Token::EOF => {}
             _ => has_words = true,
         }
+        if is_text {
+            first = first.or_else(|| Place::of(token.span.start));
+        }
     }
     if has_words {
-        found.push(text[begin..].trim().to_owned());
+        found.push((first.unwrap_or_default(), text[begin..].trim().to_owned()));
     }
     Ok(found)
 }
@@ -160,13 +177,20 @@ mod tests {
 
     #[test]
     fn statements_end_at_semicolons_outside_literals() {
-        let split = |text| split(text).unwrap();
+        let split = |text| split(text).unwrap().into_iter().map(|(_, statement)| statement).collect::<Vec<_>>();
         assert_eq!(
             split("select 1; select ';' -- a;b\n;\n\nselect \"ü;\" ;;"),
             ["select 1", "select ';' -- a;b", "select \"ü;\""]
         );
         assert_eq!(split("-- only a comment"), [""; 0]);
         assert_eq!(split("select /* ; */ 'é;ü'; select 2"), ["select /* ; */ 'é;ü'", "select 2"]);
+    }
+
+    #[test]
+    fn statements_know_where_they_begin() {
+        let found = split("select 'é'; select 2;\n\n  -- c\n select 3;").unwrap();
+        let places = found.iter().map(|(place, _)| (place.line, place.column));
+        assert_eq!(places.collect::<Vec<_>>(), [(1, 1), (1, 13), (3, 3)]);
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateDefaults;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::ParserError;
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer};
 use regex::Regex;
 
 use super::{QueryError, relations};
@@ -32,17 +34,102 @@ pub struct Place {
     pub column: usize,
 }
 
-/// Returns the place that a planner's error states.
-fn place_of(error: &DataFusionError) -> Option<Place> {
-    let start = error.diagnostic()?.span?.start;
-    let number = |number: u64| usize::try_from(number).ok().filter(|number| *number > 0);
-    Some(Place { line: number(start.line)?, column: number(start.column)? })
+impl Default for Place {
+    fn default() -> Self {
+        Self { line: 1, column: 1 }
+    }
 }
 
-/// Returns the error in the user's words; `None` if it is not one that this module knows.
-pub(super) fn told(error: &DataFusionError) -> Option<QueryError> {
-    let place = place_of(error);
-    let placed = |(what, hint)| QueryError::Placed { what, hint, place, excerpt: String::new() };
+impl Place {
+    /// Returns a place that the parser states; it states zeros where it knows none.
+    pub(super) fn of(location: Location) -> Option<Self> {
+        Self::at(location.line, location.column)
+    }
+
+    fn at(line: u64, column: u64) -> Option<Self> {
+        let number = |number: u64| usize::try_from(number).ok().filter(|number| *number > 0);
+        Some(Self { line: number(line)?, column: number(column)? })
+    }
+
+    /// Returns a place of a part as one of the text in which the part begins here.
+    pub(crate) fn then(self, place: Self) -> Self {
+        let column = if place.line == 1 { self.column + place.column - 1 } else { place.column };
+        Self { line: self.line + place.line - 1, column }
+    }
+}
+
+/// A statement as the user wrote it, and as it was planned.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written<'a> {
+    pub(super) statement: &'a str,
+    pub(super) planned: Planned,
+}
+
+/// What was planned for a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Planned {
+    /// The statement behind this many characters.
+    Behind(usize),
+    /// Another text.
+    Other,
+}
+
+impl Written<'_> {
+    /// Returns the place of an error: the planner's, or that of an unknown name which stands in the statement once.
+    fn place_of(&self, error: &DataFusionError, name: &str) -> Option<Place> {
+        let stated = error.diagnostic().and_then(|told| told.span).map(|span| span.start);
+        let stated = stated.and_then(|start| Place::at(start.line, start.column));
+        match (stated, self.planned) {
+            (Some(Place { line: 1, column }), Planned::Behind(added)) => {
+                Some(Place { line: 1, column: column.saturating_sub(added).max(1) })
+            }
+            (Some(place), Planned::Behind(_)) => Some(place),
+            _ => self.only(name),
+        }
+    }
+
+    /// Returns the place of a name that stands in the statement once.
+    fn only(&self, name: &str) -> Option<Place> {
+        let mut places = self.words().into_iter().filter(|word| word.name == name).map(|word| word.place);
+        places.next().filter(|_| places.next().is_none()).flatten()
+    }
+
+    /// Returns whether the statement names a table, or gives a table this name.
+    fn has_table(&self, name: &str) -> bool {
+        self.words().iter().any(|word| word.name == name && !word.is_qualifier)
+    }
+
+    /// Returns the names and keywords of the statement.
+    fn words(&self) -> Vec<Word> {
+        let tokens = Tokenizer::new(&GenericDialect {}, self.statement).tokenize_with_location().unwrap_or_default();
+        let next = tokens.iter().skip(1).map(|token| &token.token).chain([&Token::EOF]);
+        let words = tokens.iter().zip(next).filter_map(|(token, next)| match &token.token {
+            Token::Word(word) => Some(Word {
+                name: if word.quote_style.is_some() { word.value.clone() } else { word.value.to_lowercase() },
+                place: Place::of(token.span.start),
+                is_qualifier: *next == Token::Period,
+            }),
+            _ => None,
+        });
+        words.collect()
+    }
+}
+
+/// A name or keyword of a statement.
+struct Word {
+    /// As the planner writes it.
+    name: String,
+    place: Option<Place>,
+    /// Whether a dot follows.
+    is_qualifier: bool,
+}
+
+/// Returns an error of the planner in the user's words; `None` if it is not one that this module knows.
+pub(super) fn told(error: &DataFusionError, written: &Written<'_>) -> Option<QueryError> {
+    let placed = |name: &str, (what, hint)| {
+        let place = written.place_of(error, name);
+        QueryError::Placed { what, hint, place, excerpt: String::new() }
+    };
     match error.find_root() {
         DataFusionError::SQL(error, _) => Some(match error.as_ref() {
             ParserError::ParserError(message) | ParserError::TokenizerError(message) => syntax(message),
@@ -50,13 +137,28 @@ pub(super) fn told(error: &DataFusionError) -> Option<QueryError> {
         }),
         DataFusionError::SchemaError(error, _) => match error.as_ref() {
             SchemaError::FieldNotFound { field, valid_fields } => {
-                let names: Vec<String> = valid_fields.iter().map(|known| known.name.clone()).collect();
-                let of = field.relation.as_ref().map(|of| format!(" in {}", of.table())).unwrap_or_default();
-                Some(placed(no_column(&field.name, &of, &names)))
+                let of = field.relation.as_ref().map(|of| of.table());
+                let known: Vec<(Option<&str>, &str)> = valid_fields
+                    .iter()
+                    .map(|known| (known.relation.as_ref().map(|of| of.table()), known.name.as_str()))
+                    .collect();
+                // A query around this one may have the table: its columns are not known here.
+                match of.filter(|of| !known.iter().any(|(table, _)| *table == Some(*of))) {
+                    Some(of) if written.has_table(of) => {
+                        let what = format!("there is no column {} in {}", short(&field.name), short(of));
+                        Some(placed(&field.name, (what, String::new())))
+                    }
+                    Some(of) => Some(placed(of, no_alias(of, known.iter().filter_map(|(table, _)| *table)))),
+                    None => {
+                        let names = known.iter().filter(|(table, _)| of.is_none() || *table == of);
+                        let of = of.map(|of| format!(" in {}", short(of))).unwrap_or_default();
+                        Some(placed(&field.name, no_column(&field.name, &of, names.map(|(_, name)| *name))))
+                    }
+                }
             }
             _ => None,
         },
-        DataFusionError::Plan(message) => planned(message).map(placed),
+        DataFusionError::Plan(message) => planned(message).map(|(name, told)| placed(&name, told)),
         _ => None,
     }
 }
@@ -72,24 +174,57 @@ static FUNCTIONS: LazyLock<Vec<String>> = LazyLock::new(|| {
     scalars.chain(aggregates).chain(windows.map(|function| function.name().to_owned())).chain(own).collect()
 });
 
-/// Returns a message of a planner without the engine's words, and a hint.
-fn planned(message: &str) -> Option<(String, String)> {
+/// Returns the name that a message of a planner is about, and the message without the engine's words, and a hint.
+fn planned(message: &str) -> Option<(String, (String, String))> {
     static TABLE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("^table '(?:.*\\.)?([^'.]*)' not found$").ok());
     static FUNCTION: LazyLock<Option<Regex>> =
         LazyLock::new(|| Regex::new("^Invalid function '([^']*)'\\.\\s+Did you mean '([^']*)'\\?$").ok());
+    static UNGROUPED: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new("column \"(?:[^\"]*\\.)?([^\".]*)\" must appear in the GROUP BY clause").ok());
     if let Some(found) = TABLE.as_ref().and_then(|table| table.captures(message)) {
-        let name = &found[1];
-        let hint = nearest(name, relations::all()).map(|near| format!("; did you mean {near}?"));
-        let hint = hint.unwrap_or_else(|| "; \\d lists them".to_owned());
-        return Some((format!("there is no table or view {}", short(name)), hint));
+        return Some((found[1].to_owned(), no_relation(&found[1])));
+    }
+    if let Some(found) = UNGROUPED.as_ref().and_then(|column| column.captures(message)) {
+        let name = short(&found[1]);
+        let what = format!("the column {name} is neither in GROUP BY nor in an aggregate function");
+        return Some((found[1].to_owned(), (what, format!("; add GROUP BY {name}, or write max({name})"))));
     }
     let found = FUNCTION.as_ref()?.captures(message)?;
     let near = nearest(&found[1], FUNCTIONS.iter().map(String::as_str)).unwrap_or(&found[2]);
-    Some((format!("there is no function {}", short(&found[1])), format!("; did you mean {near}?")))
+    let what = format!("there is no function {}", short(&found[1]));
+    Some((found[1].to_owned(), (what, format!("; did you mean {near}?"))))
 }
 
-fn no_column(name: &str, of: &str, names: &[String]) -> (String, String) {
-    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+fn no_relation(name: &str) -> (String, String) {
+    let hint = nearest(name, relations::all()).map(|near| format!("; did you mean {near}?"));
+    let hint = hint.unwrap_or_else(|| "; \\d lists them".to_owned());
+    (format!("there is no table or view {}", short(name)), hint)
+}
+
+/// Returns the error of a statement that shows the columns of a table or view which is not there.
+pub(crate) fn unknown_relation(name: &str, statement: &str) -> QueryError {
+    let written = Written { statement, planned: Planned::Other };
+    let (what, hint) = no_relation(name);
+    QueryError::Placed { what, hint, place: written.only(name), excerpt: String::new() }
+}
+
+/// Returns the error of a column whose table is not one of those that the query reads.
+fn no_alias<'a>(of: &str, tables: impl Iterator<Item = &'a str>) -> (String, String) {
+    let mut tables: Vec<&str> = tables.collect();
+    tables.sort_unstable();
+    tables.dedup();
+    let what = format!("the query reads no table {}", short(of));
+    let only = tables.first().copied().filter(|_| tables.len() == 1);
+    let hint = match (nearest(of, tables.iter().copied()).or(only), tables.as_slice()) {
+        (Some(near), _) => format!("; did you mean {near}?"),
+        (None, []) => String::new(),
+        (None, tables) => format!("; it reads {}", tables.join(", ")),
+    };
+    (what, hint)
+}
+
+fn no_column<'a>(name: &str, of: &str, names: impl Iterator<Item = &'a str>) -> (String, String) {
+    let mut names: Vec<&str> = names.collect();
     names.sort_unstable();
     names.dedup();
     let shown = short(name);
@@ -130,37 +265,29 @@ pub(super) fn syntax(message: &str) -> QueryError {
         .trim_start_matches("sql parser error: ")
         .replace("Expected: ", "expected ")
         .replace(", found: ", ", found ");
-    let what = what.replace("found EOF", "found the end").replace("end of statement", "the end of the statement");
+    let what = what.replace("found EOF", AT_END).replace("end of statement", "the end of the statement");
     QueryError::Placed { what: cut_values(&what), hint: String::new(), place, excerpt: String::new() }
 }
 
 /// Adds to an error the line of the statement where it stands, and a caret below it.
 pub(super) fn pointed(error: QueryError, statement: &str) -> QueryError {
     match error {
-        QueryError::Placed { what, hint, place: Some(place), .. } => {
-            QueryError::Placed { what, hint, place: Some(place), excerpt: excerpt(statement, place) }
-        }
-        error => error,
-    }
-}
-
-/// Moves the place of an error by the characters that stood before the first line when it was planned.
-pub(super) fn moved(error: QueryError, by: usize) -> QueryError {
-    match error {
-        QueryError::Placed { what, hint, place: Some(Place { line: 1, column }), excerpt } => {
-            let place = Some(Place { line: 1, column: column.saturating_sub(by).max(1) });
+        QueryError::Placed { what, hint, place, .. } => {
+            let place = place.or_else(|| what.ends_with(AT_END).then(|| end_of(statement)));
+            let excerpt = place.map_or_else(String::new, |place| excerpt(statement, place));
             QueryError::Placed { what, hint, place, excerpt }
         }
         error => error,
     }
 }
 
-/// Returns an error without its place, which is one of another text than the user's.
-pub(super) fn without_place(error: QueryError) -> QueryError {
-    match error {
-        QueryError::Placed { what, hint, excerpt, .. } => QueryError::Placed { what, hint, place: None, excerpt },
-        error => error,
-    }
+/// What the parser found where the statement ends; it states no place there.
+const AT_END: &str = "found the end";
+
+/// Returns the place behind the last character.
+fn end_of(statement: &str) -> Place {
+    let line = statement.lines().count().max(1);
+    Place { line, column: statement.lines().last().map_or(0, |line| line.chars().count()) + 1 }
 }
 
 /// Returns a line of a statement and a caret below it, without characters that steer a terminal.
@@ -186,12 +313,17 @@ mod tests {
         assert_eq!(nearest("selct", ["select", "show"]), Some("select"));
         assert_eq!(nearest("orders", ["changes", "state"]), None);
         let told = |(what, hint): (String, String)| format!("{what}{hint}");
-        let table = planned("table 'datafusion.public.chnges' not found").map(told).unwrap();
+        let planned = |message| planned(message).map(|(_, message)| told(message)).unwrap();
+        let table = planned("table 'datafusion.public.chnges' not found");
         assert_eq!(table, "there is no table or view chnges; did you mean changes?");
-        let function = planned("Invalid function 'cuont'.\nDid you mean 'cot'?").map(told).unwrap();
+        let function = planned("Invalid function 'cuont'.\nDid you mean 'cot'?");
         assert_eq!(function, "there is no function cuont; did you mean count?");
-        let names = ["identity_id", "value"].map(str::to_owned);
-        let column = |name, of| told(no_column(name, of, &names));
+        assert_eq!(told(no_alias("z", ["c", "c"].into_iter())), "the query reads no table z; did you mean c?");
+        assert_eq!(
+            told(no_alias("z", ["orders", "c_2"].into_iter())),
+            "the query reads no table z; it reads c_2, orders"
+        );
+        let column = |name, of| told(no_column(name, of, ["identity_id", "value"].into_iter()));
         assert_eq!(column("valeu", " in c"), "there is no column valeu in c; did you mean value?");
         assert_eq!(column("price", ""), "there is no column price; there are identity_id, value");
         assert!(column("VALUE", "").contains("write value"));
@@ -209,5 +341,9 @@ mod tests {
         let shown = super::excerpt(&long, Place { line: 1, column: 112 });
         assert!(shown.ends_with('^') && shown.lines().all(|line| line.chars().count() <= 130), "{shown}");
         assert_eq!(super::excerpt("a", Place { line: 9, column: 9 }), "");
+        let QueryError::Placed { place, excerpt, .. } = pointed(syntax("Expected: ), found: EOF"), "select\n(1") else {
+            panic!("no place")
+        };
+        assert_eq!((place, excerpt.as_str()), (Some(Place { line: 2, column: 3 }), "  (1\n    ^"));
     }
 }

@@ -1,7 +1,9 @@
-//! The words of a lake that an editor may offer: names, and values that the statistics of files hold.
+//! The words of a lake that an editor may offer: names, and values that the statistics of files and some rows hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use arrow::array::AsArray;
+use arrow::datatypes::DataType;
 use deltalake::DeltaTable;
 
 use super::{Engine, QueryError, relations};
@@ -12,6 +14,10 @@ use crate::schema::Table;
 const COLUMNS: [&str; 3] = ["identity_pool_id", "identity_id", "dataset_name"];
 /// Most values of a column.
 const VALUES_MAX: usize = 20_000;
+/// Longest value, in bytes: a longer one may have been cut in the statistics.
+const VALUE_BYTES_MAX: usize = 128;
+/// Rows whose datasets are read. A file has many datasets, and its statistics name two of them.
+const SAMPLE_ROWS: usize = 200_000;
 
 /// Words that an editor may offer.
 #[derive(Debug, Default)]
@@ -25,7 +31,8 @@ pub struct Vocabulary {
 }
 
 impl Engine {
-    /// Reads the words of the lake. Values are the least and greatest ones of each file, as its log has them.
+    /// Reads the words of the lake. Values are the least and greatest ones of each file, as its log has them, and the
+    /// datasets of some rows.
     ///
     /// # Errors
     /// There is no lake, or it cannot be read.
@@ -46,7 +53,27 @@ impl Engine {
         for (table, known) in loaded.of([Table::SyncRecords, Table::State]) {
             self.add_values(&table.store(self.relations.lake()), known, &mut words.values).await?;
         }
+        // A statement loads its tables itself.
+        drop(loaded);
+        // Without rows that can be read, there are the values so far.
+        if let Ok(datasets) = self.datasets().await {
+            words.values.entry("dataset_name".to_owned()).or_default().extend(datasets);
+        }
         Ok(words)
+    }
+
+    /// Returns the names of the datasets of some rows.
+    async fn datasets(&self) -> Result<Vec<String>, QueryError> {
+        let some = format!("select dataset_name from sync_records limit {SAMPLE_ROWS}");
+        let sql = format!("select distinct cast(dataset_name as varchar) as name from ({some}) limit {VALUES_MAX}");
+        let batches = self.sql(&sql).await?.collect().await?;
+        let names = batches.iter().flat_map(|batch| {
+            let names = arrow::compute::cast(batch.column(0), &DataType::Utf8).ok();
+            let names =
+                names.map(|names| names.as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>());
+            names.unwrap_or_default()
+        });
+        Ok(names.filter(|name| name.len() <= VALUE_BYTES_MAX).collect())
     }
 
     async fn add_values(
@@ -57,8 +84,7 @@ impl Engine {
     ) -> Result<(), QueryError> {
         let mut add = |column: &str, value: Option<&str>| {
             let known = values.entry(column.to_owned()).or_default();
-            // A long value may have been cut in the statistics.
-            if let Some(value) = value.filter(|value| known.len() < VALUES_MAX && value.len() <= 128) {
+            if let Some(value) = value.filter(|value| known.len() < VALUES_MAX && value.len() <= VALUE_BYTES_MAX) {
                 known.insert(value.to_owned());
             }
         };

@@ -30,6 +30,8 @@ pub(super) const NAMES: [&str; 16] = [
     "\\timing", "\\watch", "\\x",
 ];
 
+/// What `\format` takes for no format of its own: the name of a file decides.
+pub(super) const BY_NAME: &str = "auto";
 /// Shortest interval of `\watch`.
 const WATCH_MIN: Duration = Duration::from_millis(100);
 
@@ -112,7 +114,11 @@ impl Command {
             Self::Pager(to) => turn(&mut settings.pager, to, "the pager is on", "the pager is off"),
             Self::Format(None) => {
                 let names: Vec<String> = Format::value_variants().iter().map(|format| format.name()).collect();
-                format!("format {}; there are {}", settings.result_format().name(), names.join(", "))
+                format!("format {}; there are {}, and {BY_NAME}", settings.result_format().name(), names.join(", "))
+            }
+            Self::Format(Some(name)) if name.eq_ignore_ascii_case(BY_NAME) => {
+                settings.format = None;
+                "format table, or what the name of a file stands for".to_owned()
             }
             Self::Format(Some(name)) => {
                 let unknown = |_| QueryError::Refused(format!("unknown format {name:?}; \\? lists the formats"));

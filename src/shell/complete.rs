@@ -98,7 +98,7 @@ fn command(before: &str, known: &Vocabulary) -> Offer {
         ("\\d", Some(typed)) => fitting(typed, &mut known.relations.iter().map(|(name, _)| name.as_str())),
         ("\\format", Some(typed)) => {
             let names: Vec<String> = Format::value_variants().iter().map(|format| format.name()).collect();
-            fitting(typed, &mut names.iter().map(String::as_str))
+            fitting(typed, &mut names.iter().map(String::as_str).chain([commands::BY_NAME]))
         }
         _ => Offer::default(),
     }

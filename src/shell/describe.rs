@@ -14,7 +14,7 @@ pub(super) fn relations() -> String {
 /// # Errors
 /// There is none of this name, or the lake cannot be read.
 pub(super) async fn columns(engine: &Engine, name: &str) -> Result<String, QueryError> {
-    let unknown = || QueryError::Refused(format!("there is no table or view {name:?}; \\d lists them"));
+    let unknown = || crate::query::unknown_relation(name, "");
     let schema = engine.columns(name).await?.ok_or_else(unknown)?;
     Ok(schema.fields().iter().map(|f| format!("{:26}  {}\n", f.name(), type_name(f.data_type()))).collect())
 }

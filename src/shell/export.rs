@@ -25,6 +25,9 @@ pub(super) async fn export(
 ) -> Result<usize, QueryError> {
     let format = settings.result_format();
     output.check(format, !settings.partition_by.is_empty(), &opening.location)?;
+    if settings.format.is_none() && settings.partition_by.is_empty() {
+        Format::check_name(&output.shown()).map_err(QueryError::Refused)?;
+    }
     let style = Style {
         guards_formulas: settings.guards_formulas,
         has_bom: settings.has_bom && !output.is_begun(),

@@ -135,7 +135,9 @@ impl Output {
                 match text.parse::<Location>().map_err(|error| QueryError::Refused(format!("output: {error}")))? {
                     Location::Folder(path) => Place::Local(path),
                     Location::S3 { bucket, prefix } if prefix.is_empty() => {
-                        let message = format!("{text:?} names no object; write s3://{bucket}/report.csv");
+                        let message = format!(
+                            "{text:?} names no object; write s3://{bucket}/report.csv, or s3://{bucket}/folder with --partition-by"
+                        );
                         return Err(QueryError::Refused(message));
                     }
                     object => Place::Object(object),

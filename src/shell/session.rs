@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::commands::{Command, HELP};
 use super::output::Output;
-use super::script::{Piece, pieces};
+use super::script::{Part, Script};
 use super::worker::{Answer, Ask, Event, Job, Worker, refused};
-use super::{Opening, Settings, describe, read_script};
+use super::{Opening, Settings, describe};
 use crate::query::QueryError;
 use crate::terminal::{self, Interrupts};
 
@@ -50,23 +50,23 @@ impl<'a> Session<'a> {
     /// Runs statements and backslash commands up to the first that fails, and reports its error.
     pub(super) fn input(&mut self, text: &str) -> Result<Next, QueryError> {
         self.interrupts.forget();
-        self.nested(text, INCLUDES_MAX)
+        self.nested(&Script::of(text.to_owned()), INCLUDES_MAX)
     }
 
-    fn nested(&mut self, text: &str, depth: usize) -> Result<Next, QueryError> {
-        let found = match pieces(text) {
+    fn nested(&mut self, script: &Script, depth: usize) -> Result<Next, QueryError> {
+        let found = match script.pieces() {
             Ok(found) => found,
             Err(error) => return Ok(reported(&error)),
         };
         for piece in found {
-            let next = match piece {
-                Piece::Statement(statement) => {
+            let next = match &piece.part {
+                Part::Statement(statement) => {
                     self.last = Some(statement.clone());
-                    self.run(Ask::Run(statement))?
+                    self.run(Ask::Run(statement.clone()), |error| script.error(error, &piece))?
                 }
-                Piece::Command(line) => match Command::parse(&line) {
+                Part::Command(line) => match Command::parse(line) {
                     Ok(command) => self.command(&command, depth)?,
-                    Err(error) => reported(&error),
+                    Err(error) => reported(&script.error(error, &piece)),
                 },
             };
             if next != Next::More {
@@ -89,7 +89,7 @@ impl<'a> Session<'a> {
             Command::Quit => return Ok(Next::Quit),
             Command::Help => super::print_text(HELP)?,
             Command::Relations => super::print_text(&describe::relations())?,
-            Command::Columns(name) => return self.run(Ask::Columns(name.clone())),
+            Command::Columns(name) => return self.run(Ask::Columns(name.clone()), |error| error),
             Command::Include(path) => return self.include(path, depth),
             Command::Output(path) => return Ok(self.output(path.as_deref())),
             Command::Watch(every) => return self.watch(*every),
@@ -104,8 +104,8 @@ impl<'a> Session<'a> {
         let Some(depth) = depth.checked_sub(1) else {
             return Ok(reported(&too_deep(path)));
         };
-        match read_script(path) {
-            Ok(text) => self.nested(&text, depth),
+        match Script::read(path) {
+            Ok(script) => self.nested(&script, depth),
             Err(error) => Ok(reported(&error)),
         }
     }
@@ -128,7 +128,7 @@ impl<'a> Session<'a> {
         loop {
             let now = chrono::Local::now().format("%H:%M:%S");
             terminal::write_line(&format!("{now}, every {} s; Ctrl-C ends", every.as_secs_f64()));
-            match self.run(Ask::Run(last.clone()))? {
+            match self.run(Ask::Run(last.clone()), |error| error)? {
                 // Ctrl-C ended the query, and is no failure of what follows.
                 Next::Failed => return Ok(Next::More),
                 Next::Quit => return Ok(Next::Quit),
@@ -156,18 +156,18 @@ impl<'a> Session<'a> {
             Ok(text) if text.trim().is_empty() => Ok(Next::More),
             Ok(text) => {
                 terminal::write_line(text.trim_end());
-                self.nested(&text, depth)
+                self.nested(&Script::of(text), depth)
             }
             Err(error) => Ok(reported(&QueryError::Output { path: "the editor".to_owned(), source: error })),
         }
     }
 
     /// Runs a job and reports its error.
-    fn run(&mut self, ask: Ask) -> Result<Next, QueryError> {
+    fn run(&mut self, ask: Ask, placed: impl FnOnce(QueryError) -> QueryError) -> Result<Next, QueryError> {
         match *self.ask(ask)? {
             Ok(()) => Ok(Next::More),
             Err(error) if error.is_broken_pipe() => Ok(Next::Quit),
-            Err(error) => Ok(reported(&error)),
+            Err(error) => Ok(reported(&placed(error))),
         }
     }
 

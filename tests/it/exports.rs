@@ -1,7 +1,8 @@
 //! Tests that results reach files, folders and objects whole or not at all, and that other programs read them.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 
 use serde_json::Value;
 
@@ -187,9 +188,52 @@ async fn results_go_straight_to_s3() {
     for key in ["parts/op=remove/part-0.parquet", "parts/op=replace/part-0.parquet", "parts/_SUCCESS"] {
         assert!(listed.contains(key), "{key} is not in {listed}");
     }
+    // One of several objects cannot be completed: none of them stays.
+    let by_day =
+        || export(&lake, &["--partition-by", "event_date", "-c", "select * from changes"], "s3://exports-bucket/days");
+    let failed = by_day().env("FAILPOINTS", "upload/complete=2*off->1*return").output().unwrap();
+    refused(&failed, 1, &["write s3://exports-bucket/days/event_date="]);
+    let under = || curl("GET", "exports-bucket?prefix=days/").matches("<Key>").count();
+    assert_eq!((under(), uploads()), (0, 0));
+    ok(&mut by_day());
+    assert!(under() > 3, "{} objects", under());
     let again = export(&lake, &["--partition-by", "op", "-c", "select * from changes"], prefix).output().unwrap();
     refused(&again, 1, &["s3://exports-bucket/parts has files already"]);
     let nowhere = export(&lake, &["-c", "select 1"], "s3://no-such-bucket/x.csv").output().unwrap();
     refused(&nowhere, 1, &["write s3://no-such-bucket/x.csv"]);
     refused(&export(&lake, &["-c", "select 1"], "s3://exports-bucket").output().unwrap(), 2, &["names no object"]);
+}
+
+/// Ctrl-C in the shell ends an upload: no object appears, no part stays, and the shell goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_in_the_shell_ends_an_upload() {
+    let folder = tempfile::tempdir().unwrap();
+    make_bucket("stopped-bucket").await;
+    let lake = fixture(folder.path());
+    let mut shell = python();
+    shell.args(["-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)", env!("CARGO_BIN_EXE_synclake-query")]);
+    shell.args(["--lake", &lake, "--endpoint-url", &setting("SYNCLAKE_TEST_S3")]);
+    let given = query();
+    shell.envs(given.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.env("TERM", "xterm").env("XDG_STATE_HOME", folder.path());
+    let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut keys = shell.stdin.take().unwrap();
+    let history = folder.path().join("synclake/history");
+    // A line is in the history when the shell has taken it.
+    let typed = |keys: &mut ChildStdin, text: &str| {
+        keys.write_all(format!("{text}\r").as_bytes()).unwrap();
+        wait_until(text, || std::fs::read_to_string(&history).is_ok_and(|lines| lines.trim_end().ends_with(text)));
+    };
+    let uploads = || curl("GET", "stopped-bucket?uploads=").matches("<Upload>").count();
+    typed(&mut keys, "\\o s3://stopped-bucket/x.csv");
+    typed(&mut keys, "select repeat('x', 1000) as pad from changes a, changes b, changes c, changes d, changes e;");
+    wait_until("an upload", || uploads() == 1);
+    keys.write_all(b"\x03").unwrap();
+    wait_until("the end of the upload", || uploads() == 0);
+    // Typed ahead, all at once.
+    keys.write_all(b"\\o\rselect 4242 + 1 as alive;\r\\q\r").unwrap();
+    let done = shell.wait_with_output().unwrap();
+    let shown = text(&done.stdout);
+    assert!(done.status.success() && shown.contains("cancelled") && shown.contains("4243"), "{shown}");
+    assert_eq!(curl("GET", "stopped-bucket").matches("<Key>").count(), 0);
 }

@@ -7,7 +7,7 @@ use synclake::aws::AwsSettings;
 use synclake::lake::{Location, Store};
 use synclake::query::{Engine, Limits, Parameters, QueryError, Scope};
 
-use crate::harness::ingest_file;
+use crate::harness::{ingest_file, simulate};
 use crate::views::Lake;
 
 fn lake(folder: &Path) -> PathBuf {
@@ -88,5 +88,21 @@ async fn parameters_are_literals() {
         let answered = async { Ok::<_, QueryError>(engine.sql(sql).await?.collect().await?) };
         let error = answered.await.unwrap_err().to_string();
         assert!(error.contains(part), "{sql}: {error}");
+    }
+}
+
+/// Completion offers each dataset of a lake of some thousand rows, though statistics name only two of each file.
+#[tokio::test]
+async fn the_words_of_a_lake_have_all_its_datasets() {
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path().join("lake");
+    let (events, _) = simulate(folder.path(), &["--seed", "7", "--events", "5000"]);
+    ingest_file(&events, &lake);
+    let engine = engine(&lake, &[]).await;
+    let words = engine.vocabulary().await.unwrap();
+    let all = cells(&engine, "select distinct dataset_name from sync_records").await;
+    assert!(all.len() > 5, "{all:?}");
+    for name in all.iter().flatten() {
+        assert!(words.values["dataset_name"].contains(name), "{name}: {:?}", words.values);
     }
 }

@@ -162,16 +162,28 @@ fn errors_say_what_was_meant() {
     let lake = fixture(folder.path());
     let long = format!("select cast('{}' as bigint)", "x".repeat(500));
     for (sql, parts) in [
-        ("selct 1", ["begins with selct", "did you mean select?"]),
+        ("selct 1", ["begins with selct at line 1, column 1", "did you mean select?"]),
         ("select * from chnges", ["no table or view chnges", "did you mean changes?"]),
         ("select * from orders", ["no table or view orders", "\\d lists them"]),
         ("select valeu from changes", ["no column valeu at line 1, column 8; did", "did you mean value?"]),
         ("from changes\nwhere kez = 1", ["no column kez at line 2, column 7", "did you mean key?"]),
         ("/* c */ from changes where kez = 1", ["no column kez at line 1, column 28", "did you mean key?"]),
         ("from changes where kez = 1", ["no column kez at line 1, column 20", "did you mean key?"]),
-        ("summarize select valeu from changes", ["no column valeu", "did you mean value?"]),
+        ("summarize select valeu from changes", ["no column valeu at line 1, column 18", "did you mean value?"]),
+        ("summarize chnges", ["no table or view chnges at line 1, column 11", "did you mean changes?"]),
+        ("describe chnges", ["no table or view chnges at line 1, column 10", "did you mean changes?"]),
+        ("select key from changes order by valeu", ["no column valeu at line 1, column 34", "did you mean value?"]),
+        ("select count(*) from changes\ngroup by valeu", ["no column valeu at line 2, column 10", "mean value?"]),
         ("select * from changes, orders", ["no table or view orders at line 1, column 24", ""]),
         ("select c.valeu from changes c", ["no column valeu in c", "did you mean value?"]),
+        ("select z.key from changes c", ["reads no table z at line 1, column 8", "did you mean c?"]),
+        (
+            "select key from changes c where exists (select 1 from state s where s.key = c.nope)",
+            ["no column nope in c at line 1, column 77\n", ""],
+        ),
+        ("select key, count(*) from changes", ["column key is neither in GROUP BY", "add GROUP BY key"]),
+        ("select (1 + 2", ["expected ), found the end at line 1, column 14", ""]),
+        ("\\format csv\n\nselect\n  nope from changes", ["no column nope at line 4, column 3", ""]),
         ("select price from changes", ["no column price at line 1, column 8; there are", "identity_id"]),
         ("select cuont(*) from changes", ["no function cuont", "did you mean count?"]),
         ("select *\nform changes x", ["expected", "at line 2, column"]),
@@ -186,6 +198,15 @@ fn errors_say_what_was_meant() {
         assert!(is_plain && told.len() < 400 && told.trim().lines().count() == 1, "{sql}: {told}");
         assert_eq!(told.contains("read-only"), sql.starts_with("delete"), "{sql}: {told}");
     }
+    let (outer, inner) = (folder.path().join("outer.sql"), folder.path().join("inner.sql"));
+    std::fs::write(&outer, "\\format csv\n\\i ".to_owned() + inner.to_str().unwrap() + "\n").unwrap();
+    std::fs::write(&inner, "\\x off\n\n-- c\nselect\n  nope from changes;\n").unwrap();
+    let done = query().arg("--lake").arg(&lake).arg("-f").arg(&outer).output().unwrap();
+    refused(&done, 1, &["inner.sql: there is no column nope at line 5, column 3"]);
+    assert!(!text(&done.stderr).contains("outer.sql"), "the file that holds the mistake is named");
+    std::fs::write(&outer, "\\x off\n\n\\format none").unwrap();
+    let done = query().arg("--lake").arg(&lake).arg("-f").arg(&outer).output().unwrap();
+    refused(&done, 1, &["outer.sql, line 3: unknown format"]);
 }
 
 /// `EXPLAIN ANALYZE` says how much of the lake was read, through every view.

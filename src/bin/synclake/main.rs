@@ -38,10 +38,10 @@ use args::{Cli, Command};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    let _failpoints = synclake::failpoint::setup();
     if std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name() == Some("synclake-query".as_ref())) {
         return query::main();
     }
-    let _failpoints = synclake::failpoint::setup();
     let (cli, _): (Cli, _) = terminal::parse();
     terminal::QUIET.store(cli.quiet, Ordering::Relaxed);
     terminal::init_logs(if cli.quiet { "error" } else { "warn" });

@@ -12,7 +12,7 @@ use synclake::config::{self, File, Unusable};
 use synclake::lake::Location;
 use synclake::print::Format;
 use synclake::query::{Limits, Moment, Parameters, QueryError, Scope, guard};
-use synclake::shell::{self, Opening, Output, Settings};
+use synclake::shell::{self, Opening, Output, Script, Settings};
 use synclake::{cpu, terminal};
 use tokio::signal::unix::SignalKind;
 
@@ -173,7 +173,7 @@ struct Plan {
     name: String,
     settings: Settings,
     /// SQL texts to run; `None` for a shell.
-    texts: Option<Vec<String>>,
+    texts: Option<Vec<Script>>,
 }
 
 fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
@@ -217,9 +217,12 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
         parameters: Parameters::read(&cli.param).map_err(Unusable)?,
         ..Settings::default()
     };
-    let is_csv = settings.result_format() == Format::Csv;
-    if cli.bom && !is_csv && (format.is_some() || settings.output.is_some()) {
-        return Err(Unusable("--bom is for CSV; add --format csv, or leave --bom out".to_owned()).into());
+    // A table is what there is without a choice, and a command may choose CSV later.
+    let is_csv = settings.result_format() == Format::Csv || (format.is_none() && settings.output.is_none());
+    for (flag, is_given) in [("--bom", cli.bom), ("--guard-formulas", cli.guard_formulas)] {
+        if is_given && !is_csv {
+            return Err(Unusable(format!("{flag} is for CSV; add --format csv, or leave {flag} out")).into());
+        }
     }
     let mut limits = Limits::default();
     if let Some(bytes) = cli.memory {
@@ -228,21 +231,21 @@ fn plan(cli: Cli, matches: &ArgMatches) -> Result<Plan> {
     }
     // Only the matches know the order of the command line.
     let places = |flag| matches.indices_of(flag).into_iter().flatten();
-    let mut texts: Vec<(usize, String)> = places("command").zip(cli.command).collect();
+    let commands = cli.command.into_iter().map(Script::of);
+    let mut texts: Vec<(usize, Script)> = places("command").zip(commands).collect();
     for (place, path) in places("file").zip(&cli.file) {
-        texts.push((place, shell::read_script(path)?));
+        texts.push((place, Script::read(path)?));
     }
     texts.sort_by_key(|(place, _)| *place);
-    let mut texts: Vec<String> = texts.into_iter().map(|(_, text)| text).collect();
+    let mut texts: Vec<Script> = texts.into_iter().map(|(_, text)| text).collect();
     if texts.is_empty() && !interactive {
         let mut text = Vec::new();
         // One byte over the limit suffices to detect a text that is too long.
         let limit = 8 * guard::TEXT_BYTES_MAX as u64 + 1;
         std::io::stdin().take(limit).read_to_end(&mut text).context("read standard input")?;
-        texts.push(
-            String::from_utf8(text)
-                .map_err(|_| anyhow::anyhow!("standard input is not UTF-8; convert it with iconv"))?,
-        );
+        let text = String::from_utf8(text);
+        let text = text.map_err(|_| anyhow::anyhow!("standard input is not UTF-8; convert it with iconv"))?;
+        texts.push(Script::of(text));
     }
     if texts.len() > 1 && settings.output.is_some() {
         return Err(Unusable("-o takes one statement; a file holds one result".to_owned()).into());

@@ -40,7 +40,14 @@ pub(crate) async fn run(command: StreamCommand, file: &File) -> Result<()> {
             StreamCommand::Enable(args) => {
                 let options = enable_options(args, &aws, &streaming, pool).await?;
                 let changes = streaming.plan_enable(pool, &options).await.map_err(usage)?;
-                works(&apply(&streaming, pool, changes, args.consent, format).await?)
+                let done = apply(&streaming, pool, changes, args.consent, format).await?;
+                works(&done)?;
+                if done.is_applied {
+                    print_message(&format!(
+                        "the stream gets changes from now on; `synclake bulk-publish start --pool {pool}` publishes what the pool holds already"
+                    ));
+                }
+                Ok(())
             }
             StreamCommand::Disable(args) => {
                 let changes = streaming.plan_disable(pool).await.map_err(usage)?;
