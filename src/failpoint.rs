@@ -48,6 +48,7 @@ pub const NAMES: &[&str] = &[
     "vacuum/commit",
     "manifest/written",
     "manifest/record",
+    "upload/completed",
 ];
 
 /// Performs the test's action here; does nothing in a release.

@@ -127,7 +127,8 @@ fn s3_place(bucket: &str, prefix: &str) -> Result<(Url, Path), String> {
         return Err(format!("{bucket:?} is no bucket's name"));
     }
     if !is_bare || seen.as_ref() != Some(&key) || prefix.contains('\\') {
-        let message = "contains #, ?, a backslash, or an escape such as %20, which Delta readers interpret differently";
+        let message =
+            "contains #, ?, a backslash, or an escape such as %20, which other programs interpret differently";
         return Err(format!("{prefix:?} {message}; choose another prefix"));
     }
     Ok((url, key))
@@ -187,7 +188,7 @@ impl Store {
         let escape = |at: usize| shown[at + 1..].bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
         if shown.contains('\\') || shown.match_indices('%').any(|(at, _)| escape(at)) {
             let message = format!(
-                "folder {shown} contains a backslash or an escape such as %20, which Delta readers interpret \
+                "folder {shown} contains a backslash or an escape such as %20, which other programs interpret \
                  differently; choose another name"
             );
             return Err(LakeError::Invalid(message));

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use object_store::ObjectStoreExt;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use tokio::task::JoinHandle;
@@ -18,6 +20,8 @@ use super::request_runtime::{on_request_runtime, spawned};
 use super::uploads::Uploads;
 use super::{LakeError, Store};
 use crate::failpoint;
+
+pub(crate) mod together;
 
 /// Bytes of each of the first parts. S3 requires 5 MiB, except of the last one.
 const PART_BYTES: usize = 16 << 20;
@@ -30,7 +34,7 @@ const PARTS_MAX: usize = 10_000;
 /// Uploads that are aborted at a time.
 const ABORTS: usize = 64;
 
-/// Uploads of this process that are neither completed nor aborted.
+/// Uploads of this process that are neither aborted, nor completed together with all objects of their result.
 #[derive(Debug)]
 struct Registry {
     open: BTreeMap<String, Open>,
@@ -44,27 +48,50 @@ fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An upload that is neither completed nor aborted: its store, its key and its id.
+fn ending() -> object_store::Error {
+    object_store::Error::Generic { store: "S3", source: "the program ends".into() }
+}
+
+/// A registered upload: its store, its key and its id.
 #[derive(Debug, Clone)]
 struct Open {
     uploads: Arc<Uploads>,
     key: Path,
     id: String,
-    /// Held while a part is on its way.
-    part: Arc<tokio::sync::Mutex<()>>,
+    /// The URL of the object.
+    shown: String,
+    /// Held while a part is on its way, and by an abort. Of an object that is published together with others, held also
+    /// while it is completed, and while the last object of the result is put.
+    busy: Arc<tokio::sync::Mutex<()>>,
+    /// Whether S3 may show the object although its result is not complete.
+    is_visible: Arc<AtomicBool>,
 }
 
 impl Open {
-    /// Aborts the upload. Nothing remains of it, and readers of the object notice nothing.
-    async fn abort(self) {
-        let _idle = self.part.lock().await;
+    fn set_visible(&self) {
+        self.is_visible.store(true, Ordering::Relaxed);
+    }
+
+    /// Aborts the upload, and deletes the object if it is visible too early. Returns whether no object remains.
+    async fn abort(self) -> bool {
+        let _busy = self.busy.lock().await;
+        if !registry().open.contains_key(&self.id) {
+            return true;
+        }
         // Best effort: a rule of the bucket should abort what stays.
         let _ = self.uploads.objects.abort_multipart(&self.key, &self.id).await;
-        registry().open.remove(&self.id);
+        let is_gone = match self.is_visible.load(Ordering::Relaxed) {
+            true => self.uploads.objects.delete(&self.key).await.is_ok(),
+            false => true,
+        };
+        if is_gone {
+            registry().open.remove(&self.id);
+        }
+        is_gone
     }
 }
 
-/// Aborts all uploads of this process that were not completed. No other one begins after that.
+/// Aborts all registered uploads of this process. No other one begins after that.
 pub(crate) async fn abort_all() {
     let left: Vec<Open> = {
         let mut registry = registry();
@@ -75,16 +102,27 @@ pub(crate) async fn abort_all() {
     futures::stream::iter(aborts).buffer_unordered(ABORTS).for_each(async |_| ()).await;
 }
 
-/// Returns the number of uploads that are neither completed nor aborted.
-pub(crate) fn left() -> usize {
-    registry().open.len()
+/// Registered uploads, after [`abort_all`] or a part of it.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    /// Number of uploads that are neither completed nor aborted.
+    pub uploads: usize,
+    /// URLs of objects that S3 may show although their result was not known to be complete.
+    pub objects: Vec<String>,
+}
+
+/// Returns the registered uploads.
+pub(crate) fn registered() -> Registered {
+    let registry = registry();
+    let visible = registry.open.values().filter(|open| open.is_visible.load(Ordering::Relaxed));
+    let objects: Vec<String> = visible.map(|open| open.shown.clone()).collect();
+    Registered { uploads: registry.open.len() - objects.len(), objects }
 }
 
 /// An upload into one object. Holds what one batch or row group encodes to, and one part that is on its way.
 #[derive(Debug)]
 pub(crate) struct Upload {
     open: Open,
-    shown: String,
     buffer: BytesMut,
     parts: Vec<PartId>,
     running: Option<JoinHandle<object_store::Result<PartId>>>,
@@ -111,10 +149,9 @@ impl Store {
         // The task that begins the upload also owns it: if nobody waits for the answer any more, it is dropped there.
         let begin = async move {
             let id = uploads.objects.create_multipart(&key).await?;
-            let open = Open { uploads, key, id, part: Arc::default() };
+            let open = Open { uploads, key, id, shown, busy: Arc::default(), is_visible: Arc::default() };
             let upload = Upload {
                 open: open.clone(),
-                shown,
                 buffer: BytesMut::new(),
                 parts: Vec::new(),
                 running: None,
@@ -124,7 +161,7 @@ impl Store {
             registry.open.insert(open.id.clone(), open);
             match registry.is_ending {
                 false => Ok(upload),
-                true => Err(object_store::Error::Generic { store: "S3", source: "the program ends".into() }),
+                true => Err(ending()),
             }
         };
         on_request_runtime(begin).await.map(Some).map_err(fail)
@@ -133,7 +170,7 @@ impl Store {
 
 impl Upload {
     fn failed(&self, source: object_store::Error) -> LakeError {
-        LakeError::Storage { action: "write", path: self.shown.clone(), source }
+        LakeError::Storage { action: "write", path: self.open.shown.clone(), source }
     }
 
     /// Sends the full parts of what was written.
@@ -160,7 +197,7 @@ impl Upload {
             let source = "S3 takes no more parts; write several objects, for example by --partition-by".into();
             return Err(self.failed(object_store::Error::Generic { store: "S3", source }));
         }
-        let Open { uploads, key, id, part: busy } = self.open.clone();
+        let Open { uploads, key, id, busy, .. } = self.open.clone();
         // Locked here, so that no abort can come before the part.
         let busy = busy.lock_owned().await;
         self.running = Some(spawned(async move {
@@ -199,16 +236,20 @@ impl Upload {
     /// The store failed after its own retries.
     pub(crate) async fn complete(mut self) -> Result<(), LakeError> {
         self.finish().await?;
+        self.complete_parts().await?;
+        self.is_ended = true;
+        registry().open.remove(&self.open.id);
+        Ok(())
+    }
+
+    async fn complete_parts(&mut self) -> Result<(), LakeError> {
         if failpoint::refuses("upload/complete") {
-            let (path, source) = (self.shown.clone(), "a test refuses it".into());
+            let (path, source) = (self.open.shown.clone(), "a test refuses it".into());
             return Err(self.failed(object_store::Error::PermissionDenied { path, source }));
         }
         let (Open { uploads, key, id, .. }, parts) = (self.open.clone(), std::mem::take(&mut self.parts));
         let complete = async move { uploads.objects.complete_multipart(&key, &id, parts).await };
-        on_request_runtime(complete).await.map_err(|source| self.failed(source))?;
-        self.is_ended = true;
-        registry().open.remove(&self.open.id);
-        Ok(())
+        on_request_runtime(complete).await.map(drop).map_err(|source| self.failed(source))
     }
 }
 

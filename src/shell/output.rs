@@ -93,11 +93,18 @@ pub fn discard_unfinished() {
         Ok::<_, io::Error>(())
     });
     let _ = aborts.join();
-    let left = upload::left();
-    if left > 0 {
+    let upload::Registered { uploads, objects } = upload::registered();
+    if uploads > 0 {
         crate::terminal::write_line(&format!(
-            "warning: {left} multipart uploads could not be aborted in time; a rule of the bucket with \
+            "warning: {uploads} multipart uploads could not be aborted in time; a rule of the bucket with \
              AbortIncompleteMultipartUpload removes them"
+        ));
+    }
+    if let Some(first) = objects.first() {
+        crate::terminal::write_line(&format!(
+            "warning: {} objects of a result may be left, such as {first}; if the folder of the result has no _SUCCESS, \
+             remove them",
+            objects.len()
         ));
     }
 }

@@ -195,6 +195,11 @@ async fn results_go_straight_to_s3() {
     refused(&failed, 1, &["write s3://exports-bucket/days/event_date="]);
     let under = || curl("GET", "exports-bucket?prefix=days/").matches("<Key>").count();
     assert_eq!((under(), uploads()), (0, 0));
+    // A stop while the objects appear: as if the program had been stopped before, or had ended.
+    let stopped =
+        by_day().env("FAILPOINTS", "upload/completed=1*return(terminate)->1*sleep(1000)->off").output().unwrap();
+    assert_eq!(stopped.status.code(), Some(143), "{}", text(&stopped.stderr));
+    assert_eq!((under(), uploads()), (0, 0));
     ok(&mut by_day());
     assert!(under() > 3, "{} objects", under());
     let again = export(&lake, &["--partition-by", "op", "-c", "select * from changes"], prefix).output().unwrap();

@@ -54,14 +54,14 @@ fn a_fleet_that_is_broken_on_purpose_loses_and_doubles_nothing() {
 #[test]
 fn sigkill_at_every_failpoint_loses_and_doubles_nothing() {
     let summary = chaos("sigkill", &[]);
-    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 22);
+    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 23);
 }
 
 /// A worker that is terminated at any failpoint exits with 0 and gives its leases back.
 #[test]
 fn sigterm_at_every_failpoint_gives_the_leases_back() {
     let summary = chaos("sigterm", &[]);
-    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 22);
+    assert_eq!(summary["failpoints"].as_u64().unwrap() as usize, synclake::failpoint::NAMES.len() - 23);
     assert!(summary["slowest_seconds"].as_f64().unwrap() < 60.0, "{summary}");
 }
 

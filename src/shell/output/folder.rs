@@ -7,31 +7,29 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
-use object_store::ObjectStoreExt;
 
 use super::{Place, Sink, discard, publish, stage};
 use crate::aws::AwsSettings;
 use crate::lake::upload::Upload;
+use crate::lake::upload::together::{self, Left, Unpublished};
 use crate::lake::{LakeError, Store};
 use crate::query::QueryError;
 
 /// The file that says that a folder is complete.
 const SUCCESS: &str = "_SUCCESS";
-/// Uploads that are completed at a time.
-const COMPLETIONS: usize = 8;
 
 /// A folder whose files do not show before [`Folder::publish`].
 pub(in crate::shell) enum Folder {
     /// A temporary folder beside its target.
     Local { staged: PathBuf, target: PathBuf },
-    /// A prefix, and the finished uploads below it, by their paths.
-    Prefix { store: Store, done: Vec<(String, Upload)> },
+    /// A prefix, and the finished uploads below it.
+    Prefix { store: Store, done: Vec<Upload> },
 }
 
 /// A file of such a folder.
 pub(in crate::shell) enum Part {
     File(BufWriter<File>, PathBuf),
-    Object(Upload, String),
+    Object(Upload),
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> QueryError {
@@ -122,7 +120,7 @@ impl Folder {
                 Ok(Part::File(BufWriter::new(file), path))
             }
             Self::Prefix { store, .. } => match store.upload(path).await? {
-                Some(upload) => Ok(Part::Object(upload, path.to_owned())),
+                Some(upload) => Ok(Part::Object(upload)),
                 None => Err(QueryError::Refused(format!("{} takes no uploads", store.url()))),
             },
         }
@@ -138,12 +136,12 @@ impl Folder {
                 let file = file.into_inner().map_err(io::IntoInnerError::into_error);
                 file.and_then(|file| file.sync_all()).map_err(failed(&path))
             }
-            (Self::Prefix { done, .. }, Part::Object(mut upload, path)) => {
+            (Self::Prefix { done, .. }, Part::Object(mut upload)) => {
                 upload.finish().await?;
-                done.push((path, upload));
+                done.push(upload);
                 Ok(())
             }
-            (Self::Local { target, .. }, Part::Object(..)) => {
+            (Self::Local { target, .. }, Part::Object(_)) => {
                 Err(failed(target)(io::Error::other("an object is no file of a local folder")))
             }
         }
@@ -160,47 +158,23 @@ impl Folder {
                 done.and_then(|()| publish(staged, target)).map_err(failed(target))
             }
             Self::Prefix { store, done } => {
-                let completions = std::mem::take(done).into_iter().map(async |(path, upload)| {
-                    let completed = upload.complete().await;
-                    (path, completed)
-                });
-                // All of them run to their end, so that it is known which objects are there.
-                let ended: Vec<_> = futures::stream::iter(completions).buffer_unordered(COMPLETIONS).collect().await;
-                let mut shown = match ended.iter().all(|(_, completed)| completed.is_ok()) {
-                    true => store.put(SUCCESS, bytes::Bytes::new()).await,
-                    false => Ok(()),
-                };
-                let mut there = Vec::new();
-                for (path, completed) in ended {
-                    match completed {
-                        Ok(()) => there.push(path),
-                        Err(error) => shown = Err(error),
-                    }
-                }
-                let Err(error) = shown else { return Ok(()) };
-                Err(withdrawn(store, &there, error).await)
+                let published = together::publish(store, std::mem::take(done), SUCCESS).await;
+                published.map_err(|unpublished| failed_publish(store, unpublished))
             }
         }
     }
 }
 
-/// Deletes objects of a result that failed.
-async fn withdrawn(store: &Store, paths: &[String], error: LakeError) -> QueryError {
-    let mut left = 0;
-    for path in paths {
-        let key = format!("{}/{path}", store.key(""));
-        let deleted = match object_store::path::Path::parse(key) {
-            Ok(key) => store.objects().delete(&key).await.is_ok(),
-            Err(_) => false,
-        };
-        left += usize::from(!deleted);
-    }
+fn failed_publish(store: &Store, Unpublished { source, left }: Unpublished) -> QueryError {
+    let (url, chain) = (store.url(), crate::terminal::chain(&source));
     match left {
-        0 => error.into(),
-        left => QueryError::Refused(format!(
-            "{}; {left} files of this result are left in {}, without _SUCCESS: remove them before you try again",
-            crate::terminal::chain(&error),
-            store.url()
+        Left::Objects(0) => source.into(),
+        Left::Objects(left) => QueryError::Refused(format!(
+            "{chain}; {left} files of this result may be left in {url}, without {SUCCESS}: remove them before you try again"
+        )),
+        Left::Unknown => QueryError::Refused(format!(
+            "{chain}; all files of this result are in {url}: if {SUCCESS} is there, it is complete; if not, remove them \
+             before you try again"
         )),
     }
 }
@@ -217,14 +191,14 @@ impl Write for Part {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::File(file, _) => file.write(bytes),
-            Self::Object(upload, _) => upload.write(bytes),
+            Self::Object(upload) => upload.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::File(file, _) => file.flush(),
-            Self::Object(upload, _) => upload.flush(),
+            Self::Object(upload) => upload.flush(),
         }
     }
 }
@@ -233,7 +207,7 @@ impl Sink for Part {
     async fn advance(&mut self) -> Result<(), QueryError> {
         match self {
             Self::File(..) => Ok(()),
-            Self::Object(upload, _) => Ok(upload.advance().await?),
+            Self::Object(upload) => Ok(upload.advance().await?),
         }
     }
 }
