@@ -71,7 +71,7 @@ pub struct Limits {
     pub threads: usize,
     /// Rows of a batch.
     pub batch_rows: usize,
-    /// Rows of the partitions that `changes` and `daily_changes` sort together.
+    /// Rows of the partitions that the views of `changes.rs` sort together.
     pub group_rows: u64,
     /// Whether the optimizer may skip files, pages and rows, and use statistics. Tests compare both settings.
     pub has_shortcuts: bool,

@@ -13,11 +13,7 @@ FROM (
     count(*) AS datasets,
     sum(changes) AS changes,
     min(event_date) OVER (PARTITION BY pool, identity_id) AS first_date
-  FROM (
-    SELECT pool, event_date, identity_id, dataset_name, count(*) AS changes
-    FROM changes
-    GROUP BY pool, event_date, identity_id, dataset_name
-  )
+  FROM daily_datasets
   GROUP BY pool, event_date, identity_id
 )
 GROUP BY pool, event_date

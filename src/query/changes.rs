@@ -1,13 +1,14 @@
-//! The views `changes` and `daily_changes`, without a sort of the whole table.
+//! The views `changes`, `daily_changes` and `daily_datasets`, without a sort of the whole table.
 //!
 //! A change and its copies have the same pool and date, so they are in one partition of `sync_records`. The scan
 //! gathers whole partitions into groups, sorts each group (`group`), and compares neighbours (`runs`). A sort holds one
-//! group per thread, and spills if a group is larger than the memory.
+//! group per thread. A group that is larger than the memory is sorted by a plan that spills, and reduced while its rows
+//! arrive (`spilled`).
 //!
 //! A row of a file in which copies were collapsed stands for as many rows as its column `copies` says.
 //!
-//! `sql/views/changes.sql` and `sql/views/daily_changes.sql` define the same rows. They are used where this is not
-//! (`--as-of`, other engines), and the random queries compare both.
+//! The definitions in `sql/views` have the same rows. They are used where this is not (`--as-of`, other engines). The
+//! random queries compare both for the first two views, the files of `tests/it/sql` for all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,26 +18,28 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::DFSchema;
-use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, col};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use deltalake::DeltaTable;
 
 use super::reading;
 use super::recheck::{is_plain_on, pushed_down};
 use super::state::order::ORDER;
-use super::state::{counts, unqualified};
+use super::state::unqualified;
 use crate::lake::snapshot::{self, ActiveFile};
 use crate::lake::{LakeError, Store};
 use crate::schema::{COPIES, Table};
 
+mod exec;
 mod group;
 mod runs;
+mod spilled;
 
-use group::Group;
-use runs::{Runs, RunsExec};
+use exec::{RunsExec, Shown};
+use group::{Files, Group, Scan};
+use runs::Runs;
 
 /// Columns whose values identify a key of a day. Sorted by them, the changes of a key of a day are neighbours.
 const KEY_OF_A_DAY: [&str; 5] = ["pool", "event_date", "identity_id", "dataset_name", "key"];
@@ -46,8 +49,6 @@ const OF_A_COPY: [&str; 3] = ["sync_count", "op", "value"];
 pub(super) const GROUP_ROWS: u64 = 250_000;
 /// Bytes of the files of a group.
 const GROUP_BYTES: u64 = 32 << 20;
-/// A partition of this many groups' rows or bytes is not sorted in memory.
-const GROUPS_IN_MEMORY: u64 = 4;
 
 /// Which of the views a table is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,14 +57,20 @@ pub(crate) enum View {
     Changes,
     /// The last change of each key on each day.
     DailyChanges,
+    /// The number of changes of each dataset on each day.
+    DailyDatasets,
 }
 
 impl View {
+    /// All views.
+    pub(crate) const ALL: [Self; 3] = [Self::Changes, Self::DailyChanges, Self::DailyDatasets];
+
     /// Returns the name of the view.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Changes => "changes",
             Self::DailyChanges => "daily_changes",
+            Self::DailyDatasets => "daily_datasets",
         }
     }
 
@@ -72,10 +79,11 @@ impl View {
         match self {
             Self::Changes => "copies",
             Self::DailyChanges => "changes_in_day",
+            Self::DailyDatasets => "changes",
         }
     }
 
-    /// Returns the columns on which a filter selects whole groups of copies, or all changes of a key.
+    /// Returns whether a filter on this column selects whole groups of copies, or all changes of a key or dataset.
     fn is_filterable(self, column: &str) -> bool {
         let of_key = KEY_OF_A_DAY.contains(&column) || column == "identity_pool_id";
         of_key || (self == Self::Changes && OF_A_COPY.contains(&column))
@@ -104,57 +112,28 @@ impl Changes {
         Ok(snapshot.schema().field(COPIES).is_some())
     }
 
-    async fn group(
-        &self,
-        files: Files,
-        names: &[&str],
-        filter: Option<&Expr>,
-        session: &SessionState,
-    ) -> Result<Option<Group>> {
-        let fits = files.rows <= GROUPS_IN_MEMORY * GROUP_ROWS && files.bytes <= GROUPS_IN_MEMORY * GROUP_BYTES;
-        let Some(files) = reading::files_of(&self.records, session, &files.paths).await? else { return Ok(None) };
-        let filter = filter.cloned().into_iter().fold(counts(), Expr::and);
-        let rows = LogicalPlanBuilder::scan("sync_records", provider_as_source(files), None)?
-            .filter(filter)?
-            .project(names.iter().map(|name| col(*name)).collect::<Vec<_>>())?;
-        let order = KEY_OF_A_DAY.map(|name| col(name).sort(true, true));
-        let order = order.into_iter().chain([col("sync_count").sort(false, true)]);
-        let sorted = rows.clone().sort(order.collect::<Vec<_>>())?.build()?;
-        let sorted = session.create_physical_plan(&sorted).await?;
-        let rows = if fits { Some(session.create_physical_plan(&rows.build()?).await?) } else { None };
-        Ok(Some(Group { rows, sorted }))
-    }
-}
-
-/// Returns the columns that a scan reads: those that it compares, then those that are wanted.
-fn columns<'a>(wanted: impl Iterator<Item = &'a str>, count: &str, has_copies: bool) -> Vec<&'a str> {
-    let mut names: Vec<&str> = KEY_OF_A_DAY.into_iter().chain(OF_A_COPY).collect();
-    names.extend(has_copies.then_some(COPIES));
-    for name in ORDER.into_iter().chain(wanted) {
-        if name != count && !names.contains(&name) {
-            names.push(name);
+    /// Returns the columns that a scan reads: those that it compares, then those that are wanted. Also returns whether it
+    /// reads those of the order.
+    fn columns(&self, wanted: &Schema, has_copies: bool) -> (Vec<String>, bool) {
+        let mut names: Vec<&str> = KEY_OF_A_DAY.into_iter().chain(OF_A_COPY).collect();
+        let wanted = wanted.fields().iter().map(|field| field.name().as_str());
+        let is_counted = wanted.clone().any(|name| name == self.view.count());
+        let wanted = wanted.filter(|name| *name != self.view.count());
+        let has_order = match self.view {
+            // Copies agree in the compared columns. If nothing else is wanted, it does not matter which of them stays.
+            View::Changes => wanted.clone().any(|name| !names.contains(&name)),
+            View::DailyChanges => true,
+            View::DailyDatasets => false,
+        };
+        // Only the first step counts them.
+        names.extend((has_copies && is_counted && self.view == View::Changes).then_some(COPIES));
+        let order = ORDER.into_iter().filter(|_| has_order);
+        for name in order.chain(wanted) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
         }
-    }
-    names
-}
-
-/// Files of whole partitions, and what the log says of their size.
-#[derive(Default)]
-struct Files {
-    paths: BTreeSet<String>,
-    rows: u64,
-    bytes: u64,
-}
-
-impl Files {
-    fn extend(&mut self, more: Self) {
-        self.paths.extend(more.paths);
-        self.rows = self.rows.saturating_add(more.rows);
-        self.bytes = self.bytes.saturating_add(more.bytes);
-    }
-
-    fn has_room_for(&self, more: &Self, rows_max: u64) -> bool {
-        self.rows.saturating_add(more.rows) <= rows_max && self.bytes.saturating_add(more.bytes) <= GROUP_BYTES
+        (names.into_iter().map(str::to_owned).collect(), has_order)
     }
 }
 
@@ -241,16 +220,16 @@ impl TableProvider for Changes {
         let files = snapshot::files(&self.store, &self.records).await.map_err(fail)?;
         let files = pruned(files, &filters, &session);
         let filter = filters.into_iter().reduce(Expr::and);
-        let names = schema.fields().iter().map(|field| field.name().as_str());
-        let names = columns(names, self.view.count(), self.has_copies()?);
-        let mut inputs = Vec::new();
-        for files in groups(files, self.group_rows) {
-            inputs.extend(self.group(files, &names, filter.as_ref(), &session).await?);
-        }
-        let mut steps = vec![Runs::copies()];
-        if self.view == View::DailyChanges {
-            steps.push(Runs::of_a_day());
-        }
-        Ok(Arc::new(RunsExec::new(inputs, steps, self.view.count(), schema, threads)))
+        let (names, has_order) = self.columns(&schema, self.has_copies()?);
+        let scan = Arc::new(Scan { records: self.records.clone(), session, names, has_order, filter });
+        let groups = groups(files, self.group_rows).into_iter();
+        let inputs = groups.map(|files| Group { files, scan: scan.clone() }).collect();
+        let steps = match self.view {
+            View::Changes => vec![Runs::Copies],
+            View::DailyChanges => vec![Runs::Copies, Runs::OfADay],
+            View::DailyDatasets => vec![Runs::Copies, Runs::OfADataset],
+        };
+        let shown = Shown { schema, count: self.view.count() };
+        Ok(Arc::new(RunsExec::new(inputs, steps, shown, threads)))
     }
 }

@@ -242,7 +242,7 @@ impl Relations {
         for (name, ..) in VIEWS.into_iter().filter(|(name, ..)| names.contains(name)) {
             views::register(context, &[name]).await?;
             // At once, because views that build on this one keep the relation that they find.
-            let shortcut = [View::Changes, View::DailyChanges].into_iter().find(|view| view.name() == name);
+            let shortcut = View::ALL.into_iter().find(|view| view.name() == name);
             if let (Some(reading), Some(view)) = (shortcuts, shortcut)
                 && let Some(defined) = context.deregister_table(name)?
             {

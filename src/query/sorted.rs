@@ -7,8 +7,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, Scalar, StringArray};
 use arrow::compute::interleave;
+use arrow::compute::kernels::cmp::not_distinct;
 use arrow::datatypes::Int64Type;
 use arrow::row::{RowConverter, Rows, SortField};
 use datafusion::error::{DataFusionError, Result};
@@ -51,10 +52,15 @@ impl SortedRows {
     ) -> Result<Option<Self>> {
         let reservation = MemoryConsumer::new("sorted rows").register(context.memory_pool());
         let Some(batches) = gathered(plans, context, &reservation).await? else { return Ok(None) };
+        Self::of(batches, first, reservation).map(Some)
+    }
+
+    /// Sorts the rows of batches, whose memory is reserved.
+    pub(super) fn of(batches: Vec<RecordBatch>, first: &[&str], reservation: MemoryReservation) -> Result<Self> {
         let heads = heads(&batches, first)?;
         let counts = batches.iter().map(counts).collect::<Result<Vec<_>>>()?;
         let order = SortColumns { heads: &heads, counts: &counts }.sorted();
-        Ok(Some(Self { batches, order, heads, counts, _reservation: reservation }))
+        Ok(Self { batches, order, heads, counts, _reservation: reservation })
     }
 
     /// Returns the columns that order the rows.
@@ -120,7 +126,7 @@ impl SortColumns<'_> {
         order.into_iter().map(|(_, at)| at).collect()
     }
 
-    fn count(&self, at: At) -> Option<i64> {
+    pub(super) fn count(&self, at: At) -> Option<i64> {
         let counts = &self.counts[at.batch as usize];
         counts.is_valid(at.row as usize).then(|| counts.value(at.row as usize))
     }
@@ -212,8 +218,13 @@ fn ranks(rows: &[RecordBatch], names: &[&str]) -> Result<Vec<Vec<u32>>> {
     let (Some(first), false) = (rows.first(), names.is_empty()) else { return Ok(none()) };
     let fields = names.iter().map(|name| Ok(SortField::new(column(first, name)?.data_type().clone())));
     let converter = RowConverter::new(fields.collect::<Result<_>>()?)?;
+    // The rows of a file share their partition values, so most batches have one value of each column.
     let of_batch = |batch: &RecordBatch| -> Result<Rows> {
-        let columns: Vec<ArrayRef> = names.iter().map(|name| column(batch, name).cloned()).collect::<Result<_>>()?;
+        let mut columns: Vec<ArrayRef> =
+            names.iter().map(|name| column(batch, name).cloned()).collect::<Result<_>>()?;
+        if batch.num_rows() > 0 && is_constant(&columns)? {
+            columns.iter_mut().for_each(|values| *values = values.slice(0, 1));
+        }
         Ok(converter.convert_columns(&columns)?)
     };
     let values = rows.iter().map(of_batch).collect::<Result<Vec<_>>>()?;
@@ -232,5 +243,23 @@ fn ranks(rows: &[RecordBatch], names: &[&str]) -> Result<Vec<Vec<u32>>> {
         }
         last.1
     };
-    Ok(values.iter().map(|values| values.iter().map(&mut rank).collect()).collect())
+    let mut ranks = Vec::with_capacity(rows.len());
+    for (batch, values) in rows.iter().zip(&values) {
+        ranks.push(match values.num_rows() {
+            1 => vec![rank(values.row(0)); batch.num_rows()],
+            _ => values.iter().map(&mut rank).collect(),
+        });
+    }
+    Ok(ranks)
+}
+
+/// Returns whether all rows of non-empty columns are equal.
+fn is_constant(columns: &[ArrayRef]) -> Result<bool> {
+    for values in columns {
+        let first = Scalar::new(values.slice(0, 1));
+        if not_distinct(values, &first)?.has_false() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
