@@ -8,12 +8,6 @@ SELECT
   CAST(sum(changes) AS bigint) AS changes,
   count(*) FILTER (WHERE event_date = first_date) AS new_identities
 FROM (
-  SELECT
-    pool, event_date, identity_id,
-    count(*) AS datasets,
-    sum(changes) AS changes,
-    min(event_date) OVER (PARTITION BY pool, identity_id) AS first_date
-  FROM daily_datasets
-  GROUP BY pool, event_date, identity_id
+  SELECT *, min(event_date) OVER (PARTITION BY pool, identity_id) AS first_date FROM daily_identities
 )
 GROUP BY pool, event_date

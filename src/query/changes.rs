@@ -1,4 +1,4 @@
-//! The views `changes`, `daily_changes` and `daily_datasets`, without a sort of the whole table.
+//! The views `changes`, `daily_changes`, `daily_datasets` and `daily_identities`, without a sort of the whole table.
 //!
 //! A change and its copies have the same pool and date, so they are in one partition of `sync_records`. The scan
 //! gathers whole partitions into groups, sorts each group (`group`), and compares neighbours (`runs`). A sort holds one
@@ -37,9 +37,9 @@ mod group;
 mod runs;
 mod spilled;
 
-use exec::{RunsExec, Shown};
+use exec::{Counted, RunsExec, Shown};
 use group::{Files, Group, Scan};
-use runs::Runs;
+use runs::{Count, Runs};
 
 /// Columns whose values identify a key of a day. Sorted by them, the changes of a key of a day are neighbours.
 const KEY_OF_A_DAY: [&str; 5] = ["pool", "event_date", "identity_id", "dataset_name", "key"];
@@ -59,11 +59,13 @@ pub(crate) enum View {
     DailyChanges,
     /// The number of changes of each dataset on each day.
     DailyDatasets,
+    /// The number of datasets and changes of each identity on each day.
+    DailyIdentities,
 }
 
 impl View {
     /// All views.
-    pub(crate) const ALL: [Self; 3] = [Self::Changes, Self::DailyChanges, Self::DailyDatasets];
+    pub(crate) const ALL: [Self; 4] = [Self::Changes, Self::DailyChanges, Self::DailyDatasets, Self::DailyIdentities];
 
     /// Returns the name of the view.
     pub(crate) fn name(self) -> &'static str {
@@ -71,19 +73,31 @@ impl View {
             Self::Changes => "changes",
             Self::DailyChanges => "daily_changes",
             Self::DailyDatasets => "daily_datasets",
+            Self::DailyIdentities => "daily_identities",
         }
     }
 
-    /// Returns the column that counts the rows behind a row.
-    fn count(self) -> &'static str {
+    /// Returns the columns that count.
+    fn counted(self) -> &'static [Counted] {
         match self {
-            Self::Changes => "copies",
-            Self::DailyChanges => "changes_in_day",
-            Self::DailyDatasets => "changes",
+            Self::Changes => &[("copies", Count::sum)],
+            Self::DailyChanges => &[("changes_in_day", Count::rows)],
+            Self::DailyDatasets => &[("changes", Count::rows)],
+            Self::DailyIdentities => &[("datasets", Count::rows), ("changes", Count::sum)],
         }
     }
 
-    /// Returns whether a filter on this column selects whole groups of copies, or all changes of a key or dataset.
+    fn steps(self) -> Vec<Runs> {
+        match self {
+            Self::Changes => vec![Runs::Copies],
+            Self::DailyChanges => vec![Runs::Copies, Runs::OfADay],
+            Self::DailyDatasets => vec![Runs::Copies, Runs::OfADataset],
+            Self::DailyIdentities => vec![Runs::Copies, Runs::OfADataset, Runs::OfAnIdentity],
+        }
+    }
+
+    /// Returns whether a filter on this column selects whole groups of copies, or all changes of a key, dataset or
+    /// identity.
     fn is_filterable(self, column: &str) -> bool {
         let of_key = KEY_OF_A_DAY.contains(&column) || column == "identity_pool_id";
         of_key || (self == Self::Changes && OF_A_COPY.contains(&column))
@@ -117,13 +131,14 @@ impl Changes {
     fn columns(&self, wanted: &Schema, has_copies: bool) -> (Vec<String>, bool) {
         let mut names: Vec<&str> = KEY_OF_A_DAY.into_iter().chain(OF_A_COPY).collect();
         let wanted = wanted.fields().iter().map(|field| field.name().as_str());
-        let is_counted = wanted.clone().any(|name| name == self.view.count());
-        let wanted = wanted.filter(|name| *name != self.view.count());
+        let is_count = |name: &str| self.view.counted().iter().any(|(counted, _)| *counted == name);
+        let is_counted = wanted.clone().any(is_count);
+        let wanted = wanted.filter(|name| !is_count(name));
         let has_order = match self.view {
             // Copies agree in the compared columns. If nothing else is wanted, it does not matter which of them stays.
             View::Changes => wanted.clone().any(|name| !names.contains(&name)),
             View::DailyChanges => true,
-            View::DailyDatasets => false,
+            View::DailyDatasets | View::DailyIdentities => false,
         };
         // Only the first step counts them.
         names.extend((has_copies && is_counted && self.view == View::Changes).then_some(COPIES));
@@ -224,12 +239,7 @@ impl TableProvider for Changes {
         let scan = Arc::new(Scan { records: self.records.clone(), session, names, has_order, filter });
         let groups = groups(files, self.group_rows).into_iter();
         let inputs = groups.map(|files| Group { files, scan: scan.clone() }).collect();
-        let steps = match self.view {
-            View::Changes => vec![Runs::Copies],
-            View::DailyChanges => vec![Runs::Copies, Runs::OfADay],
-            View::DailyDatasets => vec![Runs::Copies, Runs::OfADataset],
-        };
-        let shown = Shown { schema, count: self.view.count() };
-        Ok(Arc::new(RunsExec::new(inputs, steps, shown, threads)))
+        let shown = Shown { schema, counted: self.view.counted() };
+        Ok(Arc::new(RunsExec::new(inputs, self.view.steps(), shown, threads)))
     }
 }

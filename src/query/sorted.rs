@@ -77,8 +77,8 @@ impl SortedRows {
 }
 
 /// Bytes of the order, for each row: the place and the head, a copy of both that is sorted, and what finds the ranks of
-/// its values if they are distinct.
-const ORDER_BYTES: usize = 112;
+/// its values if they are distinct. Afterwards, the counts of a reduction take the place of the copy.
+const ORDER_BYTES: usize = 128;
 
 /// Collects batches that have rows, one file after the other.
 async fn gathered(
@@ -138,6 +138,11 @@ impl SortColumns<'_> {
     /// Returns whether two rows agree in the first columns of the order, the identity and the dataset.
     pub(super) fn is_same_dataset(&self, a: At, b: At) -> bool {
         self.head(a) >> 32 == self.head(b) >> 32
+    }
+
+    /// Returns whether two rows agree in the first columns of the order, and the identity.
+    pub(super) fn is_same_identity(&self, a: At, b: At) -> bool {
+        self.head(a) >> 64 == self.head(b) >> 64
     }
 
     /// Returns whether two rows are of one dataset, and have the same key.

@@ -4,7 +4,7 @@ use datafusion::error::DataFusionError;
 use datafusion::prelude::SessionContext;
 
 /// Name, definition and purpose of each view. A view may build on the views before it.
-pub const VIEWS: [(&str, &str, &str); 12] = [
+pub const VIEWS: [(&str, &str, &str); 13] = [
     ("changes", include_str!("../../sql/views/changes.sql"), "every change once, with the number of its copies"),
     ("resolved", include_str!("../../sql/views/resolved.sql"), "every change, and whether it is the latest and live"),
     ("current_state", include_str!("../../sql/views/current_state.sql"), "the live keys, each with its latest value"),
@@ -23,6 +23,11 @@ pub const VIEWS: [(&str, &str, &str); 12] = [
         "daily_datasets",
         include_str!("../../sql/views/daily_datasets.sql"),
         "per pool, day, identity and dataset: number of changes",
+    ),
+    (
+        "daily_identities",
+        include_str!("../../sql/views/daily_identities.sql"),
+        "per pool, day and identity: datasets, changes",
     ),
     (
         "daily_active",

@@ -18,30 +18,33 @@ use datafusion::physical_plan::{
 use futures::StreamExt;
 
 use super::group::Group;
-use super::runs::Runs;
+use super::runs::{Count, Runs};
 use crate::query::state::order::column;
+
+/// A column that counts: its name, and what it counts.
+pub(super) type Counted = (&'static str, fn(&Count) -> i64);
 
 /// The columns of the result.
 #[derive(Debug, Clone)]
 pub(super) struct Shown {
     pub(super) schema: SchemaRef,
-    /// Name of the column with the counts.
-    pub(super) count: &'static str,
+    /// The columns that count.
+    pub(super) counted: &'static [Counted],
 }
 
 impl Shown {
     /// Returns a batch of the result from counted rows that have its other columns.
-    pub(super) fn of(&self, rows: &RecordBatch, counts: &[i64]) -> Result<RecordBatch> {
+    pub(super) fn of(&self, rows: &RecordBatch, counts: &[Count]) -> Result<RecordBatch> {
         self.batch(counts, |name| column(rows, name).cloned())
     }
 
     /// Returns a batch of the result: the counts, and values of the other columns by their names.
-    pub(super) fn batch(&self, counts: &[i64], values: impl Fn(&str) -> Result<ArrayRef>) -> Result<RecordBatch> {
+    pub(super) fn batch(&self, counts: &[Count], values: impl Fn(&str) -> Result<ArrayRef>) -> Result<RecordBatch> {
         let options = RecordBatchOptions::new().with_row_count(Some(counts.len()));
         let columns = self.schema.fields().iter().map(|field| {
-            let values = match field.name() == self.count {
-                true => Arc::new(Int64Array::from(counts.to_vec())),
-                false => values(field.name())?,
+            let values = match self.counted.iter().find(|(name, _)| name == field.name()) {
+                Some((_, of)) => Arc::new(counts.iter().map(of).collect::<Int64Array>()),
+                None => values(field.name())?,
             };
             Ok(cast(&values, field.data_type())?)
         });

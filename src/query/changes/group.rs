@@ -14,7 +14,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
 use super::exec::Shown;
-use super::runs::{Compared, Kept, Runs, delivered};
+use super::runs::{Compared, Count, Kept, Runs, delivered};
 use super::{GROUP_BYTES, GROUP_ROWS, KEY_OF_A_DAY, spilled};
 use crate::query::reading;
 use crate::query::sorted::{At, SortedRows};
@@ -122,11 +122,11 @@ impl Group {
 pub(super) fn reduced(sorted: &SortedRows, steps: &[Runs], has_order: bool) -> Result<Kept> {
     let compared = Compared::of(&sorted.batches, has_order)?;
     let copies = sorted.batches.iter().map(delivered).collect::<Result<Vec<_>>>()?;
-    let count = |at: &At| copies[at.batch as usize].as_ref().map_or(1, |copies| copies[at.row as usize]);
+    let count = |at: &At| Count::one(copies[at.batch as usize].as_ref().map_or(1, |copies| copies[at.row as usize]));
     let mut kept = Kept { counts: sorted.order.iter().map(count).collect(), rows: sorted.order.clone() };
     for (number, step) in steps.iter().enumerate() {
         if number > 0 {
-            kept.counts.fill(1);
+            kept.counts.iter_mut().for_each(|count| *count = count.next());
         }
         kept = step.reduce(&kept, sorted.columns(), &compared);
     }

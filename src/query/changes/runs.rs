@@ -1,6 +1,7 @@
 //! Runs of neighbouring rows with equal columns, each reduced to its latest row and a count.
 
 use std::cmp::Ordering;
+use std::ops::AddAssign;
 
 use arrow::array::{Array, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::Int64Type;
@@ -22,13 +23,51 @@ pub(super) enum Runs {
     OfADay,
     /// Changes of one dataset on one day.
     OfADataset,
+    /// Datasets of one identity on one day.
+    OfAnIdentity,
 }
 
-/// Rows in their order, and how many rows of the input each of them stands for.
+/// What a row of a reduction stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Count {
+    rows: i64,
+    sum: i64,
+}
+
+impl Count {
+    /// Returns the count of a single row that stands for so many.
+    pub(super) fn one(sum: i64) -> Self {
+        Self { rows: 1, sum }
+    }
+
+    /// Returns the number of rows of the step before, or of the input.
+    pub(super) fn rows(&self) -> i64 {
+        self.rows
+    }
+
+    /// Returns for how many rows these stood.
+    pub(super) fn sum(&self) -> i64 {
+        self.sum
+    }
+
+    /// Returns the count with which the next step begins.
+    pub(super) fn next(self) -> Self {
+        Self::one(self.rows)
+    }
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.sum += other.sum;
+    }
+}
+
+/// Rows in their order, and what each of them stands for.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     pub(super) rows: Vec<At>,
-    pub(super) counts: Vec<i64>,
+    pub(super) counts: Vec<Count>,
 }
 
 /// What is compared of the rows of some batches.
@@ -77,6 +116,7 @@ impl Runs {
             Self::Copies => columns.is_same_key(a, b) && columns.count(a) == columns.count(b),
             Self::OfADay => columns.is_same_key(a, b),
             Self::OfADataset => columns.is_same_dataset(a, b),
+            Self::OfAnIdentity => columns.is_same_identity(a, b),
         };
         let mut kept = Kept::default();
         let mut from = 0;
@@ -90,7 +130,7 @@ impl Runs {
     }
 
     /// Reduces one run, or the rows that would be one if `op` and `value` were equal.
-    pub(super) fn keep(self, run: &[At], counts: &[i64], compared: &Compared<'_>, kept: &mut Kept) {
+    pub(super) fn keep(self, run: &[At], counts: &[Count], compared: &Compared<'_>, kept: &mut Kept) {
         match run {
             [] => {}
             [row] => kept.push(*row, counts[0]),
@@ -106,27 +146,29 @@ impl Runs {
 }
 
 impl Kept {
-    fn push(&mut self, row: At, count: i64) {
+    fn push(&mut self, row: At, count: Count) {
         self.rows.push(row);
         self.counts.push(count);
     }
 
     /// Keeps the latest row of a run.
-    fn push_latest(&mut self, run: &[At], counts: &[i64], compared: &Compared<'_>) {
+    fn push_latest(&mut self, run: &[At], counts: &[Count], compared: &Compared<'_>) {
         if let Some(latest) = run.iter().max_by(|a, b| compared.compare(**a, **b)) {
-            self.push(*latest, counts.iter().sum());
+            let mut all = Count { rows: 0, sum: 0 };
+            counts.iter().for_each(|count| all += *count);
+            self.push(*latest, all);
         }
     }
 
     /// Keeps the latest row of each `op` and `value` of a run.
-    fn push_apart(&mut self, run: &[At], counts: &[i64], compared: &Compared<'_>) {
+    fn push_apart(&mut self, run: &[At], counts: &[Count], compared: &Compared<'_>) {
         let mut places: HashMap<_, usize> = HashMap::new();
         for (row, count) in run.iter().zip(counts) {
             let place = *places.entry(compared.op_and_value(*row)).or_insert(self.rows.len());
             match self.rows.get(place) {
                 None => self.push(*row, *count),
                 Some(known) => {
-                    self.counts[place] += count;
+                    self.counts[place] += *count;
                     if compared.compare(*row, *known) == Ordering::Greater {
                         self.rows[place] = *row;
                     }

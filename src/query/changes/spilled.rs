@@ -9,20 +9,24 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
 use super::KEY_OF_A_DAY;
-use super::runs::{Compared, Kept, Runs, delivered};
+use super::runs::{Compared, Count, Kept, Runs, delivered};
 use crate::query::sorted::At;
 use crate::query::state::order::column;
 
 /// Rows, and how many rows of the input each of them stands for.
 pub(super) struct Counted {
     pub(super) rows: RecordBatch,
-    pub(super) counts: Vec<i64>,
+    pub(super) counts: Vec<Count>,
 }
 
 /// Returns the columns of the sort order in which the rows of a run agree, as in [`Runs::reduce`].
 fn compared(runs: Runs) -> impl Iterator<Item = &'static str> {
-    let of_key = KEY_OF_A_DAY.into_iter().filter(move |name| runs != Runs::OfADataset || *name != "key");
-    of_key.chain((runs == Runs::Copies).then_some("sync_count"))
+    let equal = match runs {
+        Runs::Copies | Runs::OfADay => KEY_OF_A_DAY.len(),
+        Runs::OfADataset => KEY_OF_A_DAY.len() - 1,
+        Runs::OfAnIdentity => KEY_OF_A_DAY.len() - 2,
+    };
+    KEY_OF_A_DAY.into_iter().take(equal).chain((runs == Runs::Copies).then_some("sync_count"))
 }
 
 /// Returns whether each row but the first has the same compared columns as the row before it.
@@ -92,17 +96,18 @@ fn split(runs: Runs, has_order: bool, all: Counted) -> Result<(Option<Counted>, 
 }
 
 impl Counted {
-    /// Counts each row once.
-    fn once(rows: RecordBatch) -> Self {
-        Self { counts: vec![1; rows.num_rows()], rows }
-    }
-
     /// Counts each row of `sync_records` as often as it was delivered.
     fn delivered(rows: RecordBatch) -> Result<Self> {
-        match delivered(&rows)? {
-            Some(counts) => Ok(Self { rows, counts }),
-            None => Ok(Self::once(rows)),
-        }
+        let counts = match delivered(&rows)? {
+            Some(counts) => counts.into_iter().map(Count::one).collect(),
+            None => vec![Count::one(1); rows.num_rows()],
+        };
+        Ok(Self { rows, counts })
+    }
+
+    /// Counts each row as the next step does.
+    fn next(self) -> Self {
+        Self { rows: self.rows, counts: self.counts.into_iter().map(Count::next).collect() }
     }
 
     fn slice(&self, from: usize, length: usize) -> Self {
@@ -132,7 +137,7 @@ pub(super) fn reduced(
         Some(first) => reduce(*first, has_order, rows),
         None => rows,
     };
-    steps.fold(first, |rows, step| reduce(*step, has_order, rows.map_ok(|counted| Counted::once(counted.rows)).boxed()))
+    steps.fold(first, |rows, step| reduce(*step, has_order, rows.map_ok(Counted::next).boxed()))
 }
 
 #[cfg(test)]
@@ -185,7 +190,7 @@ mod tests {
     }
 
     /// The kept rows (by index) and their counts, by a reduction of batches.
-    fn reduced(runs: &[Runs], batches: Vec<RecordBatch>) -> Vec<(i32, i64)> {
+    fn reduced(runs: &[Runs], batches: Vec<RecordBatch>) -> Vec<(i32, Count)> {
         let rows = futures::stream::iter(batches.into_iter().map(Ok)).boxed();
         let found: Vec<Counted> = futures::executor::block_on(super::reduced(runs, true, rows).try_collect()).unwrap();
         let indexes = |counted: &Counted| -> Vec<i32> {
@@ -197,7 +202,7 @@ mod tests {
     }
 
     /// The same by the reduction in memory.
-    fn reduced_in_memory(runs: &[Runs], batches: Vec<RecordBatch>) -> Vec<(i32, i64)> {
+    fn reduced_in_memory(runs: &[Runs], batches: Vec<RecordBatch>) -> Vec<(i32, Count)> {
         let pool: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
         let sorted =
             SortedRows::of(batches, &["pool", "event_date"], MemoryConsumer::new("test").register(&pool)).unwrap();
@@ -235,11 +240,13 @@ mod tests {
             }
             let mut expected: Vec<(i32, i64)> =
                 copies.values().map(|(places, count)| (places.iter().max().unwrap().1, *count)).collect();
-            let mut found = reduced(&[Runs::Copies], batches.clone());
+            let sums = |rows: Vec<(i32, Count)>| rows.into_iter().map(|(row, count)| (row, count.sum())).collect::<Vec<_>>();
+            let numbers = |rows: Vec<(i32, Count)>| rows.into_iter().map(|(row, count)| (row, count.rows())).collect::<Vec<_>>();
+            let mut found = sums(reduced(&[Runs::Copies], batches.clone()));
             expected.sort_unstable();
             found.sort_unstable();
             prop_assert_eq!(&found, &expected);
-            let mut in_memory = reduced_in_memory(&[Runs::Copies], batches.clone());
+            let mut in_memory = sums(reduced_in_memory(&[Runs::Copies], batches.clone()));
             in_memory.sort_unstable();
             prop_assert_eq!(&in_memory, &expected);
             let mut days: BTreeMap<Option<String>, (Vec<_>, i64)> = BTreeMap::new();
@@ -251,13 +258,19 @@ mod tests {
             }
             let expected: Vec<(i32, i64)> =
                 days.values().map(|(places, count)| (places.iter().max().unwrap().2, *count)).collect();
-            prop_assert_eq!(&reduced(&[Runs::Copies, Runs::OfADay], batches.clone()), &expected);
-            prop_assert_eq!(&reduced_in_memory(&[Runs::Copies, Runs::OfADay], batches.clone()), &expected);
+            prop_assert_eq!(&numbers(reduced(&[Runs::Copies, Runs::OfADay], batches.clone())), &expected);
+            prop_assert_eq!(&numbers(reduced_in_memory(&[Runs::Copies, Runs::OfADay], batches.clone())), &expected);
             // All rows are of one dataset.
-            let counts = |rows: Vec<(i32, i64)>| rows.into_iter().map(|(_, count)| count).collect::<Vec<_>>();
-            let of_dataset = [Runs::Copies, Runs::OfADataset];
-            prop_assert_eq!(counts(reduced(&of_dataset, batches.clone())), vec![copies.len() as i64]);
-            prop_assert_eq!(counts(reduced_in_memory(&of_dataset, batches)), vec![copies.len() as i64]);
+            let counts = |rows: Vec<(i32, Count)>| rows.into_iter().map(|(_, count)| count).collect::<Vec<_>>();
+            let of_identity = [Runs::Copies, Runs::OfADataset, Runs::OfAnIdentity];
+            let changes_of_dataset = Count::one(copies.len() as i64);
+            for (steps, expected) in [(&of_identity[..2], copies.len() as i64), (&of_identity[..], 1)] {
+                let found = [reduced(steps, batches.clone()), reduced_in_memory(steps, batches.clone())].map(counts);
+                prop_assert_eq!(found.each_ref().map(|counts| counts[0].rows()), [expected; 2]);
+                prop_assert_eq!(found.each_ref().map(Vec::len), [1; 2]);
+            }
+            prop_assert_eq!(counts(reduced(&of_identity, batches.clone())), vec![changes_of_dataset]);
+            prop_assert_eq!(counts(reduced_in_memory(&of_identity, batches)), vec![changes_of_dataset]);
         }
     }
 }
