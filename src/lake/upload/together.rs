@@ -25,10 +25,10 @@ pub(crate) struct Unpublished {
     pub left: Left,
 }
 
-/// What is left of a result.
+/// Objects that stay in the bucket although the result could not be published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Left {
-    /// As many objects as could not be deleted, and no last object.
+    /// The number of objects that could not be deleted. The last object is not there.
     Objects(usize),
     /// All objects. The put of the last one failed, and so did its deletion, so it may be there.
     Unknown,

@@ -99,8 +99,7 @@ impl ExecutionPlan for RunsExec {
         &self.properties
     }
 
-    /// Returns no inputs: the optimizer of the outer plan would remove their sorts, which nothing it knows requires, and
-    /// would read them in parts. The inputs are optimized already.
+    /// Returns no inputs: groups are planned when they are read, by a session of their own.
     fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
         Vec::new()
     }

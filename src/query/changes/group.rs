@@ -43,7 +43,7 @@ impl Files {
     }
 }
 
-/// What the groups of a scan share.
+/// The table, the columns and the filter that all groups of a scan read by.
 pub(super) struct Scan {
     /// `sync_records`.
     pub(super) records: DeltaTable,

@@ -27,7 +27,7 @@ pub(super) enum Runs {
     OfAnIdentity,
 }
 
-/// What a row of a reduction stands for.
+/// How many rows one row of a reduction replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Count {
     rows: i64,
@@ -45,7 +45,7 @@ impl Count {
         self.rows
     }
 
-    /// Returns for how many rows these stood.
+    /// Returns the sum of what these rows counted: of the input, its deliveries.
     pub(super) fn sum(&self) -> i64 {
         self.sum
     }
@@ -63,14 +63,14 @@ impl AddAssign for Count {
     }
 }
 
-/// Rows in their order, and what each of them stands for.
+/// The places of rows that stay, in order, with the count of each.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     pub(super) rows: Vec<At>,
     pub(super) counts: Vec<Count>,
 }
 
-/// What is compared of the rows of some batches.
+/// The columns of some batches that decide which row of a run stays.
 pub(super) struct Compared<'a> {
     texts: Vec<[&'a StringArray; 2]>,
     /// `None` if it does not matter which row of a run stays.

@@ -13,7 +13,7 @@ use super::runs::{Compared, Count, Kept, Runs, delivered};
 use crate::query::sorted::At;
 use crate::query::state::order::column;
 
-/// Rows, and how many rows of the input each of them stands for.
+/// Rows of the reduction, with the count of each.
 pub(super) struct Counted {
     pub(super) rows: RecordBatch,
     pub(super) counts: Vec<Count>,
